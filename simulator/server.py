@@ -1,0 +1,311 @@
+"""The world over HTTP, as OpenCost 1.112 and as Kubecost answer, each with its own habits."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tornado.httputil import HTTPServerRequest
+from tornado.web import Application, RequestHandler
+
+from simulator import answers, openmetrics, savings
+from simulator.world import DAY, HOUR, World
+
+_DURATION_SECONDS = {"s": 1, "m": 60, "h": HOUR, "d": DAY}
+
+
+@dataclass
+class Habits:
+    """What differs from one installation to the next."""
+
+    kubecost_version: int = 2
+    utc_offset_hours: int = 0
+    """The server's time zone, to which Kubecost's precomputed days are aligned."""
+    balancer_drift: bool = False
+    """OpenCost bills a balancer for one resolution more than the window."""
+    no_idle: bool = False
+    """Older OpenCost: ``includeIdle`` is unknown."""
+    fail_with: tuple[int, str] | None = None
+    """Answer everything with this status and body."""
+    rewrite: Callable[[str, Any], Any] | None = None
+    """``(path, answer) -> answer``, for tests that need one odd value."""
+    serves: frozenset[str] = frozenset({"opencost", "kubecost"})
+
+
+@dataclass
+class Simulator:
+    """A world behind two APIs; counts what it is asked."""
+
+    world: World
+    habits: Habits = field(default_factory=Habits)
+    clock: Callable[[], float] = time.time
+    asked: Counter[str] = field(default_factory=Counter)
+    requests: list[str] = field(default_factory=list)
+
+    def now(self) -> int:
+        return int(self.clock()) // 60 * 60
+
+    def application(self) -> Application:
+        routes: list[Any] = [(r"/metrics", Metrics, {"simulator": self}), (r"/healthz", Health, {"simulator": self})]
+        if "opencost" in self.habits.serves:
+            routes += [
+                (r"/allocation", OpenCostAllocation, {"simulator": self}),
+                (r"/allocation/compute", OpenCostAllocation, {"simulator": self}),
+                (r"/assets", OpenCostAssets, {"simulator": self}),
+            ]
+        if "kubecost" in self.habits.serves:
+            routes += [
+                (r"/model/allocation", KubecostAllocation, {"simulator": self}),
+                (r"/model/assets", KubecostAssets, {"simulator": self}),
+                (r"/model/savings(/[A-Za-z0-9]+)?", KubecostSavings, {"simulator": self}),
+            ]
+        return Application(routes, default_handler_class=NotFound, default_handler_args={"simulator": self})
+
+
+def parse_flag(text: str | None, default: bool) -> bool:
+    """An unparsable flag is its default (measured on OpenCost 1.112)."""
+    return {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}.get((text or "").lower(), default)
+
+
+def parse_step(text: str | None) -> int | None:
+    match = re.fullmatch(r"([0-9]+)([smhd])", text or "")
+    return int(match[1]) * _DURATION_SECONDS[match[2]] if match and int(match[1]) else None
+
+
+def parse_window(text: str, now: int, offset: int = 0) -> tuple[int, int] | None:
+    today = now - (now + offset) % DAY
+    if re.fullmatch(r"[0-9]+[mhd]", text) and int(text[:-1]):
+        count, unit = int(text[:-1]), text[-1]
+        if unit == "d":
+            return today - (count - 1) * DAY, today + DAY
+        return now - count * _DURATION_SECONDS[unit], now
+    if text in ("today", "yesterday"):
+        return (today, today + DAY) if text == "today" else (today - DAY, today)
+    if re.fullmatch(r"[0-9]+,[0-9]+", text):
+        start, end = text.split(",")
+        return int(start), int(end)
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ),(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", text)
+    if match:
+        from datetime import UTC, datetime
+
+        def seconds(part: str) -> int:
+            return int(datetime.strptime(part, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp())
+
+        try:
+            return seconds(match[1]), seconds(match[2])
+        except ValueError:
+            return None
+    return None
+
+
+def parse_filter(text: str | None) -> dict[str, str]:
+    """Kubecost's ``name:"value"`` terms joined by ``+``."""
+    return dict(re.findall(r'([A-Za-z]+):"([^"]*)"', text or ""))
+
+
+class SimulatedHandler(RequestHandler):
+    def initialize(self, simulator: Simulator) -> None:
+        self.simulator = simulator
+
+    def set_default_headers(self) -> None:
+        self.set_header("Server", "simulator")
+
+    def prepare(self) -> None:
+        request: HTTPServerRequest = self.request
+        self.simulator.asked[request.path] += 1
+        self.simulator.requests.append(request.uri or "")
+        failure = self.simulator.habits.fail_with
+        if failure:
+            self.set_status(failure[0])
+            self.finish(failure[1])
+
+    def plain(self, status: int, body: str) -> None:
+        self.set_status(status)
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(body)
+
+    def answer(self, value: Any) -> None:
+        rewrite = self.simulator.habits.rewrite
+        if rewrite:
+            value = rewrite(self.request.path, value)
+        self.set_header("Content-Type", "application/json")
+        self.finish(value if isinstance(value, (bytes, str)) else json.dumps(value, separators=(",", ":")))
+
+    def aggregate(self) -> tuple[str, ...]:
+        text = self.get_query_argument("aggregate", "")
+        return tuple(part for part in text.split(",") if part)
+
+
+class NotFound(SimulatedHandler):
+    def get(self) -> None:
+        self.plain(404, "404 page not found\n")
+
+
+class Health(SimulatedHandler):
+    def get(self) -> None:
+        self.answer({"status": "ok"})
+
+
+class Metrics(SimulatedHandler):
+    """The world as a Prometheus target: what its exporters say now."""
+
+    def get(self) -> None:
+        self.set_header("Content-Type", "text/plain; version=0.0.4")
+        self.finish("".join(openmetrics.exposition(self.simulator.world, self.simulator.now())))
+
+
+class OpenCostAllocation(SimulatedHandler):
+    """OpenCost 1.112: ignores filters, paging and unknown aggregates; errors are plain text before JSON."""
+
+    def get(self) -> None:
+        now = self.simulator.now()
+        text = self.get_query_argument("window", "")
+        window = parse_window(text, now)
+        illegal = '{"code":500,"status":"","data":null,"message":"Error: illegal window: [nil, nil)"}'
+        if window is None:
+            return self.plain(400, f"Invalid 'window' parameter: illegal window: {text}\n{illegal}")
+        start, end = window
+        if start >= end:
+            message = f"Error: illegal window: [{answers.stamp(start)}, {answers.stamp(end)})"
+            self.set_status(500)
+            return self.answer({"code": 500, "status": "", "data": None, "message": message})
+        step = parse_step(self.get_query_argument("step", None)) or end - start
+        resolution = parse_step(self.get_query_argument("resolution", None)) or 300
+        with_idle = parse_flag(self.get_query_argument("includeIdle", None), False)
+        habits = self.simulator.habits
+        sets = []
+        stepped = start
+        while stepped < end:
+            edge = min(stepped + step, end)
+            sets.append(
+                answers.allocation_rows(
+                    self.simulator.world,
+                    stepped,
+                    edge,
+                    now,
+                    adjusted=False,
+                    aggregate=self.aggregate(),
+                    with_idle=with_idle and not habits.no_idle,
+                    balancer_drift_seconds=resolution if habits.balancer_drift else 0,
+                )
+            )
+            stepped = edge
+        return self.answer({"code": 200, "status": "success", "data": sets})
+
+
+class OpenCostAssets(SimulatedHandler):
+    def get(self) -> None:
+        now = self.simulator.now()
+        text = self.get_query_argument("window", "")
+        window = parse_window(text, now)
+        if window is None:
+            return self.plain(400, f"Invalid 'window' parameter: illegal window: {text}\n")
+        kinds = set(re.findall(r'assetType:"([a-z]+)"', self.get_query_argument("filter", "")))
+        found = answers.assets(
+            self.simulator.world, *window, now, adjusted=False, with_management=False, asset_types=kinds
+        )
+        return self.answer({"code": 200, "status": "success", "data": found})
+
+
+class KubecostAllocation(SimulatedHandler):
+    """Kubecost: precomputed days aligned to its own time zone, tenancy costs shared unless told not to."""
+
+    def get(self) -> None:
+        simulator, now = self.simulator, self.simulator.now()
+        offset = simulator.habits.utc_offset_hours * HOUR
+        text = self.get_query_argument("window", "")
+        window = parse_window(text, now, offset)
+        if window is None or window[0] >= window[1]:
+            return self.plain(400, f"Invalid 'window' parameter: illegal window: {text}\n")
+        accumulate = self.get_query_argument("accumulate", "false").lower()
+        step = HOUR if accumulate == "hour" else DAY
+        sets_of = precomputed(window, step, offset)
+        if re.fullmatch(r"[0-9]+d", text):
+            sets_of = precomputed((window[0] - DAY, window[1]), step, offset)
+        keep = parse_filter(self.get_query_argument("filter", None))
+        sets = [
+            answers.allocation_rows(
+                simulator.world,
+                start,
+                end,
+                now,
+                adjusted=True,
+                aggregate=self.aggregate(),
+                with_idle=parse_flag(self.get_query_argument("idle", None), True),
+                tenancy_shared=parse_flag(self.get_query_argument("shareTenancyCosts", None), True),
+                keep_filter=keep,
+            )
+            for start, end in sets_of
+        ]
+        if parse_flag(accumulate, False):
+            start, end = sets_of[0][0], sets_of[-1][1]
+            sets = [
+                answers.allocation_rows(
+                    simulator.world,
+                    start,
+                    end,
+                    now,
+                    adjusted=True,
+                    aggregate=self.aggregate(),
+                    with_idle=False,
+                    tenancy_shared=parse_flag(self.get_query_argument("shareTenancyCosts", None), True),
+                    keep_filter=keep,
+                )
+            ]
+        limit, offset_rows = self.get_query_argument("limit", None), self.get_query_argument("offset", "0")
+        if limit and limit.isdigit():
+            first = int(offset_rows)
+            sets = [dict(list(s.items())[first : first + int(limit)]) for s in sets]
+        return self.answer({"code": 200, "data": sets})
+
+
+def precomputed(window: tuple[int, int], step: int, offset: int) -> list[tuple[int, int]]:
+    """The precomputed stretches that a window touches; days begin at the server's own midnight."""
+    shift = offset % DAY if step == DAY else 0
+    start = window[0] - (window[0] + shift) % step
+    stretches = []
+    while start < window[1]:
+        stretches.append((start, start + step))
+        start += step
+    return stretches
+
+
+class KubecostAssets(SimulatedHandler):
+    def get(self) -> None:
+        now = self.simulator.now()
+        text = self.get_query_argument("window", "")
+        offset = self.simulator.habits.utc_offset_hours * HOUR
+        window = parse_window(text, now, offset)
+        if window is None or window[0] >= window[1]:
+            return self.plain(400, f"Invalid 'window' parameter: illegal window: {text}\n")
+        kinds = set(re.findall(r'assetType:"([a-z]+)"', self.get_query_argument("filter", "").lower()))
+        step = HOUR if self.get_query_argument("accumulate", "") == "hour" else DAY
+        stretches = precomputed(window, step, offset)
+        if parse_flag(self.get_query_argument("accumulate", None), False):
+            stretches = [(stretches[0][0], stretches[-1][1])]
+        found = [
+            answers.assets(
+                self.simulator.world, start, end, now, adjusted=True, with_management=True, asset_types=kinds
+            )
+            for start, end in stretches
+        ]
+        return self.answer({"code": 200, "data": found})
+
+
+class KubecostSavings(SimulatedHandler):
+    def get(self, detail: str | None) -> None:
+        world = self.simulator.world
+        if detail is None:
+            return self.answer(savings.overview(world, self.simulator.habits.kubecost_version))
+        if detail == "/requestSizingV2":
+            return self.answer(savings.request_sizing(world))
+        if detail == "/abandonedWorkloads":
+            return self.answer(savings.abandoned_workloads(world))
+        if detail == "/unclaimedVolumes":
+            return self.answer(savings.unclaimed_volumes(world))
+        return self.plain(404, "404 page not found\n")

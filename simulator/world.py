@@ -1,0 +1,456 @@
+"""The world: nodes, workloads, volumes, balancers and traffic of one cluster over ``[start, end)``.
+
+Every cost is a rate held constant over whole minutes, so its integral is exact arithmetic. Two kinds of world:
+the realistic one, and one of 32nds, in which every hour's cost of everything is ``N / 32`` USD with N a multiple of
+the world's prime: five decimals keep such a figure whole, sums of them are exact, and a foreign cent shows.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+from math import fsum
+
+HOUR = 3600
+DAY = 86400
+GIB = 2**30
+
+RECONCILED_AFTER_SECONDS = 2 * DAY
+"""Cloud bills reach Kubecost this late: younger hours still carry the list price."""
+
+NAMESPACES = ("api", "batch", "kube-system", "ml", "shop")
+
+
+@dataclass(frozen=True)
+class Node:
+    name: str
+    provider_id: str
+    instance_type: str
+    zone: str
+    cores: float
+    ram_gib: float
+    gpus: float
+    usd_per_core_hour: float
+    usd_per_gib_hour: float
+    usd_per_gpu_hour: float
+    spot: bool
+    start: int
+    end: int
+
+    @property
+    def usd_per_hour(self) -> float:
+        return (
+            self.cores * self.usd_per_core_hour
+            + self.ram_gib * self.usd_per_gib_hour
+            + self.gpus * self.usd_per_gpu_hour
+        )
+
+
+@dataclass(frozen=True)
+class Container:
+    """One container of one pod; usage follows a daily profile, allocation is the larger of request and usage."""
+
+    namespace: str
+    controller: str
+    kind: str
+    pod: str
+    name: str
+    node: Node
+    cpu_request: float
+    ram_request_gib: float
+    cpu_usage: float
+    ram_usage_gib: float
+    start: int
+    end: int
+    gpus: float = 0.0
+    daily: float = 0.0
+    labels: dict[str, str] = field(default_factory=dict)
+    services: tuple[str, ...] = ()
+
+    def cpu_usage_at(self, stamp: float) -> float:
+        return self.cpu_usage * self._level(stamp)
+
+    def ram_usage_gib_at(self, stamp: float) -> float:
+        return self.ram_usage_gib * self._level(stamp)
+
+    def cpu_allocation_at(self, stamp: float) -> float:
+        return max(self.cpu_request, self.cpu_usage_at(stamp))
+
+    def ram_allocation_gib_at(self, stamp: float) -> float:
+        return max(self.ram_request_gib, self.ram_usage_gib_at(stamp))
+
+    def _level(self, stamp: float) -> float:
+        """Busy in the afternoon, quiet at night: a triangle over the hours of the UTC day, mean 1."""
+        hour = int(stamp % DAY) // HOUR
+        return 1.0 + self.daily * (6.0 - abs(hour - 14 if hour >= 2 else hour + 10)) / 6.0
+
+
+@dataclass(frozen=True)
+class Volume:
+    name: str
+    gib: float
+    usd_per_gib_hour: float
+    start: int
+    end: int
+    claim: str = ""
+    namespace: str = ""
+    pod: str = ""
+    storage_class: str = "gp3"
+
+
+@dataclass(frozen=True)
+class Balancer:
+    namespace: str
+    service: str
+    ip: str
+    usd_per_hour: float
+    pods: tuple[str, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Egress:
+    """Traffic that leaves one pod; ``reach`` is ``internet``, ``region`` or ``zone``."""
+
+    namespace: str
+    pod: str
+    reach: str
+    gib_per_hour: float
+    start: int
+    end: int
+    reset_at: int = 0
+
+
+@dataclass(frozen=True)
+class World:
+    cluster_id: str
+    start: int
+    end: int
+    nodes: tuple[Node, ...]
+    containers: tuple[Container, ...]
+    volumes: tuple[Volume, ...]
+    balancers: tuple[Balancer, ...]
+    egress: tuple[Egress, ...]
+    usd_per_gib: dict[str, float]
+    management_usd_per_hour: float
+    discount: float
+    """Share of cpu and ram cost that reconciliation takes off, once the bill is there."""
+    namespace_labels: dict[str, dict[str, str]]
+    quotas: dict[str, dict[str, float]]
+    exporter_restart: int
+    holes: tuple[tuple[int, int], ...] = ()
+    """Stretches in which nothing was recorded."""
+
+
+def overlap(start: int, end: int, since: int, until: int) -> int:
+    """Seconds that two half-open stretches share."""
+    return max(0, min(end, until) - max(start, since))
+
+
+def seconds_by_hour(start: int, end: int) -> list[tuple[int, int]]:
+    """``(first second, seconds)`` of each hour that ``[start, end)`` touches."""
+    parts = []
+    while start < end:
+        edge = min(end, start - start % HOUR + HOUR)
+        parts.append((start, edge - start))
+        start = edge
+    return parts
+
+
+def integral(rate_at: object, start: int, end: int) -> float:
+    """``rate_at(stamp)`` per hour, constant within each hour, over ``[start, end)``."""
+    assert callable(rate_at)
+    return fsum(rate_at(stamp) * seconds / HOUR for stamp, seconds in seconds_by_hour(start, end))
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What makes a world realistic or a world of 32nds."""
+
+    cpu_price: float
+    ram_price: float
+    gpu_price: float
+    spot_share: float
+    volume_price: float
+    volume_gib: tuple[float, float, float]
+    balancer: float
+    egress_price: dict[str, float]
+    egress_gib: float
+    management: float
+    discount: float
+    cpu: float
+    """Cores per unit of request."""
+    exact: bool
+
+
+def _realistic(rng: random.Random) -> _Scale:
+    level = rng.uniform(0.8, 1.25)
+    return _Scale(
+        cpu_price=0.031611 * level,
+        ram_price=0.004237 * level,
+        gpu_price=0.526 * level,
+        spot_share=0.35,
+        volume_price=0.08 / 730,
+        volume_gib=(100.0, 50.0, 200.0),
+        balancer=0.025,
+        egress_price={"internet": 0.12, "region": 0.02, "zone": 0.01},
+        egress_gib=rng.uniform(0.2, 0.6),
+        management=0.1,
+        discount=0.18,
+        cpu=rng.uniform(0.9, 1.1),
+        exact=False,
+    )
+
+
+def _of_32nds(prime: int) -> _Scale:
+    unit = prime / 32
+    return _Scale(
+        cpu_price=unit,
+        ram_price=unit,
+        gpu_price=4 * unit,
+        spot_share=1.0,
+        volume_price=unit,
+        volume_gib=(3.0, 2.0, 1.0),
+        balancer=2 * unit,
+        egress_price={"internet": unit, "region": unit, "zone": unit},
+        egress_gib=1.0,
+        management=unit,
+        discount=0.5,
+        cpu=2.0,
+        exact=True,
+    )
+
+
+def make_world(
+    seed: int = 1,
+    days: int = 14,
+    end: int = 0,
+    cluster_id: str = "cluster-one",
+    prime: int = 0,
+    holes: tuple[tuple[int, int], ...] = (),
+) -> World:
+    """A cluster over ``[end - days, end)``.
+
+    Args:
+        seed: prices, sizes and placement follow from it.
+        end: Unix seconds, a UTC midnight in all but the shortest worlds.
+        prime: with a prime, a world of 32nds that are multiples of it.
+    """
+    rng = random.Random(seed)
+    scale = _of_32nds(prime) if prime else _realistic(rng)
+    start = end - days * DAY
+    half = start + (days * 24 // 2) * HOUR
+    nodes = _nodes(rng, scale, start, half, end)
+    containers = _containers(rng, scale, nodes, start, half, end)
+    web = [c.pod for c in containers if c.controller == "web" and c.start == start]
+    gateway = next(c.pod for c in containers if c.controller == "gateway")
+    egress = tuple(
+        Egress(namespace, pod, reach, scale.egress_gib * factor, start, end, reset_at=start + (end - start) // 3)
+        for namespace, pod, reach, factor in (
+            ("shop", web[0], "internet", 2.0),
+            ("shop", web[1], "zone", 4.0),
+            ("api", gateway, "internet", 1.0),
+            ("api", gateway, "region", 3.0),
+        )
+    )
+    sizes = scale.volume_gib
+    volumes = (
+        Volume("pvc-db", sizes[0], scale.volume_price, start, end, "data-db-0", "shop", "db-0"),
+        Volume("pvc-old", sizes[1], scale.volume_price, start, end),
+        Volume("pvc-late", sizes[2], scale.volume_price, half, end),
+    )
+    return World(
+        cluster_id=cluster_id,
+        start=start,
+        end=end,
+        nodes=nodes,
+        containers=containers,
+        volumes=volumes,
+        balancers=(Balancer("shop", "web", "203.0.113.10", scale.balancer, tuple(web), start, end),),
+        egress=egress,
+        usd_per_gib=scale.egress_price,
+        management_usd_per_hour=scale.management,
+        discount=scale.discount,
+        namespace_labels={name: {"env": "dev" if name in ("batch", "ml") else "prod"} for name in NAMESPACES},
+        quotas={
+            "shop": {"requests.cpu": 8.0, "requests.memory": 16.0 * GIB, "pods": 20.0},
+            "api": {"requests.cpu": 4.0, "requests.memory": 8.0 * GIB},
+        },
+        exporter_restart=start + (end - start) * 2 // 3,
+        holes=holes,
+    )
+
+
+def _nodes(rng: random.Random, scale: _Scale, start: int, half: int, end: int) -> tuple[Node, ...]:
+    kinds = (
+        ("m5.xlarge", 4.0, 16.0, 0.0, False, start),
+        ("m5.2xlarge", 8.0, 32.0, 0.0, False, start),
+        ("c5.xlarge", 4.0, 8.0, 0.0, True, half),
+        ("g4dn.xlarge", 4.0, 16.0, 1.0, False, start),
+    )
+    spread = 0.0 if scale.exact else 0.05
+    nodes = []
+    for number, (instance_type, cores, ram, gpus, spot, since) in enumerate(kinds):
+        level = (1.0 + rng.uniform(-spread, spread)) * (scale.spot_share if spot else 1.0)
+        nodes.append(
+            Node(
+                name=f"node-{number}",
+                provider_id=f"i-{number:04d}",
+                instance_type=instance_type,
+                zone=f"eu-west-1{'abc'[number % 3]}",
+                cores=cores * (4 if scale.exact else 1),
+                ram_gib=ram,
+                gpus=gpus,
+                usd_per_core_hour=scale.cpu_price * level,
+                usd_per_gib_hour=scale.ram_price * level,
+                usd_per_gpu_hour=scale.gpu_price if gpus else 0.0,
+                spot=spot,
+                start=since,
+                end=end,
+            )
+        )
+    return tuple(nodes)
+
+
+def _containers(
+    rng: random.Random, scale: _Scale, nodes: tuple[Node, ...], start: int, half: int, end: int
+) -> tuple[Container, ...]:
+    small, large, spot, gpu = nodes
+    containers: list[Container] = []
+
+    def add(namespace: str, controller: str, kind: str, pod: str, node: Node, **more: object) -> None:
+        values: dict[str, object] = {
+            "name": controller.rstrip("0123456789-"),
+            "cpu_request": 0.5,
+            "ram_request_gib": 1.0,
+            "cpu_usage": 0.2,
+            "ram_usage_gib": 0.6,
+            "start": max(start, node.start),
+            "end": end,
+            "daily": 0.4,
+            "labels": {"app": controller.rstrip("0123456789-")},
+        } | more
+        container = Container(namespace, controller, kind, pod, node=node, **values)  # type: ignore[arg-type]
+        containers.append(_exactly(container) if scale.exact else _sized(container, scale.cpu))
+
+    def suffix() -> str:
+        return "".join(rng.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
+
+    web_set = f"web-{suffix()}"
+    for node in (large, small, spot):
+        add(
+            "shop",
+            "web",
+            "deployment",
+            f"{web_set}-{suffix()}",
+            node,
+            labels={"app": "web", "team": "alpha"},
+            services=("web",),
+        )
+    add(
+        "shop",
+        "db",
+        "statefulset",
+        "db-0",
+        small,
+        cpu_request=1.0,
+        ram_request_gib=4.0,
+        cpu_usage=0.33,
+        ram_usage_gib=2.4,
+        labels={"app": "db", "team": "alpha"},
+    )
+    add(
+        "shop",
+        "db",
+        "statefulset",
+        "db-0",
+        small,
+        name="backup",
+        cpu_request=0.1,
+        ram_request_gib=0.25,
+        cpu_usage=0.02,
+        ram_usage_gib=0.1,
+        labels={"app": "db", "team": "alpha"},
+    )
+    gateway_set = f"gateway-{suffix()}"
+    for node in (large, small):
+        add("api", "gateway", "deployment", f"{gateway_set}-{suffix()}", node, labels={"app": "gateway", "team": "beta"})
+    add(
+        "api",
+        "cache",
+        "deployment",
+        f"cache-{suffix()}-{suffix()}",
+        large,
+        cpu_request=0.0,
+        ram_request_gib=0.0,
+        cpu_usage=0.4,
+        ram_usage_gib=1.5,
+        labels={"app": "cache", "team": "beta"},
+    )
+    for node in nodes:
+        add(
+            "kube-system",
+            "kube-proxy",
+            "daemonset",
+            f"kube-proxy-{suffix()}",
+            node,
+            cpu_request=0.1,
+            ram_request_gib=0.125,
+            cpu_usage=0.03,
+            ram_usage_gib=0.05,
+        )
+    add(
+        "batch",
+        "idlebot",
+        "deployment",
+        f"idlebot-{suffix()}-{suffix()}",
+        large,
+        cpu_request=1.0,
+        ram_request_gib=2.0,
+        cpu_usage=0.001,
+        ram_usage_gib=0.02,
+        daily=0.0,
+    )
+    add(
+        "ml",
+        "trainer",
+        "statefulset",
+        "trainer-0",
+        gpu,
+        cpu_request=2.0,
+        ram_request_gib=8.0,
+        cpu_usage=1.7,
+        ram_usage_gib=7.0,
+        gpus=1.0,
+        labels={"app": "trainer", "team": "gamma"},
+    )
+    for number, since in enumerate(range(start + 2 * HOUR, end - 3 * HOUR, 12 * HOUR)):
+        minutes = 60 * (1 + number % 2) if scale.exact else 35 + (number * 11) % 56
+        since += 0 if scale.exact else (number * 17) % 60 * 60
+        add(
+            "batch",
+            f"report-{since // HOUR}",
+            "job",
+            f"report-{since // HOUR}-{suffix()}",
+            (small, large)[number % 2],
+            cpu_usage=0.45,
+            ram_usage_gib=0.9,
+            daily=0.0,
+            start=since,
+            end=since + minutes * 60,
+            labels={"app": "report", "team": "gamma"},
+        )
+    return tuple(containers)
+
+
+def _sized(container: Container, cpu: float) -> Container:
+    """Sizes that differ from seed to seed."""
+    return replace(container, cpu_request=container.cpu_request * cpu, cpu_usage=container.cpu_usage * cpu)
+
+
+def _exactly(container: Container) -> Container:
+    """Whole, even cores and GiB, never used beyond the request, so that any share of them stays a 32nd."""
+    return replace(
+        container, cpu_request=2.0, ram_request_gib=2.0, cpu_usage=0.5, ram_usage_gib=1.0, daily=0.0
+    )

@@ -1,0 +1,203 @@
+"""Windows of time: one parser and one normalisation, for both services.
+
+A window is half open, ``[start, end)``, in Unix seconds, UTC. The relative and calendar forms are OpenCost's
+(``core/pkg/opencost/window.go``); weeks begin on Sunday there, and so they do here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+MINUTE = 60
+HOUR = 3600
+DAY = 86400
+
+MAX_SPAN_SECONDS = 400 * DAY
+NOW_GRANULARITY_SECONDS = 5 * MINUTE
+"""``now`` is taken down to this, so that relative windows asked within five minutes are the same window."""
+
+SETTLING_SECONDS = 15 * MINUTE
+"""How long after its end an hour may still grow upstream."""
+
+_STAMP = re.compile(r"(0|[1-9][0-9]{0,9})")
+_DURATION = re.compile(r"([1-9][0-9]{0,6})([mhdw])")
+_RFC3339_UTC = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?Z")
+_UNIT_SECONDS = {"m": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}
+
+FORMS = "15m, 24h, 7d, 2w, today, yesterday, week, month, lastweek, lastmonth, unix,unix or RFC3339,RFC3339 (UTC, Z)"
+
+
+class WindowError(ValueError):
+    """A window that cannot be asked for; ``params`` names what in the request is to blame."""
+
+    def __init__(self, reason: str, *params: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.params = params
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """``[start, end)`` in Unix seconds; figures before ``final_until`` no longer change with the passing hour."""
+
+    start: int
+    end: int
+    final_until: int
+
+    @property
+    def seconds(self) -> int:
+        return self.end - self.start
+
+    @property
+    def hours(self) -> float:
+        return self.seconds / HOUR
+
+    def days(self) -> Iterator[tuple[int, int]]:
+        """The parts of UTC days that make up the window, in order."""
+        return split(self.start, self.end, DAY)
+
+    @staticmethod
+    def past(start: int, end: int) -> Window:
+        """A window whose every figure is final."""
+        return Window(start, end, end)
+
+
+def split(start: int, end: int, step: int) -> Iterator[tuple[int, int]]:
+    """Cut ``[start, end)`` at the multiples of ``step`` seconds."""
+    while start < end:
+        edge = min(start - start % step + step, end)
+        yield start, edge
+        start = edge
+
+
+def iso(stamp: float) -> str:
+    """RFC 3339 in UTC, whole seconds: ``2026-11-19T00:00:00Z``."""
+    return datetime.fromtimestamp(int(stamp), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_rfc3339_utc(text: str) -> int | None:
+    """Unix seconds of an RFC 3339 stamp in UTC, or None where it is not one (30 February, hour 24, another zone)."""
+    if not _RFC3339_UTC.fullmatch(text):
+        return None
+    try:
+        return int(datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp())
+    except ValueError:
+        return None
+
+
+def parse_stamp(text: str) -> int | None:
+    """Unix seconds below 2^32 in plain ASCII digits, or None."""
+    if not _STAMP.fullmatch(text):
+        return None
+    stamp = int(text)
+    return stamp if stamp < 2**32 else None
+
+
+def parse_stamps(start: str | None, end: str | None, start_name: str, end_name: str) -> tuple[int, int]:
+    """The two stamps of a request, each checked by itself.
+
+    Raises:
+        WindowError: naming the parameter that is missing or no stamp.
+    """
+    stamps = []
+    for name, text in ((start_name, start), (end_name, end)):
+        if text is None:
+            raise WindowError(f"{name} is required with {end_name if name == start_name else start_name}", name)
+        stamp = parse_stamp(text)
+        if stamp is None:
+            raise WindowError(f"{name} must be Unix seconds below 2^32, in plain digits", name)
+        stamps.append(stamp)
+    return stamps[0], stamps[1]
+
+
+def parse_expression(text: str, now: float) -> tuple[int, int]:
+    """What a ``window`` expression stands for at ``now``.
+
+    Raises:
+        WindowError: where it is none of the forms.
+    """
+    at = int(now)
+    today = at - at % DAY
+    duration = _DURATION.fullmatch(text)
+    if duration:
+        count, unit = int(duration[1]), duration[2]
+        if count * _UNIT_SECONDS[unit] > MAX_SPAN_SECONDS:
+            raise WindowError("a window is at most 400 days long", "window")
+        if unit in "dw":
+            return today - (count * (7 if unit == "w" else 1) - 1) * DAY, at
+        return at - count * _UNIT_SECONDS[unit], at
+    calendar = _calendar(text, today, at)
+    if calendar:
+        return calendar
+    first, comma, second = text.partition(",")
+    if comma:
+        for parse in (parse_stamp, parse_rfc3339_utc):
+            start, end = parse(first), parse(second)
+            if start is not None and end is not None:
+                return start, end
+    raise WindowError(f"window must be one of {FORMS}", "window")
+
+
+def _calendar(name: str, today: int, at: int) -> tuple[int, int] | None:
+    date = datetime.fromtimestamp(today, UTC)
+    sunday = today - (date.isoweekday() % 7) * DAY
+    month = date.replace(day=1)
+    last_month = (month - timedelta(days=1)).replace(day=1)
+    return {
+        "today": (today, at),
+        "yesterday": (today - DAY, today),
+        "week": (sunday, at),
+        "lastweek": (sunday - 7 * DAY, sunday),
+        "month": (int(month.timestamp()), at),
+        "lastmonth": (int(last_month.timestamp()), int(month.timestamp())),
+    }.get(name)
+
+
+def normalise(start: int, end: int, now: float, *params: str) -> Window:
+    """The window that every source is asked for: whole hours, the end cut to now.
+
+    Start goes down and end up to whole hours; an end in the future becomes now, which is itself taken down to five
+    minutes. A window that holds nothing but the first minutes of an hour keeps five of them.
+
+    Raises:
+        WindowError: reversed or empty, a start in the future, or more than 400 days after the cut.
+    """
+    if start >= end:
+        raise WindowError("the start must be before the end", *params)
+    if start > now:
+        raise WindowError("the start lies in the future", params[0])
+    if min(end, now) - start > MAX_SPAN_SECONDS:
+        raise WindowError("a window is at most 400 days long", *params)
+    first = start - start % HOUR
+    last = end + -end % HOUR
+    if last > now:
+        last = max(int(now) - int(now) % NOW_GRANULARITY_SECONDS, first + NOW_GRANULARITY_SECONDS)
+    settled = int(now) - SETTLING_SECONDS
+    final_until = max(first, min(last, settled - settled % HOUR))
+    return Window(first, last, final_until)
+
+
+def parse_window(
+    now: float,
+    *,
+    window: str | None = None,
+    start: str | None = None,
+    end: str | None = None,
+    names: tuple[str, str] = ("start_date", "end_date"),
+) -> Window:
+    """The normalised window of a request that gives either ``window`` or two stamps.
+
+    Raises:
+        WindowError: naming the parameter, or both of a pair.
+    """
+    if window is not None:
+        if start is not None or end is not None:
+            given = [name for name, text in zip(names, (start, end), strict=True) if text is not None]
+            raise WindowError("give either window or two dates, not both", "window", *given)
+        first, last = parse_expression(window, now)
+        return normalise(first, last, now, "window")
+    first, last = parse_stamps(start, end, *names)
+    return normalise(first, last, now, *names)
