@@ -1,0 +1,26 @@
+"""Usage over request, for one allocation and for many (OpenCost's rule, ``core/pkg/opencost/allocation.go``)."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Efficiency(Struct, frozen=True):
+    """Ratios, 1.0 is all that was requested; above 1 where more was used."""
+
+    cpu_efficiency: float
+    ram_efficiency: float
+    total_efficiency: float
+
+
+def efficiency(usage: float, request: float, cost: float) -> float:
+    """Usage over request; 1.0 for use without a request, 0.0 where nothing is used or paid."""
+    if request > 0:
+        return usage / request
+    return 0.0 if usage == 0 or cost == 0 else 1.0
+
+
+def weighted(cpu_efficiency: float, cpu_usd: float, ram_efficiency: float, ram_usd: float) -> float:
+    """The two efficiencies by the cost of each resource; 0.0 where neither costs anything."""
+    weight = cpu_usd + ram_usd
+    return (cpu_efficiency * cpu_usd + ram_efficiency * ram_usd) / weight if weight else 0.0

@@ -1,0 +1,187 @@
+"""Savings: what could be had for less, from Kubecost's answers or worked out from usage.
+
+Savings are not cost: that they are unknown never touches a statement's ``complete``. All money is USD a month of 730
+hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import fsum
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from metroculus.cost_model.assets import Asset
+from tools.window import DAY
+
+HOURS_A_MONTH = 730
+CPU_UTILIZATION, RAM_UTILIZATION = 0.8, 0.85
+FLOOR_CORES = 0.010
+FLOOR_BYTES = 32 * 2**20
+MIN_WINDOW_SECONDS = 3 * DAY
+GIB = 2**30
+
+Kind = Literal["right_sizing", "under_provisioned", "abandoned_workload", "unclaimed_volume", "idle_node"]
+Risk = Literal["low", "medium", "high"]
+
+
+class Recommendation(Struct, frozen=True, kw_only=True):
+    """One thing to do: what it saves a month, why, and how much could go wrong."""
+
+    kind: Kind
+    namespace: str = ""
+    controller: str = ""
+    controller_kind: str = ""
+    container: str = ""
+    name: str = ""
+    resource: Literal["cpu", "memory", "storage", "node", "workload"]
+    monthly_saving: float
+    requested: float | None = None
+    recommended: float | None = None
+    freed: float | None = None
+    """Cores, bytes or GiB that come free."""
+    evidence: dict[str, Any] = {}
+    risk: Risk = "medium"
+
+
+class ContainerUsage(Struct, frozen=True, kw_only=True):
+    """What the containers of one name under one controller asked for and used in a window."""
+
+    namespace: str
+    controller: str
+    controller_kind: str
+    container: str
+    cpu_request: float
+    """Cores, of one container."""
+    cpu_p95: float
+    ram_request: float
+    """Bytes, of one container."""
+    ram_max: float
+    container_hours: float
+    usd_per_core_hour: float
+    usd_per_gib_hour: float
+
+
+def target(usage: float, utilization: float, floor: float) -> float:
+    """The request that would have been used to ``utilization``."""
+    return max(usage / utilization, floor)
+
+
+def monthly_saving(request: float, wanted: float, usd_per_unit_hour: float, container_hours: float, window_hours: float) -> float:
+    """USD a month; jobs and scaled workloads are priced for the hours that they ran. Negative: it asked for too little."""
+    return (request - wanted) * usd_per_unit_hour * (container_hours / window_hours) * HOURS_A_MONTH
+
+
+def right_sizing(
+    usages: Iterable[ContainerUsage], window_seconds: int, utilization: float | None = None
+) -> list[Recommendation]:
+    """What requests should be, dearest first; what asked for too little is reported and not netted off.
+
+    Args:
+        utilization: share of a request that should be used; by default 0.8 of cpu and 0.85 of memory.
+    """
+    window_hours = window_seconds / 3600
+    found = []
+    for one in usages:
+        cpu = target(one.cpu_p95, utilization or CPU_UTILIZATION, FLOOR_CORES)
+        ram = target(one.ram_max, utilization or RAM_UTILIZATION, FLOOR_BYTES)
+        for resource, request, wanted, price, unit in (
+            ("cpu", one.cpu_request, cpu, one.usd_per_core_hour, 1.0),
+            ("memory", one.ram_request, ram, one.usd_per_gib_hour, GIB),
+        ):
+            if not request:
+                continue
+            saving = monthly_saving(request / unit, wanted / unit, price, one.container_hours, window_hours)
+            found.append(
+                Recommendation(
+                    kind="right_sizing" if saving >= 0 else "under_provisioned",
+                    namespace=one.namespace,
+                    controller=one.controller,
+                    controller_kind=one.controller_kind,
+                    container=one.container,
+                    name=f"{one.namespace}/{one.controller}/{one.container}",
+                    resource="cpu" if resource == "cpu" else "memory",
+                    monthly_saving=saving,
+                    requested=request,
+                    recommended=wanted,
+                    freed=request - wanted,
+                    evidence={
+                        "window_seconds": window_seconds,
+                        "usage": one.cpu_p95 if resource == "cpu" else one.ram_max,
+                        "statistic": "p95" if resource == "cpu" else "max",
+                        "usd_per_unit_hour": price,
+                        "container_hours": one.container_hours,
+                    },
+                    risk="low" if resource == "cpu" else "medium",
+                )
+            )
+    return sorted(found, key=lambda r: (-r.monthly_saving, r.name, r.resource))
+
+
+def unclaimed_volumes(disks: Iterable[Asset]) -> list[Recommendation]:
+    """Volumes that nobody claims, at what they cost in the window, carried to a month."""
+    return [
+        Recommendation(
+            kind="unclaimed_volume",
+            name=disk.name,
+            resource="storage",
+            monthly_saving=disk.total_cost / disk.hours * HOURS_A_MONTH,
+            freed=None if disk.storage_bytes is None else disk.storage_bytes / GIB,
+            evidence={"hours": disk.hours, "storage_class": disk.storage_class},
+            risk="high",
+        )
+        for disk in disks
+        if disk.type == "disk" and not disk.claim_name and disk.hours and disk.total_cost > 0
+    ]
+
+
+def idle_nodes(nodes: Sequence[Asset], requested: Mapping[str, tuple[float, float]]) -> list[Recommendation]:
+    """Nodes whose requests fit into what the others have free, dearest first, each counted once.
+
+    Args:
+        requested: by node, average cores and bytes requested.
+    """
+    free = {
+        node.name: (
+            (node.cpu_cores or 0.0) - requested.get(node.name, (0.0, 0.0))[0],
+            (node.ram_bytes or 0.0) - requested.get(node.name, (0.0, 0.0))[1],
+        )
+        for node in nodes
+        if node.type == "node"
+    }
+    found = []
+    for node in sorted((n for n in nodes if n.type == "node"), key=lambda n: -n.total_cost):
+        cores, ram = requested.get(node.name, (0.0, 0.0))
+        others = [left for name, left in free.items() if name != node.name]
+        fits = others and not node.gpu_count and sum(c for c, _ in others) >= cores and sum(r for _, r in others) >= ram
+        if not fits or not node.hours or node.name not in free:
+            continue
+        del free[node.name]
+        _take(free, cores, ram)
+        found.append(
+            Recommendation(
+                kind="idle_node",
+                name=node.name,
+                resource="node",
+                monthly_saving=node.total_cost / node.hours * HOURS_A_MONTH,
+                freed=node.cpu_cores,
+                evidence={"requested_cores": cores, "requested_bytes": ram, "hours": node.hours},
+                risk="high",
+            )
+        )
+    return found
+
+
+def _take(free: dict[str, tuple[float, float]], cores: float, ram: float) -> None:
+    """Put what a removed node held onto the emptiest of the others."""
+    for name in sorted(free, key=lambda n: -free[n][0]):
+        have_cores, have_ram = free[name]
+        used_cores, used_ram = min(cores, max(have_cores, 0.0)), min(ram, max(have_ram, 0.0))
+        free[name] = (have_cores - used_cores, have_ram - used_ram)
+        cores, ram = cores - used_cores, ram - used_ram
+
+
+def potential(recommendations: Iterable[Recommendation]) -> float:
+    """USD a month of all that saves; what asked for too little is not netted off."""
+    return fsum(max(0.0, r.monthly_saving) for r in recommendations if r.kind != "under_provisioned")

@@ -1,0 +1,72 @@
+"""Which sources answer for an account: its own entry, the operator's Kubecost where that is the account's, Thanos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from metroculus.metroculus_api.registry import SourceRegistry
+from metroculus.sources.http import SourceHttp, Upstream
+from metroculus.sources.kubecost import Flavour, KubecostSource
+from metroculus.sources.thanos import ThanosSource
+
+
+@dataclass(frozen=True)
+class DefaultUpstream:
+    """``KUBECOST_API_URL``: one cluster's. Without an account every account is that cluster."""
+
+    url: str
+    account: str | None = None
+    flavour: Flavour | None = None
+
+
+@dataclass(frozen=True)
+class AccountSources:
+    kubecost: KubecostSource | None
+    thanos: ThanosSource | None
+
+
+class Accounts:
+    """Finds the sources of an account; a source that was made is kept, with what it found out about its upstream."""
+
+    def __init__(
+        self,
+        registry: SourceRegistry,
+        http: SourceHttp,
+        thanos: ThanosSource | None,
+        default: DefaultUpstream | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.registry = registry
+        self._http = http
+        self._thanos = thanos
+        self._default = default
+        self._clock = clock
+        self._made: dict[str, tuple[int, KubecostSource]] = {}
+
+    @property
+    def one_cluster(self) -> bool:
+        """Every account is the one cluster behind ``KUBECOST_API_URL``."""
+        return self._default is not None and self._default.account is None
+
+    async def of(self, account: str) -> AccountSources:
+        return AccountSources(await self._kubecost(account), self._thanos)
+
+    async def _kubecost(self, account: str) -> KubecostSource | None:
+        default = self._default
+        if default is not None and default.account in (None, account):
+            upstream = Upstream("the cost source", default.url, trusted=True)
+            return self._kept(account if default.account else "", 0, upstream, default.flavour)
+        entry = await self.registry.get(account)
+        if entry is None or entry.flavour == "push":
+            self._made.pop(account, None)
+            return None
+        upstream = Upstream("the cost source", entry.url, entry.credentials.headers, entry.credentials.ca)
+        return self._kept(account, entry.revision, upstream, entry.flavour)
+
+    def _kept(self, key: str, revision: int, upstream: Upstream, flavour: Flavour | None) -> KubecostSource:
+        kept = self._made.get(key)
+        if kept is None or kept[0] != revision:
+            kept = (revision, KubecostSource(self._http, upstream, flavour, self._clock))
+            self._made[key] = kept
+        return kept[1]

@@ -1,0 +1,199 @@
+"""Assets, metrics and metadata of an account."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from math import ceil
+
+from msgspec import Struct
+
+from metroculus.cost_model.assets import Asset, totals
+from metroculus.cost_model.promql import selector
+from metroculus.cost_model.statement import Source, StatementWindow
+from metroculus.metroculus_api.accounts import Accounts
+from metroculus.metroculus_api.errors import NoMetricsSource, NoSource
+from metroculus.sources.http import Deadline
+from metroculus.sources.thanos import Series, ThanosSource
+from metroculus.sources.thanos_usage import NodeSpecification, Quota, WorkloadResources, metadata
+from tools.window import Window, iso
+
+MAX_POINTS = 1000
+MIN_STEP_SECONDS = 60
+
+ALL_METRICS = (
+    "kubecost_cluster_management_cost",
+    "kubecost_load_balancer_cost",
+    "node_total_hourly_cost",
+    "node_cpu_hourly_cost",
+    "node_ram_hourly_cost",
+    "node_gpu_hourly_cost",
+    "pv_hourly_cost",
+    "container_cpu_allocation",
+    "container_memory_allocation_bytes",
+    "container_gpu_allocation",
+    "kubecost_network_zone_egress_cost",
+    "kubecost_network_region_egress_cost",
+    "kubecost_network_internet_egress_cost",
+    "kubecost_pod_network_egress_bytes_total",
+)
+
+
+class Assets(Struct, frozen=True, kw_only=True):
+    """What a cluster is made of and what each thing cost; ``totals`` covers everything listed, USD by type."""
+
+    cloud_account_id: str
+    start_date: int
+    end_date: int
+    window: StatementWindow
+    currency: str
+    complete: bool
+    sources: tuple[Source, ...]
+    nodes: tuple[Asset, ...]
+    disks: tuple[Asset, ...]
+    load_balancers: tuple[Asset, ...]
+    network: tuple[Asset, ...]
+    cluster_management: tuple[Asset, ...]
+    totals: dict[str, float]
+    total_cost: float | None
+
+
+class MetricSeries(Struct, frozen=True, kw_only=True):
+    """Series as stored, by metric."""
+
+    cloud_account_id: str
+    start_date: int
+    end_date: int
+    window: StatementWindow
+    step: int
+    complete: bool
+    sources: tuple[Source, ...]
+    metrics: dict[str, tuple[Series, ...]]
+
+
+class MetadataAnswer(Struct, frozen=True, kw_only=True):
+    cloud_account_id: str
+    fetched_at: int
+    sources: tuple[Source, ...]
+    quotas: tuple[Quota, ...]
+    workloads: tuple[WorkloadResources, ...]
+    nodes: tuple[NodeSpecification, ...]
+
+
+def _window(window: Window) -> StatementWindow:
+    return StatementWindow(iso(window.start), iso(window.end), iso(window.final_until))
+
+
+class InventoryController:
+    """What is there, rather than what it adds up to."""
+
+    def __init__(self, accounts: Accounts, clock: Callable[[], float]) -> None:
+        self._accounts = accounts
+        self._clock = clock
+
+    async def assets(self, account: str, window: Window, kind: str | None, deadline: Deadline, request_id: str) -> Assets:
+        """Assets of a window, of one type or all.
+
+        Raises:
+            NoSource, SourceError
+        """
+        sources = await self._accounts.of(account)
+        if sources.kubecost is None:
+            raise NoSource
+        reading = await sources.kubecost.assets(window, deadline, request_id)
+        kept = [asset for asset in reading.assets if kind in (None, asset.type)]
+
+        def of(name: str) -> tuple[Asset, ...]:
+            return tuple(asset for asset in kept if asset.type == name)
+
+        known = reading.source.status in ("ok", "partial")
+        by_type = totals(kept)
+        return Assets(
+            cloud_account_id=account,
+            start_date=window.start,
+            end_date=window.end,
+            window=_window(window),
+            currency="USD",
+            complete=reading.source.status == "ok",
+            sources=(reading.source,),
+            nodes=of("node"),
+            disks=of("disk"),
+            load_balancers=of("load_balancer"),
+            network=of("network"),
+            cluster_management=of("cluster_management"),
+            totals=by_type,
+            total_cost=sum(by_type.values()) if known else None,
+        )
+
+    async def metrics(
+        self, account: str, window: Window, names: Sequence[str], step: int | None, deadline: Deadline
+    ) -> MetricSeries:
+        """The account's series of some metrics, no series longer than a thousand points.
+
+        Raises:
+            NoMetricsSource, SourceError
+        """
+        thanos = await self._thanos(account)
+        tenant = thanos.tenant(account)
+        chosen = fitting_step(window.seconds, step)
+
+        async def read(name: str) -> tuple[list[Series], list[str]]:
+            lookback = max(chosen, 2 * MIN_STEP_SECONDS)
+            query = f"last_over_time({selector(name, tenant)}[{lookback}s])"
+            first = window.start + -window.start % chosen
+            return await thanos.query_range(tenant, query, first, window.end - 1, chosen, deadline)
+
+        wanted = tuple(names) or ALL_METRICS
+        found = await asyncio.gather(*(read(name) for name in wanted))
+        warnings = tuple(dict.fromkeys(text for _, texts in found for text in texts))
+        some = any(series for series, _ in found)
+        source = Source(
+            name="thanos",
+            status="partial" if warnings else "ok" if some else "no_data",
+            fetched_at=int(self._clock()),
+            warnings=warnings,
+        )
+        return MetricSeries(
+            cloud_account_id=account,
+            start_date=window.start,
+            end_date=window.end,
+            window=_window(window),
+            step=chosen,
+            complete=source.status == "ok",
+            sources=(source,),
+            metrics={name: tuple(series) for name, (series, _) in zip(wanted, found, strict=True)},
+        )
+
+    async def metadata(self, account: str, deadline: Deadline) -> MetadataAnswer:
+        """Quotas, workloads and nodes as they are now.
+
+        Raises:
+            NoMetricsSource, SourceError
+        """
+        thanos = await self._thanos(account)
+        now = int(self._clock())
+        found = await metadata(thanos, account, now, deadline)
+        status = "ok" if found.nodes or found.workloads else "no_data"
+        source = Source(name="thanos", status="ok" if status == "ok" else "no_data", fetched_at=now)
+        return MetadataAnswer(
+            cloud_account_id=account,
+            fetched_at=now,
+            sources=(source,),
+            quotas=found.quotas,
+            workloads=found.workloads,
+            nodes=found.nodes,
+        )
+
+    async def _thanos(self, account: str) -> ThanosSource:
+        sources = await self._accounts.of(account)
+        if sources.thanos is None:
+            raise NoMetricsSource
+        return sources.thanos
+
+
+def fitting_step(seconds: int, asked: int | None) -> int:
+    """The step asked for, made coarser where a series would have more than a thousand points."""
+    least = max(MIN_STEP_SECONDS, ceil(seconds / MAX_POINTS))
+    if asked is not None and asked >= least:
+        return asked
+    return least + -least % MIN_STEP_SECONDS

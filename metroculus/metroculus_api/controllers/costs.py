@@ -1,0 +1,159 @@
+"""Asks the sources of an account, side by side, and lets the cost model decide."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from msgspec.structs import replace
+
+from metroculus.cost_model.allocation import IDLE
+from metroculus.cost_model.statement import (
+    AllocationReading,
+    ManagementReading,
+    Question,
+    Source,
+    Statement,
+    reconcile,
+)
+from metroculus.metroculus_api.accounts import Accounts, AccountSources
+from metroculus.metroculus_api.controllers.savings import SavingsController
+from metroculus.metroculus_api.errors import NoSource
+from metroculus.sources.errors import SourceError
+from metroculus.sources.http import Deadline
+from metroculus.sources.kubecost import AssetsReading, KubecostSource, worst
+
+log = logging.getLogger("costs")
+
+R = TypeVar("R")
+
+
+def upstream_aggregate(question: Question) -> tuple[str, ...]:
+    """The coarsest grouping that answers the question; we group further ourselves."""
+    finer = [name for name in question.aggregate if name.startswith(("label:", "annotation:")) or name == "container"]
+    if question.detail == "summary" and not question.aggregate:
+        return ("namespace",)
+    return ("namespace", "pod", *finer)
+
+
+class CostController:
+    """Statements of cost."""
+
+    def __init__(self, accounts: Accounts, savings: SavingsController) -> None:
+        self._accounts = accounts
+        self._savings = savings
+
+    async def statement(self, question: Question, deadline: Deadline, request_id: str) -> Statement:
+        """One reconciled statement.
+
+        Raises:
+            NoSource: nothing is configured that could answer.
+            SourceError: every cost source failed.
+        """
+        sources = await self._accounts.of(question.cloud_account_id)
+        if sources.kubecost is None and sources.thanos is None:
+            raise NoSource
+        gathering = _Gathering(sources, question, deadline, request_id)
+        if question.detail == "summary":
+            allocation, metrics, management = await gathering.cost()
+            statement = reconcile(question, allocation, metrics, management)
+        else:
+            (allocation, metrics, management), savings = await asyncio.gather(
+                gathering.cost(), self._savings.overview(question.cloud_account_id, question.window, deadline)
+            )
+            statement = reconcile(question, allocation, metrics, management)
+            statement = replace(
+                statement,
+                potential_savings=savings.potential_savings,
+                savings_recommendations=savings.by_category,
+                sources=(*statement.sources, savings.source),
+            )
+        gathering.raise_if_nobody_answered()
+        return statement
+
+
+class _Gathering:
+    """One question to the sources of one account, and which of them failed."""
+
+    def __init__(self, sources: AccountSources, question: Question, deadline: Deadline, request_id: str) -> None:
+        self.sources = sources
+        self.question = question
+        self.deadline = deadline
+        self.request_id = request_id
+        self.failures: list[SourceError] = []
+        self.answered = False
+
+    async def cost(self) -> tuple[AllocationReading | None, AllocationReading | None, Sequence[ManagementReading]]:
+        """What was said of allocation, by Thanos where that was needed, and of management in order of authority."""
+        thanos, account, window = self.sources.thanos, self.question.cloud_account_id, self.question.window
+        allocation, management = None, []
+        if self.sources.kubecost is not None:
+            allocation, assets = await self._kubecost(self.sources.kubecost)
+            management = [assets] if assets is not None else []
+        if thanos is None:
+            return allocation, None, management
+        asked_allocation = asked_management = None
+        if allocation is None or not allocation.usable:
+            asked_allocation = self._answer(thanos.allocation(account, window, self.deadline, self._labels()))
+        if not any(reading.usd is not None for reading in management):
+            asked_management = self._answer(thanos.management(account, window, self.deadline))
+        metrics, reading = await asyncio.gather(asked_allocation or _none(), asked_management or _none())
+        if isinstance(metrics, SourceError):
+            metrics = AllocationReading(source=_failed("thanos", metrics))
+        if isinstance(reading, SourceError):
+            reading = ManagementReading(source=_failed("thanos", reading))
+        return allocation, metrics, management + ([reading] if reading is not None else [])
+
+    async def _kubecost(self, kubecost: KubecostSource) -> tuple[AllocationReading, ManagementReading | None]:
+        """Allocation and assets; OpenCost's assets only where idle must be worked out from them."""
+        window = self.question.window
+        asked = self._answer(
+            kubecost.allocation(window, upstream_aggregate(self.question), self.deadline, self.request_id)
+        )
+        asked_assets = self._answer(kubecost.assets(window, self.deadline, self.request_id))
+        assets: AssetsReading | SourceError | None = None
+        if kubecost.flavour == "opencost":
+            allocation = await asked
+            needed = isinstance(allocation, AllocationReading) and allocation.usable
+            if needed and not any(a.special == IDLE for a in allocation.allocations()):
+                assets = await asked_assets
+            else:
+                asked_assets.close()
+        else:
+            allocation, assets = await asyncio.gather(asked, asked_assets)
+        if isinstance(allocation, SourceError):
+            allocation = AllocationReading(source=_failed("allocation", allocation))
+        if isinstance(assets, SourceError):
+            covers = kubecost.flavour != "opencost"
+            return allocation, ManagementReading(source=_failed("assets", assets), covers=covers)
+        return allocation, assets.management() if assets is not None else None
+
+    def _labels(self) -> tuple[str, ...]:
+        """The pod labels that the question groups by, as metrics spell them."""
+        asked = (name.partition(":")[2] for name in self.question.aggregate if name.startswith("label:"))
+        return tuple("label_" + name.translate(str.maketrans("-./", "___")) for name in asked)
+
+    async def _answer(self, asked: Coroutine[Any, Any, R]) -> R | SourceError:
+        """What a source said, or why it could not."""
+        try:
+            answer = await asked
+        except SourceError as failure:
+            log.info("a source failed request_id=%s: %s", self.request_id, failure)
+            self.failures.append(failure)
+            return failure
+        self.answered = True
+        return answer
+
+    def raise_if_nobody_answered(self) -> None:
+        if self.failures and not self.answered:
+            raise worst(self.failures)
+
+
+def _failed(name: str, failure: SourceError) -> Source:
+    return Source(name=name, status="unavailable", error=str(failure))
+
+
+async def _none() -> None:
+    return None

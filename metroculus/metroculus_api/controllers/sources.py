@@ -1,0 +1,126 @@
+"""Which upstream an account has: written here alone, never read back with its credentials."""
+
+from __future__ import annotations
+
+import base64
+import ssl
+from typing import Literal
+
+from msgspec import Struct
+
+from metroculus.metroculus_api.accounts import Accounts
+from metroculus.metroculus_api.errors import INVALID, MISSING, NOT_FOUND, ONE_CLUSTER
+from metroculus.metroculus_api.registry import Credentials, SourceEntry, SourceFlavour
+from metroculus.sources.addresses import AllowedAddresses, check_allowed, parse_upstream_url
+from metroculus.sources.errors import AddressRefused
+from tools.tornado_service.errors import ApiError
+
+MAX_CREDENTIAL_LENGTH = 8192
+
+
+class Auth(Struct, frozen=True, forbid_unknown_fields=True):
+    """``bearer`` with a token, or ``basic`` with a user and a password."""
+
+    type: Literal["bearer", "basic"]
+    token: str = ""
+    username: str = ""
+    password: str = ""
+
+
+class SourceBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where an account's Kubecost or OpenCost is; ``push`` means that its agent writes to Thanos and nothing is asked."""
+
+    flavour: SourceFlavour
+    url: str = ""
+    auth: Auth | None = None
+    ca: str | None = None
+
+
+class SourceAnswer(Struct, frozen=True):
+    """An entry without what is secret about it."""
+
+    cloud_account_id: str
+    flavour: str
+    url: str
+    has_credentials: bool
+    has_ca: bool
+
+
+class Deleted(Struct, frozen=True):
+    deleted: bool
+
+
+class SourcesController:
+    def __init__(self, accounts: Accounts, allowed: AllowedAddresses) -> None:
+        self._accounts = accounts
+        self._allowed = allowed
+
+    async def put(self, account: str, body: SourceBody) -> SourceAnswer:
+        """Write an entry.
+
+        Raises:
+            ApiError: one-cluster mode, a bad URL, an address that the operator does not allow.
+        """
+        if self._accounts.one_cluster:
+            raise ApiError(ONE_CLUSTER)
+        url = ""
+        if body.flavour == "push":
+            if body.url or body.auth or body.ca:
+                raise ApiError(INVALID, "push mode takes no url, auth or ca", ["flavour"])
+        else:
+            if not body.url:
+                raise ApiError(MISSING, "url is required for this flavour", ["url"])
+            url = await self._checked(body.url)
+        entry = await self._accounts.registry.put(
+            account, body.flavour, url, Credentials(_headers(body.auth), _checked_ca(body.ca))
+        )
+        return _shown(entry)
+
+    async def get(self, account: str) -> SourceAnswer:
+        entry = await self._accounts.registry.get(account)
+        if entry is None:
+            raise ApiError(NOT_FOUND)
+        return _shown(entry)
+
+    async def delete(self, account: str) -> Deleted:
+        if not await self._accounts.registry.delete(account):
+            raise ApiError(NOT_FOUND)
+        return Deleted(True)
+
+    async def _checked(self, text: str) -> str:
+        try:
+            url = parse_upstream_url(text)
+            await check_allowed(url, self._allowed)
+        except (ValueError, AddressRefused) as problem:
+            raise ApiError(INVALID, f"url: {problem}", ["url"]) from None
+        return url.text
+
+
+def _headers(auth: Auth | None) -> dict[str, str]:
+    if auth is None:
+        return {}
+    given = (auth.token, auth.username, auth.password)
+    if any(len(part) > MAX_CREDENTIAL_LENGTH or not part.isprintable() or not part.isascii() for part in given):
+        raise ApiError(INVALID, "auth: credentials are printable ASCII of at most 8192 characters", ["auth"])
+    if auth.type == "bearer":
+        if not auth.token:
+            raise ApiError(MISSING, "auth: bearer needs a token", ["auth"])
+        return {"Authorization": f"Bearer {auth.token}"}
+    pair = base64.b64encode(f"{auth.username}:{auth.password}".encode()).decode()
+    return {"Authorization": f"Basic {pair}"}
+
+
+def _checked_ca(ca: str | None) -> str | None:
+    if ca is not None:
+        try:
+            ssl.create_default_context(cadata=ca)
+        except (ssl.SSLError, ValueError):
+            raise ApiError(INVALID, "ca: must be certificates in PEM", ["ca"]) from None
+    return ca
+
+
+def _shown(entry: SourceEntry) -> SourceAnswer:
+    credentials = entry.credentials
+    return SourceAnswer(
+        entry.cloud_account_id, entry.flavour, entry.url, bool(credentials.headers), credentials.ca is not None
+    )

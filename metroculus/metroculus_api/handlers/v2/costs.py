@@ -1,0 +1,156 @@
+"""``/metroculus/v2/kubecost_*``: statements, savings, assets, metrics; ``k8s_metadata``."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self
+
+from metroculus.cost_model.promql import LABEL_NAME, METRIC_NAME
+from metroculus.cost_model.statement import Question, Statement
+from metroculus.metroculus_api.controllers.assets import Assets, InventoryController, MetadataAnswer, MetricSeries
+from metroculus.metroculus_api.controllers.costs import CostController
+from metroculus.metroculus_api.controllers.savings import Savings, SavingsController
+from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
+from metroculus.sources.kubecost import AGGREGATES
+from msgspec import Struct
+from tools.tornado_service.operation import operation
+from tools.tornado_service.params import FilterText, Text, Uuid, WindowQuery
+
+
+class MetricName(Text):
+    pattern = METRIC_NAME.pattern
+    what = "the name of a cost metric: kubecost_, opencost_, node_, pv_, container_ or kube_"
+
+
+class Aggregate(Text):
+    """A property to group by."""
+
+    pattern = rf"({'|'.join(AGGREGATES)}|(label|annotation):[A-Za-z0-9]([A-Za-z0-9_./-]{{0,251}}[A-Za-z0-9])?)"
+    what = f"one of {', '.join(AGGREGATES)}, label:NAME or annotation:NAME"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        parsed = super().parse(text)
+        name = text.partition(":")[2]
+        if name.startswith("__") or (name and not LABEL_NAME.fullmatch(re.sub(r"[-./]", "_", "_" + name))):
+            raise ValueError(f"must be {cls.what}")
+        return parsed
+
+
+class Step(Text):
+    """Seconds, or a number with a unit."""
+
+    pattern = r"[1-9][0-9]{0,6}[smhd]?"
+    what = "seconds, or a number with s, m, h or d"
+
+    @property
+    def seconds(self) -> int:
+        unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(self[-1])
+        return int(self[:-1]) * unit if unit else int(self)
+
+
+class Share(Text):
+    """Above 0, at most 1."""
+
+    pattern = r"0\.[0-9]{1,6}|1(\.0{1,6})?"
+    what = "a number above 0 and at most 1"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        parsed = super().parse(text)
+        if float(parsed) == 0:
+            raise ValueError(f"must be {cls.what}")
+        return parsed
+
+
+class ClusterCostsQuery(WindowQuery, frozen=True, kw_only=True):
+    cloud_account_id: Uuid
+    detail_level: Literal["summary", "namespace", "workload", "pod"] = "summary"
+    aggregate: tuple[Aggregate, ...] = ()
+    namespace: FilterText | None = None
+    idle: Literal["separate", "share", "hide"] = "separate"
+
+
+class ClusterCosts(MetroculusHandler):
+    """What one cluster cost in a window (USD)."""
+
+    costs: CostController
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=ClusterCostsQuery, answer=Statement)
+    async def get(self, query: ClusterCostsQuery) -> Statement:
+        question = Question(
+            cloud_account_id=query.cloud_account_id,
+            window=self.window_of(query),
+            detail=query.detail_level,
+            aggregate=query.aggregate,
+            namespace=query.namespace,
+            idle=query.idle,
+        )
+        return await self.costs.statement(question, self.deadline(), self.request_id)
+
+
+class SavingsQuery(WindowQuery, frozen=True, kw_only=True):
+    cloud_account_id: Uuid
+    target_utilization: Share | None = None
+
+
+class ClusterSavings(MetroculusHandler):
+    """What one cluster could save (USD a month)."""
+
+    savings: SavingsController
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=SavingsQuery, answer=Savings)
+    async def get(self, query: SavingsQuery) -> Savings:
+        utilization = float(query.target_utilization) if query.target_utilization else None
+        window = self.window_of(query)
+        return await self.savings.savings(query.cloud_account_id, window, self.deadline(), utilization)
+
+
+class AssetsQuery(WindowQuery, frozen=True, kw_only=True):
+    cloud_account_id: Uuid
+    asset_type: Literal["node", "disk", "load_balancer", "network", "cluster_management"] | None = None
+
+
+class ClusterAssets(MetroculusHandler):
+    """Nodes, disks, load balancers, network and management of one cluster, with what each cost (USD)."""
+
+    inventory: InventoryController
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=AssetsQuery, answer=Assets)
+    async def get(self, query: AssetsQuery) -> Assets:
+        window = self.window_of(query)
+        return await self.inventory.assets(
+            query.cloud_account_id, window, query.asset_type, self.deadline(), self.request_id
+        )
+
+
+class MetricsQuery(WindowQuery, frozen=True, kw_only=True):
+    cloud_account_id: Uuid
+    metrics: tuple[MetricName, ...] = ()
+    step: Step | None = None
+
+
+class ClusterMetrics(MetroculusHandler):
+    """The account's own series of cost metrics."""
+
+    inventory: InventoryController
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=MetricsQuery, answer=MetricSeries)
+    async def get(self, query: MetricsQuery) -> MetricSeries:
+        step = query.step.seconds if query.step else None
+        window = self.window_of(query)
+        return await self.inventory.metrics(query.cloud_account_id, window, query.metrics, step, self.deadline())
+
+
+class MetadataQuery(Struct, frozen=True, kw_only=True):
+    cloud_account_id: Uuid
+
+
+class ClusterMetadata(MetroculusHandler):
+    """Quotas of namespaces, requests and limits of workloads, specifications of nodes."""
+
+    inventory: InventoryController
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=MetadataQuery, answer=MetadataAnswer)
+    async def get(self, query: MetadataQuery) -> MetadataAnswer:
+        return await self.inventory.metadata(query.cloud_account_id, self.deadline())

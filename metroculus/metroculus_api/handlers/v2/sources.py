@@ -1,0 +1,31 @@
+"""``/metroculus/v2/kubecost_sources/{cloud_account_id}``."""
+
+from __future__ import annotations
+
+from metroculus.metroculus_api.controllers.sources import Deleted, SourceAnswer, SourceBody, SourcesController
+from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
+from msgspec import Struct
+from tools.tornado_service.operation import operation
+from tools.tornado_service.params import Uuid
+
+
+class SourceQuery(Struct, frozen=True):
+    cloud_account_id: Uuid
+
+
+class KubecostSourceEntry(MetroculusHandler):
+    """Which upstream an account has; credentials are written and never read back."""
+
+    sources: SourcesController
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=SourceQuery, body=SourceBody, answer=SourceAnswer)
+    async def put(self, query: SourceQuery, body: SourceBody) -> SourceAnswer:
+        return await self.sources.put(query.cloud_account_id, body)
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=SourceQuery, answer=SourceAnswer)
+    async def get(self, query: SourceQuery) -> SourceAnswer:
+        return await self.sources.get(query.cloud_account_id)
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=SourceQuery, answer=Deleted)
+    async def delete(self, query: SourceQuery) -> Deleted:
+        return await self.sources.delete(query.cloud_account_id)

@@ -1,0 +1,26 @@
+"""Metroculus' routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metroculus.metroculus_api.handlers.v2 import costs, sources
+from tools.tornado_service.application import Route
+
+ACCOUNT = r"(?P<cloud_account_id>[^/]+)"
+
+
+def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
+    """Every route with the one controller that its handler calls."""
+
+    def route(pattern: str, handler: type, *names: str) -> Route:
+        return (rf"/metroculus/v2/{pattern}", handler, parts | {name: controllers[name] for name in names})
+
+    return [
+        route("kubecost_cluster_costs", costs.ClusterCosts, "costs"),
+        route("kubecost_savings", costs.ClusterSavings, "savings"),
+        route("kubecost_assets", costs.ClusterAssets, "inventory"),
+        route("kubecost_metrics", costs.ClusterMetrics, "inventory"),
+        route("k8s_metadata", costs.ClusterMetadata, "inventory"),
+        route(f"kubecost_sources/{ACCOUNT}", sources.KubecostSourceEntry, "sources"),
+    ]

@@ -1,0 +1,27 @@
+"""Why a source could not answer; each kind has its own HTTP status, given in one place by the API."""
+
+from __future__ import annotations
+
+
+class SourceError(Exception):
+    """A source failed. The text is safe to show: no URL, no secret, nothing of the upstream's body."""
+
+    retry_after: int | None = None
+
+
+class Unreachable(SourceError):
+    """No connection, or the breaker is open."""
+
+    retry_after = 5
+
+
+class BadAnswer(SourceError):
+    """It answered, and the answer is of no use: a status, a redirect, HTML, nonsense."""
+
+
+class DeadlineExceeded(SourceError):
+    """It did not answer in time."""
+
+
+class AddressRefused(SourceError):
+    """The address is none that the operator allows."""

@@ -1,0 +1,306 @@
+"""The one way out to an upstream: deadlines, caps, retries, a breaker; allowed addresses; no redirects.
+
+This is the only layer that retries. Answers are never echoed: what a caller may see of a failure is its kind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from time import monotonic, time
+from urllib.parse import urlencode
+
+from tornado.httpclient import HTTPRequest, HTTPResponse
+from tornado.httputil import HTTPHeaders
+from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient
+
+from metroculus.sources.addresses import AllowedAddresses, GuardedResolver
+from metroculus.sources.errors import AddressRefused, BadAnswer, DeadlineExceeded, SourceError, Unreachable
+
+CONNECT_SECONDS = 3.0
+MAX_BODY_BYTES = 256 * 2**20
+MAX_HEADER_BYTES = 64 * 2**10
+CALLS_AT_ONCE = 8
+RETRIES = 2
+RETRY_STATUSES = frozenset({429, 502, 503, 504})
+MAX_RETRY_AFTER_SECONDS = 5.0
+BREAKER_WINDOW_SECONDS, BREAKER_CALLS, BREAKER_SHARE, PROBE_SECONDS = 10.0, 10, 0.5, 5.0
+BUDGET_WINDOW_SECONDS, BUDGET_SHARE, BUDGET_FLOOR = 60.0, 0.1, 3
+
+
+class Deadline:
+    """A point in time that every call on the way shares; it only shrinks."""
+
+    def __init__(self, seconds: float) -> None:
+        self.at = monotonic() + seconds
+
+    def left(self) -> float:
+        return self.at - monotonic()
+
+    def require(self) -> float:
+        """Seconds left.
+
+        Raises:
+            DeadlineExceeded: where there are none.
+        """
+        left = self.left()
+        if left <= 0:
+            raise DeadlineExceeded("the deadline passed before the source answered")
+        return left
+
+
+@dataclass
+class _Health:
+    """What the last calls to one upstream saw: its breaker, its retry budget, its places."""
+
+    clock: Callable[[], float] = monotonic
+    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CALLS_AT_ONCE))
+    outcomes: deque[tuple[float, bool]] = field(default_factory=deque)
+    first_calls: deque[float] = field(default_factory=deque)
+    retries: deque[float] = field(default_factory=deque)
+    open_since: float | None = None
+    probed_at: float = 0.0
+
+    def admit(self) -> None:
+        """Let a call through, or say that the breaker is open.
+
+        Raises:
+            Unreachable: while it is open, but for one probe every five seconds.
+        """
+        now = self.clock()
+        if self.open_since is None:
+            return
+        if now - max(self.probed_at, self.open_since) < PROBE_SECONDS:
+            raise Unreachable("the source failed repeatedly and is left alone for some seconds")
+        self.probed_at = now
+
+    def record(self, succeeded: bool) -> None:
+        now = self.clock()
+        self.outcomes.append((now, succeeded))
+        while self.outcomes and self.outcomes[0][0] < now - BREAKER_WINDOW_SECONDS:
+            self.outcomes.popleft()
+        if succeeded:
+            if self.open_since is not None:
+                self.open_since = None
+                self.outcomes.clear()
+            return
+        failures = sum(not outcome for _, outcome in self.outcomes)
+        if len(self.outcomes) >= BREAKER_CALLS and failures >= BREAKER_SHARE * len(self.outcomes):
+            self.open_since = self.open_since or now
+
+    def count_call(self) -> None:
+        self.first_calls.append(self.clock())
+
+    def may_retry(self) -> bool:
+        """Whether the budget has a retry left; takes it."""
+        now = self.clock()
+        for stamps in (self.first_calls, self.retries):
+            while stamps and stamps[0] < now - BUDGET_WINDOW_SECONDS:
+                stamps.popleft()
+        if len(self.retries) >= max(BUDGET_FLOOR, BUDGET_SHARE * len(self.first_calls)):
+            return False
+        self.retries.append(now)
+        return True
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Where a source is and how it is spoken to."""
+
+    name: str
+    """What it is called in ``sources`` and in errors."""
+    url: str
+    """Base URL, checked, without a trailing slash."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    ca: str | None = None
+    """PEM of the authority that signed its certificate; None is the system's."""
+    trusted: bool = False
+    """Set by the operator, and so not bound to ``UPSTREAM_ALLOW``."""
+
+
+Transport = Callable[[HTTPRequest], Awaitable[HTTPResponse]]
+
+
+class SourceHttp:
+    """Tornado's own client under the rules of this module.
+
+    Args:
+        allowed: what tenants' URLs may reach.
+        timeout: seconds for one call, never longer than what is left of the caller's deadline.
+    """
+
+    def __init__(self, allowed: AllowedAddresses, timeout: float = 30.0) -> None:
+        self.timeout = timeout
+        limits = {"max_clients": 1000, "max_body_size": MAX_BODY_BYTES, "max_header_size": MAX_HEADER_BYTES}
+        self._trusted = SimpleAsyncHTTPClient(force_instance=True, **limits)
+        self._guarded = SimpleAsyncHTTPClient(
+            force_instance=True, resolver=GuardedResolver(allowed=allowed), **limits
+        )
+        self._health: dict[str, _Health] = {}
+
+    def close(self) -> None:
+        self._trusted.close()
+        self._guarded.close()
+
+    def seen(self) -> dict[str, str]:
+        """What the last calls to each upstream saw, by its URL's health: ``ok`` or ``open``."""
+        return {key: "open" if health.open_since is not None else "ok" for key, health in self._health.items()}
+
+    async def get(
+        self,
+        upstream: Upstream,
+        path: str,
+        params: Mapping[str, str],
+        deadline: Deadline,
+        request_id: str = "",
+    ) -> bytes:
+        """The body of a 200.
+
+        Raises:
+            Unreachable, DeadlineExceeded, BadAnswer, AddressRefused
+        """
+        health = self._health.setdefault(upstream.url, _Health())
+        url = f"{upstream.url}{path}?{urlencode(params)}" if params else f"{upstream.url}{path}"
+        headers = dict(upstream.headers) | ({"X-Request-ID": request_id} if request_id else {})
+        health.count_call()
+        attempt = 0
+        while True:
+            try:
+                return await self._attempt(upstream, health, url, headers, deadline)
+            except _Retryable as failure:
+                wait = failure.wait if failure.wait is not None else random.random() * min(0.25 * 2**attempt, 2.0)
+                if attempt >= RETRIES or wait > min(MAX_RETRY_AFTER_SECONDS, deadline.left()) or not health.may_retry():
+                    raise failure.error from None
+                attempt += 1
+                await asyncio.sleep(wait)
+
+    async def _attempt(
+        self, upstream: Upstream, health: _Health, url: str, headers: dict[str, str], deadline: Deadline
+    ) -> bytes:
+        try:
+            async with asyncio.timeout(deadline.require()):
+                await health.places.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded(f"{upstream.name} is busy: the deadline passed in the queue") from None
+        try:
+            health.admit()
+            succeeded = True
+            try:
+                return await self._fetch(upstream, url, headers, deadline)
+            except _Retryable:
+                succeeded = False
+                raise
+            except (DeadlineExceeded, Unreachable):
+                succeeded = False
+                raise
+            except _ServerError as failure:
+                succeeded = False
+                raise failure.error from None
+            finally:
+                health.record(succeeded)
+        finally:
+            health.places.release()
+
+    async def _fetch(self, upstream: Upstream, url: str, headers: dict[str, str], deadline: Deadline) -> bytes:
+        body = _CappedBody()
+        seconds = min(self.timeout, deadline.require())
+        request = HTTPRequest(
+            url,
+            headers=HTTPHeaders(headers),
+            connect_timeout=min(CONNECT_SECONDS, seconds),
+            request_timeout=seconds,
+            follow_redirects=False,
+            decompress_response=True,
+            streaming_callback=body.take,
+            ssl_options=_ssl_context(upstream.ca) if url.startswith("https:") else None,
+        )
+        client = self._trusted if upstream.trusted else self._guarded
+        try:
+            async with asyncio.timeout(seconds + 0.25):
+                response = await client.fetch(request, raise_error=False)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{upstream.name} did not answer in time") from None
+        if body.too_large:
+            raise BadAnswer(f"{upstream.name} answered with more than {MAX_BODY_BYTES >> 20} MiB")
+        return _read(upstream, response, body)
+
+
+class _CappedBody:
+    """Collects a decompressed body and stops at the cap."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.too_large = False
+
+    def take(self, part: bytes) -> None:
+        self.size += len(part)
+        if self.size > MAX_BODY_BYTES:
+            self.too_large = True
+            self.parts.clear()
+            raise _BodyTooLarge
+        self.parts.append(part)
+
+    def join(self) -> bytes:
+        return b"".join(self.parts)
+
+
+class _BodyTooLarge(Exception):
+    """Ends the transfer from inside the client."""
+
+
+class _Retryable(Exception):
+    def __init__(self, error: SourceError, wait: float | None = None) -> None:
+        self.error = error
+        self.wait = wait
+
+
+class _ServerError(Exception):
+    def __init__(self, error: SourceError) -> None:
+        self.error = error
+
+
+def _read(upstream: Upstream, response: HTTPResponse, body: _CappedBody) -> bytes:
+    """The body of a complete 200; every other outcome as its error."""
+    name, failure = upstream.name, response.error
+    if response.code == 599 or (failure is not None and not _is_http_status(response.code)):
+        if isinstance(failure, AddressRefused):
+            raise Unreachable(str(failure)) from None
+        if isinstance(failure, HTTPTimeoutError) and "connecting" not in str(failure):
+            raise DeadlineExceeded(f"{name} did not answer in time") from None
+        if isinstance(failure, HTTPStreamClosedError) and body.size:
+            raise _Retryable(Unreachable(f"{name} broke off its answer"))
+        raise _Retryable(Unreachable(f"{name} could not be reached"))
+    if response.code == 200:
+        return body.join()
+    error = BadAnswer(f"{name} answered with status {response.code}")
+    if response.code in RETRY_STATUSES:
+        raise _Retryable(error, _retry_after(response.headers.get("Retry-After")))
+    if response.code >= 500:
+        raise _ServerError(error)
+    raise error
+
+
+def _is_http_status(code: int) -> bool:
+    return 100 <= code < 599
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Seconds to wait as the upstream asks; None where it asks nothing that can be understood."""
+    if not text:
+        return None
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _ssl_context(ca: str | None) -> ssl.SSLContext:
+    return ssl.create_default_context(cadata=ca)

@@ -1,0 +1,289 @@
+"""Kubecost and OpenCost over HTTP: allocation, assets and savings; which of the two it is, found out once.
+
+A window is asked for as whole UTC days, and its edges by the hour: what comes back is trusted by the window it says,
+and only sets that lie inside what was asked for are summed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from metroculus.cost_model.allocation import AllocationSet
+from metroculus.cost_model.assets import Asset, merge
+from metroculus.cost_model.statement import (
+    AllocationReading,
+    ManagementReading,
+    NodeCosts,
+    Source,
+    judge_sets,
+)
+from metroculus.sources.errors import BadAnswer, DeadlineExceeded, SourceError
+from metroculus.sources.http import Deadline, SourceHttp, Upstream
+from metroculus.sources.kubecost_json import DecodedAssets, decode_allocation, decode_assets
+from tools.window import DAY, HOUR, Window, iso, split
+
+Flavour = Literal["kubecost", "opencost"]
+Step = Literal["day", "hour"]
+
+AGGREGATES = ("namespace", "controller", "controllerKind", "pod", "container", "node", "service", "cluster")
+"""What may be grouped by, beside ``label:x`` and ``annotation:x``: an unknown one is not refused upstream."""
+
+
+class Dialect(Struct, frozen=True):
+    """How one upstream is spoken to."""
+
+    flavour: Flavour
+    allocation: str
+    assets: str
+
+
+KUBECOST = Dialect("kubecost", "/model/allocation", "/model/assets")
+OPENCOST = Dialect("opencost", "/allocation", "/assets")
+OLDER_OPENCOST = Dialect("opencost", "/allocation/compute", "/assets")
+
+
+class AssetsReading(Struct, frozen=True, kw_only=True):
+    """Assets of a window, and what became of asking for them."""
+
+    source: Source
+    assets: tuple[Asset, ...] = ()
+    flavour: Flavour
+
+    def management(self) -> ManagementReading:
+        """Cluster management and node costs, as far as these assets tell them."""
+        covers = self.flavour == "kubecost"
+        if self.source.status not in ("ok", "partial"):
+            return ManagementReading(source=self.source, covers=covers)
+        usd = sum(a.total_cost for a in self.assets if a.type == "cluster_management") if covers else None
+        priced = [a.priced for a in self.assets if a.type == "node"]
+        nodes = NodeCosts(*(sum(column) for column in zip(*priced, strict=True))) if priced else None
+        return ManagementReading(source=self.source, usd=usd, covers=covers, nodes=nodes)
+
+
+class _Piece(Struct, frozen=True):
+    start: int
+    end: int
+    step: Step
+
+
+def pieces(window: Window) -> list[_Piece]:
+    """Whole days by the day, the rest of each day by the hour."""
+    return [_Piece(a, b, "day" if b - a == DAY else "hour") for a, b in window.days()]
+
+
+class KubecostSource:
+    """One account's Kubecost or OpenCost.
+
+    Args:
+        flavour: None finds out by asking.
+        clock: Unix seconds, for ``fetched_at``.
+    """
+
+    def __init__(
+        self, http: SourceHttp, upstream: Upstream, flavour: Flavour | None, clock: Callable[[], float]
+    ) -> None:
+        self._http = http
+        self._upstream = upstream
+        self._clock = clock
+        self._candidates = [d for d in (KUBECOST, OPENCOST, OLDER_OPENCOST) if flavour in (None, d.flavour)]
+        self._dialect: Dialect | None = self._candidates[0] if len(self._candidates) == 1 else None
+        self._detecting = asyncio.Lock()
+
+    @property
+    def flavour(self) -> Flavour | None:
+        """Kubecost or OpenCost; None until it is known."""
+        known = {candidate.flavour for candidate in self._candidates}
+        return self._dialect.flavour if self._dialect else known.pop() if len(known) == 1 else None
+
+    async def dialect(self, deadline: Deadline) -> Dialect:
+        """Which dialect the upstream speaks: the first whose allocation path is not a 404.
+
+        Raises:
+            SourceError
+        """
+        async with self._detecting:
+            if self._dialect is None:
+                self._dialect = await self._detect(deadline)
+            return self._dialect
+
+    async def _detect(self, deadline: Deadline) -> Dialect:
+        for candidate in self._candidates:
+            now = int(self._clock())
+            params = {"window": f"{iso(now - HOUR)},{iso(now)}", "aggregate": "cluster"}
+            try:
+                await self._http.get(self._upstream, candidate.allocation, params, deadline)
+            except BadAnswer as failure:
+                if "status 404" not in str(failure):
+                    raise
+            else:
+                return candidate
+        raise BadAnswer(f"{self._upstream.name} is neither Kubecost nor OpenCost: it has no allocation API")
+
+    async def allocation(
+        self, window: Window, aggregate: Sequence[str], deadline: Deadline, request_id: str = ""
+    ) -> AllocationReading:
+        """Allocations of a window by ``aggregate``, unfiltered.
+
+        Raises:
+            SourceError: where no part of the window could be read.
+        """
+        dialect = await self.dialect(deadline)
+        asked = [self._allocation_piece(dialect, piece, window, aggregate, deadline, request_id) for piece in pieces(window)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        failures = _failures(answers)
+        if len(failures) == len(answers):
+            raise worst(failures)
+        sets: list[AllocationSet] = []
+        warnings: list[str] = []
+        for answer in answers:
+            if isinstance(answer, tuple):
+                sets += answer[0]
+                warnings += answer[1]
+        failed = f"{len(failures)} of {len(answers)} days failed: {failures[0]}" if failures else None
+        return judge_sets("allocation", sets, window, int(self._clock()), tuple(dict.fromkeys(warnings)), failed)
+
+    async def _allocation_piece(
+        self,
+        dialect: Dialect,
+        piece: _Piece,
+        window: Window,
+        aggregate: Sequence[str],
+        deadline: Deadline,
+        request_id: str,
+    ) -> tuple[list[AllocationSet], list[str]]:
+        """The sets of one piece; where they come back wider than asked, its hours, one call each."""
+        limit = piece.end + -piece.end % HOUR if piece.end == window.end else piece.end
+        decoded = await self._ask_allocation(dialect, piece, aggregate, deadline, request_id)
+        if all(piece.start <= one.start and one.end <= limit for one in decoded.sets):
+            return list(decoded.sets), list(decoded.warnings)
+        if piece.step == "day":
+            hourly = _Piece(piece.start, piece.end, "hour")
+            return await self._allocation_piece(dialect, hourly, window, aggregate, deadline, request_id)
+        if piece.end - piece.start > HOUR:
+            hours = [_Piece(a, b, "hour") for a, b in split(piece.start, piece.end, HOUR)]
+            asked = [self._allocation_piece(dialect, h, window, aggregate, deadline, request_id) for h in hours]
+            parts = await asyncio.gather(*asked)
+            return [one for sets, _ in parts for one in sets], [note for _, notes in parts for note in notes]
+        inside = [one for one in decoded.sets if piece.start <= one.start and one.end <= limit]
+        return inside, [*decoded.warnings, "sets that reach beyond the window were left out"]
+
+    async def _ask_allocation(
+        self, dialect: Dialect, piece: _Piece, aggregate: Sequence[str], deadline: Deadline, request_id: str
+    ):  # type: ignore[no-untyped-def]
+        params = {"window": f"{iso(piece.start)},{iso(piece.end)}", "shareIdle": "false", "external": "false"}
+        if aggregate:
+            params["aggregate"] = ",".join(aggregate)
+        if dialect.flavour == "kubecost":
+            params |= {
+                "accumulate": piece.step,
+                "idle": "true",
+                "splitIdle": "false",
+                "shareTenancyCosts": "false",
+                "reconcile": "true",
+            }
+        else:
+            step = {"day": "1d", "hour": "1h"}[piece.step]
+            params |= {"accumulate": "false", "step": step, "resolution": "1m", "includeIdle": "true", "idleByNode": "false"}
+        body = await self._http.get(self._upstream, dialect.allocation, params, deadline, request_id)
+        return await _decoded(decode_allocation, self._upstream.name, body, aggregate)
+
+    async def assets(self, window: Window, deadline: Deadline, request_id: str = "") -> AssetsReading:
+        """Assets of a window, one a thing.
+
+        Raises:
+            SourceError: where no part of the window could be read.
+        """
+        dialect = await self.dialect(deadline)
+        whole = [_Piece(window.start, window.end, "day")] if dialect.flavour == "opencost" else pieces(window)
+        answers = await asyncio.gather(
+            *(self._assets_piece(dialect, piece, deadline, request_id) for piece in whole), return_exceptions=True
+        )
+        failures = _failures(answers)
+        if len(failures) == len(answers):
+            raise worst(failures)
+        read = [answer for answer in answers if isinstance(answer, DecodedAssets)]
+        assets = merge(asset for one in read for asset in one.assets)
+        status: Literal["ok", "partial", "no_data"] = "ok" if assets else "no_data"
+        if assets and (failures or any(not one.assets for one in read)):
+            status = "partial"
+        source = Source(
+            name="assets",
+            status=status,
+            fetched_at=int(self._clock()),
+            coverage=None,
+            error=f"{len(failures)} of {len(answers)} days failed: {failures[0]}" if failures else None,
+        )
+        return AssetsReading(source=source, assets=assets, flavour=dialect.flavour)
+
+    async def _assets_piece(
+        self, dialect: Dialect, piece: _Piece, deadline: Deadline, request_id: str
+    ) -> DecodedAssets:
+        params = {"window": f"{iso(piece.start)},{iso(piece.end)}"}
+        if dialect.flavour == "kubecost":
+            params |= {"accumulate": piece.step, "aggregate": "", "reconcile": "true"}
+        body = await self._http.get(self._upstream, dialect.assets, params, deadline, request_id)
+        decoded: DecodedAssets = await _decoded(decode_assets, self._upstream.name, body)
+        limit = piece.end + -piece.end % HOUR
+        if all(piece.start <= start and end <= limit for start, end in decoded.spans):
+            return decoded
+        if piece.end - piece.start <= HOUR:
+            raise BadAnswer(f"{self._upstream.name} answered for another window than asked")
+        step = HOUR if piece.step == "hour" else DAY
+        if piece.step == "day" and piece.end - piece.start <= DAY:
+            return await self._assets_piece(dialect, _Piece(piece.start, piece.end, "hour"), deadline, request_id)
+        parts = await asyncio.gather(
+            *(
+                self._assets_piece(dialect, _Piece(a, b, piece.step), deadline, request_id)
+                for a, b in split(piece.start, piece.end, step)
+            )
+        )
+        return DecodedAssets(tuple(a for p in parts for a in p.assets), tuple(s for p in parts for s in p.spans))
+
+    async def savings_body(self, detail: str, deadline: Deadline, request_id: str = "") -> bytes | None:
+        """The raw answer of ``/model/savings`` or one of its details; None where the upstream has no such thing.
+
+        Raises:
+            SourceError
+        """
+        dialect = await self.dialect(deadline)
+        if dialect.flavour == "opencost":
+            return None
+        path = f"/model/savings{detail}"
+        try:
+            return await self._http.get(self._upstream, path, {"window": "7d"} if detail else {}, deadline, request_id)
+        except BadAnswer as failure:
+            if "status 404" in str(failure):
+                return None
+            raise
+
+
+LARGE_BODY_BYTES = 2**20
+
+
+async def _decoded(decode, *args):  # type: ignore[no-untyped-def]
+    """Decode on a thread what would hold the loop for longer than some milliseconds."""
+    if any(isinstance(arg, bytes) and len(arg) > LARGE_BODY_BYTES for arg in args):
+        return await asyncio.get_running_loop().run_in_executor(None, decode, *args)
+    return decode(*args)
+
+
+def _failures(answers: Sequence[object]) -> list[SourceError]:
+    """The source errors among gathered answers; anything else that was raised is a defect, and raised on."""
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, SourceError):
+            raise answer
+    return [answer for answer in answers if isinstance(answer, SourceError)]
+
+
+def worst(failures: Sequence[SourceError]) -> SourceError:
+    """Of several failures the one to tell: nonsense before silence before no connection."""
+    order = (BadAnswer, DeadlineExceeded)
+    for kind in order:
+        for failure in failures:
+            if isinstance(failure, kind):
+                return failure
+    return failures[0]

@@ -1,0 +1,229 @@
+"""Usage of containers and what kube-state-metrics says of quotas, requests and nodes, out of Thanos."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+from msgspec import Struct
+
+from metroculus.cost_model import promql
+from metroculus.cost_model.savings import ContainerUsage
+from metroculus.sources.http import Deadline
+from metroculus.sources.thanos import Labels, ThanosSource, read_owners
+from tools.window import Window
+
+NOW_SECONDS = 600
+"""How far back "now" reaches."""
+
+Who = tuple[str, str, str]
+
+
+def _who(labels: Labels) -> Who:
+    return labels.get("namespace", ""), labels.get("pod", ""), labels.get("container", "")
+
+
+async def container_usages(
+    thanos: ThanosSource, account: str, window: Window, deadline: Deadline
+) -> list[ContainerUsage]:
+    """Requests, cpu at the 95th percentile and memory at its maximum, by controller and container.
+
+    Raises:
+        SourceError
+    """
+    tenant, seconds = thanos.tenant(account), window.seconds
+    by = tenant.by("namespace", "pod", "container")
+
+    async def ask(query: str) -> list[tuple[Labels, float]]:
+        found, _ = await thanos.query(tenant, query, window.end - 0.001, deadline)
+        return found
+
+    async def by_container(query: str) -> dict[Who, float]:
+        return {_who(labels): value for labels, value in await ask(f"max by ({by}) ({query})")}
+
+    def over(metric: str, function: str, **labels: str) -> str:
+        return f"{function}({promql.selector(metric, tenant, **labels)}[{seconds}s])"
+
+    rate = f"rate({promql.selector('container_cpu_usage_seconds_total', tenant, container='!')}[10m])"
+    there = f"max by ({by}) ({promql.selector('container_cpu_allocation', tenant)})"
+    placed = tenant.by("namespace", "pod", "container", "node")
+    allocation = promql.selector("container_cpu_allocation", tenant)
+    cpu, ram, cpu_request, ram_request, hours, nodes, cpu_price, ram_price, owners = await asyncio.gather(
+        by_container(f"quantile_over_time(0.95, {rate}[{seconds}s:10m])"),
+        by_container(over("container_memory_working_set_bytes", "max_over_time", container="!")),
+        by_container(over("kube_pod_container_resource_requests", "max_over_time", resource="cpu")),
+        by_container(over("kube_pod_container_resource_requests", "max_over_time", resource="memory")),
+        by_container(f"count_over_time(({there})[{seconds}s:10m]) / 6"),
+        ask(f"max by ({placed}) (max_over_time({allocation}[{seconds}s]))"),
+        _by_node(ask, f"max by ({tenant.by('node')}) ({over('node_cpu_hourly_cost', 'avg_over_time')})"),
+        _by_node(ask, f"max by ({tenant.by('node')}) ({over('node_ram_hourly_cost', 'avg_over_time')})"),
+        read_owners(ask, tenant, seconds),
+    )
+    node_of = {_who(labels): labels.get("node", "") for labels, _ in nodes}
+    groups: dict[tuple[str, str, str, str], list[Who]] = defaultdict(list)
+    for who in hours:
+        kind, controller = owners.get(who[:2], ("", who[1]))
+        groups[(who[0], kind, controller, who[2])].append(who)
+    return [
+        ContainerUsage(
+            namespace=namespace,
+            controller=controller,
+            controller_kind=kind,
+            container=container,
+            cpu_request=max(cpu_request.get(who, 0.0) for who in members),
+            cpu_p95=max(cpu.get(who, 0.0) for who in members),
+            ram_request=max(ram_request.get(who, 0.0) for who in members),
+            ram_max=max(ram.get(who, 0.0) for who in members),
+            container_hours=sum(hours[who] for who in members),
+            usd_per_core_hour=_mean(members, node_of, cpu_price, hours),
+            usd_per_gib_hour=_mean(members, node_of, ram_price, hours),
+        )
+        for (namespace, kind, controller, container), members in sorted(groups.items())
+    ]
+
+
+async def _by_node(ask, query: str) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    return {labels.get("node", ""): value for labels, value in await ask(query)}
+
+
+def _mean(members: list[Who], node_of: dict[Who, str], price: dict[str, float], hours: dict[Who, float]) -> float:
+    """Mean price of where the containers ran, by their hours."""
+    whole = sum(hours[who] for who in members)
+    return sum(price.get(node_of.get(who, ""), 0.0) * hours[who] for who in members) / whole if whole else 0.0
+
+
+class Quota(Struct, frozen=True):
+    """One resource of one namespace's quota; cores, bytes or a count."""
+
+    namespace: str
+    name: str
+    resource: str
+    hard: float | None
+    used: float | None
+
+
+class WorkloadResources(Struct, frozen=True):
+    """Requests and limits of a workload's containers together, now; cores and bytes, None where not set."""
+
+    namespace: str
+    controller: str
+    controller_kind: str
+    pods: int
+    cpu_request: float | None
+    cpu_limit: float | None
+    ram_request: float | None
+    ram_limit: float | None
+
+
+class NodeSpecification(Struct, frozen=True):
+    name: str
+    instance_type: str
+    zone: str
+    provider_id: str
+    spot: bool | None
+    cpu_cores: float | None
+    ram_bytes: float | None
+    gpu_count: float | None
+
+
+class Metadata(Struct, frozen=True):
+    """What a cluster is made of, as kube-state-metrics last said."""
+
+    quotas: tuple[Quota, ...]
+    workloads: tuple[WorkloadResources, ...]
+    nodes: tuple[NodeSpecification, ...]
+
+
+async def metadata(thanos: ThanosSource, account: str, at: float, deadline: Deadline) -> Metadata:
+    """Quotas, workloads' requests and limits, and nodes, within the ten minutes before ``at``.
+
+    Raises:
+        SourceError
+    """
+    tenant = thanos.tenant(account)
+
+    async def seen(metric: str, *identity: str, **labels: str) -> list[tuple[Labels, float]]:
+        there = f"last_over_time({promql.selector(metric, tenant, **labels)}[{NOW_SECONDS}s])"
+        found, _ = await thanos.query(tenant, f"max by ({tenant.by(*identity)}) ({there})", at, deadline)
+        return found
+
+    async def ask(query: str) -> list[tuple[Labels, float]]:
+        return (await thanos.query(tenant, query, at, deadline))[0]
+
+    container = ("namespace", "pod", "container", "resource")
+    quotas, requests, limits, owners, nodes, cores, ram, spot, gpus, labels = await asyncio.gather(
+        seen("kube_resourcequota", "namespace", "resourcequota", "resource", "type"),
+        seen("kube_pod_container_resource_requests", *container),
+        seen("kube_pod_container_resource_limits", *container),
+        read_owners(ask, tenant, NOW_SECONDS),
+        seen("node_total_hourly_cost", "node", "instance_type", "provider_id"),
+        seen("kube_node_status_capacity_cpu_cores", "node"),
+        seen("kube_node_status_capacity_memory_bytes", "node"),
+        seen("kubecost_node_is_spot", "node"),
+        seen("node_gpu_count", "node"),
+        seen("kube_node_labels", "node", "label_topology_kubernetes_io_zone"),
+    )
+    return Metadata(
+        _quotas(quotas), _workloads(requests, limits, owners), _nodes(nodes, cores, ram, spot, gpus, labels)
+    )
+
+
+Found = list[tuple[Labels, float]]
+
+
+def _quotas(found: Found) -> tuple[Quota, ...]:
+    values: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
+    for labels, value in found:
+        key = (labels.get("namespace", ""), labels.get("resourcequota", ""), labels.get("resource", ""))
+        values[key][labels.get("type", "")] = value
+    return tuple(Quota(*key, kinds.get("hard"), kinds.get("used")) for key, kinds in sorted(values.items()))
+
+
+def _workloads(
+    requests: Found, limits: Found, owners: dict[tuple[str, str], tuple[str, str]]
+) -> tuple[WorkloadResources, ...]:
+    sums: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
+    pods: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for what, found in (("request", requests), ("limit", limits)):
+        for labels, value in found:
+            pod = labels.get("pod", "")
+            kind, controller = owners.get((labels.get("namespace", ""), pod), ("", pod))
+            key = (labels.get("namespace", ""), controller, kind)
+            pods[key].add(pod)
+            name = f"{labels.get('resource', '')}_{what}"
+            sums[key][name] = sums[key].get(name, 0.0) + value
+    return tuple(
+        WorkloadResources(
+            *key,
+            len(pods[key]),
+            one.get("cpu_request"),
+            one.get("cpu_limit"),
+            one.get("memory_request"),
+            one.get("memory_limit"),
+        )
+        for key, one in sorted(sums.items())
+    )
+
+
+def _nodes(nodes: Found, cores: Found, ram: Found, spot: Found, gpus: Found, labels: Found) -> tuple[NodeSpecification, ...]:
+    def by_node(found: Found) -> dict[str, float]:
+        return {one.get("node", ""): value for one, value in found}
+
+    cores_of, ram_of, spot_of, gpus_of = map(by_node, (cores, ram, spot, gpus))
+    zones = {one.get("node", ""): one.get("label_topology_kubernetes_io_zone", "") for one, _ in labels}
+    types = {one.get("node", ""): one for one, _ in nodes}
+    return tuple(
+        NodeSpecification(
+            name=name,
+            instance_type=types.get(name, {}).get("instance_type", ""),
+            zone=zones.get(name, ""),
+            provider_id=types.get(name, {}).get("provider_id", ""),
+            spot=bool(spot_of[name]) if name in spot_of else None,
+            cpu_cores=cores_of.get(name),
+            ram_bytes=ram_of.get(name),
+            gpu_count=gpus_of.get(name),
+        )
+        for name in sorted({*types, *cores_of})
+    )
+
+

@@ -1,0 +1,130 @@
+"""Settings, each declared once: a flag, an environment variable, a key of the YAML file, an etcd key; in that order.
+
+A malformed setting, or an unknown one in a file, stops the start with one line that names it. Unknown environment
+names are not judged: Kubernetes puts its own there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class SettingsError(Exception):
+    """One line that names the setting and what it must be."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting; ``parse`` raises ValueError for what it must not be."""
+
+    name: str
+    """As an environment variable; the flag is ``--lower-case-with-dashes``."""
+    help: str
+    parse: Callable[[str], Any] = str
+    default: Any = None
+    etcd: str | None = None
+    secret: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.lower().replace("_", "-")
+
+    @property
+    def key(self) -> str:
+        return self.name.lower()
+
+
+def load(
+    settings: Sequence[Setting],
+    flags: Mapping[str, str | None],
+    environment: Mapping[str, str],
+    file: str | None = None,
+    etcd: Callable[[str], str | None] | None = None,
+) -> dict[str, Any]:
+    """The value of each setting, by its key.
+
+    Args:
+        flags: by key, None where the flag was not given.
+        etcd: reads one key; None where etcd is not configured.
+
+    Raises:
+        SettingsError
+    """
+    from_file = _read_file(file, settings) if file else {}
+    values: dict[str, Any] = {}
+    for setting in settings:
+        found: tuple[str, str] | None = None
+        if flags.get(setting.key) is not None:
+            found = setting.flag, str(flags[setting.key])
+        elif setting.name in environment:
+            found = setting.name, environment[setting.name]
+        elif setting.key in from_file:
+            found = f"{file}: {setting.key}", from_file[setting.key]
+        elif etcd is not None and setting.etcd is not None:
+            text = etcd(setting.etcd)
+            found = (f"etcd {setting.etcd}", text) if text is not None else None
+        values[setting.key] = _parsed(setting, found)
+    return values
+
+
+def _parsed(setting: Setting, found: tuple[str, str] | None) -> Any:
+    if found is None:
+        return setting.default
+    where, text = found
+    try:
+        return setting.parse(text)
+    except ValueError as problem:
+        shown = "" if setting.secret else f" {text!r}"
+        raise SettingsError(f"{where}:{shown} {problem}") from None
+
+
+def _read_file(file: str, settings: Sequence[Setting]) -> dict[str, str]:
+    try:
+        read = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise SettingsError(f"{file}: cannot be read: {str(problem).splitlines()[0]}") from None
+    if not isinstance(read, dict):
+        raise SettingsError(f"{file}: must hold settings, one a line: `name: value`")
+    known = {setting.key for setting in settings}
+    for name in read:
+        if name not in known:
+            raise SettingsError(f"{file}: unknown setting {name!r}")
+    return {name: str(value) for name, value in read.items()}
+
+
+def address(text: str) -> tuple[str, int]:
+    """``host:port``."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("must be host:port")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 86400:
+        raise ValueError("must be a number of seconds above 0")
+    return value
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """A comma list."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,61 @@
+"""OpenAPI 3.1 out of the routes' declarations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from http.client import responses
+from typing import Any
+
+import msgspec
+
+from tools.tornado_service.errors import ErrorBody
+from tools.tornado_service.params import parameters
+
+_GROUP = re.compile(r"\(\?P<(\w+)>[^)]*\)")
+_REF = "#/components/schemas/{name}"
+
+
+def document(title: str, version: str, routes: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+    """The contract of the routes: what each takes, answers and may fail with."""
+    operations = list(_operations(routes))
+    types = [ErrorBody] + [op.answer for _, _, _, op in operations] + [op.body for *_, op in operations if op.body]
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    answers = schemas[1 : 1 + len(operations)]
+    bodies = iter(schemas[1 + len(operations) :])
+    paths: dict[str, dict[str, Any]] = {}
+    for (path, method, handler, op), answer in zip(operations, answers, strict=True):
+        names = re.findall(r"{(\w+)}", path)
+        entry: dict[str, Any] = {
+            "summary": (handler.__doc__ or "").strip().split("\n")[0],
+            "operationId": f"{method}_{handler.__name__}_{len(paths)}",
+            "parameters": parameters(op.query, names),
+            "responses": {
+                str(op.status): {
+                    "description": responses[op.status],
+                    "content": {"application/json": {"schema": answer}},
+                },
+                "default": {
+                    "description": "Any failure, in the one error shape",
+                    "content": {"application/json": {"schema": schemas[0]}},
+                },
+            },
+        }
+        if op.body is not None:
+            entry["requestBody"] = {"required": True, "content": {"application/json": {"schema": next(bodies)}}}
+        paths.setdefault(path, {})[method] = entry
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": version},
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _operations(routes: Sequence[tuple[Any, ...]]) -> Any:
+    for pattern, handler, *_ in routes:
+        path = _GROUP.sub(lambda match: "{" + match[1] + "}", pattern).replace("\\", "")
+        for method in ("get", "post", "put", "patch", "delete"):
+            declared = getattr(getattr(handler, method, None), "operation", None)
+            if declared is not None:
+                yield path, method, handler, declared

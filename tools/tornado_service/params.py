@@ -1,0 +1,230 @@
+"""Declared parameters: a struct of typed fields says what a request may carry; validation and OpenAPI follow from it.
+
+A field's type is a text type of this module (or one with the same two methods), a ``Literal``, either of them or
+``None``, or a tuple of them for what may stand several times or as a comma list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from types import NoneType
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import NODEFAULT, Struct
+
+from tools.tornado_service.errors import ApiError, CommonCodes
+from tools.window import FORMS, Window, WindowError, parse_window
+
+Q = TypeVar("Q", bound=Struct)
+
+MAX_PARAMETER_LENGTH = 2048
+
+
+class Text(str):
+    """Text of a request under a pattern; subclasses say which."""
+
+    pattern: ClassVar[str] = r"[^\x00-\x1f\x7f]{1,253}"
+    what: ClassVar[str] = "1 to 253 printable characters"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The value.
+
+        Raises:
+            ValueError: saying what it must be.
+        """
+        if not re.fullmatch(cls.pattern, text, re.ASCII if cls.pattern.isascii() else 0):
+            raise ValueError(f"must be {cls.what}")
+        return cls(text)
+
+    @classmethod
+    def schema(cls) -> dict[str, Any]:
+        return {"type": "string", "pattern": f"^{cls.pattern}$", "description": cls.what}
+
+
+class Uuid(Text):
+    """A UUID in canonical form; the ids of accounts, organizations and clusters."""
+
+    pattern = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+    what = "a UUID in canonical form (lower case, dashes)"
+
+
+class DnsLabel(Text):
+    """A Kubernetes name (DNS-1123 label)."""
+
+    pattern = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+    what = "a Kubernetes name: at most 63 lower case letters, digits and dashes"
+
+
+class FilterText(Text):
+    """A value to filter by: compared, never interpreted."""
+
+    pattern = r"[^\x00-\x1f\x7f]{1,63}"
+    what = "1 to 63 printable characters"
+
+
+class Count(Text):
+    """A plain positive number below a million."""
+
+    pattern = r"[1-9][0-9]{0,5}"
+    what = "a whole number from 1 to 999999"
+
+
+class Flag(Text):
+    pattern = r"true|false"
+    what = "true or false"
+
+
+class WindowQuery(Struct, frozen=True, kw_only=True):
+    """The two ways to give a window; ``start_time`` and ``end_time`` mean the same as the dates."""
+
+    window: str | None = None
+    start_date: str | None = None
+    end_date: str | None = None
+    start_time: str | None = None
+    end_time: str | None = None
+
+    def resolve(self, now: float, default: str | None = None) -> Window:
+        """The window, normalised.
+
+        Raises:
+            WindowError
+        """
+        dates = [self.start_date, self.end_date]
+        times = [self.start_time, self.end_time]
+        names = ("start_date", "end_date")
+        if any(times):
+            if any(dates):
+                raise WindowError("give either dates or times, not both", "start_date", "start_time")
+            dates, names = times, ("start_time", "end_time")
+        if self.window is None and dates == [None, None]:
+            if default is None:
+                raise MissingWindow("start_date and end_date, or window, are required", "start_date", "end_date")
+            return parse_window(now, window=default)
+        return parse_window(now, window=self.window, start=dates[0], end=dates[1], names=names)
+
+
+class MissingWindow(WindowError):
+    """No window at all was given."""
+
+
+_WINDOW_HELP = {
+    "window": FORMS,
+    "start_date": "Unix seconds, UTC",
+    "end_date": "Unix seconds, UTC; the window is half open",
+    "start_time": "the same as start_date",
+    "end_time": "the same as end_date",
+}
+
+
+@lru_cache
+def _hints(query: type[Struct]) -> dict[str, Any]:
+    return get_type_hints(query)
+
+
+def _plain(kind: Any) -> tuple[Any, bool]:
+    """A field's element type and whether it may stand several times."""
+    options = [option for option in get_args(kind) if option is not NoneType] if NoneType in get_args(kind) else [kind]
+    kind = options[0]
+    if get_origin(kind) is tuple:
+        return get_args(kind)[0], True
+    return kind, False
+
+
+def _convert(kind: Any, text: str) -> Any:
+    """One value of a declared type.
+
+    Raises:
+        ValueError: saying what it must be.
+    """
+    if len(text) > MAX_PARAMETER_LENGTH:
+        raise ValueError(f"is longer than {MAX_PARAMETER_LENGTH} characters")
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise ValueError(f"must be one of {', '.join(get_args(kind))}")
+        return text
+    return text if kind is str else kind.parse(text)
+
+
+def read_query(
+    query: type[Q], arguments: Mapping[str, Sequence[bytes]], path: Mapping[str, str], codes: CommonCodes
+) -> Q:
+    """A request's parameters as the declared struct.
+
+    Raises:
+        ApiError: unknown, missing, repeated or invalid parameters, each named.
+    """
+    fields = {field.encode_name: field for field in msgspec.structs.fields(query)}
+    unknown = [name for name in arguments if name not in fields or name in path]
+    if unknown:
+        shown = [name[:64] for name in sorted(unknown)]
+        raise ApiError(codes.unknown_parameter, f"unknown parameters: {', '.join(shown)}", shown)
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        given: Sequence[bytes | str] = [path[name]] if name in path else arguments.get(name, ())
+        if not given:
+            if field.default is NODEFAULT and field.default_factory is NODEFAULT:
+                raise ApiError(codes.missing_parameter, f"{name} is required", [name])
+            continue
+        try:
+            values[field.name] = _read(_hints(query)[field.name], given)
+        except ValueError as problem:
+            reason = "is not UTF-8" if isinstance(problem, UnicodeDecodeError) else str(problem)
+            raise ApiError(codes.invalid_parameter, f"{name} {reason}", [name]) from None
+    return query(**values)
+
+
+def _read(kind: Any, given: Sequence[bytes | str]) -> Any:
+    texts = [one if isinstance(one, str) else one.decode("utf-8") for one in given]
+    element, several = _plain(kind)
+    if not several:
+        if len(texts) > 1:
+            raise ValueError("may stand only once")
+        return _convert(element, texts[0])
+    parts = [part for text in texts for part in text.split(",")]
+    if len(set(parts)) != len(parts):
+        raise ValueError("names the same thing twice")
+    if len(parts) > 100:
+        raise ValueError("has more than 100 values")
+    return tuple(_convert(element, part) for part in parts)
+
+
+def resolve_window(query: WindowQuery, now: float, codes: CommonCodes, default: str | None = None) -> Window:
+    """The window of a request.
+
+    Raises:
+        ApiError: naming the parameter, or both of a pair.
+    """
+    try:
+        return query.resolve(now, default)
+    except MissingWindow as problem:
+        raise ApiError(codes.missing_parameter, problem.reason, problem.params) from None
+    except WindowError as problem:
+        raise ApiError(codes.invalid_parameter, problem.reason, problem.params) from None
+
+
+def parameters(query: type[Struct], path: Sequence[str]) -> list[dict[str, Any]]:
+    """OpenAPI parameters of a declared query."""
+    listed = []
+    for field in msgspec.structs.fields(query):
+        element, several = _plain(_hints(query)[field.name])
+        schema: dict[str, Any] = {"type": "string", "minLength": 1}
+        if get_origin(element) is Literal:
+            schema = {"type": "string", "enum": list(get_args(element))}
+        elif hasattr(element, "schema"):
+            schema = element.schema()
+        if field.name in _WINDOW_HELP:
+            schema["description"] = _WINDOW_HELP[field.name]
+        in_path = field.encode_name in path
+        listed.append(
+            {
+                "name": field.encode_name,
+                "in": "path" if in_path else "query",
+                "required": in_path or field.required,
+                "schema": {"type": "array", "items": schema} if several else schema,
+            }
+        )
+    return listed
