@@ -47,9 +47,7 @@ def main() -> None:
 @click.option("--utc-offset", default=0, show_default=True, help="Hours that Kubecost's days are off UTC.")
 @click.option("--balancer-drift", is_flag=True, help="Bill balancers for one resolution too much, as OpenCost does.")
 @world_options
-def serve(
-    port: int, kubecost_version: int, utc_offset: int, balancer_drift: bool, **options: Any
-) -> None:
+def serve(port: int, kubecost_version: int, utc_offset: int, balancer_drift: bool, **options: Any) -> None:
     """Answer as OpenCost (/allocation, /assets) and as Kubecost (/model/...)."""
     habits = Habits(kubecost_version, utc_offset, balancer_drift)
     simulator = Simulator(_world(**options), habits)

@@ -75,9 +75,7 @@ def allocation_rows(
         groups[_key(world, pod, aggregate)].append(pod)
     window = {"start": stamp(start), "end": stamp(end)}
     whole_hours = sum(b - a for a, b in clipped.parts) / HOUR
-    shared = (
-        world.management_usd_per_hour * whole_hours / max(1, len(pods)) if tenancy_shared else 0.0
-    )
+    shared = world.management_usd_per_hour * whole_hours / max(1, len(pods)) if tenancy_shared else 0.0
     rows = {key: _row(world, key, members, window, shared * len(members)) for key, members in sorted(groups.items())}
     if with_idle:
         name = f"{world.cluster_id}/__idle__" if not aggregate and adjusted else "__idle__"
@@ -256,13 +254,40 @@ def _row(world: World, key: str, members: list[PodCost], window: Json, shared: f
 
 def _idle_row(world: World, name: str, idle: Idle, window: Json, parts: tuple[tuple[int, int], ...]) -> Json:
     zeros = dict.fromkeys(
-        (
-            "cpuCores cpuCoreRequestAverage cpuCoreUsageAverage cpuCoreHours cpuCostIdle cpuEfficiency gpuCount gpuHours "
-            "gpuCostAdjustment gpuCostIdle networkTransferBytes networkReceiveBytes networkCost networkCrossZoneCost "
-            "networkCrossRegionCost networkInternetCost networkCostAdjustment loadBalancerCost "
-            "loadBalancerCostAdjustment pvBytes pvByteHours pvCost pvCostAdjustment ramBytes ramByteRequestAverage "
-            "ramByteUsageAverage ramByteHours ramCostIdle ramEfficiency externalCost sharedCost totalEfficiency"
-        ).split(),
+        [
+            "cpuCores",
+            "cpuCoreRequestAverage",
+            "cpuCoreUsageAverage",
+            "cpuCoreHours",
+            "cpuCostIdle",
+            "cpuEfficiency",
+            "gpuCount",
+            "gpuHours",
+            "gpuCostAdjustment",
+            "gpuCostIdle",
+            "networkTransferBytes",
+            "networkReceiveBytes",
+            "networkCost",
+            "networkCrossZoneCost",
+            "networkCrossRegionCost",
+            "networkInternetCost",
+            "networkCostAdjustment",
+            "loadBalancerCost",
+            "loadBalancerCostAdjustment",
+            "pvBytes",
+            "pvByteHours",
+            "pvCost",
+            "pvCostAdjustment",
+            "ramBytes",
+            "ramByteRequestAverage",
+            "ramByteUsageAverage",
+            "ramByteHours",
+            "ramCostIdle",
+            "ramEfficiency",
+            "externalCost",
+            "sharedCost",
+            "totalEfficiency",
+        ],
         0,
     )
     return {
@@ -294,7 +319,9 @@ def assets(
     pods = pod_costs(world, clipped, now, adjusted)
     found: dict[str, Json] = {}
 
-    def put(kind: str, category: str, name: str, provider_id: str, cost: float, since: int, until: int, **more: Any) -> None:
+    def put(
+        kind: str, category: str, name: str, provider_id: str, cost: float, since: int, until: int, **more: Any
+    ) -> None:
         key = f"custom/__undefined__/__undefined__/{category}/{world.cluster_id}/{kind}/Kubernetes/{provider_id}/{name}"
         found[key] = {
             "type": kind,
@@ -362,7 +389,15 @@ def assets(
             adjustment=0.0,
         )  # fmt: skip
     if with_management:
-        put("ClusterManagement", "Management", "cluster-management", "", world.management_usd_per_hour * hours, first, last)
+        put(
+            "ClusterManagement",
+            "Management",
+            "cluster-management",
+            "",
+            world.management_usd_per_hour * hours,
+            first,
+            last,
+        )
     return {key: asset for key, asset in found.items() if not asset_types or asset["type"].lower() in asset_types}
 
 

@@ -147,9 +147,7 @@ def _add_compute(
     cost.ram_usage_gib_hours += integral(container.ram_usage_gib_at, start, end)
 
 
-def _add_volumes(
-    world: World, clipped: Clipped, costs: list[PodCost], by_pod: dict[tuple[str, str], PodCost]
-) -> None:
+def _add_volumes(world: World, clipped: Clipped, costs: list[PodCost], by_pod: dict[tuple[str, str], PodCost]) -> None:
     unmounted: PodCost | None = None
     for volume in world.volumes:
         hours = _hours(clipped, volume.start, volume.end)
@@ -195,9 +193,7 @@ def node_costs(world: World, clipped: Clipped, now: int, adjusted: bool) -> list
         if not ran:
             continue
         hours = sum(b - a for a, b in ran) / HOUR
-        reconciled = (
-            sum(overlap(a, b, a, max(a, reconciled_until(now))) for a, b in ran) / HOUR if adjusted else 0.0
-        )
+        reconciled = sum(overlap(a, b, a, max(a, reconciled_until(now))) for a, b in ran) / HOUR if adjusted else 0.0
         cpu, ram = node.cores * node.usd_per_core_hour, node.ram_gib * node.usd_per_gib_hour
         costs.append(
             NodeCost(

@@ -126,7 +126,9 @@ def _container_series(add: Callable[..., None], exported: Callable[..., None], c
             resource="nvidia_com_gpu", unit="integer",
         )  # fmt: skip
     instance = {"instance": container.node.name}
-    add("container_memory_working_set_bytes", lambda t: container.ram_usage_gib_at(t) * GIB, *span, **placed, **instance)
+    add(
+        "container_memory_working_set_bytes", lambda t: container.ram_usage_gib_at(t) * GIB, *span, **placed, **instance
+    )
     add("container_cpu_usage_seconds_total", _cpu_seconds(container), *span, **placed, **instance)
 
 
@@ -173,7 +175,9 @@ def _owner_series(add: Callable[..., None], world: World) -> None:
             since, until = replicasets.get((namespace, replicaset), (owner, start, end))[1:]
             replicasets[(namespace, replicaset)] = (owner, min(since, start), max(until, end))
         name = pod.rsplit("-", 1)[0] if kind == "deployment" else owner
-        owner_kind = {"deployment": "ReplicaSet", "statefulset": "StatefulSet", "daemonset": "DaemonSet"}.get(kind, "Job")
+        owner_kind = {"deployment": "ReplicaSet", "statefulset": "StatefulSet", "daemonset": "DaemonSet"}.get(
+            kind, "Job"
+        )
         add("kube_pod_owner", 1.0, start, end, namespace=namespace, pod=pod, owner_kind=owner_kind, owner_name=name)
         seen = controllers.get((kind, namespace, owner))
         controllers[(kind, namespace, owner)] = (

@@ -69,7 +69,9 @@ class Simulator:
 
 def parse_flag(text: str | None, default: bool) -> bool:
     """An unparsable flag is its default (measured on OpenCost 1.112)."""
-    return {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}.get((text or "").lower(), default)
+    return {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}.get(
+        (text or "").lower(), default
+    )
 
 
 def parse_step(text: str | None) -> int | None:

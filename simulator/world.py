@@ -375,7 +375,9 @@ def _containers(
     )
     gateway_set = f"gateway-{suffix()}"
     for node in (large, small):
-        add("api", "gateway", "deployment", f"{gateway_set}-{suffix()}", node, labels={"app": "gateway", "team": "beta"})
+        add(
+            "api", "gateway", "deployment", f"{gateway_set}-{suffix()}", node, labels={"app": "gateway", "team": "beta"}
+        )
     add(
         "api",
         "cache",
@@ -451,6 +453,4 @@ def _sized(container: Container, cpu: float) -> Container:
 
 def _exactly(container: Container) -> Container:
     """Whole, even cores and GiB, never used beyond the request, so that any share of them stays a 32nd."""
-    return replace(
-        container, cpu_request=2.0, ram_request_gib=2.0, cpu_usage=0.5, ram_usage_gib=1.0, daily=0.0
-    )
+    return replace(container, cpu_request=2.0, ram_request_gib=2.0, cpu_usage=0.5, ram_usage_gib=1.0, daily=0.0)

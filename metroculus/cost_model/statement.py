@@ -270,7 +270,9 @@ def reconcile(
     shown = {name: costs.total for name, costs in sorted(special.items())}
     if authority and idle is not None and question.namespace is None and question.idle != "hide":
         shown[IDLE] = idle.total
-    breakdowns = _wanted_breakdowns(question)
+    breakdowns: dict[str, Any] = {
+        key: rows(owned, priced, aggregate) for key, aggregate in _wanted_breakdowns(question).items()
+    }
     return Statement(
         cloud_account_id=question.cloud_account_id,
         start_date=question.window.start,
@@ -287,7 +289,7 @@ def reconcile(
         special=shown,
         efficiency=add(owned).efficiency if authority else None,
         breakdown=_breakdown(everything, components, management_usd),
-        **{key: rows(owned, priced, aggregate) for key, aggregate in breakdowns.items()},
+        **breakdowns,
     )
 
 
@@ -391,13 +393,14 @@ def rows(owned: Sequence[Allocation], priced: Sequence[Costs], aggregate: tuple[
 def _row(key: tuple[str, ...], aggregate: tuple[str, ...], one: Group, costs: Costs) -> Row:
     """A line; its efficiency is of the group's own cost, shared idle or not."""
     fields = {"namespace": "namespace", "controller": "controller", "controllerKind": "controller_kind", "pod": "pod"}
-    named = {fields[prop]: part for prop, part in zip(aggregate, key, strict=True) if prop in fields}
+    named: dict[str, Any] = {fields[prop]: part for prop, part in zip(aggregate, key, strict=True) if prop in fields}
+    priced: dict[str, Any] = {f"{name}_cost": usd for name, usd in zip(COMPONENTS, costs.by_component(), strict=True)}
     ratios = one.efficiency
     return Row(
         name="/".join(key),
         **named,
         total_cost=costs.total,
-        **{f"{name}_cost": value for name, value in zip(COMPONENTS, costs.by_component(), strict=True)},
+        **priced,
         cpu_efficiency=ratios.cpu_efficiency,
         ram_efficiency=ratios.ram_efficiency,
         total_efficiency=ratios.total_efficiency,

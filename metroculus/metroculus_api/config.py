@@ -36,7 +36,9 @@ SETTINGS = (
     Setting("CLUSTER_SECRET", "Secret that callers of Metroculus send.", _secret, None, "/secret/cluster", secret=True),
     Setting("METROCULUS_LISTEN", "Address to serve on.", address, ("127.0.0.1", 8969)),
     Setting("THANOS_QUERY_URL", "Thanos Query (or Prometheus) for all accounts.", _url),
-    Setting("TENANT_LABEL", "Label that tells tenants apart; empty for one cluster's own Prometheus.", _label, "tenant_id"),
+    Setting(
+        "TENANT_LABEL", "Label that tells tenants apart; empty for one cluster's own Prometheus.", _label, "tenant_id"
+    ),
     Setting("KUBECOST_API_URL", "One cluster's Kubecost or OpenCost.", _url, None, "/kubecost/api_url"),
     Setting("KUBECOST_ACCOUNT_ID", "The account that KUBECOST_API_URL answers; without it, every account.", Uuid.parse),
     Setting("KUBECOST_TIMEOUT", "Seconds for one call to an upstream, and for one request.", seconds, 30.0),

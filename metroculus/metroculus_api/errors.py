@@ -23,7 +23,9 @@ NO_SOURCE = ErrorCode(
 )
 NO_METRICS = ErrorCode(409, "OM0016", "no metrics source is configured: set THANOS_QUERY_URL")
 ONE_CLUSTER = ErrorCode(
-    409, "OM0017", "this service is in one-cluster mode: KUBECOST_API_URL answers every account; set KUBECOST_ACCOUNT_ID"
+    409,
+    "OM0017",
+    "this service is in one-cluster mode: KUBECOST_API_URL answers every account; set KUBECOST_ACCOUNT_ID",
 )
 BAD_ANSWER = ErrorCode(502, "OM0018", "no source gave an answer of use")
 UNREACHABLE = ErrorCode(503, "OM0019", "no source could be reached")

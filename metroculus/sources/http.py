@@ -138,9 +138,7 @@ class SourceHttp:
         self.timeout = timeout
         limits = {"max_clients": 1000, "max_body_size": MAX_BODY_BYTES, "max_header_size": MAX_HEADER_BYTES}
         self._trusted = SimpleAsyncHTTPClient(force_instance=True, **limits)
-        self._guarded = SimpleAsyncHTTPClient(
-            force_instance=True, resolver=GuardedResolver(allowed=allowed), **limits
-        )
+        self._guarded = SimpleAsyncHTTPClient(force_instance=True, resolver=GuardedResolver(allowed=allowed), **limits)
         self._health: dict[str, _Health] = {}
 
     def close(self) -> None:

@@ -132,7 +132,9 @@ class KubecostSource:
             SourceError: where no part of the window could be read.
         """
         dialect = await self.dialect(deadline)
-        asked = [self._allocation_piece(dialect, piece, window, aggregate, deadline, request_id) for piece in pieces(window)]
+        asked = [
+            self._allocation_piece(dialect, piece, window, aggregate, deadline, request_id) for piece in pieces(window)
+        ]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         failures = _failures(answers)
         if len(failures) == len(answers):
@@ -187,7 +189,13 @@ class KubecostSource:
             }
         else:
             step = {"day": "1d", "hour": "1h"}[piece.step]
-            params |= {"accumulate": "false", "step": step, "resolution": "1m", "includeIdle": "true", "idleByNode": "false"}
+            params |= {
+                "accumulate": "false",
+                "step": step,
+                "resolution": "1m",
+                "includeIdle": "true",
+                "idleByNode": "false",
+            }
         body = await self._http.get(self._upstream, dialect.allocation, params, deadline, request_id)
         return await _decoded(decode_allocation, self._upstream.name, body, aggregate)
 

@@ -283,7 +283,9 @@ def _allocation(key: str, row: _Row, window: tuple[int, int], aggregate: Sequenc
         if value < -ROUNDING_USD and not idle and component not in ("shared", "external"):
             return None
         costs[component] = value + _number(getattr(row, f"{component}_cost_adjustment", 0.0))
-    if len(unknown) == len(_COMPONENTS) or (not costs.get("shared") and set(_REQUIRED) <= set(unknown) and not any(costs.values())):
+    if len(unknown) == len(_COMPONENTS) or (
+        not costs.get("shared") and set(_REQUIRED) <= set(unknown) and not any(costs.values())
+    ):
         return None
     ran_from, ran_until = _stamp(row.start or "") or window[0], _stamp(row.end or "") or window[1]
     minutes = row.minutes if isinstance(row.minutes, float) else (ran_until - ran_from) / 60
@@ -369,7 +371,9 @@ def decode_assets(source: str, body: bytes) -> DecodedAssets:
         decoded = decoder(data)
     except _MALFORMED:
         raise _malformed(source) from None
-    groups: list[dict[str, _Asset]] = [one for one in decoded or () if one] if isinstance(decoded, list) else [decoded or {}]
+    groups: list[dict[str, _Asset]] = (
+        [one for one in decoded or () if one] if isinstance(decoded, list) else [decoded or {}]
+    )
     found = [(name, raw) for one in groups for name, raw in one.items() if raw.type in UPSTREAM_TYPES]
     spans = {(_stamp(raw.window.start), _stamp(raw.window.end)) for _, raw in found if raw.window is not None}
     known = sorted((a, b) for a, b in spans if a is not None and b is not None)

@@ -112,7 +112,11 @@ def decode_request_sizing(body: bytes, cluster: str) -> list[Recommendation]:
     for one in sizings:
         if one.clusterID and cluster and one.clusterID != cluster:
             continue
-        latest, wanted, peak = one.normalizedLatestKnownRequest, one.normalizedRecommendedRequest, one.normalizedMaxUsage
+        latest, wanted, peak = (
+            one.normalizedLatestKnownRequest,
+            one.normalizedRecommendedRequest,
+            one.normalizedMaxUsage,
+        )
         for resource, saving, had, want, used, unit in (
             ("cpu", one.monthlySavings.cpu, latest.cpuInMilliCores, wanted.cpuInMilliCores, peak.cpuInMilliCores, 1e-3),
             ("memory", one.monthlySavings.memory, latest.memoryInMiB, wanted.memoryInMiB, peak.memoryInMiB, MIB),

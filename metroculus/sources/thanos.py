@@ -125,9 +125,7 @@ class ThanosSource:
         clock: Unix seconds, for ``fetched_at``.
     """
 
-    def __init__(
-        self, http: SourceHttp, upstream: Upstream, label: str, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, http: SourceHttp, upstream: Upstream, label: str, clock: Callable[[], float]) -> None:
         self._http = http
         self._upstream = upstream
         self._label = label
@@ -205,7 +203,9 @@ class ThanosSource:
         chunk = _Chunk(start, end)
         for resolution in RESOLUTIONS:
             chunk.resolution = resolution
-            parts = [promql.named(f"hourly:{name}", promql.samples_an_hour(name, tenant, chunk.seconds)) for name in GAUGES]
+            parts = [
+                promql.named(f"hourly:{name}", promql.samples_an_hour(name, tenant, chunk.seconds)) for name in GAUGES
+            ]
             parts += [promql.named(f"in_all:{name}", promql.samples(name, tenant, chunk.seconds)) for name in GAUGES]
             counts = await asyncio.gather(
                 *(self._chunk_query(chunk, tenant, " or ".join(parts[i::4]), deadline) for i in range(4))
@@ -250,7 +250,9 @@ class ThanosSource:
             if name in chunk.intervals:
                 interval = chunk.intervals[name]
                 query = promql.integral(
-                    promql.total(promql.current(name, tenant, (), interval), tenant), chunk.seconds, promql.step_for(interval)
+                    promql.total(promql.current(name, tenant, (), interval), tenant),
+                    chunk.seconds,
+                    promql.step_for(interval),
                 )
                 usd = math.fsum(value for _, value in await self._chunk_query(chunk, tenant, query, deadline))
             return usd, share * chunk.seconds, enough, chunk.warnings
@@ -269,9 +271,7 @@ class ThanosSource:
         elif partial or warnings or not all(enough for _, enough, _ in parts):
             status = "partial"
         share = min(1.0, seen / window.seconds)
-        return Source(
-            name="thanos", status=status, fetched_at=int(self._clock()), coverage=share, warnings=warnings
-        )
+        return Source(name="thanos", status=status, fetched_at=int(self._clock()), coverage=share, warnings=warnings)
 
     async def allocation(
         self, account: str, window: Window, deadline: Deadline, labels: Sequence[str] = ()
@@ -381,9 +381,7 @@ class _ChunkReader:
         ]
         missing = () if nodes is not None else ("cpu", "ram", "gpu")
         if nodes is not None:
-            used = Costs(
-                cpu=math.fsum(cpu.values()), ram=math.fsum(ram.values()), gpu=math.fsum(gpu.values())
-            )
+            used = Costs(cpu=math.fsum(cpu.values()), ram=math.fsum(ram.values()), gpu=math.fsum(gpu.values()))
             idle = _idle(nodes, used)
             allocations.append(Allocation(name=IDLE, start=start, end=end, costs=idle))
         return _Read(
@@ -420,7 +418,9 @@ class _ChunkReader:
         costs, without = await asyncio.gather(
             self._by_pod(
                 self._integral(
-                    promql.total(promql.priced(amounts, prices, tenant, "node"), tenant, "namespace", "pod"), amount, price
+                    promql.total(promql.priced(amounts, prices, tenant, "node"), tenant, "namespace", "pod"),
+                    amount,
+                    price,
                 )
             ),
             self.ask(
@@ -440,7 +440,9 @@ class _ChunkReader:
         there, tenant = self.chunk.intervals, self.tenant
         if "node_total_hourly_cost" not in there:
             return None
-        total = self._integral(promql.total(self._now("node_total_hourly_cost", "node"), tenant), "node_total_hourly_cost")
+        total = self._integral(
+            promql.total(self._now("node_total_hourly_cost", "node"), tenant), "node_total_hourly_cost"
+        )
         usd = math.fsum(value for _, value in await self.ask(total))
         parts = []
         for capacity, price, unit in (
@@ -505,9 +507,7 @@ class _ChunkReader:
         """Bytes sent times the price of where they went."""
         tenant, seconds = self.tenant, self.chunk.seconds
         labels = ("namespace", "pod_name", "internet", "same_zone", "same_region", "sameZone", "sameRegion")
-        sent = await self.ask(
-            promql.increase("kubecost_pod_network_egress_bytes_total", tenant, labels, seconds)
-        )
+        sent = await self.ask(promql.increase("kubecost_pod_network_egress_bytes_total", tenant, labels, seconds))
         if not sent:
             return {}, {}, "not_covered"
         prices = await self.ask(
@@ -537,9 +537,7 @@ class _ChunkReader:
         name = "kubecost_load_balancer_cost"
         if name not in self.chunk.intervals:
             return {}
-        rate = promql.total(
-            self._now(name, "namespace", "service_name", "ingress_ip"), self.tenant, "namespace"
-        )
+        rate = promql.total(self._now(name, "namespace", "service_name", "ingress_ip"), self.tenant, "namespace")
         return {(labels.get("namespace", ""), ""): usd for labels, usd in await self.ask(self._integral(rate, name))}
 
     async def _usage(self) -> dict[Pod, Usage]:
@@ -612,7 +610,10 @@ async def read_owners(ask: Ask, tenant: Tenant, seconds: int) -> dict[Pod, tuple
         ask(seen("kube_replicaset_owner", "namespace", "replicaset", "owner_kind", "owner_name")),
     )
     deployments = {
-        (labels.get("namespace", ""), labels.get("replicaset", "")): (labels["owner_kind"].lower(), labels["owner_name"])
+        (labels.get("namespace", ""), labels.get("replicaset", "")): (
+            labels["owner_kind"].lower(),
+            labels["owner_name"],
+        )
         for labels, _ in replicasets
         if labels.get("owner_name") and labels.get("owner_kind")
     }
@@ -659,4 +660,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise BadAnswer("the metrics source answered with a value that is no number")
     return value
-

@@ -205,7 +205,9 @@ def _workloads(
     )
 
 
-def _nodes(nodes: Found, cores: Found, ram: Found, spot: Found, gpus: Found, labels: Found) -> tuple[NodeSpecification, ...]:
+def _nodes(
+    nodes: Found, cores: Found, ram: Found, spot: Found, gpus: Found, labels: Found
+) -> tuple[NodeSpecification, ...]:
     def by_node(found: Found) -> dict[str, float]:
         return {one.get("node", ""): value for one, value in found}
 
@@ -225,5 +227,3 @@ def _nodes(nodes: Found, cores: Found, ram: Found, spot: Found, gpus: Found, lab
         )
         for name in sorted({*types, *cores_of})
     )
-
-

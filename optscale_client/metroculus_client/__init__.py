@@ -1,0 +1,23 @@
+"""Metroculus' SDK."""
+
+from optscale_client.metroculus_client.client import Client
+from optscale_client.metroculus_client.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    MetroculusError,
+    NoSourceConfigured,
+    NotFound,
+    ServiceUnavailable,
+    Unauthorized,
+)
+
+__all__ = [
+    "Client",
+    "DeadlineExceeded",
+    "InvalidRequest",
+    "MetroculusError",
+    "NoSourceConfigured",
+    "NotFound",
+    "ServiceUnavailable",
+    "Unauthorized",
+]

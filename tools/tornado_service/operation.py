@@ -63,7 +63,9 @@ def _read_body(handler: Any, body: type[Struct]) -> Struct:
     except msgspec.ValidationError as problem:
         named = re.search(r"`\$\.([A-Za-z_]+)|field `([A-Za-z_0-9]{1,64})`", str(problem))
         name = (named[1] or named[2]) if named else "body"
-        code = handler.codes.missing_parameter if "missing required" in str(problem) else handler.codes.invalid_parameter
+        code = (
+            handler.codes.missing_parameter if "missing required" in str(problem) else handler.codes.invalid_parameter
+        )
         if "unknown field" in str(problem):
             code = handler.codes.unknown_parameter
         raise ApiError(code, f"{name}: {str(problem).split(' - at')[0]}", [name]) from None

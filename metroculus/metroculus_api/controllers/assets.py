@@ -91,7 +91,9 @@ class InventoryController:
         self._accounts = accounts
         self._clock = clock
 
-    async def assets(self, account: str, window: Window, kind: str | None, deadline: Deadline, request_id: str) -> Assets:
+    async def assets(
+        self, account: str, window: Window, kind: str | None, deadline: Deadline, request_id: str
+    ) -> Assets:
         """Assets of a window, of one type or all.
 
         Raises:

@@ -109,20 +109,22 @@ class _Gathering:
     async def _kubecost(self, kubecost: KubecostSource) -> tuple[AllocationReading, ManagementReading | None]:
         """Allocation and assets; OpenCost's assets only where idle must be worked out from them."""
         window = self.question.window
-        asked = self._answer(
-            kubecost.allocation(window, upstream_aggregate(self.question), self.deadline, self.request_id)
-        )
-        asked_assets = self._answer(kubecost.assets(window, self.deadline, self.request_id))
+
+        async def ask_allocation() -> AllocationReading | SourceError:
+            aggregate = upstream_aggregate(self.question)
+            return await self._answer(kubecost.allocation(window, aggregate, self.deadline, self.request_id))
+
+        async def ask_assets() -> AssetsReading | SourceError:
+            return await self._answer(kubecost.assets(window, self.deadline, self.request_id))
+
         assets: AssetsReading | SourceError | None = None
         if kubecost.flavour == "opencost":
-            allocation = await asked
-            needed = isinstance(allocation, AllocationReading) and allocation.usable
-            if needed and not any(a.special == IDLE for a in allocation.allocations()):
-                assets = await asked_assets
-            else:
-                asked_assets.close()
+            allocation = await ask_allocation()
+            usable = isinstance(allocation, AllocationReading) and allocation.usable
+            if usable and not any(a.special == IDLE for a in allocation.allocations()):
+                assets = await ask_assets()
         else:
-            allocation, assets = await asyncio.gather(asked, asked_assets)
+            allocation, assets = await asyncio.gather(ask_allocation(), ask_assets())
         if isinstance(allocation, SourceError):
             allocation = AllocationReading(source=_failed("allocation", allocation))
         if isinstance(assets, SourceError):

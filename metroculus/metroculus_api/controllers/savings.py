@@ -76,9 +76,7 @@ class SavingsController:
             categories = {"right_sizing": potential(found.recommendations)}
         return SavingsOverview(sum(categories.values()), categories, found.source)
 
-    async def savings(
-        self, account: str, window: Window, deadline: Deadline, utilization: float | None
-    ) -> Savings:
+    async def savings(self, account: str, window: Window, deadline: Deadline, utilization: float | None) -> Savings:
         """Everything that could be saved.
 
         Raises:
@@ -179,4 +177,3 @@ def requested_by_node(allocations: Sequence[Allocation], window: Window) -> dict
             cores, ram = found.get(one.node, (0.0, 0.0))
             found[one.node] = (cores + one.usage.cpu_request / minutes, ram + one.usage.ram_request / minutes)
     return found
-

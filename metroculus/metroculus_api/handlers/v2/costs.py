@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal, Self
 
+from msgspec import Struct
+
 from metroculus.cost_model.promql import LABEL_NAME, METRIC_NAME
 from metroculus.cost_model.statement import Question, Statement
 from metroculus.metroculus_api.controllers.assets import Assets, InventoryController, MetadataAnswer, MetricSeries
@@ -12,7 +14,6 @@ from metroculus.metroculus_api.controllers.costs import CostController
 from metroculus.metroculus_api.controllers.savings import Savings, SavingsController
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
 from metroculus.sources.kubecost import AGGREGATES
-from msgspec import Struct
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import FilterText, Text, Uuid, WindowQuery
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from metroculus.metroculus_api.controllers.sources import Deleted, SourceAnswer, SourceBody, SourcesController
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
-from msgspec import Struct
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import Uuid
 

@@ -1,0 +1,307 @@
+"""The SDK of Metroculus: one method an endpoint, ``(status_code, body)`` back. Needs ``requests`` and nothing else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+import requests
+from requests.adapters import HTTPAdapter
+
+from optscale_client.metroculus_client.errors import (
+    DeadlineExceeded,
+    MetroculusError,
+    ServiceUnavailable,
+    error_of,
+)
+
+Answer: TypeAlias = tuple[int, dict[str, Any]]
+Values: TypeAlias = str | int | float | Iterable[str] | None
+
+DEFAULT_TIMEOUT_SECONDS = 35.0
+CONNECT_SECONDS = 3.0
+CHUNK_BYTES = 1 << 16
+MAX_BODY_BYTES = 256 << 20
+
+
+class Client:
+    """A client of one Metroculus.
+
+    Args:
+        address, port: where it is; or ``url`` whole.
+        http_provider: anything with the ``request`` of ``requests.Session``, in place of a session of our own.
+        secret: the cluster secret; settable later.
+        verify: as ``requests``' own, passed with every call so that no environment variable overrides it.
+        timeout: seconds for a whole call, connecting and reading together.
+
+    Raises:
+        MetroculusError: from every method, a ``requests.HTTPError``; its subclasses say what kind.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        port: int | str | None = None,
+        api_version: str = "v2",
+        url: str | None = None,
+        http_provider: Any = None,
+        secret: str = "",
+        verify: bool | str = True,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        if url is None:
+            url = f"http://{address or '127.0.0.1'}:{port or 8969}"
+        self._base = f"{url.rstrip('/')}/metroculus/{api_version}"
+        self.secret = secret
+        self.verify = verify
+        self.timeout = timeout
+        self._owns_session = http_provider is None
+        self._http = http_provider if http_provider is not None else _session()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._owns_session:
+            self._http.close()
+
+    def get_kubecost_metrics(
+        self,
+        cloud_account_id: str,
+        start_date: int | None = None,
+        end_date: int | None = None,
+        metrics: Iterable[str] | None = None,
+        *,
+        window: str | None = None,
+        step: str | int | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """The account's series of some cost metrics, all of them when none are named."""
+        query = _window(cloud_account_id, start_date, end_date, window) | {"metrics": metrics, "step": step}
+        return self._call("GET", "kubecost_metrics", query, request_id=request_id, timeout=timeout)
+
+    def get_kubecost_cluster_costs(
+        self,
+        cloud_account_id: str,
+        start_date: int | None = None,
+        end_date: int | None = None,
+        detail_level: str | None = None,
+        aggregate: Values = None,
+        namespace: str | None = None,
+        idle: str | None = None,
+        *,
+        window: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """One statement of what a cluster cost."""
+        query = _window(cloud_account_id, start_date, end_date, window) | {
+            "detail_level": detail_level,
+            "aggregate": aggregate,
+            "namespace": namespace,
+            "idle": idle,
+        }
+        return self._call("GET", "kubecost_cluster_costs", query, request_id=request_id, timeout=timeout)
+
+    def get_kubecost_savings(
+        self,
+        cloud_account_id: str,
+        start_date: int | None = None,
+        end_date: int | None = None,
+        target_utilization: float | None = None,
+        *,
+        window: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """What a cluster could save, USD a month."""
+        query = _window(cloud_account_id, start_date, end_date, window) | {"target_utilization": target_utilization}
+        return self._call("GET", "kubecost_savings", query, request_id=request_id, timeout=timeout)
+
+    def get_kubecost_assets(
+        self,
+        cloud_account_id: str,
+        start_date: int | None = None,
+        end_date: int | None = None,
+        asset_type: str | None = None,
+        *,
+        window: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Nodes, disks, load balancers, network and management, with what each cost."""
+        query = _window(cloud_account_id, start_date, end_date, window) | {"asset_type": asset_type}
+        return self._call("GET", "kubecost_assets", query, request_id=request_id, timeout=timeout)
+
+    def get_k8s_metadata(
+        self, cloud_account_id: str, *, request_id: str | None = None, timeout: float | None = None
+    ) -> Answer:
+        """Quotas of namespaces, requests and limits of workloads, specifications of nodes."""
+        query = {"cloud_account_id": cloud_account_id}
+        return self._call("GET", "k8s_metadata", query, request_id=request_id, timeout=timeout)
+
+    def put_kubecost_source(
+        self,
+        cloud_account_id: str,
+        flavour: str,
+        url: str | None = None,
+        auth: Mapping[str, str] | None = None,
+        ca: str | None = None,
+        *,
+        request_id: str | None = None,
+    ) -> Answer:
+        """Say which upstream an account has; credentials are never read back."""
+        body = {"flavour": flavour, "url": url, "auth": dict(auth) if auth else None, "ca": ca}
+        given = {key: value for key, value in body.items() if value is not None}
+        return self._call("PUT", f"kubecost_sources/{cloud_account_id}", {}, given, request_id=request_id)
+
+    def get_kubecost_source(self, cloud_account_id: str, *, request_id: str | None = None) -> Answer:
+        """Which upstream an account has, without its credentials."""
+        return self._call("GET", f"kubecost_sources/{cloud_account_id}", {}, request_id=request_id)
+
+    def delete_kubecost_source(self, cloud_account_id: str, *, request_id: str | None = None) -> Answer:
+        """Forget an account's upstream."""
+        return self._call("DELETE", f"kubecost_sources/{cloud_account_id}", {}, request_id=request_id)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any],
+        body: Mapping[str, Any] | None = None,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """One call; a refused connection is tried once more, everything else is the service's to retry."""
+        ends = time.monotonic() + (self.timeout if timeout is None else timeout)
+        headers = {"Secret": self.secret, "X-Request-ID": request_id or uuid4().hex, "Accept-Encoding": "gzip"}
+        params = {key: _text(value) for key, value in query.items() if value is not None}
+        for attempt in (1, 2):
+            try:
+                return self._attempt(method, f"{self._base}/{path}", params, body, headers, ends)
+            except requests.ConnectionError as failure:
+                refused = "Connection refused" in str(failure)
+                if refused and attempt == 1:
+                    continue
+                raise ServiceUnavailable(
+                    "Metroculus could not be reached", request_id=headers["X-Request-ID"]
+                ) from failure
+        raise AssertionError("unreachable")
+
+    def _attempt(
+        self,
+        method: str,
+        url: str,
+        params: Mapping[str, str],
+        body: Mapping[str, Any] | None,
+        headers: Mapping[str, str],
+        ends: float,
+    ) -> Answer:
+        left = ends - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded("the deadline passed before Metroculus was asked")
+        try:
+            response = self._http.request(
+                method,
+                url,
+                params=params,
+                json=body,
+                headers=headers,
+                timeout=(min(CONNECT_SECONDS, left), left),
+                allow_redirects=False,
+                verify=self.verify,
+                stream=True,
+            )
+            with response, _Guillotine(response, ends) as guillotine:
+                content = _read(response, ends)
+            if guillotine.fell:
+                raise DeadlineExceeded("Metroculus did not answer in time")
+        except (requests.Timeout, _Late) as failure:
+            raise DeadlineExceeded("Metroculus did not answer in time") from failure
+        if response.status_code >= 300:
+            raise error_of(response, content)
+        return response.status_code, _object(response, content)
+
+
+class _Late(Exception):
+    """The deadline passed while the body was read."""
+
+
+class _Guillotine:
+    """Closes a response when its deadline passes: a socket timeout begins anew with every byte that drips in."""
+
+    def __init__(self, response: requests.Response, ends: float) -> None:
+        self.fell = False
+        self._response = response
+        self._timer = threading.Timer(max(0.0, ends - time.monotonic()), self._fall)
+        self._timer.daemon = True
+
+    def _fall(self) -> None:
+        self.fell = True
+        self._response.close()
+
+    def __enter__(self) -> _Guillotine:
+        self._timer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._timer.cancel()
+        if self.fell and kind is not None:
+            raise _Late
+
+
+def _read(response: requests.Response, ends: float) -> bytes:
+    parts, size = [], 0
+    for part in response.iter_content(CHUNK_BYTES):
+        size += len(part)
+        if time.monotonic() > ends:
+            raise _Late
+        if size > MAX_BODY_BYTES:
+            raise MetroculusError(f"the answer is larger than {MAX_BODY_BYTES >> 20} MiB", status=response.status_code)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _object(response: requests.Response, content: bytes) -> dict[str, Any]:
+    """The answer's JSON object.
+
+    Raises:
+        ServiceUnavailable: a success that is none: cut short, HTML, no object.
+    """
+    try:
+        value = requests.compat.json.loads(content)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ServiceUnavailable(
+            "Metroculus answered with something that is not its JSON",
+            status=response.status_code,
+            request_id=response.headers.get("X-Request-ID", ""),
+            response=response,
+        )
+    return value
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    session.trust_env = False
+    adapter = HTTPAdapter(pool_connections=4, pool_maxsize=64, max_retries=0)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+def _window(account: str, start: int | None, end: int | None, window: str | None) -> dict[str, Any]:
+    return {"cloud_account_id": account, "start_date": start, "end_date": end, "window": window}
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, (str, int, float)) else ",".join(value)

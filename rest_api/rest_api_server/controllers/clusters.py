@@ -1,0 +1,153 @@
+"""Linking clusters: the directory first, then Metroculus; what got half way is finished by the next try."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from optscale_client.metroculus_client import InvalidRequest, NoSourceConfigured, NotFound
+from rest_api.rest_api_server.auth import Gate
+from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
+from rest_api.rest_api_server.directory.model import AlreadyExists, Cluster, Flavour
+from rest_api.rest_api_server.errors import CONFLICT, INVALID, LINK_REFUSED, MISSING
+from tools.tornado_service.errors import ApiError
+
+MAX_NAME_LENGTH = 128
+
+
+class AuthBody(Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["bearer", "basic"]
+    token: str = ""
+    username: str = ""
+    password: str = ""
+
+
+class LinkBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """A cluster to link; credentials are written and never read back."""
+
+    name: str
+    flavour: Flavour = "kubecost"
+    url: str = ""
+    auth: AuthBody | None = None
+    ca: str | None = None
+
+
+class ChangeBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """What to change; a new flavour, url or credentials replace the whole source."""
+
+    name: str | None = None
+    flavour: Flavour | None = None
+    url: str | None = None
+    auth: AuthBody | None = None
+    ca: str | None = None
+
+
+class LinkedCluster(Struct, frozen=True):
+    cluster_id: str
+    organization_id: str
+    name: str
+    flavour: str
+    url: str
+    state: str
+
+
+class ClustersController:
+    def __init__(self, gate: Gate, metroculus: MetroculusPool) -> None:
+        self._gate = gate
+        self._metroculus = metroculus
+
+    async def link(self, organization_id: str, body: LinkBody, request_id: str) -> LinkedCluster:
+        """Link a cluster, or finish a link of that name that got half way.
+
+        Raises:
+            ApiError, MetroculusError
+        """
+        name = _named(body.name)
+        if body.flavour != "push" and not body.url:
+            raise ApiError(MISSING, "url is required for this flavour", ["url"])
+        cluster = await self._unfinished(organization_id, name)
+        if cluster is None:
+            cluster = await self._directory(
+                lambda directory: directory.create_cluster(organization_id, name, body.flavour, body.url)
+            )
+        source = {"flavour": body.flavour, "url": body.url or None, "auth": _plain(body.auth), "ca": body.ca}
+        try:
+            await self._write(cluster.id, source, request_id)
+        except (ApiError, InvalidRequest):
+            await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
+            raise
+        return await self._store(cluster, name, body.flavour, body.url)
+
+    async def change(self, cluster: Cluster, body: ChangeBody, request_id: str) -> LinkedCluster:
+        """Rename a cluster, or point it elsewhere.
+
+        Raises:
+            ApiError, MetroculusError
+        """
+        name = cluster.name if body.name is None else _named(body.name)
+        flavour: Flavour = body.flavour or cluster.flavour
+        url = cluster.url if body.url is None else body.url
+        if flavour == "push":
+            url = ""
+        elsewhere = any(part is not None for part in (body.flavour, body.url, body.auth, body.ca))
+        if elsewhere or cluster.state != "linked":
+            source = {"flavour": flavour, "url": url or None, "auth": _plain(body.auth), "ca": body.ca}
+            await self._write(cluster.id, source, request_id)
+        return await self._store(cluster, name, flavour, url)
+
+    async def unlink(self, cluster: Cluster, request_id: str) -> None:
+        """Forget a cluster; Metroculus first, so that what got half way can be tried again.
+
+        Raises:
+            MetroculusError
+        """
+        try:
+            await self._metroculus.call(
+                self._metroculus.client.delete_kubecost_source, cluster.id, request_id=request_id
+            )
+        except NotFound:
+            pass
+        await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
+
+    async def _unfinished(self, organization_id: str, name: str) -> Cluster | None:
+        clusters = await self._gate.ask(lambda directory: directory.clusters(organization_id))
+        return next((one for one in clusters if one.name == name and one.state == "linking"), None)
+
+    async def _write(self, cluster_id: str, source: dict[str, Any], request_id: str) -> None:
+        try:
+            await self._metroculus.call(
+                self._metroculus.client.put_kubecost_source, cluster_id, **source, request_id=request_id
+            )
+        except NoSourceConfigured as refusal:
+            raise ApiError(LINK_REFUSED, refusal.reason) from None
+
+    async def _store(self, cluster: Cluster, name: str, flavour: Flavour, url: str) -> LinkedCluster:
+        stored = await self._directory(
+            lambda directory: directory.update_cluster(cluster.id, name=name, flavour=flavour, url=url, state="linked")
+        )
+        return shown(stored)
+
+    async def _directory(self, question: Any) -> Cluster:
+        try:
+            found: Cluster = await self._gate.ask(question)
+        except AlreadyExists as problem:
+            raise ApiError(CONFLICT, str(problem), ["name"]) from None
+        return found
+
+
+def shown(cluster: Cluster) -> LinkedCluster:
+    return LinkedCluster(cluster.id, cluster.organization_id, cluster.name, cluster.flavour, cluster.url, cluster.state)
+
+
+def _named(name: str) -> str:
+    if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable() or name != name.strip():
+        raise ApiError(INVALID, f"name must be 1 to {MAX_NAME_LENGTH} printable characters", ["name"])
+    return name
+
+
+def _plain(auth: AuthBody | None) -> dict[str, str] | None:
+    if auth is None:
+        return None
+    given = {"type": auth.type, "token": auth.token, "username": auth.username, "password": auth.password}
+    return {key: value for key, value in given.items() if value}

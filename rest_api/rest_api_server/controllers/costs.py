@@ -1,0 +1,198 @@
+"""What clusters cost, as organizations see it: statements from Metroculus, joined with quotas and limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from math import fsum
+from typing import Any
+
+from optscale_client.metroculus_client import MetroculusError, NoSourceConfigured
+from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
+from rest_api.rest_api_server.directory.model import Cluster
+from rest_api.rest_api_server.errors import INTERNAL, map_error
+from tools.tornado_service.errors import ApiError
+from tools.window import Window
+
+STATEMENT_KEYS = (
+    "start_date", "end_date", "window", "currency", "complete", "not_covered", "sources", "total_cost", "summary",
+    "idle_cost", "unallocated_cost", "special", "efficiency", "breakdown", "potential_savings",
+)  # fmt: skip
+
+KINDS = {
+    "right_sizing": "right_sizing",
+    "under_provisioned": "under_provisioned",
+    "abandoned_workloads": "abandoned_workload",
+    "unclaimed_volumes": "unclaimed_volume",
+    "idle_nodes": "idle_node",
+}
+
+
+def _about(cluster: Cluster) -> Json:
+    return {"cluster_id": cluster.id, "cluster_name": cluster.name}
+
+
+def _stamps(window: Window) -> dict[str, int]:
+    return {"start_date": window.start, "end_date": window.end}
+
+
+class CostsController:
+    def __init__(self, metroculus: MetroculusPool) -> None:
+        self._metroculus = metroculus
+
+    async def statement(self, cluster: Cluster, window: Window, request_id: str, **asked: Any) -> Json:
+        """A cluster's statement.
+
+        Raises:
+            MetroculusError
+        """
+        return await self._metroculus.call(
+            self._metroculus.client.get_kubecost_cluster_costs,
+            cluster.id,
+            **_stamps(window),
+            request_id=request_id,
+            **asked,
+        )
+
+    async def overview(self, clusters: Sequence[Cluster], window: Window, request_id: str) -> Json:
+        """Every cluster with its cost, side by side; one that fails says so and leaves the others whole."""
+        rows = await asyncio.gather(*(self._summary(cluster, window, request_id) for cluster in clusters))
+        by_currency: dict[str, list[float | None]] = {}
+        for row in rows:
+            by_currency.setdefault(row["currency"] or "USD", []).append(row["total_cost"])
+        totals = {currency: _sum(costs) for currency, costs in sorted(by_currency.items())}
+        return {
+            "clusters": list(rows),
+            "totals": totals,
+            "total_cost": next(iter(totals.values())) if len(totals) == 1 else None,
+            "known_cost": _known([row["summary"]["known_cost"] if row["summary"] else None for row in rows]),
+            "complete": all(row["complete"] for row in rows),
+        }
+
+    async def _summary(self, cluster: Cluster, window: Window, request_id: str) -> Json:
+        row: Json = _about(cluster) | {"name": cluster.name, "state": cluster.state, "flavour": cluster.flavour}
+        try:
+            statement = await self.statement(cluster, window, request_id)
+        except MetroculusError as failure:
+            error = map_error(failure) or ApiError(INTERNAL)
+            said = {"status_code": error.code.status, "error_code": error.code.code, "reason": error.reason}
+            unknown = dict.fromkeys(("total_cost", "summary", "idle_cost", "efficiency", "currency", "freshness"))
+            return row | unknown | {"complete": False, "sources": [], "not_covered": [], "error": said}
+        kept = ("total_cost", "summary", "idle_cost", "efficiency", "currency", "complete", "sources", "not_covered")
+        fetched = [source["fetched_at"] for source in statement["sources"] if source["fetched_at"] is not None]
+        freshness = {"fetched_at": min(fetched, default=None), "final_until": statement["window"]["final_until"]}
+        return row | {key: statement[key] for key in kept} | {"freshness": freshness, "error": None}
+
+    async def costs(
+        self, cluster: Cluster, window: Window, aggregate: Sequence[str], idle: str | None, request_id: str
+    ) -> tuple[Json, list[Json]]:
+        """A statement, and its rows by ``aggregate``."""
+        statement = await self.statement(cluster, window, request_id, aggregate=tuple(aggregate), idle=idle)
+        return _shown(cluster, statement), statement.get("breakdown_by_aggregate", [])
+
+    async def namespaces(self, cluster: Cluster, window: Window, request_id: str) -> tuple[Json, list[Json]]:
+        """A statement, and its namespaces with quota and utilisation."""
+        statement, metadata = await asyncio.gather(
+            self.statement(cluster, window, request_id, aggregate="namespace"), self._metadata(cluster, request_id)
+        )
+        quotas: dict[str, list[Json]] = {}
+        for quota in metadata["quotas"]:
+            quotas.setdefault(quota["namespace"], []).append({k: v for k, v in quota.items() if k != "namespace"})
+        rows = [
+            row | {"quota": quotas.get(row["namespace"], []), "utilization": _utilization(row)}
+            for row in statement.get("breakdown_by_aggregate", [])
+        ]
+        return _shown(cluster, statement) | {"metadata": metadata["status"]}, rows
+
+    async def workloads(
+        self, cluster: Cluster, namespace: str, window: Window, request_id: str
+    ) -> tuple[Json, list[Json]]:
+        """A namespace's statement, and its workloads with requests and limits against usage."""
+        statement, metadata = await asyncio.gather(
+            self.statement(
+                cluster, window, request_id, aggregate="namespace,controller,controllerKind", namespace=namespace
+            ),
+            self._metadata(cluster, request_id),
+        )
+        resources = {
+            (one["namespace"], one["controller"]): one for one in metadata["workloads"] if one["namespace"] == namespace
+        }
+        rows = []
+        for row in statement.get("breakdown_by_aggregate", []):
+            now = resources.get((row["namespace"], row["controller"]), {})
+            limits = {key: now.get(key) for key in ("cpu_request", "cpu_limit", "ram_request", "ram_limit")}
+            rows.append(row | {"resources": limits, "utilization": _utilization(row)})
+        return _shown(cluster, statement) | {"namespace": namespace, "metadata": metadata["status"]}, rows
+
+    async def assets(
+        self, cluster: Cluster, window: Window, asset_type: str | None, request_id: str
+    ) -> tuple[Json, list[Json]]:
+        """What a cluster is made of, and every asset."""
+        body = await self._metroculus.call(
+            self._metroculus.client.get_kubecost_assets,
+            cluster.id,
+            **_stamps(window),
+            asset_type=asset_type,
+            request_id=request_id,
+        )
+        lists = ("nodes", "disks", "load_balancers", "network", "cluster_management")
+        rows = [asset for name in lists for asset in body[name]]
+        about = {key: value for key, value in body.items() if key not in (*lists, "cloud_account_id")}
+        return _about(cluster) | about, rows
+
+    async def optimization(self, cluster: Cluster, window: Window, request_id: str) -> Json:
+        """What could be had for less, each with its monthly saving, evidence and risk."""
+        body = await self._metroculus.call(
+            self._metroculus.client.get_kubecost_savings, cluster.id, **_stamps(window), request_id=request_id
+        )
+        by_kind = {key: [one for one in body["recommendations"] if one["kind"] == kind] for key, kind in KINDS.items()}
+        kept = (
+            "start_date",
+            "end_date",
+            "window",
+            "currency",
+            "complete",
+            "sources",
+            "potential_savings",
+            "by_category",
+        )
+        return _about(cluster) | {key: body[key] for key in kept} | by_kind
+
+    async def _metadata(self, cluster: Cluster, request_id: str) -> Json:
+        """Quotas and limits as they are now; that they are not to be had never fails a view of cost."""
+        empty: Json = {"quotas": [], "workloads": []}
+        try:
+            body = await self._metroculus.call(
+                self._metroculus.client.get_k8s_metadata, cluster.id, request_id=request_id
+            )
+        except NoSourceConfigured:
+            return empty | {"status": {"status": "not_configured", "fetched_at": None}}
+        except MetroculusError:
+            return empty | {"status": {"status": "unavailable", "fetched_at": None}}
+        return body | {"status": {"status": body["sources"][0]["status"], "fetched_at": body["fetched_at"]}}
+
+
+def _shown(cluster: Cluster, statement: Json) -> Json:
+    return _about(cluster) | {key: statement[key] for key in STATEMENT_KEYS}
+
+
+def _utilization(row: Json) -> Json:
+    """Usage over request by resource; None where nothing was requested."""
+    found: Json = {}
+    for name, usage, request in (
+        ("cpu", "cpu_core_usage_average", "cpu_core_request_average"),
+        ("ram", "ram_byte_usage_average", "ram_byte_request_average"),
+    ):
+        found[name] = row[usage] / row[request] if row[request] else None
+    return found
+
+
+def _sum(costs: Sequence[float | None]) -> float | None:
+    """None as soon as one is unknown."""
+    known = [cost for cost in costs if cost is not None]
+    return fsum(known) if len(known) == len(costs) else None
+
+
+def _known(costs: Sequence[float | None]) -> float | None:
+    known = [cost for cost in costs if cost is not None]
+    return fsum(known) if known else None

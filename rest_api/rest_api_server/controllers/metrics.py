@@ -1,0 +1,81 @@
+"""Utilisation series of a cluster, out of the series that Metroculus gives."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from math import fsum
+from typing import Literal
+
+from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
+from rest_api.rest_api_server.directory.model import Cluster
+from tools.window import Window
+
+Metric = Literal["cpu", "memory", "network", "storage"]
+Points = dict[float, float]
+
+SERIES: dict[str, dict[str, tuple[str, bool]]] = {
+    "cpu": {
+        "usage": ("container_cpu_usage_seconds_total", True),
+        "allocated": ("container_cpu_allocation", False),
+        "capacity": ("kube_node_status_capacity_cpu_cores", False),
+    },
+    "memory": {
+        "usage": ("container_memory_working_set_bytes", False),
+        "allocated": ("container_memory_allocation_bytes", False),
+        "capacity": ("kube_node_status_capacity_memory_bytes", False),
+    },
+    "network": {"usage": ("kubecost_pod_network_egress_bytes_total", True)},
+    "storage": {
+        "usage": ("kube_persistentvolumeclaim_resource_requests_storage_bytes", False),
+        "capacity": ("kube_persistentvolume_capacity_bytes", False),
+    },
+}
+"""What each view is made of: the metric, and whether it is a counter."""
+
+UNITS = {"cpu": "cores", "memory": "bytes", "network": "bytes per second", "storage": "bytes"}
+
+
+class MetricsController:
+    def __init__(self, metroculus: MetroculusPool) -> None:
+        self._metroculus = metroculus
+
+    async def series(self, cluster: Cluster, metric: Metric, window: Window, step: str | None, request_id: str) -> Json:
+        """Usage, allocation, capacity and utilisation over time.
+
+        Raises:
+            MetroculusError
+        """
+        parts = SERIES[metric]
+        body = await self._metroculus.call(
+            self._metroculus.client.get_kubecost_metrics,
+            cluster.id,
+            window.start,
+            window.end,
+            [name for name, _ in parts.values()],
+            step=step,
+            request_id=request_id,
+        )
+        sums = {role: summed(body["metrics"][name], counter) for role, (name, counter) in parts.items()}
+        series = {role: sorted(points.items()) for role, points in sums.items()}
+        if "capacity" in sums:
+            shares = {at: used / sums["capacity"][at] for at, used in sums["usage"].items() if sums["capacity"].get(at)}
+            series["utilization"] = sorted(shares.items())
+        kept = ("start_date", "end_date", "window", "step", "complete", "sources")
+        about = {"cluster_id": cluster.id, "cluster_name": cluster.name, "metric": metric, "unit": UNITS[metric]}
+        return about | {key: body[key] for key in kept} | {"series": series}
+
+
+def summed(series: Iterable[Json], counter: bool) -> Points:
+    """Series added up at each time; a counter as its growth a second, a reset counting from zero."""
+    at_time: dict[float, list[float]] = defaultdict(list)
+    for one in series:
+        values = one["values"]
+        if not counter:
+            for at, value in values:
+                at_time[at].append(value)
+            continue
+        for (before, was), (at, value) in zip(values, values[1:], strict=False):
+            grown = value - was if value >= was else value
+            at_time[at].append(grown / (at - before))
+    return {at: fsum(values) for at, values in at_time.items()}

@@ -1,0 +1,218 @@
+"""The directory in one SQLite file: the default, for one machine."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from rest_api.rest_api_server.directory.model import (
+    AlreadyExists,
+    Cluster,
+    Flavour,
+    Identity,
+    LinkState,
+    Missing,
+    Organization,
+    Role,
+    User,
+)
+
+TOKEN_BYTES = 32
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS organizations (id TEXT PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS users (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, disabled INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS roles (
+    user_id TEXT NOT NULL REFERENCES users (id), organization_id TEXT NOT NULL REFERENCES organizations (id),
+    role INTEGER NOT NULL, PRIMARY KEY (user_id, organization_id)
+);
+CREATE TABLE IF NOT EXISTS tokens (
+    id TEXT PRIMARY KEY, user_id TEXT NOT NULL REFERENCES users (id), digest BLOB NOT NULL UNIQUE,
+    expires_at INTEGER, revoked INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS clusters (
+    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL REFERENCES organizations (id), name TEXT NOT NULL,
+    flavour TEXT NOT NULL, url TEXT NOT NULL, state TEXT NOT NULL, type TEXT NOT NULL DEFAULT 'kubernetes_cnr',
+    deleted INTEGER NOT NULL DEFAULT 0
+);
+CREATE UNIQUE INDEX IF NOT EXISTS cluster_names ON clusters (organization_id, name) WHERE deleted = 0;
+"""
+
+_CLUSTER = "SELECT id, organization_id, name, flavour, url, state, type FROM clusters WHERE deleted = 0 AND type = 'kubernetes_cnr'"
+
+
+class DirectoryError(Exception):
+    """The file cannot be used; the text says which and why."""
+
+
+def digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+class SqliteDirectory:
+    """See ``Directory``. One connection under a lock: every statement is over in well under a millisecond."""
+
+    def __init__(self, file: Path) -> None:
+        self._lock = threading.RLock()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA foreign_keys=ON")
+            self._database.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as problem:
+            raise DirectoryError(f"{file}: {problem}") from None
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._database.execute(query, values).fetchall()
+
+    def create_organization(self, name: str) -> Organization:
+        made = Organization(str(uuid4()), name)
+        self._rows("INSERT INTO organizations VALUES (?, ?)", made.id, made.name)
+        return made
+
+    def organization(self, organization_id: str) -> Organization | None:
+        rows = self._rows("SELECT id, name FROM organizations WHERE id = ?", organization_id)
+        return Organization(*rows[0]) if rows else None
+
+    def organizations(self) -> list[Organization]:
+        return [Organization(*row) for row in self._rows("SELECT id, name FROM organizations ORDER BY name, id")]
+
+    def create_user(self, name: str) -> User:
+        made = User(str(uuid4()), name)
+        try:
+            self._rows("INSERT INTO users (id, name) VALUES (?, ?)", made.id, made.name)
+        except sqlite3.IntegrityError:
+            raise AlreadyExists(f"a user named {name!r} exists") from None
+        return made
+
+    def users(self) -> list[User]:
+        return [User(*row) for row in self._rows("SELECT id, name FROM users ORDER BY name")]
+
+    def disable_user(self, name: str) -> None:
+        """Raises: Missing"""
+        with self._transaction() as database:
+            if not database.execute("UPDATE users SET disabled = 1 WHERE name = ?", (name,)).rowcount:
+                raise Missing(f"there is no user {name!r}")
+
+    def set_role(self, user_name: str, organization_id: str, role: Role | None) -> None:
+        with self._transaction() as database:
+            user = self._user_id(database, user_name)
+            if database.execute("SELECT 1 FROM organizations WHERE id = ?", (organization_id,)).fetchone() is None:
+                raise Missing(f"there is no organization {organization_id}")
+            if role is None:
+                database.execute("DELETE FROM roles WHERE user_id = ? AND organization_id = ?", (user, organization_id))
+            else:
+                database.execute("INSERT OR REPLACE INTO roles VALUES (?, ?, ?)", (user, organization_id, int(role)))
+
+    @staticmethod
+    def _user_id(database: sqlite3.Connection, name: str) -> str:
+        row = database.execute("SELECT id FROM users WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            raise Missing(f"there is no user {name!r}")
+        return str(row[0])
+
+    def create_token(self, user_name: str, expires_at: int | None) -> tuple[str, str]:
+        token, token_id = secrets.token_urlsafe(TOKEN_BYTES), str(uuid4())
+        with self._transaction() as database:
+            user = self._user_id(database, user_name)
+            database.execute(
+                "INSERT INTO tokens (id, user_id, digest, expires_at) VALUES (?, ?, ?, ?)",
+                (token_id, user, digest(token.encode()), expires_at),
+            )
+        return token_id, token
+
+    def revoke_token(self, token_id: str) -> bool:
+        with self._transaction() as database:
+            return database.execute("UPDATE tokens SET revoked = 1 WHERE id = ?", (token_id,)).rowcount > 0
+
+    def identity(self, token: bytes, now: float) -> Identity | None:
+        offered = digest(token)
+        with self._lock:
+            row = self._database.execute(
+                "SELECT tokens.digest, tokens.expires_at, tokens.revoked, users.id, users.name, users.disabled"
+                " FROM tokens JOIN users ON users.id = tokens.user_id WHERE tokens.digest = ?",
+                (offered,),
+            ).fetchone()
+            if row is None or not hmac.compare_digest(row[0], offered):
+                return None
+            expires_at, revoked, user_id, name, disabled = row[1:]
+            if revoked or disabled or (expires_at is not None and expires_at <= now):
+                return None
+            roles = self._database.execute(
+                "SELECT organization_id, role FROM roles WHERE user_id = ?", (user_id,)
+            ).fetchall()
+        return Identity(user_id, name, {organization: Role(role) for organization, role in roles})
+
+    def create_cluster(
+        self, organization_id: str, name: str, flavour: Flavour, url: str, cluster_id: str | None = None
+    ) -> Cluster:
+        made = Cluster(cluster_id or str(uuid4()), organization_id, name, flavour, url, "linking")
+        try:
+            self._rows(
+                "INSERT INTO clusters (id, organization_id, name, flavour, url, state) VALUES (?, ?, ?, ?, ?, ?)",
+                made.id,
+                organization_id,
+                name,
+                flavour,
+                url,
+                made.state,
+            )
+        except sqlite3.IntegrityError:
+            raise AlreadyExists(f"a cluster named {name!r} exists") from None
+        return made
+
+    def cluster(self, cluster_id: str) -> Cluster | None:
+        rows = self._rows(f"{_CLUSTER} AND id = ?", cluster_id)
+        return Cluster(*rows[0]) if rows else None
+
+    def clusters(self, organization_id: str) -> list[Cluster]:
+        rows = self._rows(f"{_CLUSTER} AND organization_id = ? ORDER BY name, id", organization_id)
+        return [Cluster(*row) for row in rows]
+
+    def update_cluster(self, cluster_id: str, *, name: str, flavour: Flavour, url: str, state: LinkState) -> Cluster:
+        try:
+            with self._transaction() as database:
+                changed = database.execute(
+                    "UPDATE clusters SET name = ?, flavour = ?, url = ?, state = ? WHERE id = ? AND deleted = 0",
+                    (name, flavour, url, state, cluster_id),
+                ).rowcount
+        except sqlite3.IntegrityError:
+            raise AlreadyExists(f"a cluster named {name!r} exists") from None
+        found = self.cluster(cluster_id) if changed else None
+        if found is None:
+            raise Missing(f"there is no cluster {cluster_id}")
+        return found
+
+    def delete_cluster(self, cluster_id: str) -> bool:
+        with self._transaction() as database:
+            return (
+                database.execute("UPDATE clusters SET deleted = 1 WHERE id = ? AND deleted = 0", (cluster_id,)).rowcount
+                > 0
+            )

@@ -1,0 +1,58 @@
+"""The REST API's errors: OptScale's numbers where it has one."""
+
+from __future__ import annotations
+
+from optscale_client.metroculus_client import (
+    DeadlineExceeded,
+    InvalidRequest,
+    MetroculusError,
+    NoSourceConfigured,
+    ServiceUnavailable,
+)
+from tools.tornado_service.errors import ApiError, CommonCodes, ErrorCode
+
+NOT_FOUND = ErrorCode(404, "OE0002", "not found")
+UNKNOWN = ErrorCode(400, "OE0212", "a parameter is unknown")
+MISSING = ErrorCode(400, "OE0216", "a parameter is missing")
+INVALID = ErrorCode(400, "OE0217", "a parameter is invalid")
+FORBIDDEN = ErrorCode(403, "OE0234", "your role does not allow this")
+UNAUTHORIZED = ErrorCode(401, "OE0235", "a token is required: Authorization: Bearer <token>")
+METHOD = ErrorCode(405, "OE0245", "the method is not allowed here")
+CONFLICT = ErrorCode(409, "OE0149", "this already exists")
+TOO_LARGE = ErrorCode(413, "OE0901", "the request is too large")
+INTERNAL = ErrorCode(500, "OE0902", "internal error")
+STOPPING = ErrorCode(503, "OE0903", "shutting down")
+NO_SOURCE = ErrorCode(409, "OE0904", "no cost source is configured for this cluster: link it with a flavour and a url")
+BAD_ANSWER = ErrorCode(502, "OE0905", "no cost source gave an answer of use")
+UNREACHABLE = ErrorCode(503, "OE0906", "no cost source could be reached")
+DEADLINE = ErrorCode(504, "OE0907", "no cost source answered in time")
+SEVERAL_CLUSTERS = ErrorCode(400, "OE0908", "cluster_id is required: the token sees more than one cluster")
+LINK_REFUSED = ErrorCode(409, "OE0909", "the cost service does not take a source for this cluster")
+
+CODES = CommonCodes(
+    unknown_parameter=UNKNOWN,
+    missing_parameter=MISSING,
+    invalid_parameter=INVALID,
+    not_found=NOT_FOUND,
+    method_not_allowed=METHOD,
+    too_large=TOO_LARGE,
+    internal=INTERNAL,
+    shutting_down=STOPPING,
+)
+
+
+def map_error(error: BaseException) -> ApiError | None:
+    """Metroculus' failures as the REST API's own; what is wrong between the two services is a bad gateway."""
+    if isinstance(error, DeadlineExceeded):
+        return ApiError(DEADLINE)
+    if isinstance(error, NoSourceConfigured):
+        return ApiError(NO_SOURCE, error.reason if error.error_code == "OM0016" else "")
+    if isinstance(error, InvalidRequest):
+        return ApiError(INVALID, error.reason, error.params)
+    if isinstance(error, ServiceUnavailable):
+        code = {502: BAD_ANSWER, 504: DEADLINE}.get(error.status or 503, UNREACHABLE)
+        retry_after = error.retry_after if code is not UNREACHABLE else error.retry_after or 5
+        return ApiError(code, error.reason if error.status else "", retry_after=retry_after)
+    if isinstance(error, MetroculusError):
+        return ApiError(BAD_ANSWER)
+    return None

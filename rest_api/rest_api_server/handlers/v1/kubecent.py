@@ -1,0 +1,221 @@
+"""``/api/v1``: Kubecent's paths and those of the extraction design, over the same controllers and tokens."""
+
+from __future__ import annotations
+
+from math import fsum
+from typing import Any
+
+from msgspec import Struct
+
+from rest_api.rest_api_server.auth import Needs, RestHandler
+from rest_api.rest_api_server.controllers.costs import CostsController
+from rest_api.rest_api_server.directory.model import Cluster, Role
+from rest_api.rest_api_server.errors import CODES, NOT_FOUND, SEVERAL_CLUSTERS
+from rest_api.rest_api_server.handlers.v2.clusters import DEFAULT_WINDOW
+from tools.tornado_service.application import OpenHandler
+from tools.tornado_service.errors import ApiError
+from tools.tornado_service.operation import NoQuery, Operation, operation
+from tools.tornado_service.params import DnsLabel, Flag, Text, Uuid, WindowQuery, resolve_window
+from tools.window import Window
+
+Json = dict[str, Any]
+
+
+class HealthAnswer(Struct, frozen=True):
+    status: str
+    opencost: str
+    service: str
+
+
+class KubecentHealth(OpenHandler):
+    """The service is up; what it last saw of its cost source is in ``opencost``."""
+
+    @operation(needs=None, answer=HealthAnswer)
+    async def get(self, query: NoQuery) -> HealthAnswer:
+        return HealthAnswer("healthy", self.service.ready().get("metroculus", "unknown"), self.service.name)
+
+
+class Kubecent(RestHandler):
+    """A cluster by query, needed where the token sees more than one."""
+
+    costs: CostsController
+
+    async def authorize(self, operation: Operation, path: dict[str, str]) -> None:
+        self.identity = await self.gate.identity(self.request.headers.get_list("Authorization"))
+        self.needed: Role = operation.needs.role
+
+    async def chosen(self, cluster_id: str | None) -> Cluster:
+        """The cluster named, or the only one there is.
+
+        Raises:
+            ApiError: 404, 403, or 400 that lists the clusters.
+        """
+        if cluster_id is not None:
+            return await self.gate.cluster(self.identity, cluster_id, self.needed)
+        visible = await self.gate.visible(self.identity)
+        if not visible:
+            raise ApiError(NOT_FOUND)
+        if len(visible) > 1:
+            listed = ", ".join(f"{one.id} ({one.name})" for one in visible[:20])
+            raise ApiError(SEVERAL_CLUSTERS, f"cluster_id is required, one of: {listed}", ["cluster_id"])
+        return await self.gate.cluster(self.identity, visible[0].id, self.needed)
+
+    def window_of(self, query: WindowQuery) -> Window:
+        return resolve_window(query, self.service.clock(), CODES, DEFAULT_WINDOW)
+
+
+class NamespacesQuery(WindowQuery, frozen=True, kw_only=True):
+    cluster_id: Uuid | None = None
+    idle: Flag | None = None
+
+
+class KubecentNamespaces(Kubecent):
+    """Cost of each namespace."""
+
+    @operation(needs=Needs.READ_COSTS, query=NamespacesQuery, answer=Json)
+    async def get(self, query: NamespacesQuery) -> Json:
+        cluster, window = await self.chosen(query.cluster_id), self.window_of(query)
+        about, rows = await self.costs.costs(cluster, window, ("namespace",), None, self.request_id)
+        items = [_item(row) | {"name": row["namespace"]} for row in rows]
+        if query.idle == "true" and about["idle_cost"] is not None:
+            items.append(_idle_item(about["idle_cost"]))
+        return _listing(about, "namespaces", items)
+
+
+class PodsQuery(NamespacesQuery, frozen=True, kw_only=True):
+    namespace: DnsLabel | None = None
+
+
+class KubecentPods(Kubecent):
+    """Cost of each pod, of one namespace or all."""
+
+    @operation(needs=Needs.READ_COSTS, query=PodsQuery, answer=Json)
+    async def get(self, query: PodsQuery) -> Json:
+        cluster, window = await self.chosen(query.cluster_id), self.window_of(query)
+        statement = await self.costs.statement(
+            cluster, window, self.request_id, aggregate="namespace,pod", namespace=query.namespace
+        )
+        rows = statement.get("breakdown_by_aggregate", [])
+        items = [_item(row) | {"name": row["pod"], "namespace": row["namespace"]} for row in rows]
+        if query.idle == "true" and query.namespace is None and statement["idle_cost"] is not None:
+            items.append(_idle_item(statement["idle_cost"]) | {"namespace": ""})
+        return _listing(statement, "pods", items)
+
+
+def _item(row: Json) -> Json:
+    return {
+        "name": row["name"],
+        "total_cost": row["total_cost"],
+        "cpu_cost": row["cpu_cost"],
+        "memory_cost": row["ram_cost"],
+        "storage_cost": row["pv_cost"],
+        "idle_cost": 0.0,
+        "pod_count": row["pod_count"],
+    }
+
+
+def _idle_item(usd: float) -> Json:
+    zeros = dict.fromkeys(("cpu_cost", "memory_cost", "storage_cost"), None)
+    return {"name": "__idle__", "total_cost": usd, **zeros, "idle_cost": usd, "pod_count": 0}
+
+
+def _listing(about: Json, key: str, items: list[Json]) -> Json:
+    known = about["summary"]["known_cost"] is not None
+    return {
+        "window": about["window"],
+        "item_count": len(items),
+        "total": fsum(item["total_cost"] for item in items) if known else None,
+        "complete": about["complete"],
+        "sources": about["sources"],
+        key: items,
+    }
+
+
+class Fifty(Text):
+    pattern = r"[1-9]|[1-4][0-9]|50"
+    what = "a whole number from 1 to 50"
+
+
+class RecommendationsQuery(WindowQuery, frozen=True, kw_only=True):
+    cluster_id: Uuid | None = None
+    limit: Fifty | None = None
+
+
+class KubecentRecommendations(Kubecent):
+    """The dearest savings."""
+
+    @operation(needs=Needs.READ_COSTS, query=RecommendationsQuery, answer=Json)
+    async def get(self, query: RecommendationsQuery) -> Json:
+        cluster = await self.chosen(query.cluster_id)
+        found = await self.costs.optimization(cluster, self.window_of(query), self.request_id)
+        kinds = ("right_sizing", "abandoned_workloads", "unclaimed_volumes", "idle_nodes")
+        dearest = sorted((one for kind in kinds for one in found[kind]), key=lambda one: -one["monthly_saving"])
+        limit = int(query.limit or 10)
+        return {
+            "window": found["window"],
+            "item_count": min(limit, len(dearest)),
+            "potential_savings": found["potential_savings"],
+            "complete": found["complete"],
+            "sources": found["sources"],
+            "recommendations": dearest[:limit],
+        }
+
+
+class NamedCluster(Text):
+    """An id, or a name where that is the only one."""
+
+    pattern = r"[^\x00-\x1f\x7f/]{1,128}"
+    what = "a cluster's id or name"
+
+
+class ClusterPathQuery(WindowQuery, frozen=True, kw_only=True):
+    cluster: NamedCluster
+
+
+class KubernetesCosts(Kubecent):
+    """What one cluster cost, by id or by name."""
+
+    @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=Json)
+    async def get(self, query: ClusterPathQuery) -> Json:
+        cluster = await self.named(query.cluster)
+        return await self.view(cluster, self.window_of(query))
+
+    async def named(self, name: str) -> Cluster:
+        """The cluster of that id or name.
+
+        Raises:
+            ApiError: 404 where there is none, or several of the name.
+        """
+        visible = await self.gate.visible(self.identity)
+        found = [one for one in visible if one.id == name] or [one for one in visible if one.name == name]
+        if len(found) != 1:
+            raise ApiError(NOT_FOUND)
+        return await self.gate.cluster(self.identity, found[0].id, self.needed)
+
+    async def view(self, cluster: Cluster, window: Window) -> Json:
+        about, rows = await self.costs.costs(cluster, window, ("namespace",), None, self.request_id)
+        return about | {"costs": rows}
+
+
+class KubernetesNamespaces(KubernetesCosts):
+    """A cluster's namespaces."""
+
+    async def view(self, cluster: Cluster, window: Window) -> Json:
+        about, rows = await self.costs.namespaces(cluster, window, self.request_id)
+        return about | {"namespaces": rows}
+
+
+class KubernetesWorkloads(KubernetesCosts):
+    """A cluster's workloads, of every namespace."""
+
+    async def view(self, cluster: Cluster, window: Window) -> Json:
+        aggregate = ("namespace", "controller", "controllerKind")
+        about, rows = await self.costs.costs(cluster, window, aggregate, None, self.request_id)
+        return about | {"workloads": rows}
+
+
+class KubernetesOptimization(KubernetesCosts):
+    """What a cluster could save."""
+
+    async def view(self, cluster: Cluster, window: Window) -> Json:
+        return await self.costs.optimization(cluster, window, self.request_id)

@@ -1,0 +1,191 @@
+"""``/restapi/v2``: what organizations' clusters cost, and linking them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from rest_api.rest_api_server.auth import Needs, RestHandler
+from rest_api.rest_api_server.controllers.clusters import (
+    ChangeBody,
+    ClustersController,
+    LinkBody,
+    LinkedCluster,
+    shown,
+)
+from rest_api.rest_api_server.controllers.costs import CostsController
+from rest_api.rest_api_server.controllers.metrics import MetricsController
+from rest_api.rest_api_server.errors import CODES
+from rest_api.rest_api_server.paging import PageQuery, page
+from tools.tornado_service.operation import operation
+from tools.tornado_service.params import DnsLabel, Text, Uuid, WindowQuery, resolve_window
+from tools.window import Window
+
+DEFAULT_WINDOW = "7d"
+Json = dict[str, Any]
+
+
+class Aggregate(Text):
+    """A property to group by."""
+
+    pattern = (
+        r"(namespace|controller|controllerKind|pod|container|node|service|cluster"
+        r"|(label|annotation):[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?)"
+    )
+    what = (
+        "namespace, controller, controllerKind, pod, container, node, service, cluster, label:NAME or annotation:NAME"
+    )
+
+
+class Step(Text):
+    pattern = r"[1-9][0-9]{0,6}[smhd]?"
+    what = "seconds, or a number with s, m, h or d"
+
+
+class OrganizationQuery(Struct, frozen=True, kw_only=True):
+    organization_id: Uuid
+
+
+class ClusterQuery(OrganizationQuery, frozen=True, kw_only=True):
+    cluster_id: Uuid
+
+
+class CostHandler(RestHandler):
+    costs: CostsController
+
+    def window_of(self, query: WindowQuery) -> Window:
+        return resolve_window(query, self.service.clock(), CODES, DEFAULT_WINDOW)
+
+
+class OrganizationCostsQuery(PageQuery, frozen=True, kw_only=True):
+    organization_id: Uuid
+
+
+class OrganizationClusters(CostHandler):
+    """The organization's clusters, each with its cost; and linking a new one."""
+
+    links: ClustersController
+
+    @operation(needs=Needs.READ_COSTS, query=OrganizationCostsQuery, answer=Json)
+    async def get(self, query: OrganizationCostsQuery) -> Json:
+        window = self.window_of(query)
+        clusters = await self.gate.ask(lambda directory: directory.clusters(query.organization_id))
+        overview = await self.costs.overview(clusters, window, self.request_id)
+        about = {
+            "organization_id": query.organization_id,
+            "start_date": window.start,
+            "end_date": window.end,
+        }
+        return about | overview | page(overview["clusters"], query, "clusters")
+
+    @operation(needs=Needs.MANAGE_CLUSTERS, query=OrganizationQuery, body=LinkBody, answer=LinkedCluster, status=201)
+    async def post(self, query: OrganizationQuery, body: LinkBody) -> LinkedCluster:
+        return await self.links.link(query.organization_id, body, self.request_id)
+
+
+class Deleted(Struct, frozen=True):
+    deleted: bool
+
+
+class OrganizationCluster(RestHandler):
+    """One linked cluster: read, change, unlink."""
+
+    links: ClustersController
+
+    @operation(needs=Needs.READ_LINKS, query=ClusterQuery, answer=LinkedCluster)
+    async def get(self, query: ClusterQuery) -> LinkedCluster:
+        return shown(self.cluster)
+
+    @operation(needs=Needs.MANAGE_CLUSTERS, query=ClusterQuery, body=ChangeBody, answer=LinkedCluster)
+    async def patch(self, query: ClusterQuery, body: ChangeBody) -> LinkedCluster:
+        return await self.links.change(self.cluster, body, self.request_id)
+
+    @operation(needs=Needs.MANAGE_CLUSTERS, query=ClusterQuery, answer=Deleted)
+    async def delete(self, query: ClusterQuery) -> Deleted:
+        await self.links.unlink(self.cluster, self.request_id)
+        return Deleted(True)
+
+
+class ViewQuery(WindowQuery, frozen=True, kw_only=True):
+    cluster_id: Uuid
+
+
+class ClusterRowsQuery(PageQuery, frozen=True, kw_only=True):
+    cluster_id: Uuid
+
+
+class ClusterCostsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
+    aggregate: tuple[Aggregate, ...] = (Aggregate("namespace"),)
+    idle: Literal["separate", "share", "hide"] | None = None
+
+
+class ClusterCosts(CostHandler):
+    """What one cluster cost, by namespace, controller, pod, service, node or label."""
+
+    @operation(needs=Needs.READ_COSTS, query=ClusterCostsQuery, answer=Json)
+    async def get(self, query: ClusterCostsQuery) -> Json:
+        window = self.window_of(query)
+        about, rows = await self.costs.costs(self.cluster, window, query.aggregate, query.idle, self.request_id)
+        return about | {"aggregate": ",".join(query.aggregate)} | page(rows, query, "costs")
+
+
+class ClusterNamespaces(CostHandler):
+    """Namespaces with cost, quota and utilisation."""
+
+    @operation(needs=Needs.READ_COSTS, query=ClusterRowsQuery, answer=Json)
+    async def get(self, query: ClusterRowsQuery) -> Json:
+        about, rows = await self.costs.namespaces(self.cluster, self.window_of(query), self.request_id)
+        return about | page(rows, query, "namespaces")
+
+
+class WorkloadsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
+    namespace: DnsLabel
+
+
+class NamespaceWorkloads(CostHandler):
+    """Workloads of a namespace: cost, requests and limits against usage."""
+
+    @operation(needs=Needs.READ_COSTS, query=WorkloadsQuery, answer=Json)
+    async def get(self, query: WorkloadsQuery) -> Json:
+        window = self.window_of(query)
+        about, rows = await self.costs.workloads(self.cluster, query.namespace, window, self.request_id)
+        return about | page(rows, query, "workloads")
+
+
+class ClusterAssetsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
+    asset_type: Literal["node", "disk", "load_balancer", "network", "cluster_management"] | None = None
+
+
+class ClusterAssets(CostHandler):
+    """Nodes, disks and load balancers: cost, utilisation, specification."""
+
+    @operation(needs=Needs.READ_COSTS, query=ClusterAssetsQuery, answer=Json)
+    async def get(self, query: ClusterAssetsQuery) -> Json:
+        window = self.window_of(query)
+        about, rows = await self.costs.assets(self.cluster, window, query.asset_type, self.request_id)
+        return about | page(rows, query, "assets")
+
+
+class ClusterMetricsQuery(ViewQuery, frozen=True, kw_only=True):
+    metric: Literal["cpu", "memory", "network", "storage"]
+    step: Step | None = None
+
+
+class ClusterMetrics(CostHandler):
+    """Utilisation series of one cluster."""
+
+    metrics: MetricsController
+
+    @operation(needs=Needs.READ_COSTS, query=ClusterMetricsQuery, answer=Json)
+    async def get(self, query: ClusterMetricsQuery) -> Json:
+        window = self.window_of(query)
+        return await self.metrics.series(self.cluster, query.metric, window, query.step, self.request_id)
+
+
+class ClusterOptimization(CostHandler):
+    """Right-sizing, abandoned workloads, unclaimed volumes, idle nodes; each with saving, evidence and risk."""
+
+    @operation(needs=Needs.READ_COSTS, query=ViewQuery, answer=Json)
+    async def get(self, query: ViewQuery) -> Json:
+        return await self.costs.optimization(self.cluster, self.window_of(query), self.request_id)

@@ -1,0 +1,79 @@
+"""Pages of a list that is there whole: limit, opaque cursor, sort and order."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from rest_api.rest_api_server.errors import INVALID
+from tools.tornado_service.errors import ApiError
+from tools.tornado_service.params import Text, WindowQuery
+
+DEFAULT_LIMIT = 100
+
+
+class Limit(Text):
+    pattern = r"[1-9][0-9]{0,2}|1000"
+    what = "a whole number from 1 to 1000"
+
+
+class Cursor(Text):
+    """What the last page gave as ``next_cursor``."""
+
+    pattern = r"[A-Za-z0-9_=-]{1,200}"
+    what = "the next_cursor of an earlier answer"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        parsed = super().parse(text)
+        parsed.position()
+        return parsed
+
+    def position(self) -> tuple[int, str]:
+        """``(offset, order)``."""
+        try:
+            offset, order = json.loads(base64.urlsafe_b64decode(self.encode()))
+        except (binascii.Error, ValueError, TypeError):
+            raise ValueError(f"must be {self.what}") from None
+        if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0 or not isinstance(order, str):
+            raise ValueError(f"must be {self.what}")
+        return offset, order
+
+
+SortColumn = Literal[
+    "name", "total_cost", "cpu_cost", "ram_cost", "gpu_cost", "pv_cost", "network_cost", "load_balancer_cost"
+]
+
+
+class PageQuery(WindowQuery, frozen=True, kw_only=True):
+    """A window, and which page of what it holds."""
+
+    limit: Limit | None = None
+    cursor: Cursor | None = None
+    sort: SortColumn | None = None
+    order: Literal["asc", "desc"] | None = None
+
+
+def page(rows: Sequence[dict[str, Any]], query: PageQuery, key: str) -> dict[str, Any]:
+    """One page under ``key``, with ``total_count`` and ``next_cursor``.
+
+    Raises:
+        ApiError: a cursor of another order.
+    """
+    sort = query.sort or "total_cost"
+    descending = (query.order or ("asc" if sort == "name" else "desc")) == "desc"
+    chosen = f"{sort} {descending}"
+    offset, ordered = query.cursor.position() if query.cursor else (0, chosen)
+    if ordered != chosen:
+        raise ApiError(INVALID, "cursor belongs to a list in another order", ["cursor"])
+    named = sorted(rows, key=lambda row: str(row.get("name", "")))
+    known = [row for row in named if row.get(sort) is not None]
+    unknown = [row for row in named if row.get(sort) is None]
+    ranked = sorted(known, key=lambda row: row[sort], reverse=descending) + unknown
+    end = offset + int(query.limit or DEFAULT_LIMIT)
+    more = end < len(ranked)
+    cursor = base64.urlsafe_b64encode(json.dumps([end, chosen]).encode()).decode() if more else None
+    return {key: ranked[offset:end], "total_count": len(ranked), "next_cursor": cursor}

@@ -1,0 +1,39 @@
+"""The REST API's routes, and the second table of older paths over the same controllers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_api.rest_api_server.handlers.v1 import kubecent
+from rest_api.rest_api_server.handlers.v2 import clusters
+from tools.tornado_service.application import Route
+
+ORGANIZATION = r"/restapi/v2/organizations/(?P<organization_id>[^/]+)/kubecost/clusters"
+CLUSTER = r"/restapi/v2/kubecost/clusters/(?P<cluster_id>[^/]+)"
+NAMED = r"/api/v1/costs/kubernetes/(?P<cluster>[^/]+)"
+
+
+def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
+    """Every route with the controllers that its handler calls."""
+
+    def route(pattern: str, handler: type, *names: str) -> Route:
+        return (pattern, handler, parts | {name: controllers[name] for name in names})
+
+    return [
+        route(ORGANIZATION, clusters.OrganizationClusters, "costs", "links"),
+        route(rf"{ORGANIZATION}/(?P<cluster_id>[^/]+)", clusters.OrganizationCluster, "links"),
+        route(rf"{CLUSTER}/costs", clusters.ClusterCosts, "costs"),
+        route(rf"{CLUSTER}/namespaces", clusters.ClusterNamespaces, "costs"),
+        route(rf"{CLUSTER}/namespaces/(?P<namespace>[^/]+)/workloads", clusters.NamespaceWorkloads, "costs"),
+        route(rf"{CLUSTER}/assets", clusters.ClusterAssets, "costs"),
+        route(rf"{CLUSTER}/metrics", clusters.ClusterMetrics, "costs", "metrics"),
+        route(rf"{CLUSTER}/optimization", clusters.ClusterOptimization, "costs"),
+        (r"/api/v1/health", kubecent.KubecentHealth, {}),
+        route(r"/api/v1/cost/namespaces", kubecent.KubecentNamespaces, "costs"),
+        route(r"/api/v1/cost/pods", kubecent.KubecentPods, "costs"),
+        route(r"/api/v1/savings/recommendations", kubecent.KubecentRecommendations, "costs"),
+        route(NAMED, kubecent.KubernetesCosts, "costs"),
+        route(rf"{NAMED}/namespaces", kubecent.KubernetesNamespaces, "costs"),
+        route(rf"{NAMED}/workloads", kubecent.KubernetesWorkloads, "costs"),
+        route(rf"{NAMED}/optimization", kubecent.KubernetesOptimization, "costs"),
+    ]

@@ -1,0 +1,233 @@
+"""Every view asked as a user would, held against the simulator's exact truth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import fsum, isclose
+from typing import Any
+
+import requests
+
+from simulator import savings
+from simulator.costs import truth
+from simulator.world import DAY, GIB, World
+
+DAYS = 7
+RELATIVE = 1e-6
+ROUNDED_USD = 1e-5
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DemoCluster:
+    id: str
+    world: World
+    flavour: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure: what a view said, what is true, how far they may be apart."""
+
+    view: str
+    answer: float
+    truth: float
+    tolerance: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return isclose(self.answer, self.truth, rel_tol=RELATIVE, abs_tol=self.tolerance)
+
+
+class Asker:
+    """The REST API with a token."""
+
+    def __init__(self, base: str, token: str) -> None:
+        self._base = base
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.headers["Authorization"] = f"Bearer {token}"
+
+    def get(self, path: str, **params: Any) -> Json:
+        answer = self._session.get(self._base + path, params=params, timeout=40)
+        if answer.status_code != 200:
+            raise AssertionError(f"{path}: {answer.status_code} {answer.text[:300]}")
+        body: Json = answer.json()
+        return body
+
+    def call(self, method: str, path: str, body: Json | None = None) -> tuple[int, bytes]:
+        answer = self._session.request(method, self._base + path, json=body, timeout=40)
+        return answer.status_code, answer.content
+
+
+def check_everything(
+    base: str, token: str, stranger: str, organization_id: str, clusters: Sequence[DemoCluster], with_metrics: bool
+) -> list[Check]:
+    """Whole days that are over: their figures no longer change while they are asked for."""
+    today = int(time.time()) // DAY * DAY
+    start, end = today - DAYS * DAY, today
+    ask = Asker(base, token)
+    window = {"window": f"{start},{end}"}
+    truths = [truth(c.world, start, end, now=int(time.time()), adjusted=c.flavour == "kubecost") for c in clusters]
+    listing = ask.get(f"/restapi/v2/organizations/{organization_id}/kubecost/clusters", **window)
+    checks = []
+    totals = []
+    for cluster, true in zip(clusters, truths, strict=True):
+        row = next(one for one in listing["clusters"] if one["cluster_id"] == cluster.id)
+        totals.append(expected_total(cluster, true, with_metrics))
+        checks.append(_usd(f"clusters: {row['name']} total", row["total_cost"], totals[-1], true))
+        checks.append(_flag(f"clusters: {row['name']} complete", row["complete"]))
+        checks += _views(ask, cluster, true, window, with_metrics)
+    checks.append(_usd("clusters: total of all", listing["total_cost"], fsum(totals), truths[0], truths[1]))
+    checks += _metrics(ask, clusters[0], window, with_metrics)
+    checks += _links(ask, organization_id, clusters[0])
+    checks += _walls(Asker(base, stranger), organization_id, clusters[0])
+    return checks
+
+
+def expected_total(cluster: DemoCluster, true: Json, with_metrics: bool) -> float:
+    """OpenCost without metrics cannot tell cluster management: the total is that of the rest."""
+    told = with_metrics or cluster.flavour == "kubecost"
+    total: float = true["total_cost"] if told else true["allocation_total"]
+    return total
+
+
+def _usd(view: str, answer: float | None, true: float, *truths: Json) -> Check:
+    figures = sum(one["rounded_figures"] for one in truths) * DAYS
+    return Check(view, float("nan") if answer is None else answer, true, ROUNDED_USD * figures)
+
+
+def _flag(view: str, answer: bool, true: bool = True) -> Check:
+    return Check(view, float(answer), float(true))
+
+
+def _views(ask: Asker, cluster: DemoCluster, true: Json, window: Json, with_metrics: bool) -> list[Check]:
+    name, path = cluster.world.cluster_id, f"/restapi/v2/kubecost/clusters/{cluster.id}"
+    costs = ask.get(f"{path}/costs", **window)
+    checks = [_usd(f"{name} costs: {key}", costs["summary"][key], usd, true) for key, usd in true["summary"].items()]
+    checks.append(_usd(f"{name} costs: idle", costs["idle_cost"], true["idle_cost"], true))
+    checks.append(_usd(f"{name} costs: no owner", costs["unallocated_cost"], true["unmounted_cost"], true))
+    checks += [
+        _usd(
+            f"{name} costs: namespace {row['namespace']}", row["total_cost"], true["namespaces"][row["namespace"]], true
+        )
+        for row in costs["costs"]
+    ]
+    parts = [row["total_cost"] for row in costs["costs"]] + [costs["idle_cost"], costs["unallocated_cost"]]
+    management = costs["summary"]["management_cost"]
+    checks.append(Check(f"{name} costs: parts add up", fsum(parts) + (management or 0.0), costs["total_cost"], 1e-9))
+    for key, value in true["efficiency"].items():
+        checks.append(Check(f"{name} costs: {key}", costs["efficiency"][key], value, 1e-4))
+    shared = ask.get(f"{path}/costs", idle="share", **window)
+    checks.append(_usd(f"{name} costs: total with idle shared", shared["total_cost"], costs["total_cost"], true))
+    by_node = ask.get(f"{path}/costs", aggregate="node", **window)
+    owned = fsum(true["namespaces"].values())
+    checks.append(_usd(f"{name} costs: sum by node", fsum(r["total_cost"] for r in by_node["costs"]), owned, true))
+    by_team = ask.get(f"{path}/costs", aggregate="label:team", **window)
+    checks.append(_usd(f"{name} costs: sum by label", fsum(r["total_cost"] for r in by_team["costs"]), owned, true))
+    namespaces = ask.get(f"{path}/namespaces", **window)["namespaces"]
+    for row in namespaces:
+        pods = true["pod_counts"][row["namespace"]]
+        checks.append(Check(f"{name} namespaces: pods of {row['namespace']}", row["pod_count"], pods))
+        workloads = ask.get(f"{path}/namespaces/{row['namespace']}/workloads", **window)["workloads"]
+        for one in workloads:
+            key = f"{one['namespace']}/{one['controller_kind']}/{one['controller']}"
+            if one["controller_kind"] != "job":
+                checks.append(_usd(f"{name} workloads: {key}", one["total_cost"], true["workloads"][key], true))
+    assets = ask.get(f"{path}/assets", **window)
+    for asset in assets["assets"]:
+        known = {"node": true["nodes"], "disk": true["volumes"]}.get(asset["type"], {})
+        if asset["name"] in known:
+            view = f"{name} assets: {asset['type']} {asset['name']}"
+            checks.append(_usd(view, asset["total_cost"], known[asset["name"]], true))
+    checks += _optimization(ask, cluster, path, true, window)
+    checks += _older_paths(ask, cluster, true, window, with_metrics)
+    return checks
+
+
+def _optimization(ask: Asker, cluster: DemoCluster, path: str, true: Json, window: Json) -> list[Check]:
+    name = cluster.world.cluster_id
+    found = ask.get(f"{path}/optimization", **window)
+    orphans = {v.name: v.gib * v.usd_per_gib_hour * savings.HOURS_A_MONTH for v in cluster.world.volumes if not v.claim}
+    checks = [
+        _usd(f"{name} optimization: volume {one['name']} a month", one["monthly_saving"], orphans[one["name"]], true)
+        for one in found["unclaimed_volumes"]
+    ]
+    if cluster.flavour == "kubecost":
+        monthly = fsum(savings.categories(cluster.world).values())
+        checks.append(_usd(f"{name} optimization: potential a month", found["potential_savings"], monthly, true))
+    return checks
+
+
+def _older_paths(ask: Asker, cluster: DemoCluster, true: Json, window: Json, with_metrics: bool) -> list[Check]:
+    name = cluster.world.cluster_id
+    owned = fsum(true["namespaces"].values())
+    asked = {"cluster_id": cluster.id} | window
+    namespaces = ask.get("/api/v1/cost/namespaces", **asked)
+    pods = ask.get("/api/v1/cost/pods", **asked)
+    by_name = ask.get(f"/api/v1/costs/kubernetes/{name}", **window)
+    workloads = ask.get(f"/api/v1/costs/kubernetes/{name}/workloads", **window)
+    listed = ask.get(f"/api/v1/costs/kubernetes/{name}/namespaces", **window)
+    optimization = ask.get(f"/api/v1/costs/kubernetes/{name}/optimization", **window)
+    dearest = ask.get("/api/v1/savings/recommendations", limit=1, **asked)
+    checks = [
+        _usd(f"{name} /api/v1: namespaces", namespaces["total"], owned, true),
+        _usd(f"{name} /api/v1: pods", pods["total"], owned, true),
+        _usd(
+            f"{name} /api/v1: cluster by name", by_name["total_cost"], expected_total(cluster, true, with_metrics), true
+        ),
+        _usd(f"{name} /api/v1: workloads", fsum(r["total_cost"] for r in workloads["workloads"]), owned, true),
+        _usd(f"{name} /api/v1: namespaces by name", fsum(r["total_cost"] for r in listed["namespaces"]), owned, true),
+        Check(f"{name} /api/v1: volumes without a claim", len(optimization["unclaimed_volumes"]), 2),
+        Check(f"{name} /api/v1: recommendations", dearest["item_count"], 1),
+    ]
+    return checks
+
+
+def _metrics(ask: Asker, cluster: DemoCluster, window: Json, with_metrics: bool) -> list[Check]:
+    """Capacity over time against the nodes that there were; without a Prometheus the view says so."""
+    path = f"/restapi/v2/kubecost/clusters/{cluster.id}/metrics"
+    if not with_metrics:
+        status, _ = ask.call("GET", f"{path}?metric=cpu")
+        return [Check("metrics: without a Prometheus, 409 and how to add one", status, 409)]
+    checks = []
+    for metric, unit, size in (("cpu", 1.0, "cores"), ("memory", GIB, "ram_gib")):
+        found = ask.get(path, metric=metric, **window)
+        at, capacity = found["series"]["capacity"][0]
+        true = sum(getattr(n, size) for n in cluster.world.nodes if n.start <= at < n.end)
+        checks.append(Check(f"metrics: {metric} capacity, {found['unit']}", capacity, true * unit))
+    for metric in ("network", "storage"):
+        found = ask.get(path, metric=metric, **window)
+        checks.append(_flag(f"metrics: {metric} has points", len(found["series"]["usage"]) > 0))
+    return checks
+
+
+def _links(ask: Asker, organization_id: str, cluster: DemoCluster) -> list[Check]:
+    path = f"/restapi/v2/organizations/{organization_id}/kubecost/clusters"
+    read, _ = ask.call("GET", f"{path}/{cluster.id}")
+    renamed, _ = ask.call("PATCH", f"{path}/{cluster.id}", {"name": "renamed"})
+    back, _ = ask.call("PATCH", f"{path}/{cluster.id}", {"name": cluster.world.cluster_id})
+    linked, made = ask.call("POST", path, {"name": "extra", "flavour": "opencost", "url": cluster.url})
+    extra = requests.compat.json.loads(made)["cluster_id"]
+    unlinked, _ = ask.call("DELETE", f"{path}/{extra}")
+    gone, _ = ask.call("GET", f"{path}/{extra}")
+    statuses = ((read, 200), (renamed, 200), (back, 200), (linked, 201), (unlinked, 200), (gone, 404))
+    names = ("read", "rename", "rename back", "link another", "unlink it", "it is gone")
+    return [Check(f"links: {name}", got, want) for name, (got, want) in zip(names, statuses, strict=True)]
+
+
+def _walls(stranger: Asker, organization_id: str, cluster: DemoCluster) -> list[Check]:
+    """What is another's and what is not there: 404, the same bytes."""
+    nobody = "00000000-0000-4000-8000-000000000000"
+    foreign = stranger.call("GET", f"/restapi/v2/kubecost/clusters/{cluster.id}/costs")
+    absent = stranger.call("GET", f"/restapi/v2/kubecost/clusters/{nobody}/costs")
+    listing, _ = stranger.call("GET", f"/restapi/v2/organizations/{organization_id}/kubecost/clusters")
+    return [
+        Check("walls: another's cluster", foreign[0], 404),
+        _flag("walls: the same bytes as what is not there", foreign == absent),
+        Check("walls: another's organization", listing, 404),
+    ]

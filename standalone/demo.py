@@ -1,0 +1,227 @@
+"""``make demo``: the product against two simulated clusters, one Kubecost and one OpenCost, on embedded parts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import requests
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+
+from metroculus.sources.addresses import AllowedAddresses
+from rest_api.rest_api_server.directory.model import Role
+from rest_api.rest_api_server.directory.sqlite import SqliteDirectory
+from simulator import openmetrics
+from simulator.server import Habits, Simulator
+from simulator.world import DAY, World, make_world
+from standalone.check import Check, DemoCluster, check_everything
+from standalone.running import Plan, Running, start
+from standalone.up import cost_table, how_to_ask, new_secret
+from tools.tornado_service.application import until_stopped
+
+HISTORY_DAYS = 14
+AHEAD_DAYS = 2
+METRICS_INTERVAL_SECONDS = 300
+
+
+@dataclass
+class Prometheus:
+    """A Prometheus of our own over back-filled history; ended by its process id."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def load(self, world: World, tenant: str, now: int) -> None:
+        """Write a world's metrics up to now into its storage."""
+        file = self.folder / f"{tenant}.om"
+        with file.open("w") as opened:
+            opened.writelines(openmetrics.lines(world, {"tenant_id": tenant}, METRICS_INTERVAL_SECONDS, now))
+        subprocess.run(
+            [
+                "promtool",
+                "tsdb",
+                "create-blocks-from",
+                "--max-block-duration=360h",
+                "-q",
+                "openmetrics",
+                file,
+                self.folder,
+            ],
+            check=True,
+            capture_output=True,
+        )
+        file.unlink()
+
+    async def start(self) -> None:
+        config = self.folder / "prometheus.yml"
+        config.write_text("")
+        self.process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={config}",
+                f"--storage.tsdb.path={self.folder}",
+                "--storage.tsdb.retention.time=10y",
+                f"--web.listen-address=127.0.0.1:{self.port}",
+                "--log.level=error",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(100):
+            try:
+                if (await asyncio.to_thread(requests.get, f"{self.url}/-/ready", timeout=1)).ok:
+                    return
+            except requests.ConnectionError:
+                await asyncio.sleep(0.1)
+        raise click.ClickException("Prometheus did not become ready in ten seconds")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def serve_simulator(simulator: Simulator) -> tuple[HTTPServer, str]:
+    server = HTTPServer(simulator.application())
+    sockets = bind_sockets(0, "127.0.0.1")
+    server.add_sockets(sockets)
+    return server, f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
+
+
+def link(running: Running, token: str, organization_id: str, name: str, flavour: str, url: str) -> str:
+    """Link a cluster as a user would; returns its id."""
+    answer = requests.post(
+        f"{running.rest_api_listener.url}/restapi/v2/organizations/{organization_id}/kubecost/clusters",
+        headers={"Authorization": f"Bearer {token}"},
+        json={"name": name, "flavour": flavour, "url": url},
+        timeout=20,
+    )
+    answer.raise_for_status()
+    cluster_id: str = answer.json()["cluster_id"]
+    return cluster_id
+
+
+async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
+    """Start everything afresh in ``folder``; with ``check`` hold every view against the truth and end.
+
+    Returns:
+        the exit status.
+    """
+    began = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    now = int(time.time())
+    midnight = now - now % DAY
+    worlds = [
+        make_world(seed=seed, days=HISTORY_DAYS + AHEAD_DAYS, end=midnight + AHEAD_DAYS * DAY, cluster_id=name)
+        for seed, name in ((1, "cluster-one"), (2, "cluster-two"))
+    ]
+    click.echo("starting two simulated clusters: cluster-one behind Kubecost, cluster-two behind OpenCost …")
+    simulators = [Simulator(worlds[0], Habits()), Simulator(worlds[1], Habits(serves=frozenset({"opencost"})))]
+    served = [serve_simulator(simulator) for simulator in simulators]
+    prometheus = None
+    if shutil.which("prometheus") and shutil.which("promtool"):
+        metrics_folder = folder / "prometheus"
+        metrics_folder.mkdir()
+        prometheus = Prometheus(metrics_folder, free_port())
+    click.echo("starting Metroculus and the REST API over embedded stores …")
+    running = start(
+        Plan(
+            data_dir=folder / "data",
+            secret=new_secret(),
+            metroculus_listen=("127.0.0.1", ports[0]),
+            rest_api_listen=("127.0.0.1", ports[1]),
+            thanos_query_url=prometheus.url if prometheus else None,
+            upstream_allow=AllowedAddresses(["127.0.0.0/8"]),
+        )
+    )
+    try:
+        directory = running.rest_api.directory
+        assert isinstance(directory, SqliteDirectory)
+        organization = directory.create_organization("demo")
+        other = directory.create_organization("somebody else")
+        for name, place in (("demo", organization), ("stranger", other)):
+            directory.create_user(name)
+            directory.set_role(name, place.id, Role.ADMIN)
+        token = directory.create_token("demo", now + 30 * DAY)[1]
+        stranger = directory.create_token("stranger", now + 30 * DAY)[1]
+        click.echo("linking the clusters through the API …")
+        clusters = []
+        for world, flavour, (_, url) in zip(worlds, ("kubecost", "opencost"), served, strict=True):
+            linked = await asyncio.to_thread(link, running, token, organization.id, world.cluster_id, flavour, url)
+            clusters.append(DemoCluster(linked, world, flavour, url))
+        if prometheus is not None:
+            click.echo("writing two weeks of metrics into a Prometheus …")
+            for cluster in clusters:
+                await asyncio.to_thread(prometheus.load, cluster.world, cluster.id, now)
+            await prometheus.start()
+        connection = {
+            "metroculus_url": running.metroculus_listener.url,
+            "rest_api_url": running.rest_api_listener.url,
+            "secret": running.rest_api.metroculus.client.secret,
+            "token": token,
+            "organization_id": organization.id,
+            "cluster_ids": [cluster.id for cluster in clusters],
+            "simulator_url": served[0][1],
+        }
+        file = folder / "connection.json"
+        file.touch(mode=0o600)
+        file.write_text(json.dumps(connection, indent=1))
+        click.echo(f"ready after {time.monotonic() - began:.1f} s; {file} says where everything is\n")
+        if check:
+            checks = await asyncio.to_thread(
+                check_everything, running.rest_api_listener.url, token, stranger, organization.id, clusters,
+                prometheus is not None,
+            )  # fmt: skip
+            return report(checks)
+        body = await asyncio.to_thread(first_look, running, token, clusters[0].id)
+        click.echo(body)
+        click.echo(how_to_ask(running, organization.id, clusters[0].id, token))
+        await until_stopped()
+        return 0
+    finally:
+        await running.stop()
+        for server, _ in served:
+            server.stop()
+        if prometheus is not None:
+            prometheus.stop()
+
+
+def first_look(running: Running, token: str, cluster_id: str) -> str:
+    url = f"{running.rest_api_listener.url}/restapi/v2/kubecost/clusters/{cluster_id}/costs?window=7d"
+    answer = requests.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=40)
+    answer.raise_for_status()
+    body = answer.json()
+    return f"cluster-one, {body['window']['start']} to {body['window']['end']}, USD\n\n{cost_table(body)}"
+
+
+def report(checks: list[Check]) -> int:
+    """Print what was asked, what came and what is true; 1 where anything is off."""
+    width = max(len(one.view) for one in checks) + 2
+    click.echo(f"{'view':<{width}}{'answer':>16}{'truth':>16}{'off by':>12}  ")
+    for one in checks:
+        numbers = f"{one.answer:>16.6f}{one.truth:>16.6f}{abs(one.answer - one.truth):>12.2e}"
+        click.echo(f"{one.view:<{width}}{numbers}  {'ok' if one.ok else 'WRONG'}")
+    wrong = sum(not one.ok for one in checks)
+    click.echo(f"\n{len(checks) - wrong} of {len(checks)} agree with the simulator's exact truth")
+    return 1 if wrong else 0

@@ -1,0 +1,89 @@
+"""Both services in one process, wired to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metroculus.metroculus_api.config import MetroculusConfig
+from metroculus.metroculus_api.server import Metroculus
+from metroculus.metroculus_api.server import make_app as make_metroculus
+from metroculus.sources.addresses import AllowedAddresses
+from rest_api.rest_api_server.config import RestApiConfig
+from rest_api.rest_api_server.server import RestApi
+from rest_api.rest_api_server.server import make_app as make_rest_api
+from tools.tornado_service.application import Listener, listen
+
+
+@dataclass
+class Running:
+    """Two services that listen; ``stop`` lets what is in flight finish."""
+
+    metroculus: Metroculus
+    rest_api: RestApi
+    metroculus_listener: Listener
+    rest_api_listener: Listener
+
+    async def stop(self) -> None:
+        await self.rest_api_listener.stop()
+        await self.metroculus_listener.stop()
+        self.rest_api.close()
+        self.metroculus.close()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run; what is left out takes the default of a single machine."""
+
+    data_dir: Path
+    secret: str
+    metroculus_listen: tuple[str, int] = ("127.0.0.1", 0)
+    rest_api_listen: tuple[str, int] = ("127.0.0.1", 0)
+    kubecost_api_url: str | None = None
+    kubecost_account_id: str | None = None
+    kubecost_flavour: str | None = None
+    thanos_query_url: str | None = None
+    tenant_label: str = "tenant_id"
+    upstream_allow: AllowedAddresses = AllowedAddresses()  # noqa: RUF009  (immutable, and allows nothing)
+    timeout: float = 30.0
+    clock: Callable[[], float] | None = None
+
+
+def start(plan: Plan) -> Running:
+    """Wire and listen; call on the loop.
+
+    Raises:
+        OSError: an address is taken.
+        RegistryError, DirectoryError: the data folder cannot be used.
+    """
+    more: dict[str, Any] = {"clock": plan.clock} if plan.clock else {}
+    metroculus = make_metroculus(
+        MetroculusConfig(
+            cluster_secret=plan.secret,
+            listen=plan.metroculus_listen,
+            thanos_query_url=plan.thanos_query_url,
+            tenant_label=plan.tenant_label,
+            kubecost_api_url=plan.kubecost_api_url,
+            kubecost_account_id=plan.kubecost_account_id,
+            kubecost_timeout=plan.timeout,
+            upstream_allow=plan.upstream_allow,
+            data_dir=plan.data_dir,
+            encryption_key=None,
+            tls=None,
+            kubecost_flavour=plan.kubecost_flavour,
+        ),
+        **more,
+    )
+    first = listen(metroculus.application, metroculus.service, *plan.metroculus_listen)
+    rest_api = make_rest_api(
+        RestApiConfig(
+            cluster_secret=plan.secret,
+            listen=plan.rest_api_listen,
+            metroculus_url=first.url,
+            directory=plan.data_dir / "directory.sqlite",
+        ),
+        **more,
+    )
+    return Running(metroculus, rest_api, first, listen(rest_api.application, rest_api.service, *plan.rest_api_listen))

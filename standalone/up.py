@@ -1,0 +1,129 @@
+"""``metroculus up``: one machine, one cluster, both services in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import click
+import requests
+
+from rest_api.rest_api_server.directory.model import AlreadyExists, Role
+from rest_api.rest_api_server.directory.sqlite import SqliteDirectory
+from standalone.running import Plan, Running, start
+from tools.tornado_service.application import until_stopped
+
+ORGANIZATION, USER, CLUSTER = "home", "me", "my-cluster"
+TOKEN_DAYS = 30
+
+
+@dataclass(frozen=True)
+class Home:
+    """The one organization of a single machine, its user's fresh token and its cluster."""
+
+    organization_id: str
+    cluster_id: str
+    token: str
+
+
+def account_id(data_dir: Path) -> str:
+    """This machine's account, made once."""
+    file = data_dir / "account"
+    if not file.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        file.write_text(str(uuid4()))
+    return file.read_text().strip()
+
+
+def make_home(directory: SqliteDirectory, cluster_id: str, flavour: str, url: str) -> Home:
+    """The organization, user and cluster, found or made, and a token."""
+    found = [one for one in directory.organizations() if one.name == ORGANIZATION]
+    organization = found[0] if found else directory.create_organization(ORGANIZATION)
+    try:
+        directory.create_user(USER)
+    except AlreadyExists:
+        pass
+    directory.set_role(USER, organization.id, Role.ADMIN)
+    kind: Any = flavour
+    if directory.cluster(cluster_id) is None:
+        directory.create_cluster(organization.id, CLUSTER, kind, url, cluster_id)
+    directory.update_cluster(cluster_id, name=CLUSTER, flavour=kind, url=url, state="linked")
+    _, token = directory.create_token(USER, int(time.time()) + TOKEN_DAYS * 86400)
+    return Home(organization.id, cluster_id, token)
+
+
+def money(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.2f}"
+
+
+def cost_table(body: dict[str, Any]) -> str:
+    """A week's cost by namespace, idle and all, as a person reads it."""
+    lines = [f"{'namespace':<28}{'USD':>14}{'efficiency':>13}"]
+    for row in body["costs"][:20]:
+        lines.append(f"{row['name'][:27]:<28}{row['total_cost']:>14,.2f}{row['total_efficiency']:>12.0%}")
+    for name, value in (
+        ("(idle)", body["idle_cost"]),
+        ("(no owner)", body["unallocated_cost"]),
+        ("(cluster management)", body["summary"]["management_cost"]),
+    ):
+        lines.append(f"{name:<28}{money(value) if name[1:8] != 'cluster' or value is not None else 'not told':>14}")
+    lines.append(f"{'total':<28}{money(body['total_cost']):>14}")
+    if not body["complete"]:
+        told = [
+            f"{s['name']}: {s['status']} {s['error'] or ''}".strip() for s in body["sources"] if s["status"] != "ok"
+        ]
+        lines.append(
+            f"not complete: {'; '.join(told) or 'a component is unknown'}; known {money(body['summary']['known_cost'])}"
+        )
+    if body["not_covered"]:
+        lines.append(f"not covered by what is configured: {', '.join(body['not_covered'])}")
+    return "\n".join(lines)
+
+
+def how_to_ask(running: Running, organization_id: str, cluster_id: str, token: str) -> str:
+    """Two commands that can be pasted."""
+    base = f"{running.rest_api_listener.url}/restapi/v2"
+    ask = f"curl -s -H 'Authorization: Bearer {token}'"
+    return (
+        f"\nEvery cluster of the organization, with its cost:\n"
+        f"  {ask} '{base}/organizations/{organization_id}/kubecost/clusters?window=7d'\n"
+        f"One cluster by namespace:\n"
+        f"  {ask} '{base}/kubecost/clusters/{cluster_id}/costs?window=7d'\n"
+        f"\nREST API {running.rest_api_listener.url}   Metroculus {running.metroculus_listener.url}"
+        f"   (/openapi.json on both)\nCtrl-C stops."
+    )
+
+
+def show_costs(running: Running, home: Home) -> str:
+    """The last seven days, or why they are not to be had."""
+    url = f"{running.rest_api_listener.url}/restapi/v2/kubecost/clusters/{home.cluster_id}/costs"
+    answer = requests.get(url, headers={"Authorization": f"Bearer {home.token}"}, timeout=40)
+    body = answer.json()
+    if answer.status_code != 200:
+        return f"no costs yet: {body['error']['reason']} ({body['error']['error_code']})"
+    window = body["window"]
+    return f"Cost from {window['start']} to {window['end']}, {body['currency']}\n\n{cost_table(body)}"
+
+
+async def run(plan: Plan, url: str) -> None:
+    """Serve until stopped; costs go to the screen first."""
+    running = start(plan)
+    directory = running.rest_api.directory
+    assert isinstance(directory, SqliteDirectory)
+    assert plan.kubecost_account_id is not None
+    home = make_home(directory, plan.kubecost_account_id, plan.kubecost_flavour or "push", url)
+    click.echo(f"asking {url or plan.thanos_query_url} …")
+    click.echo(await asyncio.to_thread(show_costs, running, home))
+    click.echo(how_to_ask(running, home.organization_id, home.cluster_id, home.token))
+    await until_stopped()
+    click.echo("stopping …")
+    await running.stop()
+
+
+def new_secret() -> str:
+    return secrets.token_urlsafe(32)

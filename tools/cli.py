@@ -1,0 +1,55 @@
+"""Settings as options of click commands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from tools.settings import Setting, SettingsError, load
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def setting_options(settings: Sequence[Setting], config_file: bool = True) -> Callable[[F], F]:
+    """One flag a setting, each telling its environment variable and its default."""
+
+    def decorate(command: F) -> F:
+        for setting in reversed(settings):
+            told = "" if setting.default is None or setting.secret else f" Default: {_shown(setting.default)}."
+            etcd = f", etcd {setting.etcd}" if setting.etcd else ""
+            option = click.option(setting.flag, setting.key, help=f"{setting.help}{told} [{setting.name}{etcd}]")
+            command = option(command)
+        if config_file:
+            command = click.option("--config", "config_file", type=click.Path(), help="A YAML file of settings.")(
+                command
+            )
+        return command
+
+    return decorate
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return ":".join(map(str, default))
+    return str(default) if isinstance(default, (str, int, float, os.PathLike)) and str(default) else "none"
+
+
+def load_settings(
+    settings: Sequence[Setting],
+    flags: dict[str, Any],
+    etcd: Callable[[str], str | None] | None = None,
+) -> dict[str, Any]:
+    """Settings of a command.
+
+    Raises:
+        click.ClickException: one line that names the setting.
+    """
+    given = dict(flags)
+    file = given.pop("config_file", None)
+    try:
+        return load(settings, given, os.environ, file, etcd)
+    except SettingsError as problem:
+        raise click.ClickException(str(problem)) from None
