@@ -1,1 +1,1 @@
-"""A deterministic cluster whose exact cost is known, and which answers as OpenCost, Kubecost and a Prometheus target."""
+"""A deterministic cluster of known cost, which answers as OpenCost, Kubecost and a Prometheus target."""

@@ -21,7 +21,7 @@ def request_sizing(world: World) -> dict[str, Any]:
     groups: dict[tuple[str, str, str, str], list[Container]] = defaultdict(list)
     for container in _long_lived(world):
         groups[(container.namespace, container.kind, container.controller, container.name)].append(container)
-    recommendations = []
+    recommendations: list[dict[str, Any]] = []
     for (namespace, kind, controller, name), members in sorted(groups.items()):
         peak = 1 + max(members[0].daily, 0.0)
         cpu_use, ram_use = members[0].cpu_usage * peak, members[0].ram_usage_gib * peak
@@ -81,7 +81,7 @@ def categories(world: World) -> dict[str, float]:
 
 def overview(world: World, version: int) -> dict[str, Any]:
     """``/model/savings``: by cluster with states (1 and 2), or by category with a time of refresh (3)."""
-    found = categories(world)
+    found: dict[str, float] = categories(world)
     if version >= 3:
         return {
             "code": 200,
@@ -131,7 +131,7 @@ def abandoned_workloads(world: World) -> list[dict[str, Any]]:
 
 def unclaimed_volumes(world: World) -> dict[str, Any]:
     """``/model/savings/unclaimedVolumes``."""
-    volumes = [
+    volumes: list[dict[str, Any]] = [
         {
             "monthlyCost": round(v.gib * v.usd_per_gib_hour * HOURS_A_MONTH, 5),
             "volumeName": v.name,

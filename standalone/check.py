@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -212,7 +213,7 @@ def _links(ask: Asker, organization_id: str, cluster: DemoCluster) -> list[Check
     renamed, _ = ask.call("PATCH", f"{path}/{cluster.id}", {"name": "renamed"})
     back, _ = ask.call("PATCH", f"{path}/{cluster.id}", {"name": cluster.world.cluster_id})
     linked, made = ask.call("POST", path, {"name": "extra", "flavour": "opencost", "url": cluster.url})
-    extra = requests.compat.json.loads(made)["cluster_id"]
+    extra = json.loads(made)["cluster_id"]
     unlinked, _ = ask.call("DELETE", f"{path}/{extra}")
     gone, _ = ask.call("GET", f"{path}/{extra}")
     statuses = ((read, 200), (renamed, 200), (back, 200), (linked, 201), (unlinked, 200), (gone, 404))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from metroculus.metroculus_api.config import SETTINGS, config_of
+from metroculus.metroculus_api.config import SETTINGS, MetroculusConfig, config_of
 from metroculus.metroculus_api.registry import RegistryError
 from metroculus.metroculus_api.server import make_app
 from metroculus.sources.addresses import parse_upstream_url
@@ -51,15 +51,20 @@ def serve(**flags: Any) -> None:
     asyncio.run(_serve(config, etcd))
 
 
-async def _serve(config: Any, etcd: EtcdConfig | None) -> None:
+async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None) -> None:
     try:
         service = make_app(config)
-        listener = listen(service.application, service.service, *config.listen, tls=config.tls)
+        address, port = config.listen
+        listener = listen(service.application, service.service, address, port, config.tls)
     except (RegistryError, OSError) as problem:
         raise click.ClickException(str(problem)) from None
     if etcd is not None and "CLUSTER_SECRET" not in os.environ:
         loop = asyncio.get_running_loop()
-        etcd.watch("/secret/cluster", lambda new: loop.call_soon_threadsafe(service.secret.rotate, new) and None)
+
+        def rotate(secret: str) -> None:
+            loop.call_soon_threadsafe(service.secret.rotate, secret)
+
+        etcd.watch("/secret/cluster", rotate)
     click.echo(f"Metroculus at {listener.url}")
     await until_stopped()
     await listener.stop()

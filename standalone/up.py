@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,8 @@ def make_home(directory: SqliteDirectory, cluster_id: str, flavour: str, url: st
     """The organization, user and cluster, found or made, and a token."""
     found = [one for one in directory.organizations() if one.name == ORGANIZATION]
     organization = found[0] if found else directory.create_organization(ORGANIZATION)
-    try:
+    with suppress(AlreadyExists):
         directory.create_user(USER)
-    except AlreadyExists:
-        pass
     directory.set_role(USER, organization.id, Role.ADMIN)
     kind: Any = flavour
     if directory.cluster(cluster_id) is None:

@@ -119,8 +119,8 @@ def parse_expression(text: str, now: float) -> tuple[int, int]:
     Raises:
         WindowError: where it is none of the forms.
     """
-    at = int(now)
-    today = at - at % DAY
+    today = int(now) - int(now) % DAY
+    at = int(now) + 1  # up to and with this second: at midnight, today is not empty
     duration = _DURATION.fullmatch(text)
     if duration:
         count, unit = int(duration[1]), duration[2]
@@ -128,7 +128,7 @@ def parse_expression(text: str, now: float) -> tuple[int, int]:
             raise WindowError("a window is at most 400 days long", "window")
         if unit in "dw":
             return today - (count * (7 if unit == "w" else 1) - 1) * DAY, at
-        return at - count * _UNIT_SECONDS[unit], at
+        return int(now) - count * _UNIT_SECONDS[unit], at
     calendar = _calendar(text, today, at)
     if calendar:
         return calendar

@@ -15,6 +15,8 @@ from msgspec import Struct
 from tools.window import HOUR
 
 METRIC_NAME = re.compile(r"(kubecost|opencost|node|pv|container|kube)_[a-z0-9_]+")
+_OTHER_METRICS = frozenset({"pod_pvc_allocation"})
+"""What is read and that no caller may name."""
 LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 HEARTBEATS = ("node_total_hourly_cost", "kubecost_network_internet_egress_cost", "kubecost_cluster_management_cost")
@@ -58,9 +60,6 @@ def selector(metric: str, tenant: Tenant, **labels: str) -> str:
         for name, value in labels.items()
     ]
     return f"{metric}{{{','.join(filter(None, matchers))}}}"
-
-
-_OTHER_METRICS = frozenset({"deployment_match_labels", "statefulSet_match_labels", "service_selector_labels"})
 
 
 def step_for(interval: float) -> int:

@@ -71,7 +71,7 @@ def target(usage: float, utilization: float, floor: float) -> float:
 def monthly_saving(
     request: float, wanted: float, usd_per_unit_hour: float, container_hours: float, window_hours: float
 ) -> float:
-    """USD a month; jobs and scaled workloads are priced for the hours that they ran. Negative: it asked for too little."""
+    """USD a month, jobs and scaled workloads priced for the hours that they ran; negative: too little was asked for."""
     return (request - wanted) * usd_per_unit_hour * (container_hours / window_hours) * HOURS_A_MONTH
 
 

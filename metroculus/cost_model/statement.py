@@ -262,11 +262,12 @@ def reconcile(
         owned, priced = [owned[n] for n in kept], [priced[n] for n in kept]
         everything, special, idle = tuple(owned), {}, Costs()
     management_usd, management_covered = _management(management, question)
-    components = _components(authority, (*priced, *special.values()), idle)
+    seen = _seen(authority, (*priced, *special.values()), idle)
+    components = _components(authority, seen, idle)
     not_covered = tuple(authority.not_covered) if authority else ()
     if not management_covered:
         not_covered += ("management",)
-    summary = _summary(components, management_usd, not_covered)
+    summary = _summary(components, seen, management_usd, not_covered)
     shown = {name: costs.total for name, costs in sorted(special.items())}
     if authority and idle is not None and question.namespace is None and question.idle != "hide":
         shown[IDLE] = idle.total
@@ -328,25 +329,33 @@ def _idle(
     return Costs(cpu=nodes.cpu - used.cpu, ram=nodes.ram - used.ram, gpu=nodes.gpu - used.gpu)
 
 
+def _seen(authority: AllocationReading | None, priced: Iterable[Costs], idle: Costs | None) -> Costs | None:
+    """What was seen of each component, whole or not; None where nothing was."""
+    return Costs.sum((*priced, idle or Costs())) if authority else None
+
+
 def _components(
-    authority: AllocationReading | None, priced: Iterable[Costs], idle: Costs | None
+    authority: AllocationReading | None, seen: Costs | None, idle: Costs | None
 ) -> dict[str, float | None]:
     """The cluster's cost by component; None where it is not known whole."""
-    if authority is None:
+    if authority is None or seen is None:
         return dict.fromkeys(COMPONENTS)
-    whole = Costs.sum((*priced, idle or Costs()))
-    known: dict[str, float | None] = dict(zip(COMPONENTS, whole.by_component(), strict=True))
+    known: dict[str, float | None] = dict(zip(COMPONENTS, seen.by_component(), strict=True))
     for name in (*authority.missing, *authority.not_covered, *(() if idle is not None else ("cpu", "ram", "gpu"))):
         known[name] = None
     return known
 
 
-def _summary(components: dict[str, float | None], management: float | None, not_covered: Sequence[str]) -> Summary:
+def _summary(
+    components: dict[str, float | None], seen: Costs | None, management: float | None, not_covered: Sequence[str]
+) -> Summary:
     parts = {**components, "management": management}
-    known = [value for value in parts.values() if value is not None]
-    whole = all(value is not None or name in not_covered for name, value in parts.items()) and bool(known)
+    whole = any(value is not None for value in parts.values()) and all(
+        value is not None or name in not_covered for name, value in parts.items()
+    )
+    known = [usd for usd in (*(seen.by_component() if seen else ()), management) if usd is not None]
     return Summary(
-        total_cost=fsum(known) if whole else None,
+        total_cost=fsum(value for value in parts.values() if value is not None) if whole else None,
         known_cost=fsum(known) if known else None,
         **{f"{name}_cost": value for name, value in parts.items()},
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 from msgspec import Struct
 
@@ -23,10 +24,11 @@ from metroculus.cost_model.statement import (
 )
 from metroculus.sources.errors import BadAnswer, DeadlineExceeded, SourceError
 from metroculus.sources.http import Deadline, SourceHttp, Upstream
-from metroculus.sources.kubecost_json import DecodedAssets, decode_allocation, decode_assets
+from metroculus.sources.kubecost_json import Decoded, DecodedAssets, decode_allocation, decode_assets
 from tools.window import DAY, HOUR, Window, iso, split
 
 Flavour = Literal["kubecost", "opencost"]
+D = TypeVar("D")
 Step = Literal["day", "hour"]
 
 AGGREGATES = ("namespace", "controller", "controllerKind", "pod", "container", "node", "service", "cluster")
@@ -175,7 +177,7 @@ class KubecostSource:
 
     async def _ask_allocation(
         self, dialect: Dialect, piece: _Piece, aggregate: Sequence[str], deadline: Deadline, request_id: str
-    ):  # type: ignore[no-untyped-def]
+    ) -> Decoded:
         params = {"window": f"{iso(piece.start)},{iso(piece.end)}", "shareIdle": "false", "external": "false"}
         if aggregate:
             params["aggregate"] = ",".join(aggregate)
@@ -197,7 +199,7 @@ class KubecostSource:
                 "idleByNode": "false",
             }
         body = await self._http.get(self._upstream, dialect.allocation, params, deadline, request_id)
-        return await _decoded(decode_allocation, self._upstream.name, body, aggregate)
+        return await _decoded(body, partial(decode_allocation, self._upstream.name, body, aggregate))
 
     async def assets(self, window: Window, deadline: Deadline, request_id: str = "") -> AssetsReading:
         """Assets of a window, one a thing.
@@ -234,7 +236,7 @@ class KubecostSource:
         if dialect.flavour == "kubecost":
             params |= {"accumulate": piece.step, "aggregate": "", "reconcile": "true"}
         body = await self._http.get(self._upstream, dialect.assets, params, deadline, request_id)
-        decoded: DecodedAssets = await _decoded(decode_assets, self._upstream.name, body)
+        decoded = await _decoded(body, partial(decode_assets, self._upstream.name, body))
         limit = piece.end + -piece.end % HOUR
         if all(piece.start <= start and end <= limit for start, end in decoded.spans):
             return decoded
@@ -272,11 +274,11 @@ class KubecostSource:
 LARGE_BODY_BYTES = 2**20
 
 
-async def _decoded(decode, *args):  # type: ignore[no-untyped-def]
+async def _decoded(body: bytes, decode: Callable[[], D]) -> D:
     """Decode on a thread what would hold the loop for longer than some milliseconds."""
-    if any(isinstance(arg, bytes) and len(arg) > LARGE_BODY_BYTES for arg in args):
-        return await asyncio.get_running_loop().run_in_executor(None, decode, *args)
-    return decode(*args)
+    if len(body) > LARGE_BODY_BYTES:
+        return await asyncio.get_running_loop().run_in_executor(None, decode)
+    return decode()
 
 
 def _failures(answers: Sequence[object]) -> list[SourceError]:

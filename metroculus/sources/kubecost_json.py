@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import msgspec
@@ -175,9 +176,9 @@ def decode_allocation(source: str, body: bytes, aggregate: Sequence[str]) -> Dec
         rows: list[list[tuple[str, _Row | None]]] = [list((one or {}).items()) for one in sets or ()]
     except _MALFORMED:
         rows = _rows_one_by_one(source, data)
-    found = [_allocation_set(one, aggregate) for one in rows if one]
-    found = sorted((one for one in found if one is not None), key=lambda one: one.start)
-    for before, after in zip(found, found[1:], strict=False):
+    read = (_allocation_set(one, aggregate) for one in rows if one)
+    found = sorted((one for one in read if one is not None), key=lambda one: one.start)
+    for before, after in pairwise(found):
         if after.start < before.end:
             raise BadAnswer(f"{source} answered with sets that overlap")
     return Decoded(tuple(found), warnings)
@@ -325,10 +326,16 @@ def _number(value: object) -> float:
 
 
 def _parts(name: str, aggregate: Sequence[str]) -> dict[str, str]:
-    """A name's parts by what they are: ``shop/web-1`` of ``namespace,pod``; special and empty parts left out."""
+    """A name's parts by what they are: ``shop/web-1`` of ``namespace,pod``; special and empty parts left out.
+
+    Kubecost may put the cluster in front (``cluster-one/shop``); an annotation, asked for last, may hold slashes.
+    """
     if not aggregate:
         aggregate = ("cluster", "node", "namespace", "pod", "container")
-    parts = name.split("/", len(aggregate) - 1)
+    if any(part.startswith("annotation:") for part in aggregate):
+        parts = name.split("/", len(aggregate) - 1)
+    else:
+        parts = name.split("/")[-len(aggregate) :]
     if len(parts) != len(aggregate):
         return {}
     found = dict(zip(aggregate, parts, strict=True))

@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -70,6 +70,7 @@ _VECTOR = msgspec.json.Decoder(_VectorAnswer)
 _MATRIX = msgspec.json.Decoder(_MatrixAnswer)
 
 Labels = Mapping[str, str]
+A = TypeVar("A", _VectorAnswer, _MatrixAnswer)
 
 
 class Series(Struct, frozen=True):
@@ -173,7 +174,9 @@ class ThanosSource:
     def _flags(self, resolution: str) -> dict[str, str]:
         return {"dedup": "true", "partial_response": "false", "max_source_resolution": resolution}
 
-    async def _ask(self, path, params, tenant, deadline, decoder):  # type: ignore[no-untyped-def]
+    async def _ask(
+        self, path: str, params: Mapping[str, str], tenant: Tenant, deadline: Deadline, decoder: msgspec.json.Decoder[A]
+    ) -> A:
         headers = dict(self._upstream.headers) | ({"THANOS-TENANT": tenant.value} if tenant.label else {})
         upstream = Upstream(
             self._upstream.name, self._upstream.url, headers, self._upstream.ca, trusted=self._upstream.trusted
@@ -339,7 +342,8 @@ class _ChunkReader:
         self.chunk = await self.source._open_chunk(start, end, self.tenant, self.deadline)
         share, enough = await self.source._coverage(self.chunk, self.tenant, self.deadline)
         there = self.chunk.intervals
-        if not share or "container_cpu_allocation" not in there or "node_cpu_hourly_cost" not in there:
+        priced = {"node_cpu_hourly_cost", "node_total_hourly_cost"} & set(there)
+        if not share or "container_cpu_allocation" not in there or not priced:
             return _Read(
                 start=start, end=end, allocations=(), seen_seconds=share * (end - start), enough=False,
                 incomplete=True, missing=(), not_covered=(), warnings=tuple(self.chunk.warnings),
@@ -470,7 +474,8 @@ class _ChunkReader:
         lookback = f"[{int(2 * there[price] * 1000) - 1}ms]"
         older = promql.selector(price, tenant, persistentvolume="")
         prices = (
-            f"({self._now(price, 'persistentvolume', persistentvolume='!')} or max by ({tenant.by('persistentvolume')}) "
+            f"({self._now(price, 'persistentvolume', persistentvolume='!')} or "
+            f"max by ({tenant.by('persistentvolume')}) "
             f'(label_replace(last_over_time({older}{lookback}), "persistentvolume", "$1", "volumename", "(.+)")))'
         )
         amounts = f"({self._now(capacity, 'persistentvolume')} / {GIB})"

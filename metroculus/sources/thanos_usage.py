@@ -10,7 +10,7 @@ from msgspec import Struct
 from metroculus.cost_model import promql
 from metroculus.cost_model.savings import ContainerUsage
 from metroculus.sources.http import Deadline
-from metroculus.sources.thanos import Labels, ThanosSource, read_owners
+from metroculus.sources.thanos import Ask, Labels, ThanosSource, read_owners
 from tools.window import Window
 
 NOW_SECONDS = 600
@@ -48,12 +48,14 @@ async def container_usages(
     there = f"max by ({by}) ({promql.selector('container_cpu_allocation', tenant)})"
     placed = tenant.by("namespace", "pod", "container", "node")
     allocation = promql.selector("container_cpu_allocation", tenant)
-    cpu, ram, cpu_request, ram_request, hours, nodes, cpu_price, ram_price, owners = await asyncio.gather(
+    cpu, ram, cpu_request, ram_request, hours = await asyncio.gather(
         by_container(f"quantile_over_time(0.95, {rate}[{seconds}s:10m])"),
         by_container(over("container_memory_working_set_bytes", "max_over_time", container="!")),
         by_container(over("kube_pod_container_resource_requests", "max_over_time", resource="cpu")),
         by_container(over("kube_pod_container_resource_requests", "max_over_time", resource="memory")),
         by_container(f"count_over_time(({there})[{seconds}s:10m]) / 6"),
+    )
+    nodes, cpu_price, ram_price, owners = await asyncio.gather(
         ask(f"max by ({placed}) (max_over_time({allocation}[{seconds}s]))"),
         _by_node(ask, f"max by ({tenant.by('node')}) ({over('node_cpu_hourly_cost', 'avg_over_time')})"),
         _by_node(ask, f"max by ({tenant.by('node')}) ({over('node_ram_hourly_cost', 'avg_over_time')})"),
@@ -82,7 +84,7 @@ async def container_usages(
     ]
 
 
-async def _by_node(ask, query: str) -> dict[str, float]:  # type: ignore[no-untyped-def]
+async def _by_node(ask: Ask, query: str) -> dict[str, float]:
     return {labels.get("node", ""): value for labels, value in await ask(query)}
 
 
@@ -151,11 +153,13 @@ async def metadata(thanos: ThanosSource, account: str, at: float, deadline: Dead
         return (await thanos.query(tenant, query, at, deadline))[0]
 
     container = ("namespace", "pod", "container", "resource")
-    quotas, requests, limits, owners, nodes, cores, ram, spot, gpus, labels = await asyncio.gather(
+    quotas, requests, limits, owners = await asyncio.gather(
         seen("kube_resourcequota", "namespace", "resourcequota", "resource", "type"),
         seen("kube_pod_container_resource_requests", *container),
         seen("kube_pod_container_resource_limits", *container),
         read_owners(ask, tenant, NOW_SECONDS),
+    )
+    nodes, cores, ram, spot, gpus, labels = await asyncio.gather(
         seen("node_total_hourly_cost", "node", "instance_type", "provider_id"),
         seen("kube_node_status_capacity_cpu_cores", "node"),
         seen("kube_node_status_capacity_memory_bytes", "node"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -277,7 +278,7 @@ def _object(response: requests.Response, content: bytes) -> dict[str, Any]:
         ServiceUnavailable: a success that is none: cut short, HTML, no object.
     """
     try:
-        value = requests.compat.json.loads(content)
+        value = json.loads(content)
     except ValueError:
         value = None
     if not isinstance(value, dict):

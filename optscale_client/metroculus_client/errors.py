@@ -1,7 +1,8 @@
-"""What can go wrong when Metroculus is called; everything is a ``requests.HTTPError``, as callers of OptScale expect."""
+"""What can go wrong when Metroculus is called: each a ``requests.HTTPError``, as callers of OptScale expect."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import requests
@@ -79,7 +80,7 @@ def error_of(response: requests.Response, body: bytes) -> MetroculusError:
     """The typed error of an answer that is none of success."""
     detail: dict[str, Any] = {}
     try:
-        parsed = requests.compat.json.loads(body)
+        parsed = json.loads(body)
         detail = parsed["error"] if isinstance(parsed["error"], dict) else {}
     except (ValueError, KeyError, TypeError):
         pass

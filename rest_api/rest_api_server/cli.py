@@ -47,7 +47,8 @@ def serve(**flags: Any) -> None:
         api = make_app(config)
         if etcd is not None:
             etcd.watch("/secret/cluster", lambda secret: setattr(api.metroculus.client, "secret", secret))
-        listener = listen(api.application, api.service, *config.listen, tls=config.tls)
+        address, port = config.listen
+        listener = listen(api.application, api.service, address, port, config.tls)
         click.echo(f"REST API at {listener.url}")
         await until_stopped()
         await listener.stop()

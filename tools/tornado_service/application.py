@@ -243,7 +243,7 @@ def make_application(service: Service, routes: Sequence[Route]) -> Application:
     every = own + common
     every.append((r"/openapi\.json", OpenApi, shared | {"routes": [*every, (r"/openapi\.json", OpenApi, shared)]}))
     application = Application(
-        every,  # type: ignore[arg-type]
+        every,
         default_handler_class=NotFoundHandler,
         default_handler_args=shared,
         compress_response=True,
@@ -287,7 +287,7 @@ class Listener:
         self.service.stopping = True
         self.server.stop()
         end = time.monotonic() + seconds
-        while self.service.in_flight and time.monotonic() < end:
+        while self.service.in_flight and time.monotonic() < end:  # noqa: ASYNC110  (a drain is rare, and bounded)
             await asyncio.sleep(0.02)
         await self.server.close_all_connections()
 

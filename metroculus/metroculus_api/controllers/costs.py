@@ -120,8 +120,7 @@ class _Gathering:
         assets: AssetsReading | SourceError | None = None
         if kubecost.flavour == "opencost":
             allocation = await ask_allocation()
-            usable = isinstance(allocation, AllocationReading) and allocation.usable
-            if usable and not any(a.special == IDLE for a in allocation.allocations()):
+            if isinstance(allocation, AllocationReading) and allocation.usable and not _tells_idle(allocation):
                 assets = await ask_assets()
         else:
             allocation, assets = await asyncio.gather(ask_allocation(), ask_assets())
@@ -151,6 +150,10 @@ class _Gathering:
     def raise_if_nobody_answered(self) -> None:
         if self.failures and not self.answered:
             raise worst(self.failures)
+
+
+def _tells_idle(reading: AllocationReading) -> bool:
+    return any(allocation.special == IDLE for allocation in reading.allocations())
 
 
 def _failed(name: str, failure: SourceError) -> Source:

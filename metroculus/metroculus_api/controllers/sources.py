@@ -28,7 +28,7 @@ class Auth(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SourceBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where an account's Kubecost or OpenCost is; ``push`` means that its agent writes to Thanos and nothing is asked."""
+    """Where an account's Kubecost or OpenCost is; with ``push`` its agent writes to Thanos and nothing is asked."""
 
     flavour: SourceFlavour
     url: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -102,12 +103,10 @@ class ClustersController:
         Raises:
             MetroculusError
         """
-        try:
+        with suppress(NotFound):
             await self._metroculus.call(
                 self._metroculus.client.delete_kubecost_source, cluster.id, request_id=request_id
             )
-        except NotFound:
-            pass
         await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
 
     async def _unfinished(self, organization_id: str, name: str) -> Cluster | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 from math import fsum
 from typing import Literal
 
@@ -75,7 +76,7 @@ def summed(series: Iterable[Json], counter: bool) -> Points:
             for at, value in values:
                 at_time[at].append(value)
             continue
-        for (before, was), (at, value) in zip(values, values[1:], strict=False):
+        for (before, was), (at, value) in pairwise(values):
             grown = value - was if value >= was else value
             at_time[at].append(grown / (at - before))
     return {at: fsum(values) for at, values in at_time.items()}

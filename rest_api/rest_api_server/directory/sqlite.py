@@ -48,7 +48,10 @@ CREATE TABLE IF NOT EXISTS clusters (
 CREATE UNIQUE INDEX IF NOT EXISTS cluster_names ON clusters (organization_id, name) WHERE deleted = 0;
 """
 
-_CLUSTER = "SELECT id, organization_id, name, flavour, url, state, type FROM clusters WHERE deleted = 0 AND type = 'kubernetes_cnr'"
+_CLUSTER = (
+    "SELECT id, organization_id, name, flavour, url, state, type FROM clusters"
+    " WHERE deleted = 0 AND type = 'kubernetes_cnr'"
+)
 
 
 class DirectoryError(Exception):

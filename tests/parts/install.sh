@@ -1,0 +1,21 @@
+#!/bin/sh
+# Real servers for the tests: installed where apt-get may, named where it may not. A package starts no daemon here.
+set -eu
+missing=""
+command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$missing prometheus"
+command -v etcd >/dev/null || missing="$missing etcd-server"
+[ -z "$missing" ] && exit 0
+echo "installing for the tests:$missing ..."
+if [ "$(id -u)" = 0 ]; then sudo=""; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; else sudo="none"; fi
+if [ "$sudo" = none ] || ! command -v apt-get >/dev/null; then
+    echo "cannot install here; tests that need them will say so: apt-get install$missing"
+    exit 0
+fi
+# policy-rc.d: a test machine runs no system-wide Prometheus or etcd because of us.
+guard=/usr/sbin/policy-rc.d
+made=""
+if [ ! -e "$guard" ]; then printf '#!/bin/sh\nexit 101\n' | $sudo tee "$guard" >/dev/null; $sudo chmod +x "$guard"; made=1; fi
+$sudo apt-get update -qq
+# shellcheck disable=SC2086
+DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $missing >/dev/null || echo "apt-get failed; tests that need$missing will say so"
+[ -z "$made" ] || $sudo rm -f "$guard"

@@ -1,0 +1,194 @@
+"""What tests share: a loop on a thread, services on it, fake upstreams that count what they are asked."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from metroculus.sources.addresses import AllowedAddresses
+from rest_api.rest_api_server.directory.model import Role
+from simulator.server import Habits, Simulator
+from simulator.world import DAY, HOUR, World, make_world
+from standalone.running import Plan, Running, start
+
+SECRET = "a-secret-of-the-tests"
+END = 1795219200
+"""2026-11-21T00:00:00Z: the end of every world here."""
+NOW = END + 20 * 60
+"""A moment at which every hour before END is final."""
+ACCOUNT = "5635f99d-4dc6-4e31-891f-4e8990925c83"
+
+
+class LoopThread:
+    """An event loop that runs while the test thread asks questions."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        async def work() -> Any:
+            return function(*args)
+
+        return self.run(work())
+
+    def close(self) -> None:
+        async def rest() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self.run(rest())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+
+
+def serve(application: Application) -> tuple[HTTPServer, str]:
+    server = HTTPServer(application)
+    sockets = bind_sockets(0, "127.0.0.1")
+    server.add_sockets(sockets)
+    return server, f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
+
+
+@dataclass
+class Answer:
+    status: int = 200
+    body: bytes = b'{"code":200,"data":[{}]}'
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class FakeUpstream:
+    """Answers as it is told, by path; counts."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[Any], Answer] = lambda request: Answer()
+        self.asked: list[str] = []
+        outer = self
+
+        class Everything(RequestHandler):
+            def get(self) -> None:
+                outer.asked.append(self.request.uri or "")
+                given = outer.answer(self.request)
+                self.set_status(given.status)
+                for name, value in given.headers.items():
+                    self.set_header(name, value)
+                self.finish(given.body)
+
+        self.application = Application([(r".*", Everything)])
+
+
+class Stack:
+    """Services and simulators on one loop; everything is stopped with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.thread = LoopThread()
+        self._servers: list[HTTPServer] = []
+        self._running: list[Running] = []
+
+    def serve(self, application: Application) -> str:
+        server, url = self.thread.call(serve, application)
+        self._servers.append(server)
+        return url
+
+    def simulate(self, world: World, habits: Habits | None = None, clock: Callable[[], float] | None = None) -> tuple[Simulator, str]:
+        simulator = Simulator(world, habits or Habits(), clock or (lambda: NOW))
+        return simulator, self.serve(simulator.application())
+
+    def start(self, **plan: Any) -> Running:
+        values: dict[str, Any] = {
+            "data_dir": self.folder / f"data{len(self._running)}",
+            "secret": SECRET,
+            "upstream_allow": AllowedAddresses(["127.0.0.0/8"]),
+            "clock": lambda: NOW,
+        } | plan
+        running: Running = self.thread.call(start, Plan(**values))
+        self._running.append(running)
+        return running
+
+    def close(self) -> None:
+        for running in self._running:
+            self.thread.run(running.stop())
+        for server in self._servers:
+            self.thread.call(server.stop)
+        self.thread.close()
+
+
+class Metroculus:
+    """Metroculus as a caller with the secret sees it."""
+
+    def __init__(self, running: Running) -> None:
+        self.url = running.metroculus_listener.url
+
+    def get(self, path: str, **params: Any) -> requests.Response:
+        return requests.get(
+            f"{self.url}/metroculus/v2/{path}", params=params, headers={"Secret": SECRET}, timeout=60
+        )
+
+
+@dataclass
+class Tenant:
+    """An organization with a token for each role."""
+
+    organization_id: str
+    tokens: dict[str, str]
+
+
+def make_tenant(running: Running, name: str) -> Tenant:
+    directory: Any = running.rest_api.directory
+    organization = directory.create_organization(name)
+    tokens = {}
+    for role in ("viewer", "manager", "admin"):
+        directory.create_user(f"{name} {role}")
+        directory.set_role(f"{name} {role}", organization.id, Role.of(role))
+        tokens[role] = directory.create_token(f"{name} {role}", None)[1]
+    return Tenant(organization.id, tokens)
+
+
+def ask(running: Running, token: str | None, path: str, method: str = "GET", **more: Any) -> requests.Response:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return requests.request(
+        method, running.rest_api_listener.url + path, headers=headers | more.pop("headers", {}), timeout=60, **more
+    )
+
+
+def exact_world(prime: int = 7, days: int = 4, **more: Any) -> World:
+    return make_world(seed=3, days=days, end=END, prime=prime, **more)
+
+
+def week(world: World) -> dict[str, Any]:
+    return {"start_date": world.start, "end_date": world.end}
+
+
+__all__ = [
+    "ACCOUNT",
+    "DAY",
+    "END",
+    "HOUR",
+    "NOW",
+    "SECRET",
+    "Answer",
+    "FakeUpstream",
+    "Metroculus",
+    "Stack",
+    "Tenant",
+    "ask",
+    "exact_world",
+    "make_tenant",
+    "week",
+]

@@ -1,0 +1,304 @@
+"""The worked cases of the cost model, and the identities that hold for any input."""
+
+from __future__ import annotations
+
+import json
+from math import fsum, isclose
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metroculus.cost_model.allocation import Allocation, AllocationSet, Costs, Usage, add, coverage, group, share_idle
+from metroculus.cost_model.efficiency import efficiency
+from metroculus.cost_model.statement import (
+    AllocationReading,
+    ManagementReading,
+    NodeCosts,
+    Question,
+    Source,
+    judge_sets,
+    reconcile,
+)
+from metroculus.sources.kubecost_json import decode_allocation
+from tools.window import DAY, HOUR, Window, iso
+
+START = 1795046400
+TWO_DAYS = Window.past(START, START + 2 * DAY)
+
+
+def row(name, start=START, end=START + DAY, **numbers):
+    namespace = name.split("/")[0]
+    window = {"start": iso(start), "end": iso(end)}
+    return {
+        "name": name,
+        "properties": {"cluster": "cluster-one", "namespace": namespace},
+        "window": window,
+        **window,
+        "minutes": (end - start) / 60,
+        "cpuCost": 0,
+        "ramCost": 0,
+    } | numbers
+
+
+def read(*sets, window=TWO_DAYS, aggregate=("namespace",)):
+    """A reading of sets as an upstream would answer them."""
+    body = json.dumps({"code": 200, "data": [{r["name"]: r for r in rows} for rows in sets]}).encode()
+    decoded = decode_allocation("upstream", body, aggregate)
+    return judge_sets("allocation", decoded.sets, window, 0, decoded.warnings)
+
+
+def statement(reading, management=(), window=TWO_DAYS, **more):
+    return reconcile(Question(cloud_account_id="a", window=window, **more), reading, None, management)
+
+
+def test_case_1_a_cost_is_cost_and_adjustment():
+    day = {"cpuCost": 2, "cpuCostAdjustment": -0.5}
+    found = statement(
+        read([row("shop", **day), row("__idle__")], [row("shop", START + DAY, START + 2 * DAY, **day)])
+    )
+    assert found.summary.cpu_cost == 3.0
+
+
+@pytest.mark.parametrize(
+    ("requests", "usages", "cost", "expected"),
+    [((1, 3), (1, 0), 1, 0.25), ((0,), (0.2,), 1, 1.0), ((0,), (0,), 1, 0.0), ((0,), (0.2,), 0, 0.0), ((2,), (3,), 1, 1.5)],
+)
+def test_cases_2_and_3_efficiency_of_many_is_usage_over_request_not_a_mean_of_ratios(requests, usages, cost, expected):
+    many = [
+        Allocation(name="a", namespace="a", costs=Costs(cpu=cost), usage=Usage(cpu_request=r * 60, cpu_usage=u * 60))
+        for r, u in zip(requests, usages, strict=True)
+    ]
+    assert add(many).efficiency.cpu_efficiency == expected
+    assert efficiency(sum(usages), sum(requests), cost) == expected
+
+
+@pytest.mark.parametrize("data", ["null", "[]", "[null]", "[{}]", "[{}, {}]"])
+def test_case_4_nothing_is_no_data_and_not_zero(data):
+    decoded = decode_allocation("upstream", f'{{"code":200,"data":{data}}}'.encode(), ("namespace",))
+    found = statement(judge_sets("allocation", decoded.sets, TWO_DAYS, 0))
+    assert found.sources[0].status == "no_data"
+    assert not found.complete
+    assert found.total_cost is None and found.summary.cpu_cost is None and found.summary.known_cost is None
+
+
+def test_case_5_every_value_null_is_no_data():
+    empty = row("shop") | {key: None for key in ("cpuCost", "ramCost", "gpuCost", "pvCost", "networkCost", "totalCost")}
+    found = statement(read([empty]))
+    assert found.total_cost is None and not found.complete
+
+
+def test_case_7_idle_stands_beside_the_namespaces():
+    names = {"shop": 10.0, "api": 2.51}
+    rows = [row(n, cpuCost=c, end=START + 2 * DAY) for n, c in names.items()]
+    rows.append(row("__idle__", cpuCost=4.3, end=START + 2 * DAY))
+    found = statement(read(rows), detail="namespace")
+    assert isclose(found.total_cost, 16.81)
+    assert found.idle_cost == 4.3 and found.special == {"__idle__": 4.3}
+    assert {r.namespace for r in found.breakdown_by_namespace} == set(names)
+
+
+def test_case_13_coverage_is_what_allocations_say_of_themselves():
+    one = row("shop", START, START + 2 * DAY, cpuCost=1) | {"end": iso(START + 1500 * 60), "minutes": 1500}
+    idle = one | row("__idle__", START, START + 2 * DAY) | {"end": one["end"]}
+    found = statement(read([one, idle]))
+    assert isclose(found.sources[0].coverage, 1500 / 2880)
+    assert found.sources[0].status == "partial" and not found.complete
+    assert found.summary.cpu_cost == 1.0
+
+
+def test_case_14_a_filter_that_upstream_ignored_is_applied_again():
+    rows = [row("shop", cpuCost=3), row("api", cpuCost=5), row("__idle__", cpuCost=7)]
+    found = statement(read(rows), detail="namespace", namespace="shop")
+    assert [r.namespace for r in found.breakdown_by_namespace] == ["shop"]
+    assert found.total_cost == 3.0
+
+
+def test_filtering_does_not_change_the_share_of_idle():
+    rows = [row("shop", cpuCost=3), row("api", cpuCost=1), row("__idle__", cpuCost=8)]
+    whole = statement(read(rows), detail="namespace", idle="share")
+    part = statement(read(rows), detail="namespace", idle="share", namespace="shop")
+    shop = next(r for r in whole.breakdown_by_namespace if r.namespace == "shop")
+    assert shop.total_cost == part.breakdown_by_namespace[0].total_cost == 9.0
+    assert whole.total_cost == 12.0 and whole.idle_cost == 0.0
+
+
+def test_idle_of_a_resource_that_nobody_has_stays_idle():
+    rows = [row("shop", cpuCost=2), row("__idle__", cpuCost=1, gpuCost=5)]
+    found = statement(read(rows), detail="namespace", idle="share")
+    assert found.breakdown_by_namespace[0].total_cost == 3.0
+    assert found.idle_cost == 5.0 and found.total_cost == 8.0
+
+
+def test_hidden_idle_is_out_of_the_list_and_in_the_total():
+    found = statement(read([row("shop", cpuCost=2), row("__idle__", cpuCost=1)]), idle="hide")
+    assert "__idle__" not in found.special and found.total_cost == 3.0
+
+
+def test_negative_idle_is_reported_as_it_is_and_flagged():
+    found = statement(read([row("shop", cpuCost=2), row("__idle__", cpuCost=-0.5)]))
+    assert found.idle_cost == -0.5 and found.total_cost == 1.5
+    assert "idle is negative" in found.sources[0].warnings
+
+
+def test_idle_that_was_not_told_is_what_nodes_cost_beyond_what_was_allocated():
+    reading = read([row("shop", cpuCost=2, ramCost=1)])
+    assets = ManagementReading(
+        source=Source(name="assets", status="ok"), covers=False, nodes=NodeCosts(cpu=5.0, ram=2.0, gpu=0.0)
+    )
+    found = statement(reading, [assets])
+    assert found.idle_cost == 4.0 and found.total_cost == 7.0
+    unknown = statement(reading)
+    assert unknown.idle_cost is None and unknown.total_cost is None and unknown.summary.known_cost == 3.0
+    assert unknown.summary.cpu_cost is None
+
+
+def test_a_total_that_disagrees_with_its_parts_is_told_of_and_parts_are_used():
+    found = statement(read([row("shop", cpuCost=2, totalCost=5), row("__idle__")]))
+    assert found.total_cost == 2.0
+    assert any("differ" in text for text in found.sources[0].warnings)
+
+
+def test_special_names_are_matched_as_the_last_part_and_kept_apart():
+    rows = [
+        row("shop", cpuCost=1),
+        row("cluster-one/__idle__", cpuCost=2) | {"properties": {"cluster": "cluster-one"}},
+        row("__unmounted__", pvCost=3),
+        row("", pvCost=4) | {"properties": {"cluster": "cluster-one"}},
+        row("__unallocated__", cpuCost=5),
+    ]
+    found = statement(read(rows), detail="namespace")
+    assert found.special == {"": 4.0, "__idle__": 2.0, "__unallocated__": 5.0, "__unmounted__": 3.0}
+    assert found.unallocated_cost == 12.0 and found.total_cost == 15.0
+    assert [r.namespace for r in found.breakdown_by_namespace] == ["shop"]
+
+
+def managed(usd, status="ok", covers=True):
+    return ManagementReading(source=Source(name="assets", status=status), usd=usd, covers=covers)
+
+
+def test_management_comes_from_the_first_that_knows_it_and_is_never_counted_twice():
+    reading = read([row("shop", cpuCost=1), row("__idle__")])
+    assert statement(reading, [managed(2.0), managed(3.0)]).total_cost == 3.0
+    assert statement(reading, [managed(None, "unavailable"), managed(3.0)]).summary.management_cost == 3.0
+
+
+def test_management_that_failed_is_unknown_and_one_that_nobody_covers_is_left_out():
+    reading = read([row("shop", cpuCost=1, end=START + 2 * DAY), row("__idle__")])
+    failed = statement(reading, [managed(None, "unavailable")])
+    assert failed.total_cost is None and failed.summary.known_cost == 1.0 and not failed.complete
+    uncovered = statement(reading)
+    assert uncovered.total_cost == 1.0 and uncovered.not_covered == ("management",) and uncovered.complete
+
+
+def test_thanos_stands_in_for_an_allocation_api_that_failed_and_the_failure_is_told():
+    failed = AllocationReading(source=Source(name="allocation", status="unavailable", error="gone"))
+    found = reconcile(
+        Question(cloud_account_id="a", window=TWO_DAYS), failed, read([row("shop", cpuCost=1), row("__idle__")]), [managed(2.0)]
+    )
+    assert found.total_cost == 3.0 and not found.complete
+
+
+def test_adding_two_allocations_divides_by_the_minutes_of_their_union():
+    def one(start, cores):
+        return Allocation(
+            name="a", namespace="a", start=start, end=start + HOUR, usage=Usage(cpu_request=cores * 60, cpu_usage=0)
+        )
+
+    both = add([one(START, 1), one(START + HOUR, 3)])
+    assert both.minutes == 120 and both.average(both.usage.cpu_request) == 2.0
+
+
+names = st.one_of(
+    st.sampled_from(["shop", "api", "__idle__", "c/__idle__", "__unmounted__", "__unallocated__", "", "__proto__"]),
+    st.text(max_size=12).filter(lambda text: "/" not in text),
+)
+number = st.one_of(st.none(), st.floats(-1e6, 1e6), st.integers(-1000, 1000))
+fields = st.fixed_dictionaries(
+    {},
+    optional={
+        key: number
+        for key in (
+            "cpuCost cpuCostAdjustment ramCost ramCostAdjustment gpuCost pvCost networkCost loadBalancerCost sharedCost"
+            " externalCost totalCost minutes cpuCoreRequestAverage cpuCoreUsageAverage unknownKey"
+        ).split()
+    },
+)
+
+
+@st.composite
+def answers(draw):
+    """Sets of several days, with nulls, negatives, missing and unknown keys."""
+    sets = []
+    for day in range(draw(st.integers(0, 4))):
+        window = {"start": iso(START + day * DAY), "end": iso(START + (day + 1) * DAY)}
+        rows = draw(st.dictionaries(names, fields, max_size=8))
+        sets.append({name: {"name": name, "window": window, **numbers} for name, numbers in rows.items()})
+    return sets
+
+
+@given(answers(), st.sampled_from(["separate", "share", "hide"]), st.one_of(st.none(), st.floats(0, 1e6)))
+def test_identities_hold_for_any_answer(sets, idle, management):
+    window = Window.past(START, START + 4 * DAY)
+    body = json.dumps({"code": 200, "data": sets}).encode()
+    decoded = decode_allocation("upstream", body, ("namespace",))
+    reading = judge_sets("allocation", decoded.sets, window, 0)
+    nodes = ManagementReading(
+        source=Source(name="assets", status="ok"), usd=management, nodes=NodeCosts(cpu=10.0, ram=5.0, gpu=1.0)
+    )
+    found = reconcile(
+        Question(cloud_account_id="a", window=window, detail="pod", idle=idle, aggregate=("node",)), reading, None, [nodes]
+    )
+    assert b"NaN" not in msgspec.json.encode(found)
+    if not reading.usable:
+        assert found.total_cost is None and found.idle_cost is None
+        return
+    quarantined = sum(one.quarantined for one in decoded.sets)
+    known = sum(len(one.allocations) for one in decoded.sets)
+    assert known + quarantined == sum(len(one) for one in sets)
+    parts = [getattr(found.summary, f"{name}_cost") for name in (
+        "cpu", "ram", "gpu", "pv", "network", "load_balancer", "shared", "external", "management",
+    )]  # fmt: skip
+    tolerance = 1e-6 * max(1.0, fsum(abs(p) for p in parts if p is not None))
+    told = fsum(a.costs.total for one in reading.sets for a in one.allocations)
+    if None not in parts[:8] and any(a.special == "__idle__" for a in reading.allocations()):
+        assert isclose(found.summary.known_cost, told + (management or 0.0), abs_tol=tolerance)
+    if found.total_cost is None:
+        assert management is None
+        return
+    for rows in (found.breakdown_by_namespace, found.breakdown_by_workload, found.breakdown_by_pod, found.breakdown_by_aggregate):
+        listed = fsum(r.total_cost for r in rows)
+        whole = listed + found.idle_cost + found.unallocated_cost + management
+        assert isclose(whole, found.total_cost, abs_tol=tolerance)
+    assert isclose(found.unallocated_cost, fsum(v for n, v in found.special.items() if n != "__idle__"), abs_tol=tolerance)
+
+
+@given(st.integers(1, 3000), st.integers(1, 50))
+def test_grouping_thousands_of_rows_loses_nothing(count, groups):
+    many = [
+        Allocation(name=str(n), namespace=f"n{n % groups}", pod=str(n), costs=Costs(cpu=n / 32, ram=1 / 32))
+        for n in range(count)
+    ]
+    grouped = {key: add(members) for key, members in group(many, ("namespace",)).items()}
+    assert fsum(g.costs.total for g in grouped.values()) == fsum(a.costs.total for a in many)
+    assert sum(g.pods for g in grouped.values()) == count
+
+
+@given(st.lists(st.floats(0, 1e5), min_size=1, max_size=20), st.floats(-1e4, 1e6))
+def test_sharing_idle_changes_rows_never_the_total(costs, idle):
+    owned = [Allocation(name=str(n), namespace=str(n), costs=Costs(cpu=c)) for n, c in enumerate(costs)]
+    shared, rest = share_idle(owned, Costs(cpu=idle))
+    before, after = fsum(costs) + idle, fsum(c.total for c in shared) + rest.total
+    assert isclose(before, after, rel_tol=1e-9, abs_tol=1e-6)
+
+
+def test_coverage_counts_the_union_and_only_what_is_final():
+    def ran(start, end):
+        return Allocation(name="a", namespace="a", start=start, end=end)
+
+    one = AllocationSet(START, START + DAY, (ran(START, START + 6 * HOUR), ran(START + 3 * HOUR, START + 9 * HOUR)))
+    assert coverage([one], START, START + DAY) == 9 / 24
+    assert coverage([one], START, START + 6 * HOUR) == 1.0
+    assert coverage([one], START, START) is None
+    assert coverage([], START, START + DAY) == 0.0
