@@ -106,7 +106,9 @@ class Stack:
         self._servers.append(server)
         return url
 
-    def simulate(self, world: World, habits: Habits | None = None, clock: Callable[[], float] | None = None) -> tuple[Simulator, str]:
+    def simulate(
+        self, world: World, habits: Habits | None = None, clock: Callable[[], float] | None = None
+    ) -> tuple[Simulator, str]:
         simulator = Simulator(world, habits or Habits(), clock or (lambda: NOW))
         return simulator, self.serve(simulator.application())
 
@@ -136,9 +138,7 @@ class Metroculus:
         self.url = running.metroculus_listener.url
 
     def get(self, path: str, **params: Any) -> requests.Response:
-        return requests.get(
-            f"{self.url}/metroculus/v2/{path}", params=params, headers={"Secret": SECRET}, timeout=60
-        )
+        return requests.get(f"{self.url}/metroculus/v2/{path}", params=params, headers={"Secret": SECRET}, timeout=60)
 
 
 @dataclass

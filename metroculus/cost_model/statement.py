@@ -334,9 +334,7 @@ def _seen(authority: AllocationReading | None, priced: Iterable[Costs], idle: Co
     return Costs.sum((*priced, idle or Costs())) if authority else None
 
 
-def _components(
-    authority: AllocationReading | None, seen: Costs | None, idle: Costs | None
-) -> dict[str, float | None]:
+def _components(authority: AllocationReading | None, seen: Costs | None, idle: Costs | None) -> dict[str, float | None]:
     """The cluster's cost by component; None where it is not known whole."""
     if authority is None or seen is None:
         return dict.fromkeys(COMPONENTS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
+import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from time import monotonic, time
 from urllib.parse import urlencode
 
 from tornado.httpclient import HTTPRequest, HTTPResponse
-from tornado.httputil import HTTPHeaders
+from tornado.httputil import HTTPHeaders, HTTPInputError
+from tornado.iostream import StreamClosedError
 from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient
 
 from metroculus.sources.addresses import AllowedAddresses, GuardedResolver
@@ -25,6 +27,8 @@ from metroculus.sources.errors import AddressRefused, BadAnswer, DeadlineExceede
 CONNECT_SECONDS = 3.0
 MAX_BODY_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 64 * 2**10
+CHUNK_BYTES = 2**20
+"""Above any part of a body that comes at once: our own cap is met before the client's, and told as what it is."""
 CALLS_AT_ONCE = 8
 RETRIES = 2
 RETRY_STATUSES = frozenset({429, 502, 503, 504})
@@ -136,7 +140,11 @@ class SourceHttp:
 
     def __init__(self, allowed: AllowedAddresses, timeout: float = 30.0) -> None:
         self.timeout = timeout
-        limits = {"max_clients": 1000, "max_body_size": MAX_BODY_BYTES, "max_header_size": MAX_HEADER_BYTES}
+        limits = {
+            "max_clients": 1000,
+            "max_body_size": MAX_BODY_BYTES + CHUNK_BYTES,
+            "max_header_size": MAX_HEADER_BYTES,
+        }
         self._trusted = SimpleAsyncHTTPClient(force_instance=True, **limits)
         self._guarded = SimpleAsyncHTTPClient(force_instance=True, resolver=GuardedResolver(allowed=allowed), **limits)
         self._health: dict[str, _Health] = {}
@@ -221,10 +229,19 @@ class SourceHttp:
         try:
             async with asyncio.timeout(seconds + 0.25):
                 response = await client.fetch(request, raise_error=False)
-        except TimeoutError:
+        except (TimeoutError, HTTPTimeoutError) as failure:
+            if "connecting" in str(failure):
+                raise _Retryable(Unreachable(f"{upstream.name} could not be reached")) from None
             raise DeadlineExceeded(f"{upstream.name} did not answer in time") from None
-        if body.too_large:
-            raise BadAnswer(f"{upstream.name} answered with more than {MAX_BODY_BYTES >> 20} MiB")
+        except AddressRefused as refusal:
+            raise Unreachable(str(refusal)) from None
+        except (HTTPStreamClosedError, StreamClosedError, OSError):
+            if body.too_large:
+                raise BadAnswer(f"{upstream.name} answered with more than {MAX_BODY_BYTES >> 20} MiB") from None
+            how = "broke off its answer" if body.size else "could not be reached"
+            raise _Retryable(Unreachable(f"{upstream.name} {how}")) from None
+        except (HTTPInputError, zlib.error, ValueError):
+            raise BadAnswer(f"{upstream.name} answered with something that is not HTTP") from None
         return _read(upstream, response, body)
 
 
@@ -265,27 +282,14 @@ class _ServerError(Exception):
 
 def _read(upstream: Upstream, response: HTTPResponse, body: _CappedBody) -> bytes:
     """The body of a complete 200; every other outcome as its error."""
-    name, failure = upstream.name, response.error
-    if response.code == 599 or (failure is not None and not _is_http_status(response.code)):
-        if isinstance(failure, AddressRefused):
-            raise Unreachable(str(failure)) from None
-        if isinstance(failure, HTTPTimeoutError) and "connecting" not in str(failure):
-            raise DeadlineExceeded(f"{name} did not answer in time") from None
-        if isinstance(failure, HTTPStreamClosedError) and body.size:
-            raise _Retryable(Unreachable(f"{name} broke off its answer"))
-        raise _Retryable(Unreachable(f"{name} could not be reached"))
     if response.code == 200:
         return body.join()
-    error = BadAnswer(f"{name} answered with status {response.code}")
+    error = BadAnswer(f"{upstream.name} answered with status {response.code}")
     if response.code in RETRY_STATUSES:
         raise _Retryable(error, _retry_after(response.headers.get("Retry-After")))
     if response.code >= 500:
         raise _ServerError(error)
     raise error
-
-
-def _is_http_status(code: int) -> bool:
-    return 100 <= code < 599
 
 
 def _retry_after(text: str | None) -> float | None:

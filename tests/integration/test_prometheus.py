@@ -90,9 +90,7 @@ def server(prometheus_factory):
     counted = samples(lambda s: GIB * (s - (RESET if s >= RESET else WEEK.start)) / HOUR)
     labels = 'internet="true",namespace="shop",pod_name="p",same_region="false",same_zone="false"'
     name = "kubecost_pod_network_egress_bytes_total"
-    one.load(
-        [f'{name}{{{labels},tenant_id="{COUNTER}"}} {v!r} {s}\n' for s, v in counted] + ["# EOF\n"], "counter"
-    )
+    one.load([f'{name}{{{labels},tenant_id="{COUNTER}"}} {v!r} {s}\n' for s, v in counted] + ["# EOF\n"], "counter")
     one.load_world(WORLD, WORLD_TENANT)
     one.load_world(OTHER, OTHER_TENANT)
     one.load([*simple_node(UNPRICED_TENANT, END - DAY), "# EOF\n"], "unpriced")
@@ -237,7 +235,9 @@ def test_usage_is_the_95th_percentile_of_cpu_and_the_maximum_of_memory(server):
     container = next(c for c in WORLD.containers if c.controller == "trainer")
     by_hour = sorted(container.cpu_usage_at(h * HOUR) for h in range(24))
     assert by_hour[21] <= trainer.cpu_p95 <= by_hour[23] * 1.01
-    assert trainer.ram_max == pytest.approx(max(container.ram_usage_gib_at(h * HOUR) for h in range(24)) * GIB, rel=1e-6)
+    assert trainer.ram_max == pytest.approx(
+        max(container.ram_usage_gib_at(h * HOUR) for h in range(24)) * GIB, rel=1e-6
+    )
     assert trainer.container_hours == pytest.approx(72, rel=0.02)
     assert trainer.usd_per_core_hour == pytest.approx(container.node.usd_per_core_hour, rel=1e-6)
 

@@ -55,15 +55,19 @@ def statement(reading, management=(), window=TWO_DAYS, **more):
 
 def test_case_1_a_cost_is_cost_and_adjustment():
     day = {"cpuCost": 2, "cpuCostAdjustment": -0.5}
-    found = statement(
-        read([row("shop", **day), row("__idle__")], [row("shop", START + DAY, START + 2 * DAY, **day)])
-    )
+    found = statement(read([row("shop", **day), row("__idle__")], [row("shop", START + DAY, START + 2 * DAY, **day)]))
     assert found.summary.cpu_cost == 3.0
 
 
 @pytest.mark.parametrize(
     ("requests", "usages", "cost", "expected"),
-    [((1, 3), (1, 0), 1, 0.25), ((0,), (0.2,), 1, 1.0), ((0,), (0,), 1, 0.0), ((0,), (0.2,), 0, 0.0), ((2,), (3,), 1, 1.5)],
+    [
+        ((1, 3), (1, 0), 1, 0.25),
+        ((0,), (0.2,), 1, 1.0),
+        ((0,), (0,), 1, 0.0),
+        ((0,), (0.2,), 0, 0.0),
+        ((2,), (3,), 1, 1.5),
+    ],
 )
 def test_cases_2_and_3_efficiency_of_many_is_usage_over_request_not_a_mean_of_ratios(requests, usages, cost, expected):
     many = [
@@ -195,7 +199,10 @@ def test_management_that_failed_is_unknown_and_one_that_nobody_covers_is_left_ou
 def test_thanos_stands_in_for_an_allocation_api_that_failed_and_the_failure_is_told():
     failed = AllocationReading(source=Source(name="allocation", status="unavailable", error="gone"))
     found = reconcile(
-        Question(cloud_account_id="a", window=TWO_DAYS), failed, read([row("shop", cpuCost=1), row("__idle__")]), [managed(2.0)]
+        Question(cloud_account_id="a", window=TWO_DAYS),
+        failed,
+        read([row("shop", cpuCost=1), row("__idle__")]),
+        [managed(2.0)],
     )
     assert found.total_cost == 3.0 and not found.complete
 
@@ -248,7 +255,10 @@ def test_identities_hold_for_any_answer(sets, idle, management):
         source=Source(name="assets", status="ok"), usd=management, nodes=NodeCosts(cpu=10.0, ram=5.0, gpu=1.0)
     )
     found = reconcile(
-        Question(cloud_account_id="a", window=window, detail="pod", idle=idle, aggregate=("node",)), reading, None, [nodes]
+        Question(cloud_account_id="a", window=window, detail="pod", idle=idle, aggregate=("node",)),
+        reading,
+        None,
+        [nodes],
     )
     assert b"NaN" not in msgspec.json.encode(found)
     if not reading.usable:
@@ -267,11 +277,18 @@ def test_identities_hold_for_any_answer(sets, idle, management):
     if found.total_cost is None:
         assert management is None
         return
-    for rows in (found.breakdown_by_namespace, found.breakdown_by_workload, found.breakdown_by_pod, found.breakdown_by_aggregate):
+    for rows in (
+        found.breakdown_by_namespace,
+        found.breakdown_by_workload,
+        found.breakdown_by_pod,
+        found.breakdown_by_aggregate,
+    ):
         listed = fsum(r.total_cost for r in rows)
         whole = listed + found.idle_cost + found.unallocated_cost + management
         assert isclose(whole, found.total_cost, abs_tol=tolerance)
-    assert isclose(found.unallocated_cost, fsum(v for n, v in found.special.items() if n != "__idle__"), abs_tol=tolerance)
+    assert isclose(
+        found.unallocated_cost, fsum(v for n, v in found.special.items() if n != "__idle__"), abs_tol=tolerance
+    )
 
 
 @given(st.integers(1, 3000), st.integers(1, 50))
