@@ -144,12 +144,15 @@ class ServiceHandler(RequestHandler):
         mapped = self.service.map_error(raised) if raised is not None else None
         if mapped is not None:
             return mapped
-        if isinstance(raised, HTTPError) and raised.status_code in (400, 404, 405, 413):
-            return ApiError(
-                {404: self.codes.not_found, 405: self.codes.method_not_allowed, 413: self.codes.too_large}.get(
-                    raised.status_code, self.codes.invalid_parameter
-                )
-            )
+        if isinstance(raised, HTTPError):
+            framing = {
+                400: ApiError(self.codes.invalid_parameter, "the path cannot be read", ["path"]),
+                404: ApiError(self.codes.not_found),
+                405: ApiError(self.codes.method_not_allowed),
+                413: ApiError(self.codes.too_large),
+            }.get(raised.status_code)
+            if framing is not None:
+                return framing
         return ApiError(self.codes.internal)
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:

@@ -1,0 +1,210 @@
+"""Hostile inputs, by group and kind of parameter: ``(name, raw query text or value, expected statuses)``.
+
+Values are as they stand percent-encoded in a URL, so that what reaches the wire is what is written here.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+ID = "5635f99d-4dc6-4e31-891f-4e8990925c83"
+BAD, NOT_FOUND, EITHER = {400}, {404}, {400, 404}
+
+IDS = {
+    "A02": "",
+    "A03": "%20",
+    "A04": f"%20{ID}",
+    "A05": f"{ID}%0A",
+    "A06": f"{ID}%00",
+    "A07": ID.upper(),
+    "A08": f"%7B{ID}%7D",
+    "A09": f"urn:uuid:{ID}",
+    "A10": ID.replace("-", ""),
+    "A11": "5-6-3-5f99d4dc64e31891f4e8990925c83",
+    "A12": quote("５" + ID[1:]),
+    "A13": quote("٥" + ID[1:]),
+    "A14": quote(ID[:8] + "\u200d" + ID[8:]),
+    "A15": quote("\u202e" + ID),
+    "A18": f"{ID},{ID}",
+    "A19": f"{ID}%7C{ID}",
+    "A20": ".*",
+    "A21": "*",
+    "A22": "default-tenant",
+    "A23a": "null",
+    "A23b": "None",
+    "A23c": "undefined",
+    "A24": "a" * 151,
+    "A25": "a" * 60000,
+    "A26": quote(f"../{ID}", safe=""),
+    "A28": quote(f'["{ID}"]'),
+    "A32": "%ff%fe",
+}
+PROMQL = [
+    'A"} or m{tenant_id="B', 'A"} or m{tenant_id!="', 'x",tenant_id=~".*', 'A"} or vector(1) #', "A\\", 'A"}\n or m #',
+    'A"} or {__name__=~".+",tenant_id!="', 'A\\" or', "A`", "A' or '1'='1", 'A"} offset 1y or m{tenant_id="B', 'A"}[1h:1s',
+    'A"} @ end() or m{tenant_id="B', 'A" , tenant_id="B', "{{",
+]  # fmt: skip
+for _number, _text in enumerate(PROMQL, 1):
+    IDS[f"B{_number:02d}"] = quote(_text, safe="")
+
+METRICS = {
+    "B16": "m or other",
+    "B17": 'm{tenant_id="B"} or m',
+    "B18": '{__name__=~".+"} or x',
+    "B19": "vector(1)#",
+    "B20": "sum(m) or x",
+    "B21": "__name__",
+    "B22": "m\n#",
+    "B23": "1",
+    "B24": 'count by (tenant_id)({__name__=~".+"}) or a',
+    "B25": 'label_replace(m,"tenant_id","A","","") or m',
+    "B26": ",".join(f"kubecost_x{n}" for n in range(200)),
+    "B27": "process_cpu_seconds_total",
+    "B28": "",
+    "B-case": "kubecost_X",
+    "B-newline": "kubecost_x\n",
+    "B-twice": "kubecost_x,kubecost_x",
+}
+NAMESPACES = {
+    "B29": '"} or m{tenant_id="B',
+    "B30": ".*",
+    "B31": "a|b",
+    "B32": "a\\\\",
+    "C01": "x' OR '1'='1",
+    "C02": "x') UNION ALL SELECT * FROM system.tables --",
+    "C03": "x'; DROP TABLE cost_summaries; --",
+    "C04": "x\\' OR 1=1",
+    "C05": "x' FORMAT JSON --",
+    "C06": "x' INTO OUTFILE './x'",
+    "C07": "x' AND sleepEachRow(3)=0",
+    "C08": "x' SETTINGS max_execution_time=0",
+    "C09": '{"$ne":null}',
+    "C12": "$where:sleep(5000)",
+    "D02": "a&filterClusters=other",
+    "D03": "a,b",
+    "D04": 'namespace:"x"+cluster:"other"',
+    "D05": 'x"],cluster:["other',
+    "D06": "#fragment",
+}
+"""Values to filter by: compared and never interpreted, they match nothing."""
+
+NAMESPACES_REFUSED = {"B33": "a" * 64, "empty": "", "control": "a\x01b", "newline": "a\n"}
+
+AGGREGATES = {
+    "B35": "label:__name__x",
+    "B37": "label:9bad=x",
+    "D08": "label:__name__",
+    "B34": 'label:app"=~".*',
+    "G05": "deployment;drop",
+    "G06": "namespace,namespace",
+    "unknown": "banana",
+    "empty": "",
+    "newline": "namespace\n",
+    "empty label": "label:",
+}
+WINDOWS = {
+    "E01": "",
+    "E02": "7",
+    "E03": "d",
+    "E04": "0d",
+    "E05": "-7d",
+    "E06": "+7d",
+    "E07": "7D",
+    "E08": "7 d",
+    "E09": "7d ",
+    "E10": "1.5d",
+    "E11": "7d7h",
+    "E12": "9999999d",
+    "E13": "99999999999999999999d",
+    "E14": "1s",
+    "E15": "1y",
+    "E16": "1mo",
+    "E17": "lastcentury",
+    "E18": "today,yesterday",
+    "E19": "7d offset 1d",
+    "E20": "2026-11-01T00:00:00Z",
+    "E21": "2026-11-02T00:00:00Z,2026-11-01T00:00:00Z",
+    "E22": "2026-11-01T00:00:00Z,2026-11-01T00:00:00Z",
+    "E23": "x2026-11-01T00:00:00Z,2026-11-02T00:00:00Zy",
+    "E24": "2026-11-01T00:00:00,2026-11-02T00:00:00",
+    "E25": "2026-11-01T00:00:00Z,2026-11-02T00:00:00+14:00",
+    "E26": "1795000000-1795086400",
+    "E27": "1795000000000,1795086400000",
+    "E28": "2026-02-30T00:00:00Z,2026-03-01T00:00:00Z",
+    "E29": "401d",
+    "E30": "７d",
+    "D01": "7d&aggregate=cluster",
+    "F30": "2026-11-01T24:00:00Z,2026-11-02T00:00:00Z",
+    "F31": "2016-12-31T23:59:60Z,2017-01-01T00:00:01Z",
+    "newline": "7d\n",
+}
+STAMPS = {
+    "F02": "",
+    "F03": "abc",
+    "F04": "1.5",
+    "F05": "1e9",
+    "F06": "1_000",
+    "F07": "+5",
+    "F08": " 7",
+    "F09": "１２",
+    "F10": "٣",
+    "F11": "007",
+    "F12": "-1",
+    "F13": "-0",
+    "F14": "0x10",
+    "F15": "1" * 4301,
+    "F16": "NaN",
+    "F17": "inf",
+    "F18": "9223372036854775808",
+    "F19": "253402300800",
+    "F20": "1000000000000000000",
+    "F21": "1795000000000",
+    "F27": "2026-11-01",
+    "F28": "20261101",
+    "F29": "2026-W45-1",
+    "F33": "4294967296",
+    "newline": "5\n",
+}
+SMUGGLED = {
+    "A31": "cloud_account_id[]=A",
+    "C10": "namespace[$ne]=1",
+    "C11": "namespace[$regex]=.*",
+    "D09": "shareIdle=true",
+    "D10": "idleByNode=true",
+    "D11": "accumulate=true",
+    "D12": "resolution=1m",
+    "D13": "offset=-1000000",
+    "D15": "format=csv",
+    "G14": "refresh=yes",
+    "G15": "foo=1",
+    "filter": "filter=namespace:%22x%22",
+}
+LIMITS = ["0", "-1", "1000000000", "1e3", "1001", "18446744073709551616", "", " 5", "１"]
+
+PATHS = {
+    "H01": "/restapi/v2/kubecost/clusters/{id}/namespaces/..%2f..%2fcosts/workloads",
+    "H02": "/restapi/v2/kubecost/clusters/{id}/../other/costs",
+    "H03": "/restapi/v2/kubecost/clusters//costs",
+    "H04": "/restapi/v2/kubecost/clusters/./costs",
+    "H05": "/restapi/v2/kubecost/clusters/%2e%2e/costs",
+    "H06": "/restapi/v2/kubecost/clusters/{id}/namespaces/%252e%252e/workloads",
+    "H07": "/restapi/v2/kubecost/clusters/{id}/namespaces/%00/workloads",
+    "H08": "/restapi/v2/kubecost/clusters/{id}/namespaces/a%0d%0aX-Injected:%201/workloads",
+    "H09": "/restapi/v2/kubecost/clusters/{id}/namespaces/%F0%9F%92%A9/workloads",
+    "H10": "/restapi/v2/kubecost/clusters/{id}/namespaces/%E2%82%AC/workloads",
+    "H11": "/restapi/v2/kubecost/clusters/{id}/namespaces/%3Cscript%3E/workloads",
+    "H12": "/restapi/v2/kubecost/clusters/{id}/namespaces/__idle__/workloads",
+    "H13": "/restapi/v2/kubecost/clusters/{id}/namespaces/__unallocated__/workloads",
+    "H14": "/restapi/v2/kubecost/clusters/{id}/namespaces/kube-system;x=1/workloads",
+    "H15": "/restapi/v2/kubecost/clusters/{id}/costs/",
+    "H17": "/restapi/v1/kubecost/clusters/{id}/costs",
+    "H18": "/restapi/v2//organizations",
+    "H-case": "/RESTAPI/v2/kubecost/clusters/{id}/costs",
+    "H-file": "/restapi/v2/..%2f..%2f..%2fetc%2fpasswd",
+}
+METROCULUS_PATHS = {
+    "H16": "/METROCULUS/v2/kubecost_cluster_costs",
+    "H17": "/metroculus/v1/kubecost_cluster_costs",
+    "H15": "/metroculus/v2/kubecost_cluster_costs/",
+    "H18": "/metroculus/v2//kubecost_cluster_costs",
+}
