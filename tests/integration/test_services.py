@@ -12,7 +12,19 @@ import requests
 from simulator.costs import truth
 from simulator.server import Habits
 from simulator.world import DAY, HOUR, make_world
-from tests.support import ACCOUNT, END, NOW, SECRET, Answer, FakeUpstream, Metroculus, ask, exact_world, make_tenant, week
+from tests.support import (
+    ACCOUNT,
+    END,
+    NOW,
+    SECRET,
+    Answer,
+    FakeUpstream,
+    Metroculus,
+    ask,
+    exact_world,
+    make_tenant,
+    week,
+)
 
 PRIME, FOREIGN = 7, 13
 

@@ -1,0 +1,222 @@
+"""The product as its users start it: the demo, one machine, the docs' commands, a graceful end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import requests
+import tornado.web
+
+from tests.conftest import free_port, need
+from tests.integration.test_etcd import BIN, command
+from tests.support import ACCOUNT, SECRET, Stack
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_demo_agrees_with_the_truth_in_every_view(tmp_path):
+    need("prometheus", "promtool", package="prometheus")
+    done = subprocess.run([BIN / "metroculus", "demo", "--check"], cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WRONG" not in done.stdout and re.search(r"(\d+) of \1 agree", done.stdout)
+    connection = json.loads((tmp_path / ".demo" / "connection.json").read_text())
+    assert set(connection) == {
+        "metroculus_url", "rest_api_url", "secret", "token", "organization_id", "cluster_ids", "simulator_url",
+    }  # fmt: skip
+
+
+def test_the_demo_needs_no_server_installed(tmp_path):
+    environment = os.environ | {"PATH": str(BIN)}
+    done = subprocess.run(
+        [BIN / "metroculus", "demo", "--check"], cwd=tmp_path, capture_output=True, text=True, timeout=180, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "without a Prometheus, 409" in done.stdout
+
+
+def read_until(process, text, seconds=60):
+    """Lines of a process until one holds the text."""
+    lines: list[str] = []
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if text in line:
+                return lines
+        raise AssertionError("".join(lines) + process.stderr.read())
+    finally:
+        timer.cancel()
+
+
+def test_the_demo_shows_costs_and_two_commands_that_work_and_ends_on_sigterm(tmp_path):
+    process = subprocess.Popen(
+        [BIN / "metroculus", "demo"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    shown = "".join(read_until(process, "Ctrl-C stops"))
+    assert "(idle)" in shown and "kube-system" in shown
+    pasted = re.findall(r"^  (curl .*)$", shown, re.M)
+    assert len(pasted) == 2
+    for line in pasted:
+        words = shlex.split(line)
+        answer = requests.get(words[-1], headers=dict([words[words.index("-H") + 1].split(": ", 1)]), timeout=30)
+        assert answer.status_code == 200 and answer.json()["total_cost"] > 0
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("flavour", ["opencost", "kubecost"])
+def test_one_machine_shows_what_a_cluster_costs(tmp_path, flavour):
+    simulator = subprocess.Popen(
+        [sys.executable, "-m", "simulator", "serve", "--port", "0"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        url = simulator.stdout.readline().strip()
+        ports = ["--listen", f"127.0.0.1:{free_port()}", "--metroculus-listen", f"127.0.0.1:{free_port()}"]
+        process = subprocess.Popen(
+            [BIN / "metroculus", "up", f"--{flavour}", url, *ports], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        shown = "".join(read_until(process, "Ctrl-C stops"))
+        assert "shop" in shown and "total" in shown
+        assert ("not covered by what is configured: management" in shown) == (flavour == "opencost")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+        again = subprocess.run([BIN / "metroculus", "up", "--opencost", "http://127.0.0.1:1", "--kubecost", "x"], capture_output=True, text=True)
+        assert again.returncode == 2 and "not both" in again.stderr
+    finally:
+        simulator.terminate()
+        simulator.wait(10)
+
+
+def test_a_dead_cluster_is_said_and_not_zero(tmp_path):
+    process = subprocess.Popen(
+        [BIN / "metroculus", "up", "--opencost", "http://127.0.0.1:1", "--listen", "127.0.0.1:0", "--metroculus-listen", "127.0.0.1:0"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    shown = "".join(read_until(process, "Ctrl-C stops"))
+    assert "no costs yet" in shown and "0.00" not in shown
+    process.terminate()
+    process.communicate(timeout=30)
+
+
+def test_both_services_by_their_own_commands_with_a_user_made_by_hand(tmp_path):
+    environment = {"CLUSTER_SECRET": SECRET, "DATA_DIR": str(tmp_path / "data")}
+
+    def rest(*args):
+        done = subprocess.run([BIN / "rest-api", *args], cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    organization = rest("organization", "create", "acme")
+    rest("user", "create", "ann", "--organization", organization, "--role", "viewer")
+    token = rest("token", "create", "ann")
+    assert organization in rest("organization", "list")
+    with (
+        command(tmp_path, "metroculus", "serve", "--metroculus-listen", f"127.0.0.1:{free_port()}", **environment) as (url, _),
+        command(tmp_path, "rest-api", "serve", "--rest-api-listen", f"127.0.0.1:{free_port()}", "--metroculus-url", url, **environment) as (api, _),
+    ):
+        path = f"{api}/restapi/v2/organizations/{organization}/kubecost/clusters"
+        found = requests.get(path, headers={"Authorization": f"Bearer {token}"}, timeout=20)
+        assert found.status_code == 200 and found.json()["clusters"] == []
+        rest("user", "disable", "ann")
+        assert requests.get(path, headers={"Authorization": f"Bearer {token}"}, timeout=20).status_code == 401
+
+
+def test_sigterm_lets_what_is_in_flight_finish(tmp_path):
+    """A request that an upstream answers slowly is answered whole though the end was asked for meanwhile."""
+    stack = Stack(tmp_path)
+    asked = threading.Event()
+
+    class Slow(tornado.web.RequestHandler):
+        async def get(self):
+            asked.set()
+            import asyncio
+
+            await asyncio.sleep(1.0)
+            window = {"start": "2026-11-10T00:00:00Z", "end": "2026-11-11T00:00:00Z"}
+            row = {"name": "shop", "window": window, **window, "cpuCost": 1.5, "ramCost": 0}
+            self.finish({"code": 200, "data": [{"shop": row, "__idle__": row | {"name": "__idle__"}}]})
+
+    upstream = stack.serve(tornado.web.Application([(r".*", Slow)]))
+    environment = {"CLUSTER_SECRET": SECRET, "KUBECOST_API_URL": upstream, "DATA_DIR": str(tmp_path / "d")}
+    answers = []
+    with command(tmp_path, "metroculus", "serve", "--metroculus-listen", f"127.0.0.1:{free_port()}", **environment) as (url, process):
+        target = f"{url}/metroculus/v2/kubecost_cluster_costs?cloud_account_id={ACCOUNT}&start_date=1794268800&end_date=1794355200"
+        thread = threading.Thread(target=lambda: answers.append(requests.get(target, headers={"Secret": SECRET}, timeout=20)))
+        thread.start()
+        assert asked.wait(10)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"{url}/healthz", timeout=5)
+        thread.join(20)
+        assert process.wait(20) == 0
+    stack.close()
+    assert answers[0].status_code == 200 and answers[0].json()["summary"]["known_cost"] == 3.0
+
+
+@pytest.mark.parametrize(
+    "args", [["metroculus", "--help"], ["metroculus", "up", "--help"], ["metroculus", "serve", "--help"], ["rest-api", "token", "create", "--help"]]
+)
+def test_help_helps(args):
+    done = subprocess.run([BIN / args[0], *args[1:]], capture_output=True, text=True, check=True)
+    assert "Usage:" in done.stdout and len(done.stdout.splitlines()) > 5
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [(["serve"], "CLUSTER_SECRET"), (["serve", "--kubecost-timeout", "x"], "--kubecost-timeout"),
+     (["serve", "--tiemout", "3"], "--tiemout"), (["up"], "--opencost"), (["up", "--opencost", "nonsense"], "URL")],
+)  # fmt: skip
+def test_a_wrong_start_says_what_to_do(tmp_path, args, named):
+    clean = {k: v for k, v in os.environ.items() if k != "CLUSTER_SECRET"}
+    done = subprocess.run([BIN / "metroculus", *args], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=30)
+    assert done.returncode != 0 and named in done.stderr and "Traceback" not in done.stderr
+
+
+BLOCK = re.compile(r"```sh\n(.*?)```", re.S)
+
+
+def documented():
+    """Every command of a shell block in README and docs."""
+    for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in BLOCK.findall(file.read_text()):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip() and not line.startswith("#"):
+                    yield file.name, line.strip()
+
+
+@pytest.mark.parametrize(("file", "line"), sorted(set(documented())))
+def test_a_command_of_the_docs_is_one_that_there_is(file, line):
+    """Commands with figures run in the tests above; here each is known to its own parser, options included."""
+    words = shlex.split(line.split(" | ")[0].split(" && ")[-1])
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words.pop(0)
+    program = Path(words[0]).name
+    if program == "make":
+        done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    elif program in ("metroculus", "rest-api") or words[:3] == ["python", "-m", "simulator"]:
+        own = [sys.executable, "-m", "simulator"] if program == "python" else [str(BIN / program)]
+        rest = words[3:] if program == "python" else words[1:]
+        commands = [word for word in rest if not word.startswith("-")]
+        depth = 2 if rest and rest[0] in ("organization", "user", "token") else 1
+        done = subprocess.run([*own, *commands[:depth], "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        for option in (word.split("=")[0] for word in rest if word.startswith("--")):
+            assert option in done.stdout, f"{option} is no option of {line}"
+    else:
+        assert program in ("curl", "kubectl", "git", "pip", "cd", "export", "promtool"), line

@@ -1,0 +1,96 @@
+"""The services' own commands over a real etcd: the secret is read there, watched, and rotated without a restart."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import etcd3
+import pytest
+import requests
+
+from optscale_client.config_client import ConfigError, EtcdConfig
+from tests.conftest import free_port
+from tests.support import ACCOUNT
+
+BIN = Path(sys.executable).parent
+
+
+@contextmanager
+def command(folder, *args, **environment):
+    """A console script that runs until the block ends; yields the URL that it prints, and the process."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("CLUSTER_SECRET", "CONFIG_URL")}
+    process = subprocess.Popen(
+        [BIN / args[0], *args[1:]], cwd=folder, env=clean | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"https?://\S+", line)
+        assert found, (line, process.stderr.read() if process.poll() is not None else "")
+        yield found[0], process
+    finally:
+        process.terminate()
+        process.communicate(timeout=40)
+
+
+def client_of(etcd):
+    return etcd3.client(host="127.0.0.1", port=etcd.port, timeout=5)
+
+
+def status(url, secret):
+    return requests.get(f"{url}/metroculus/v2/kubecost_sources/{ACCOUNT}", headers={"Secret": secret}, timeout=10).status_code
+
+
+def until(check, seconds=20):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if check():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_the_secret_is_rotated_without_a_restart_also_after_etcd_was_away(etcd, tmp_path):
+    client_of(etcd).put("/secret/cluster", "first-secret")
+    client_of(etcd).put("/thanos_query/host", "127.0.0.1")
+    with command(tmp_path, "metroculus", "serve", "--config-url", etcd.url, "--metroculus-listen", f"127.0.0.1:{free_port()}") as (url, _):
+        assert status(url, "first-secret") == 404 and status(url, "wrong-secret") == 403
+        client_of(etcd).put("/secret/cluster", "second-secret")
+        assert until(lambda: status(url, "second-secret") == 404)
+        assert status(url, "first-secret") == 404
+        etcd.stop()
+        assert status(url, "second-secret") == 404
+        assert requests.get(f"{url}/readyz", timeout=10).status_code == 200
+        etcd.start()
+        client_of(etcd).put("/secret/cluster", "third-secret")
+        assert until(lambda: status(url, "third-secret") == 404, 40)
+        assert status(url, "second-secret") == 404
+
+
+def test_keys_are_read_with_a_deadline(etcd):
+    config = EtcdConfig(etcd.url)
+    assert config.get("/nothing") is None and config.thanos_query_url() is None
+    client_of(etcd).put("/thanos_query/host", "thanos")
+    client_of(etcd).put("/thanos_query/port", "9090")
+    assert config.thanos_query_url() == "http://thanos:9090"
+    os.kill(etcd.process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(ConfigError):
+        config.get("/secret/cluster")
+    assert time.monotonic() - began < 6
+    os.kill(etcd.process.pid, signal.SIGCONT)
+    assert until(lambda: config.get("/thanos_query/host") == "thanos")
+
+
+def test_no_etcd_is_one_clear_line(tmp_path):
+    done = subprocess.run(
+        [BIN / "metroculus", "serve", "--config-url", f"etcd://127.0.0.1:{free_port()}"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1 and "etcd at 127.0.0.1" in done.stderr and len(done.stderr.strip().splitlines()) == 1
