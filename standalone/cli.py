@@ -20,7 +20,7 @@ from standalone import up as machine
 from standalone.running import Plan
 from tools.cli import load_settings, setting_options
 from tools.settings import Setting, SettingsError, address
-from tools.tornado_service.application import listen, until_stopped
+from tools.tornado_service.application import listen, stop_signal
 from tools.tornado_service.logs import set_up
 
 CONFIG_URL = Setting("CONFIG_URL", "Where settings live: env: or etcd://host:port.", str, "env:")
@@ -52,6 +52,7 @@ def serve(**flags: Any) -> None:
 
 
 async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None) -> None:
+    stopped = stop_signal()
     try:
         service = make_app(config)
         address, port = config.listen
@@ -66,7 +67,7 @@ async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None) -> None:
 
         etcd.watch("/secret/cluster", rotate)
     click.echo(f"Metroculus at {listener.url}")
-    await until_stopped()
+    await stopped.wait()
     await listener.stop()
     service.close()
     if etcd is not None:

@@ -25,7 +25,7 @@ from simulator.world import DAY, World, make_world
 from standalone.check import Check, DemoCluster, check_everything
 from standalone.running import Plan, Running, start
 from standalone.up import cost_table, how_to_ask, new_secret
-from tools.tornado_service.application import until_stopped
+from tools.tornado_service.application import stop_signal
 
 HISTORY_DAYS = 14
 AHEAD_DAYS = 2
@@ -127,6 +127,7 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
     Returns:
         the exit status.
     """
+    stopped = stop_signal()
     began = time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -197,7 +198,7 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
         body = await asyncio.to_thread(first_look, running, token, clusters[0].id)
         click.echo(body)
         click.echo(how_to_ask(running, organization.id, clusters[0].id, token))
-        await until_stopped()
+        await stopped.wait()
         return 0
     finally:
         await running.stop()

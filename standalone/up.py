@@ -17,7 +17,7 @@ import requests
 from rest_api.rest_api_server.directory.model import AlreadyExists, Role
 from rest_api.rest_api_server.directory.sqlite import SqliteDirectory
 from standalone.running import Plan, Running, start
-from tools.tornado_service.application import until_stopped
+from tools.tornado_service.application import stop_signal
 
 ORGANIZATION, USER, CLUSTER = "home", "me", "my-cluster"
 TOKEN_DAYS = 30
@@ -111,6 +111,7 @@ def show_costs(running: Running, home: Home) -> str:
 
 async def run(plan: Plan, url: str) -> None:
     """Serve until stopped; costs go to the screen first."""
+    stopped = stop_signal()
     running = start(plan)
     directory = running.rest_api.directory
     assert isinstance(directory, SqliteDirectory)
@@ -119,7 +120,7 @@ async def run(plan: Plan, url: str) -> None:
     click.echo(f"asking {url or plan.thanos_query_url} …")
     click.echo(await asyncio.to_thread(show_costs, running, home))
     click.echo(how_to_ask(running, home.organization_id, home.cluster_id, home.token))
-    await until_stopped()
+    await stopped.wait()
     click.echo("stopping …")
     await running.stop()
 

@@ -6,6 +6,7 @@ hours.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import fsum
 from typing import Any, Literal
@@ -20,6 +21,9 @@ CPU_UTILIZATION, RAM_UTILIZATION = 0.8, 0.85
 FLOOR_CORES = 0.010
 FLOOR_BYTES = 32 * 2**20
 MIN_WINDOW_SECONDS = 3 * DAY
+ABANDONED_AFTER_SECONDS = 7 * DAY
+ABANDONED_CORES = 0.005
+ABANDONED_BYTES = 2**20
 GIB = 2**30
 
 Kind = Literal["right_sizing", "under_provisioned", "abandoned_workload", "unclaimed_volume", "idle_node"]
@@ -59,6 +63,8 @@ class ContainerUsage(Struct, frozen=True, kw_only=True):
     """Bytes, of one container."""
     ram_max: float
     container_hours: float
+    egress_bytes: float | None
+    """What its pods sent in the window; None where nobody counted."""
     usd_per_core_hour: float
     usd_per_gib_hour: float
 
@@ -119,6 +125,46 @@ def right_sizing(
                 )
             )
     return sorted(found, key=lambda r: (-r.monthly_saving, r.name, r.resource))
+
+
+def abandoned_workloads(usages: Iterable[ContainerUsage], window_seconds: int) -> list[Recommendation]:
+    """Workloads that hardly used a core and sent hardly a byte for a week, each at what its requests cost."""
+    if window_seconds < ABANDONED_AFTER_SECONDS:
+        return []
+    workloads: dict[tuple[str, str, str], list[ContainerUsage]] = defaultdict(list)
+    for one in usages:
+        workloads[(one.namespace, one.controller_kind, one.controller)].append(one)
+    found = []
+    for (namespace, kind, controller), members in sorted(workloads.items()):
+        sent = [one.egress_bytes or 0.0 for one in members]
+        busy = any(one.cpu_p95 > ABANDONED_CORES for one in members) or max(sent) > ABANDONED_BYTES
+        if busy or kind in ("daemonset", "job"):
+            continue
+        monthly = fsum(
+            (one.cpu_request * one.usd_per_core_hour + one.ram_request / GIB * one.usd_per_gib_hour)
+            * (one.container_hours * 3600 / window_seconds)
+            * HOURS_A_MONTH
+            for one in members
+        )
+        counted = all(one.egress_bytes is not None for one in members)
+        found.append(
+            Recommendation(
+                kind="abandoned_workload",
+                namespace=namespace,
+                controller=controller,
+                controller_kind=kind,
+                name=f"{namespace}/{controller}",
+                resource="workload",
+                monthly_saving=monthly,
+                evidence={
+                    "window_seconds": window_seconds,
+                    "cpu_p95": max(one.cpu_p95 for one in members),
+                    "egress_bytes": max(sent) if counted else None,
+                },
+                risk="medium" if counted else "high",
+            )
+        )
+    return found
 
 
 def unclaimed_volumes(disks: Iterable[Asset]) -> list[Recommendation]:
@@ -187,3 +233,15 @@ def _take(free: dict[str, tuple[float, float]], cores: float, ram: float) -> Non
 def potential(recommendations: Iterable[Recommendation]) -> float:
     """USD a month of all that saves; what asked for too little is not netted off."""
     return fsum(max(0.0, r.monthly_saving) for r in recommendations if r.kind != "under_provisioned")
+
+
+def by_kind(recommendations: Sequence[Recommendation]) -> dict[str, float]:
+    """USD a month by kind; a workload that is abandoned is not counted for its size as well."""
+    abandoned = {(r.namespace, r.controller) for r in recommendations if r.kind == "abandoned_workload"}
+    counted = [
+        r
+        for r in recommendations
+        if r.kind != "under_provisioned" and not (r.kind == "right_sizing" and (r.namespace, r.controller) in abandoned)
+    ]
+    kinds = sorted({r.kind for r in counted})
+    return {kind: potential(r for r in counted if r.kind == kind) for kind in kinds}

@@ -38,10 +38,11 @@ BUDGET_WINDOW_SECONDS, BUDGET_SHARE, BUDGET_FLOOR = 60.0, 0.1, 3
 
 
 class Deadline:
-    """A point in time that every call on the way shares; it only shrinks."""
+    """A point in time that every call on behalf of one request shares, and the id of that request."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, request_id: str = "") -> None:
         self.at = monotonic() + seconds
+        self.request_id = request_id
 
     def left(self) -> float:
         return self.at - monotonic()
@@ -163,7 +164,6 @@ class SourceHttp:
         path: str,
         params: Mapping[str, str],
         deadline: Deadline,
-        request_id: str = "",
     ) -> bytes:
         """The body of a 200.
 
@@ -172,7 +172,7 @@ class SourceHttp:
         """
         health = self._health.setdefault(upstream.url, _Health())
         url = f"{upstream.url}{path}?{urlencode(params)}" if params else f"{upstream.url}{path}"
-        headers = dict(upstream.headers) | ({"X-Request-ID": request_id} if request_id else {})
+        headers = dict(upstream.headers) | ({"X-Request-ID": deadline.request_id} if deadline.request_id else {})
         health.count_call()
         attempt = 0
         while True:

@@ -125,18 +125,14 @@ class KubecostSource:
                 return candidate
         raise BadAnswer(f"{self._upstream.name} is neither Kubecost nor OpenCost: it has no allocation API")
 
-    async def allocation(
-        self, window: Window, aggregate: Sequence[str], deadline: Deadline, request_id: str = ""
-    ) -> AllocationReading:
+    async def allocation(self, window: Window, aggregate: Sequence[str], deadline: Deadline) -> AllocationReading:
         """Allocations of a window by ``aggregate``, unfiltered.
 
         Raises:
             SourceError: where no part of the window could be read.
         """
         dialect = await self.dialect(deadline)
-        asked = [
-            self._allocation_piece(dialect, piece, window, aggregate, deadline, request_id) for piece in pieces(window)
-        ]
+        asked = [self._allocation_piece(dialect, piece, window, aggregate, deadline) for piece in pieces(window)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         failures = _failures(answers)
         if len(failures) == len(answers):
@@ -157,26 +153,25 @@ class KubecostSource:
         window: Window,
         aggregate: Sequence[str],
         deadline: Deadline,
-        request_id: str,
     ) -> tuple[list[AllocationSet], list[str]]:
         """The sets of one piece; where they come back wider than asked, its hours, one call each."""
         limit = piece.end + -piece.end % HOUR if piece.end == window.end else piece.end
-        decoded = await self._ask_allocation(dialect, piece, aggregate, deadline, request_id)
+        decoded = await self._ask_allocation(dialect, piece, aggregate, deadline)
         if all(piece.start <= one.start and one.end <= limit for one in decoded.sets):
             return list(decoded.sets), list(decoded.warnings)
         if piece.step == "day":
             hourly = _Piece(piece.start, piece.end, "hour")
-            return await self._allocation_piece(dialect, hourly, window, aggregate, deadline, request_id)
+            return await self._allocation_piece(dialect, hourly, window, aggregate, deadline)
         if piece.end - piece.start > HOUR:
             hours = [_Piece(a, b, "hour") for a, b in split(piece.start, piece.end, HOUR)]
-            asked = [self._allocation_piece(dialect, h, window, aggregate, deadline, request_id) for h in hours]
+            asked = [self._allocation_piece(dialect, h, window, aggregate, deadline) for h in hours]
             parts = await asyncio.gather(*asked)
             return [one for sets, _ in parts for one in sets], [note for _, notes in parts for note in notes]
         inside = [one for one in decoded.sets if piece.start <= one.start and one.end <= limit]
         return inside, [*decoded.warnings, "sets that reach beyond the window were left out"]
 
     async def _ask_allocation(
-        self, dialect: Dialect, piece: _Piece, aggregate: Sequence[str], deadline: Deadline, request_id: str
+        self, dialect: Dialect, piece: _Piece, aggregate: Sequence[str], deadline: Deadline
     ) -> Decoded:
         params = {"window": f"{iso(piece.start)},{iso(piece.end)}", "shareIdle": "false", "external": "false"}
         if aggregate:
@@ -198,10 +193,10 @@ class KubecostSource:
                 "includeIdle": "true",
                 "idleByNode": "false",
             }
-        body = await self._http.get(self._upstream, dialect.allocation, params, deadline, request_id)
+        body = await self._http.get(self._upstream, dialect.allocation, params, deadline)
         return await _decoded(body, partial(decode_allocation, self._upstream.name, body, aggregate))
 
-    async def assets(self, window: Window, deadline: Deadline, request_id: str = "") -> AssetsReading:
+    async def assets(self, window: Window, deadline: Deadline) -> AssetsReading:
         """Assets of a window, one a thing.
 
         Raises:
@@ -210,7 +205,7 @@ class KubecostSource:
         dialect = await self.dialect(deadline)
         whole = [_Piece(window.start, window.end, "day")] if dialect.flavour == "opencost" else pieces(window)
         answers = await asyncio.gather(
-            *(self._assets_piece(dialect, piece, deadline, request_id) for piece in whole), return_exceptions=True
+            *(self._assets_piece(dialect, piece, deadline) for piece in whole), return_exceptions=True
         )
         failures = _failures(answers)
         if len(failures) == len(answers):
@@ -229,13 +224,11 @@ class KubecostSource:
         )
         return AssetsReading(source=source, assets=assets, flavour=dialect.flavour)
 
-    async def _assets_piece(
-        self, dialect: Dialect, piece: _Piece, deadline: Deadline, request_id: str
-    ) -> DecodedAssets:
+    async def _assets_piece(self, dialect: Dialect, piece: _Piece, deadline: Deadline) -> DecodedAssets:
         params = {"window": f"{iso(piece.start)},{iso(piece.end)}"}
         if dialect.flavour == "kubecost":
             params |= {"accumulate": piece.step, "aggregate": "", "reconcile": "true"}
-        body = await self._http.get(self._upstream, dialect.assets, params, deadline, request_id)
+        body = await self._http.get(self._upstream, dialect.assets, params, deadline)
         decoded = await _decoded(body, partial(decode_assets, self._upstream.name, body))
         limit = piece.end + -piece.end % HOUR
         if all(piece.start <= start and end <= limit for start, end in decoded.spans):
@@ -244,16 +237,16 @@ class KubecostSource:
             raise BadAnswer(f"{self._upstream.name} answered for another window than asked")
         step = HOUR if piece.step == "hour" else DAY
         if piece.step == "day" and piece.end - piece.start <= DAY:
-            return await self._assets_piece(dialect, _Piece(piece.start, piece.end, "hour"), deadline, request_id)
+            return await self._assets_piece(dialect, _Piece(piece.start, piece.end, "hour"), deadline)
         parts = await asyncio.gather(
             *(
-                self._assets_piece(dialect, _Piece(a, b, piece.step), deadline, request_id)
+                self._assets_piece(dialect, _Piece(a, b, piece.step), deadline)
                 for a, b in split(piece.start, piece.end, step)
             )
         )
         return DecodedAssets(tuple(a for p in parts for a in p.assets), tuple(s for p in parts for s in p.spans))
 
-    async def savings_body(self, detail: str, deadline: Deadline, request_id: str = "") -> bytes | None:
+    async def savings_body(self, detail: str, deadline: Deadline) -> bytes | None:
         """The raw answer of ``/model/savings`` or one of its details; None where the upstream has no such thing.
 
         Raises:
@@ -264,7 +257,7 @@ class KubecostSource:
             return None
         path = f"/model/savings{detail}"
         try:
-            return await self._http.get(self._upstream, path, {"window": "7d"} if detail else {}, deadline, request_id)
+            return await self._http.get(self._upstream, path, {"window": "7d"} if detail else {}, deadline)
         except BadAnswer as failure:
             if "status 404" in str(failure):
                 return None

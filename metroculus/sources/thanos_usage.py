@@ -55,12 +55,15 @@ async def container_usages(
         by_container(over("kube_pod_container_resource_requests", "max_over_time", resource="memory")),
         by_container(f"count_over_time(({there})[{seconds}s:10m]) / 6"),
     )
-    nodes, cpu_price, ram_price, owners = await asyncio.gather(
+    egress = promql.increase("kubecost_pod_network_egress_bytes_total", tenant, ("namespace", "pod_name"), seconds)
+    nodes, cpu_price, ram_price, owners, sent = await asyncio.gather(
         ask(f"max by ({placed}) (max_over_time({allocation}[{seconds}s]))"),
         _by_node(ask, f"max by ({tenant.by('node')}) ({over('node_cpu_hourly_cost', 'avg_over_time')})"),
         _by_node(ask, f"max by ({tenant.by('node')}) ({over('node_ram_hourly_cost', 'avg_over_time')})"),
         read_owners(ask, tenant, seconds),
+        ask(egress),
     )
+    sent_by = {(labels.get("namespace", ""), labels.get("pod_name", "")): value for labels, value in sent}
     node_of = {_who(labels): labels.get("node", "") for labels, _ in nodes}
     groups: dict[tuple[str, str, str, str], list[Who]] = defaultdict(list)
     for who in hours:
@@ -77,6 +80,7 @@ async def container_usages(
             ram_request=max(ram_request.get(who, 0.0) for who in members),
             ram_max=max(ram.get(who, 0.0) for who in members),
             container_hours=sum(hours[who] for who in members),
+            egress_bytes=sum(sent_by.get(who[:2], 0.0) for who in members) if sent_by else None,
             usd_per_core_hour=_mean(members, node_of, cpu_price, hours),
             usd_per_gib_hour=_mean(members, node_of, ram_price, hours),
         )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 from uuid import uuid4
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from optscale_client.metroculus_client.errors import (
     DeadlineExceeded,
@@ -210,21 +214,20 @@ class Client:
         if left <= 0:
             raise DeadlineExceeded("the deadline passed before Metroculus was asked")
         try:
-            response = self._http.request(
-                method,
-                url,
-                params=params,
-                json=body,
-                headers=headers,
-                timeout=(min(CONNECT_SECONDS, left), left),
-                allow_redirects=False,
-                verify=self.verify,
-                stream=True,
-            )
-            with response, _Guillotine(response, ends) as guillotine:
-                content = _read(response, ends)
-            if guillotine.fell:
-                raise DeadlineExceeded("Metroculus did not answer in time")
+            with _Guillotine(ends):
+                response = self._http.request(
+                    method,
+                    url,
+                    params=params,
+                    json=body,
+                    headers=headers,
+                    timeout=(min(CONNECT_SECONDS, left), left),
+                    allow_redirects=False,
+                    verify=self.verify,
+                    stream=True,
+                )
+                with response:
+                    content = _read(response, ends)
         except (requests.Timeout, _Late) as failure:
             raise DeadlineExceeded("Metroculus did not answer in time") from failure
         if response.status_code >= 300:
@@ -236,27 +239,76 @@ class _Late(Exception):
     """The deadline passed while the body was read."""
 
 
-class _Guillotine:
-    """Closes a response when its deadline passes: a socket timeout begins anew with every byte that drips in."""
+_thread = threading.local()
 
-    def __init__(self, response: requests.Response, ends: float) -> None:
+
+class _Guillotine:
+    """Shuts a call's connection down when its deadline passes: a socket timeout begins anew with each byte that drips.
+
+    Works while the answer's header is awaited as well as its body; connections of a session of our own report to it.
+    """
+
+    def __init__(self, ends: float) -> None:
         self.fell = False
-        self._response = response
+        self._socket: socket.socket | None = None
         self._timer = threading.Timer(max(0.0, ends - time.monotonic()), self._fall)
         self._timer.daemon = True
 
+    def watch(self, connected: socket.socket) -> None:
+        self._socket = connected
+        if self.fell:
+            self._fall()
+
     def _fall(self) -> None:
         self.fell = True
-        self._response.close()
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> _Guillotine:
+        _thread.guillotine = self
         self._timer.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        _thread.guillotine = None
         self._timer.cancel()
-        if self.fell and kind is not None:
+        if self.fell:
             raise _Late
+
+
+class _Watched:
+    """A connection that tells the call under way which socket it waits on."""
+
+    sock: Any
+
+    def getresponse(self) -> Any:
+        guillotine: _Guillotine | None = getattr(_thread, "guillotine", None)
+        if guillotine is not None and self.sock is not None:
+            guillotine.watch(self.sock)
+        return super().getresponse()  # type: ignore[misc]
+
+
+class _WatchedHttp(_Watched, HTTPConnection):
+    pass
+
+
+class _WatchedHttps(_Watched, HTTPSConnection):
+    pass
+
+
+class _HttpPool(HTTPConnectionPool):
+    ConnectionCls = _WatchedHttp
+
+
+class _HttpsPool(HTTPSConnectionPool):
+    ConnectionCls = _WatchedHttps
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 
 
 def _read(response: requests.Response, ends: float) -> bytes:
@@ -294,7 +346,7 @@ def _object(response: requests.Response, content: bytes) -> dict[str, Any]:
 def _session() -> requests.Session:
     session = requests.Session()
     session.trust_env = False
-    adapter = HTTPAdapter(pool_connections=4, pool_maxsize=64, max_retries=0)
+    adapter = _Adapter(pool_connections=4, pool_maxsize=64, max_retries=0)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session

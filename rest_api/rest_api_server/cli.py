@@ -15,7 +15,7 @@ from rest_api.rest_api_server.directory.sqlite import DirectoryError, SqliteDire
 from rest_api.rest_api_server.server import make_app
 from tools.cli import load_settings, setting_options
 from tools.settings import Setting
-from tools.tornado_service.application import listen, until_stopped
+from tools.tornado_service.application import listen, stop_signal
 from tools.tornado_service.logs import set_up
 
 CONFIG_URL = Setting("CONFIG_URL", "Where settings live: env: or etcd://host:port.", str, "env:")
@@ -44,13 +44,14 @@ def serve(**flags: Any) -> None:
         raise click.ClickException("CLUSTER_SECRET is not set: it is what Metroculus wants")
 
     async def run() -> None:
+        stopped = stop_signal()
         api = make_app(config)
         if etcd is not None:
             etcd.watch("/secret/cluster", lambda secret: setattr(api.metroculus.client, "secret", secret))
         address, port = config.listen
         listener = listen(api.application, api.service, address, port, config.tls)
         click.echo(f"REST API at {listener.url}")
-        await until_stopped()
+        await stopped.wait()
         await listener.stop()
         api.close()
 

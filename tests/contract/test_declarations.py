@@ -37,7 +37,11 @@ OPEN = {"KubecentHealth"}
 
 @pytest.mark.parametrize(("pattern", "handler"), [(r[0], r[1]) for r in [*METROCULUS, *REST]])
 def test_every_method_of_every_route_declares_what_it_needs(pattern, handler):
-    own = [getattr(handler, m.lower()) for m in METHODS if getattr(handler, m.lower()) is not getattr(RequestHandler, m.lower())]
+    own = [
+        getattr(handler, m.lower())
+        for m in METHODS
+        if getattr(handler, m.lower()) is not getattr(RequestHandler, m.lower())
+    ]
     assert own and all(hasattr(method, "operation") for method in own), handler
     declared = [method.operation for method in own]
     for one in declared:
@@ -120,4 +124,3 @@ def test_an_unknown_setting_in_a_file_is_named(tmp_path):
     file.write_text("kubecost_tiemout: 3\n")
     with pytest.raises(SettingsError, match="kubecost_tiemout"):
         load(METROCULUS_SETTINGS, {}, {"SOMETHING_OF_KUBERNETES": "1"}, str(file))
-

@@ -44,7 +44,9 @@ def test_every_endpoint_of_the_real_service(served):
     dates = (world.start, world.end)
     assert client.put_kubecost_source(ACCOUNT, "kubecost", url)[0] == 200
     assert client.get_kubecost_source(ACCOUNT)[1]["flavour"] == "kubecost"
-    status, costs = client.get_kubecost_cluster_costs(ACCOUNT, *dates, detail_level="namespace", aggregate=["node", "pod"])
+    status, costs = client.get_kubecost_cluster_costs(
+        ACCOUNT, *dates, detail_level="namespace", aggregate=["node", "pod"]
+    )
     assert status == 200 and costs["total_cost"] == truth(world, now=NOW, adjusted=True)["total_cost"]
     assert costs["breakdown_by_namespace"] and costs["breakdown_by_aggregate"]
     assert client.get_kubecost_savings(ACCOUNT, *dates, target_utilization=0.7)[1]["potential_savings"] > 0

@@ -26,7 +26,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 def test_the_demo_agrees_with_the_truth_in_every_view(tmp_path):
     need("prometheus", "promtool", package="prometheus")
-    done = subprocess.run([BIN / "metroculus", "demo", "--check"], cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [BIN / "metroculus", "demo", "--check"], cwd=tmp_path, capture_output=True, text=True, timeout=180
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WRONG" not in done.stdout and re.search(r"(\d+) of \1 agree", done.stdout)
     connection = json.loads((tmp_path / ".demo" / "connection.json").read_text())
@@ -38,7 +40,12 @@ def test_the_demo_agrees_with_the_truth_in_every_view(tmp_path):
 def test_the_demo_needs_no_server_installed(tmp_path):
     environment = os.environ | {"PATH": str(BIN)}
     done = subprocess.run(
-        [BIN / "metroculus", "demo", "--check"], cwd=tmp_path, capture_output=True, text=True, timeout=180, env=environment
+        [BIN / "metroculus", "demo", "--check"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=environment,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "without a Prometheus, 409" in done.stdout
@@ -80,7 +87,11 @@ def test_the_demo_shows_costs_and_two_commands_that_work_and_ends_on_sigterm(tmp
 @pytest.mark.parametrize("flavour", ["opencost", "kubecost"])
 def test_one_machine_shows_what_a_cluster_costs(tmp_path, flavour):
     simulator = subprocess.Popen(
-        [sys.executable, "-m", "simulator", "serve", "--port", "0"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-m", "simulator", "serve", "--port", "0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         url = simulator.stdout.readline().strip()
@@ -95,7 +106,11 @@ def test_one_machine_shows_what_a_cluster_costs(tmp_path, flavour):
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
         assert process.returncode == 0
-        again = subprocess.run([BIN / "metroculus", "up", "--opencost", "http://127.0.0.1:1", "--kubecost", "x"], capture_output=True, text=True)
+        again = subprocess.run(
+            [BIN / "metroculus", "up", "--opencost", "http://127.0.0.1:1", "--kubecost", "x"],
+            capture_output=True,
+            text=True,
+        )
         assert again.returncode == 2 and "not both" in again.stderr
     finally:
         simulator.terminate()
@@ -117,7 +132,14 @@ def test_both_services_by_their_own_commands_with_a_user_made_by_hand(tmp_path):
     environment = {"CLUSTER_SECRET": SECRET, "DATA_DIR": str(tmp_path / "data")}
 
     def rest(*args):
-        done = subprocess.run([BIN / "rest-api", *args], cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [BIN / "rest-api", *args],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return done.stdout.strip()
 
     organization = rest("organization", "create", "acme")
@@ -125,8 +147,20 @@ def test_both_services_by_their_own_commands_with_a_user_made_by_hand(tmp_path):
     token = rest("token", "create", "ann")
     assert organization in rest("organization", "list")
     with (
-        command(tmp_path, "metroculus", "serve", "--metroculus-listen", f"127.0.0.1:{free_port()}", **environment) as (url, _),
-        command(tmp_path, "rest-api", "serve", "--rest-api-listen", f"127.0.0.1:{free_port()}", "--metroculus-url", url, **environment) as (api, _),
+        command(tmp_path, "metroculus", "serve", "--metroculus-listen", f"127.0.0.1:{free_port()}", **environment) as (
+            url,
+            _,
+        ),
+        command(
+            tmp_path,
+            "rest-api",
+            "serve",
+            "--rest-api-listen",
+            f"127.0.0.1:{free_port()}",
+            "--metroculus-url",
+            url,
+            **environment,
+        ) as (api, _),
     ):
         path = f"{api}/restapi/v2/organizations/{organization}/kubecost/clusters"
         found = requests.get(path, headers={"Authorization": f"Bearer {token}"}, timeout=20)
@@ -153,9 +187,14 @@ def test_sigterm_lets_what_is_in_flight_finish(tmp_path):
     upstream = stack.serve(tornado.web.Application([(r".*", Slow)]))
     environment = {"CLUSTER_SECRET": SECRET, "KUBECOST_API_URL": upstream, "DATA_DIR": str(tmp_path / "d")}
     answers = []
-    with command(tmp_path, "metroculus", "serve", "--metroculus-listen", f"127.0.0.1:{free_port()}", **environment) as (url, process):
+    with command(tmp_path, "metroculus", "serve", "--metroculus-listen", f"127.0.0.1:{free_port()}", **environment) as (
+        url,
+        process,
+    ):
         target = f"{url}/metroculus/v2/kubecost_cluster_costs?cloud_account_id={ACCOUNT}&start_date=1794268800&end_date=1794355200"
-        thread = threading.Thread(target=lambda: answers.append(requests.get(target, headers={"Secret": SECRET}, timeout=20)))
+        thread = threading.Thread(
+            target=lambda: answers.append(requests.get(target, headers={"Secret": SECRET}, timeout=20))
+        )
         thread.start()
         assert asked.wait(10)
         process.send_signal(signal.SIGTERM)
@@ -169,7 +208,13 @@ def test_sigterm_lets_what_is_in_flight_finish(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "args", [["metroculus", "--help"], ["metroculus", "up", "--help"], ["metroculus", "serve", "--help"], ["rest-api", "token", "create", "--help"]]
+    "args",
+    [
+        ["metroculus", "--help"],
+        ["metroculus", "up", "--help"],
+        ["metroculus", "serve", "--help"],
+        ["rest-api", "token", "create", "--help"],
+    ],
 )
 def test_help_helps(args):
     done = subprocess.run([BIN / args[0], *args[1:]], capture_output=True, text=True, check=True)
@@ -183,7 +228,9 @@ def test_help_helps(args):
 )  # fmt: skip
 def test_a_wrong_start_says_what_to_do(tmp_path, args, named):
     clean = {k: v for k, v in os.environ.items() if k != "CLUSTER_SECRET"}
-    done = subprocess.run([BIN / "metroculus", *args], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [BIN / "metroculus", *args], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=30
+    )
     assert done.returncode != 0 and named in done.stderr and "Traceback" not in done.stderr
 
 

@@ -87,7 +87,9 @@ def test_ids_of_metroculus(world, endpoint, name):
 @pytest.mark.parametrize("endpoint", sorted(METROCULUS))
 @pytest.mark.parametrize("query", ["", f"cloud_account_id={ACCOUNT}&cloud_account_id={ACCOUNT}"])
 def test_an_id_that_is_missing_or_there_twice(world, endpoint, query):
-    refused(world, "metroculus", f"/metroculus/v2/{endpoint}?{query}&{METROCULUS[endpoint]}", bad.BAD, "cloud_account_id")
+    refused(
+        world, "metroculus", f"/metroculus/v2/{endpoint}?{query}&{METROCULUS[endpoint]}", bad.BAD, "cloud_account_id"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(set(bad.IDS) - {"A02", "A26"}))
@@ -168,11 +170,23 @@ def test_windows(world, name):
     for endpoint in set(METROCULUS) - {"k8s_metadata"}:
         target = f"/metroculus/v2/{endpoint}?cloud_account_id={ACCOUNT}&window={text}"
         refused(world, "metroculus", target, bad.BAD, "window")
-    refused(world, "rest", f"/restapi/v2/organizations/{world[1].organization_id}/kubecost/clusters?window={text}", bad.BAD, "window")
+    refused(
+        world,
+        "rest",
+        f"/restapi/v2/organizations/{world[1].organization_id}/kubecost/clusters?window={text}",
+        bad.BAD,
+        "window",
+    )
     for view in VIEWS:
         refused(world, "rest", f"/restapi/v2/kubecost/clusters/{world[2].id}/{view}?metric=cpu&window={text}"
                 if view == "metrics" else f"/restapi/v2/kubecost/clusters/{world[2].id}/{view}?window={text}", bad.BAD, "window")  # fmt: skip
-    for path in ("cost/namespaces", "cost/pods", "savings/recommendations", "costs/kubernetes/c", "costs/kubernetes/c/workloads"):
+    for path in (
+        "cost/namespaces",
+        "cost/pods",
+        "savings/recommendations",
+        "costs/kubernetes/c",
+        "costs/kubernetes/c/workloads",
+    ):
         refused(world, "rest", f"/api/v1/{path}?window={text}", bad.BAD, "window")
 
 
@@ -206,7 +220,9 @@ def test_stamps(world, name, start, end):
 def test_pairs_of_stamps(world, name, query, params):
     for endpoint in set(METROCULUS) - {"k8s_metadata"}:
         for param in params:
-            refused(world, "metroculus", f"/metroculus/v2/{endpoint}?cloud_account_id={ACCOUNT}&{query}", bad.BAD, param)
+            refused(
+                world, "metroculus", f"/metroculus/v2/{endpoint}?cloud_account_id={ACCOUNT}&{query}", bad.BAD, param
+            )
 
 
 @pytest.mark.parametrize("query", [f"start_date={END - 86400}&end_date=2147483648", "start_date=0&end_date=86400"])
@@ -274,7 +290,9 @@ def test_a_foreign_id_beside_the_one_in_the_path_is_refused(world):
     ],
 )
 def test_choices_of_metroculus(world, endpoint, query, param):
-    refused(world, "metroculus", f"/metroculus/v2/{endpoint}?cloud_account_id={ACCOUNT}&{WINDOW}&{query}", bad.BAD, param)
+    refused(
+        world, "metroculus", f"/metroculus/v2/{endpoint}?cloud_account_id={ACCOUNT}&{WINDOW}&{query}", bad.BAD, param
+    )
 
 
 @pytest.mark.parametrize(

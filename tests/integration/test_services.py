@@ -56,18 +56,27 @@ def test_in_a_world_of_32nds_every_figure_is_exact(stack, flavour, habits):
     source(running, url, flavour)
     adjusted = flavour == "kubecost"
     true = truth(world, now=NOW, adjusted=adjusted)
-    found = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, detail_level="pod", **week(world)).json()
+    found = (
+        Metroculus(running)
+        .get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, detail_level="pod", **week(world))
+        .json()
+    )
     assert found["complete"], found["sources"]
     for name, value in true["summary"].items():
         assert found["summary"][name] == value, name
     assert found["idle_cost"] == true["idle_cost"]
     assert found["unallocated_cost"] == true["unmounted_cost"]
     assert {r["namespace"]: r["total_cost"] for r in found["breakdown_by_namespace"]} == true["namespaces"]
-    workloads = {f"{r['namespace']}/{r['controller_kind']}/{r['controller']}": r["total_cost"] for r in found["breakdown_by_workload"]}
+    workloads = {
+        f"{r['namespace']}/{r['controller_kind']}/{r['controller']}": r["total_cost"]
+        for r in found["breakdown_by_workload"]
+    }
     assert workloads == true["workloads"]
     assert fsum(r["total_cost"] for r in found["breakdown_by_pod"]) == fsum(true["namespaces"].values())
     if adjusted:
-        assert found["total_cost"] == true["total_cost"] and found["summary"]["management_cost"] == true["management_cost"]
+        assert (
+            found["total_cost"] == true["total_cost"] and found["summary"]["management_cost"] == true["management_cost"]
+        )
         assert found["potential_savings"] is not None
     else:
         assert found["total_cost"] == true["allocation_total"] and found["not_covered"] == ["management"]
@@ -84,7 +93,15 @@ def test_three_days_asked_are_three_days_billed(stack):
     assert found["total_cost"] == truth(world, END - 3 * DAY, END, NOW, adjusted=True)["total_cost"]
     asked = [uri for uri in simulator.requests if uri.startswith("/model/allocation")]
     assert len(asked) == 3
-    for flag in ("shareTenancyCosts=false", "shareIdle=false", "splitIdle=false", "idle=true", "external=false", "reconcile=true", "accumulate=day"):
+    for flag in (
+        "shareTenancyCosts=false",
+        "shareIdle=false",
+        "splitIdle=false",
+        "idle=true",
+        "external=false",
+        "reconcile=true",
+        "accumulate=day",
+    ):
         assert all(flag in uri for uri in asked), flag
 
 
@@ -117,7 +134,11 @@ def test_edges_of_a_window_are_asked_by_the_hour(stack):
     for flavour in ("kubecost", "opencost"):
         source(running, url, flavour)
         start, end = END - 2 * DAY - 5 * HOUR, END - 7 * HOUR
-        found = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, start_date=start, end_date=end).json()
+        found = (
+            Metroculus(running)
+            .get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, start_date=start, end_date=end)
+            .json()
+        )
         true = truth(world, start, end, NOW, adjusted=flavour == "kubecost")
         key = "total_cost" if flavour == "kubecost" else "allocation_total"
         assert found["total_cost"] == true[key] and found["complete"]
@@ -141,11 +162,17 @@ def test_any_aggregate_adds_up_to_the_namespaces(stack):
     true = truth(world, now=NOW, adjusted=True)
     for aggregate in ("controller", "controllerKind", "pod", "container", "node", "service", "cluster", "label:team",
                       "annotation:owner", "namespace,label:app"):  # fmt: skip
-        found = Metroculus(running).get(
-            "kubecost_cluster_costs", cloud_account_id=ACCOUNT, aggregate=aggregate, **week(world)
-        ).json()
+        found = (
+            Metroculus(running)
+            .get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, aggregate=aggregate, **week(world))
+            .json()
+        )
         assert fsum(row["total_cost"] for row in found["breakdown_by_aggregate"]) == fsum(true["namespaces"].values())
-    found = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, aggregate="container", **week(world)).json()
+    found = (
+        Metroculus(running)
+        .get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, aggregate="container", **week(world))
+        .json()
+    )
     assert {"web", "db", "backup", "gateway"} <= {row["name"] for row in found["breakdown_by_aggregate"]}
 
 
@@ -155,7 +182,10 @@ def test_sharing_idle_never_changes_the_total(stack):
     running = stack.start()
     source(running, url, "kubecost")
     asked = {"cloud_account_id": ACCOUNT, "detail_level": "namespace", **week(world)}
-    found = {mode: Metroculus(running).get("kubecost_cluster_costs", idle=mode, **asked).json() for mode in ("separate", "share", "hide")}
+    found = {
+        mode: Metroculus(running).get("kubecost_cluster_costs", idle=mode, **asked).json()
+        for mode in ("separate", "share", "hide")
+    }
     assert len({one["total_cost"] for one in found.values()}) == 1
     shared = fsum(row["total_cost"] for row in found["share"]["breakdown_by_namespace"])
     apart = fsum(row["total_cost"] for row in found["separate"]["breakdown_by_namespace"])
@@ -166,7 +196,14 @@ def body_of(rows):
     window = {"start": "2026-11-20T00:00:00Z", "end": "2026-11-21T00:00:00Z"}
     filled = {}
     for name, numbers in rows.items():
-        filled[name] = {"name": name, "properties": {"namespace": name}, "window": window, **window, "cpuCost": 0, "ramCost": 0} | numbers
+        filled[name] = {
+            "name": name,
+            "properties": {"namespace": name},
+            "window": window,
+            **window,
+            "cpuCost": 0,
+            "ramCost": 0,
+        } | numbers
     return json.dumps({"code": 200, "data": [filled | {"__idle__": filled.get("__idle__") or {
         "name": "__idle__", "window": window, **window, "cpuCost": 1, "ramCost": 1}}]})  # fmt: skip
 
@@ -189,7 +226,10 @@ ROWS = {
     "K19 []": '{"code":200,"data":[]}',
     "K20 object": '{"code":200,"data":{}}',
     "K21 list of rows": '{"code":200,"data":[{"name":"shop","cpuCost":1}]}',
-    "K22 the same key twice": GOOD.replace('"data": [{', '"data": [{"shop": {"name":"shop","cpuCost":9,"ramCost":0,"window":{"start":"2026-11-20T00:00:00Z","end":"2026-11-21T00:00:00Z"}}, '),
+    "K22 the same key twice": GOOD.replace(
+        '"data": [{',
+        '"data": [{"shop": {"name":"shop","cpuCost":9,"ramCost":0,"window":{"start":"2026-11-20T00:00:00Z","end":"2026-11-21T00:00:00Z"}}, ',
+    ),
     "K23 code 500": GOOD.replace('"code": 200', '"code": 500'),
     "K24 code as text": GOOD.replace('"code": 200', '"code": "200"'),
     "K25 code 402": GOOD.replace('"code": 200', '"code": 402'),
@@ -222,7 +262,9 @@ def test_an_upstreams_value_is_never_a_wrong_number(stack, name):
     two_faced(fake, ROWS[name])
     running = stack.start()
     source(running, url, "opencost")
-    answer = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, detail_level="namespace", **DAY_WINDOW)
+    answer = Metroculus(running).get(
+        "kubecost_cluster_costs", cloud_account_id=ACCOUNT, detail_level="namespace", **DAY_WINDOW
+    )
     assert answer.status_code in (200, 502), answer.text
     assert "NaN" not in answer.text and "Infinity" not in answer.text
     if answer.status_code == 502:
@@ -242,7 +284,9 @@ def answered(stack, body, flavour="opencost"):
     two_faced(fake, body)
     running = stack.start()
     source(running, url, flavour)
-    answer = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, detail_level="namespace", **DAY_WINDOW)
+    answer = Metroculus(running).get(
+        "kubecost_cluster_costs", cloud_account_id=ACCOUNT, detail_level="namespace", **DAY_WINDOW
+    )
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -250,7 +294,14 @@ def answered(stack, body, flavour="opencost"):
 def test_values_that_are_legal(stack):
     assert answered(stack, GOOD.replace("2.5", "-0.0"))["total_cost"] == 2.0
     assert answered(stack, GOOD)["total_cost"] == 4.5
-    special = body_of({"__unallocated__": {"cpuCost": 1}, "__unmounted__": {"pvCost": 2}, "__shared__": {"sharedCost": 3}, "__external__": {"externalCost": 4}})
+    special = body_of(
+        {
+            "__unallocated__": {"cpuCost": 1},
+            "__unmounted__": {"pvCost": 2},
+            "__shared__": {"sharedCost": 3},
+            "__external__": {"externalCost": 4},
+        }
+    )
     found = answered(stack, special)
     assert found["unallocated_cost"] == 10.0 and found["total_cost"] == 12.0 and found["complete"]
     proto = answered(stack, body_of({"__proto__": {"cpuCost": 1}}))
@@ -402,7 +453,9 @@ def test_credentials_are_written_and_never_read_back(stack):
     assert requests.get(base, headers={"Secret": SECRET}, timeout=20).status_code == 404
 
 
-@pytest.mark.parametrize("url", ["http://169.254.169.254/", "http://10.96.0.1:443", "http://user:pw@127.0.0.1/", "ftp://127.0.0.1"])
+@pytest.mark.parametrize(
+    "url", ["http://169.254.169.254/", "http://10.96.0.1:443", "http://user:pw@127.0.0.1/", "ftp://127.0.0.1"]
+)
 def test_an_upstream_that_is_not_allowed_is_refused_when_it_is_written(stack, url):
     running = stack.start()
     answer = requests.put(
@@ -417,13 +470,17 @@ def test_tenants_are_walls(stack):
     urls = [stack.simulate(world)[1] for world in (mine, theirs)]
     running = stack.start()
     tenants = [make_tenant(running, name) for name in ("mine", "theirs")]
-    clusters = [link(running, t, f"c-{n}", "kubecost", url) for n, (t, url) in enumerate(zip(tenants, urls, strict=True))]
+    clusters = [
+        link(running, t, f"c-{n}", "kubecost", url) for n, (t, url) in enumerate(zip(tenants, urls, strict=True))
+    ]
     window = f"start_date={mine.start}&end_date={mine.end}"
     absent = "11111111-1111-4111-8111-111111111111"
     views = ("costs", "namespaces", "namespaces/shop/workloads", "assets", "metrics?metric=cpu", "optimization")
     for view in views:
         joint = "&" if "?" in view else "?"
-        own = ask(running, tenants[0].tokens["viewer"], f"/restapi/v2/kubecost/clusters/{clusters[0]}/{view}{joint}{window}")
+        own = ask(
+            running, tenants[0].tokens["viewer"], f"/restapi/v2/kubecost/clusters/{clusters[0]}/{view}{joint}{window}"
+        )
         assert own.status_code == (409 if "metrics" in view else 200), own.text
         foreign, gone = (
             ask(running, tenants[0].tokens["admin"], f"/restapi/v2/kubecost/clusters/{cluster}/{view}{joint}{window}")
@@ -437,7 +494,9 @@ def test_tenants_are_walls(stack):
         found = ask(running, tenant.tokens["viewer"], path).json()
         assert [one["cluster_id"] for one in found["clusters"]] == [cluster]
         assert (found["total_cost"] * 32 / prime).is_integer()
-    foreign = ask(running, tenants[0].tokens["admin"], f"/restapi/v2/organizations/{tenants[1].organization_id}/kubecost/clusters")
+    foreign = ask(
+        running, tenants[0].tokens["admin"], f"/restapi/v2/organizations/{tenants[1].organization_id}/kubecost/clusters"
+    )
     assert foreign.status_code == 404
     for method in ("GET", "PATCH", "DELETE"):
         path = f"/restapi/v2/organizations/{tenants[0].organization_id}/kubecost/clusters/{clusters[1]}"
@@ -473,7 +532,13 @@ def test_a_link_that_got_half_way_is_finished_by_the_next_try(stack):
     path = f"/restapi/v2/organizations/{tenant.organization_id}/kubecost/clusters"
     again = ask(running, tenant.tokens["admin"], path, "POST", json={"name": "c", "flavour": "kubecost", "url": url})
     assert again.status_code == 409
-    refused = ask(running, tenant.tokens["admin"], path, "POST", json={"name": "d", "flavour": "kubecost", "url": "http://10.0.0.1"})
+    refused = ask(
+        running,
+        tenant.tokens["admin"],
+        path,
+        "POST",
+        json={"name": "d", "flavour": "kubecost", "url": "http://10.0.0.1"},
+    )
     assert refused.status_code == 400 and refused.json()["error"]["params"] == ["url"]
     assert [one.name for one in directory.clusters(tenant.organization_id)] == ["c"]
 
@@ -538,7 +603,9 @@ def test_older_paths_need_a_cluster_where_there_are_several(stack):
     assert ask(running, viewer, f"/api/v1/cost/pods?{window}&cluster_id={first}&namespace=shop").status_code == 200
     assert ask(running, viewer, f"/api/v1/costs/kubernetes/two/namespaces?{window}").status_code == 200
     assert ask(running, viewer, f"/api/v1/costs/kubernetes/three?{window}").status_code == 404
-    assert ask(running, viewer, f"/api/v1/savings/recommendations?{window}&cluster_id={first}&limit=51").status_code == 400
+    assert (
+        ask(running, viewer, f"/api/v1/savings/recommendations?{window}&cluster_id={first}&limit=51").status_code == 400
+    )
 
 
 def test_http_is_as_it_should_be(stack):
@@ -576,7 +643,11 @@ def test_thanos_stands_in_where_kubecost_is_down(stack, prometheus_factory):
     server.start()
     running = stack.start(thanos_query_url=server.url)
     source(running, "http://127.0.0.1:1", "kubecost")
-    found = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, detail_level="namespace", **week(world)).json()
+    found = (
+        Metroculus(running)
+        .get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, detail_level="namespace", **week(world))
+        .json()
+    )
     true = truth(world)
     assert found["total_cost"] == pytest.approx(true["total_cost"], rel=5e-3)
     statuses = {one["name"]: one["status"] for one in found["sources"]}

@@ -7,6 +7,8 @@ import pytest
 from metroculus.cost_model.assets import Asset
 from metroculus.cost_model.savings import (
     ContainerUsage,
+    abandoned_workloads,
+    by_kind,
     idle_nodes,
     potential,
     right_sizing,
@@ -21,7 +23,7 @@ def usage(**more):
     values = {
         "namespace": "shop", "controller": "web", "controller_kind": "deployment", "container": "web",
         "cpu_request": 2.0, "cpu_p95": 0.4, "ram_request": 4.0 * GIB, "ram_max": 0.85 * GIB,
-        "container_hours": WEEK_HOURS, "usd_per_core_hour": 0.03, "usd_per_gib_hour": 0.004,
+        "container_hours": WEEK_HOURS, "egress_bytes": 1e9, "usd_per_core_hour": 0.03, "usd_per_gib_hour": 0.004,
     }  # fmt: skip
     return ContainerUsage(**(values | more))
 
@@ -52,6 +54,17 @@ def test_floors_and_a_target_of_ones_own():
     assert cpu.recommended == 0.01 and ram.recommended == 32 * 2**20
     cpu, _ = right_sizing([usage()], WEEK_HOURS * 3600, 0.4)
     assert cpu.recommended == pytest.approx(1.0)
+
+
+def test_a_workload_that_did_nothing_for_a_week_is_abandoned_and_counted_once():
+    idle = usage(controller="bot", cpu_p95=0.001, egress_bytes=0.0, ram_max=float(2**20))
+    week = WEEK_HOURS * 3600
+    (found,) = abandoned_workloads([idle, usage(), usage(controller="talks", cpu_p95=0.001)], week)
+    assert found.controller == "bot" and found.monthly_saving == pytest.approx((2 * 0.03 + 4 * 0.004) * 730)
+    assert abandoned_workloads([idle], week - 1) == []
+    assert abandoned_workloads([usage(controller_kind="daemonset", cpu_p95=0.0, egress_bytes=0.0)], week) == []
+    kinds = by_kind([found, *right_sizing([idle], week)])
+    assert kinds == {"abandoned_workload": pytest.approx(found.monthly_saving)}
 
 
 def test_volumes_that_nobody_claims_are_priced_for_a_month():

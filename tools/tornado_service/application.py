@@ -8,7 +8,7 @@ import re
 import signal
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.client import responses
 from typing import Any
@@ -316,13 +316,10 @@ def listen(
     return Listener(server, service, address, sockets[0].getsockname()[1], tls is not None)
 
 
-async def until_stopped() -> None:
-    """Wait for SIGTERM or SIGINT."""
+def stop_signal() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT from now on; call it before anyone is told that the service is up."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    await stopped.wait()
-
-
-Wait = Callable[[], Awaitable[None]]
+    return stopped

@@ -91,9 +91,7 @@ class InventoryController:
         self._accounts = accounts
         self._clock = clock
 
-    async def assets(
-        self, account: str, window: Window, kind: str | None, deadline: Deadline, request_id: str
-    ) -> Assets:
+    async def assets(self, account: str, window: Window, kind: str | None, deadline: Deadline) -> Assets:
         """Assets of a window, of one type or all.
 
         Raises:
@@ -102,7 +100,7 @@ class InventoryController:
         sources = await self._accounts.of(account)
         if sources.kubecost is None:
             raise NoSource
-        reading = await sources.kubecost.assets(window, deadline, request_id)
+        reading = await sources.kubecost.assets(window, deadline)
         kept = [asset for asset in reading.assets if kind in (None, asset.type)]
 
         def of(name: str) -> tuple[Asset, ...]:

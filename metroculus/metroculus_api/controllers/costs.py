@@ -45,7 +45,7 @@ class CostController:
         self._accounts = accounts
         self._savings = savings
 
-    async def statement(self, question: Question, deadline: Deadline, request_id: str) -> Statement:
+    async def statement(self, question: Question, deadline: Deadline) -> Statement:
         """One reconciled statement.
 
         Raises:
@@ -55,7 +55,7 @@ class CostController:
         sources = await self._accounts.of(question.cloud_account_id)
         if sources.kubecost is None and sources.thanos is None:
             raise NoSource
-        gathering = _Gathering(sources, question, deadline, request_id)
+        gathering = _Gathering(sources, question, deadline)
         if question.detail == "summary":
             allocation, metrics, management = await gathering.cost()
             statement = reconcile(question, allocation, metrics, management)
@@ -77,11 +77,10 @@ class CostController:
 class _Gathering:
     """One question to the sources of one account, and which of them failed."""
 
-    def __init__(self, sources: AccountSources, question: Question, deadline: Deadline, request_id: str) -> None:
+    def __init__(self, sources: AccountSources, question: Question, deadline: Deadline) -> None:
         self.sources = sources
         self.question = question
         self.deadline = deadline
-        self.request_id = request_id
         self.failures: list[SourceError] = []
         self.answered = False
 
@@ -112,10 +111,10 @@ class _Gathering:
 
         async def ask_allocation() -> AllocationReading | SourceError:
             aggregate = upstream_aggregate(self.question)
-            return await self._answer(kubecost.allocation(window, aggregate, self.deadline, self.request_id))
+            return await self._answer(kubecost.allocation(window, aggregate, self.deadline))
 
         async def ask_assets() -> AssetsReading | SourceError:
-            return await self._answer(kubecost.assets(window, self.deadline, self.request_id))
+            return await self._answer(kubecost.assets(window, self.deadline))
 
         assets: AssetsReading | SourceError | None = None
         if kubecost.flavour == "opencost":
@@ -141,7 +140,7 @@ class _Gathering:
         try:
             answer = await asked
         except SourceError as failure:
-            log.info("a source failed request_id=%s: %s", self.request_id, failure)
+            log.info("a source failed request_id=%s: %s", self.deadline.request_id, failure)
             self.failures.append(failure)
             return failure
         self.answered = True

@@ -13,8 +13,9 @@ from metroculus.cost_model.assets import Asset
 from metroculus.cost_model.savings import (
     MIN_WINDOW_SECONDS,
     Recommendation,
+    abandoned_workloads,
+    by_kind,
     idle_nodes,
-    potential,
     right_sizing,
     unclaimed_volumes,
 )
@@ -73,7 +74,7 @@ class SavingsController:
             return SavingsOverview(None, {}, found.source)
         categories = found.by_category
         if categories is None:
-            categories = {"right_sizing": potential(found.recommendations)}
+            categories = by_kind(found.recommendations)
         return SavingsOverview(sum(categories.values()), categories, found.source)
 
     async def savings(self, account: str, window: Window, deadline: Deadline, utilization: float | None) -> Savings:
@@ -93,8 +94,7 @@ class SavingsController:
         recommendations.sort(key=lambda r: (-r.monthly_saving, r.name))
         categories = sizing.by_category
         if categories is None and sizing.source.status == "ok":
-            kinds = {r.kind for r in recommendations if r.kind != "under_provisioned"}
-            categories = {kind: potential(r for r in recommendations if r.kind == kind) for kind in sorted(kinds)}
+            categories = by_kind(recommendations)
         known = [source for source in (sizing.source, assets_source) if source is not None]
         return Savings(
             cloud_account_id=account,
@@ -125,7 +125,8 @@ class SavingsController:
                     return _Found([], None, source)
                 usages = await container_usages(sources.thanos, account, window, deadline)
                 status = Source(name="savings", status="ok" if usages else "no_data")
-                return _Found(right_sizing(usages, window.seconds, utilization), None, status)
+                found_here = right_sizing(usages, window.seconds, utilization)
+                return _Found([*found_here, *abandoned_workloads(usages, window.seconds)], None, status)
         except SourceError as failure:
             log.info("savings are not to be had: %s", failure)
             return _Found([], None, Source(name="savings", status="unavailable", error=str(failure)))

@@ -36,7 +36,7 @@ class MetroculusHandler(ServiceHandler):
             raise ApiError(WRONG_SECRET)
 
     def deadline(self) -> Deadline:
-        return Deadline(self.deadline_seconds)
+        return Deadline(self.deadline_seconds, self.request_id)
 
     def window_of(self, query: WindowQuery) -> Window:
         return resolve_window(query, self.service.clock(), CODES)

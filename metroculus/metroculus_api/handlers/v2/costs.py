@@ -87,7 +87,7 @@ class ClusterCosts(MetroculusHandler):
             namespace=query.namespace,
             idle=query.idle,
         )
-        return await self.costs.statement(question, self.deadline(), self.request_id)
+        return await self.costs.statement(question, self.deadline())
 
 
 class SavingsQuery(WindowQuery, frozen=True, kw_only=True):
@@ -120,9 +120,7 @@ class ClusterAssets(MetroculusHandler):
     @operation(needs=Needs.CLUSTER_SECRET, query=AssetsQuery, answer=Assets)
     async def get(self, query: AssetsQuery) -> Assets:
         window = self.window_of(query)
-        return await self.inventory.assets(
-            query.cloud_account_id, window, query.asset_type, self.deadline(), self.request_id
-        )
+        return await self.inventory.assets(query.cloud_account_id, window, query.asset_type, self.deadline())
 
 
 class MetricsQuery(WindowQuery, frozen=True, kw_only=True):
