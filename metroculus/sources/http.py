@@ -179,6 +179,8 @@ class SourceHttp:
             try:
                 return await self._attempt(upstream, health, url, headers, deadline)
             except _Retryable as failure:
+                if deadline.left() <= 0:
+                    raise DeadlineExceeded(f"{upstream.name} did not answer in time") from None
                 wait = failure.wait if failure.wait is not None else random.random() * min(0.25 * 2**attempt, 2.0)
                 if attempt >= RETRIES or wait > min(MAX_RETRY_AFTER_SECONDS, deadline.left()) or not health.may_retry():
                     raise failure.error from None

@@ -234,6 +234,11 @@ def test_a_wrong_start_says_what_to_do(tmp_path, args, named):
     assert done.returncode != 0 and named in done.stderr and "Traceback" not in done.stderr
 
 
+def test_the_readme_shows_what_the_recorded_opencost_comes_to():
+    done = subprocess.run([sys.executable, "-m", "tests.recorded"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in (ROOT / "README.md").read_text()
+
+
 BLOCK = re.compile(r"```sh\n(.*?)```", re.S)
 
 
