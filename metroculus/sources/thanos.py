@@ -81,7 +81,7 @@ class Series(Struct, frozen=True):
 
 
 @dataclass
-class _Chunk:
+class Chunk:
     """One stretch being read: its queries share a resolution and collect warnings."""
 
     start: int
@@ -97,6 +97,14 @@ class _Chunk:
     def step(self, *metrics: str) -> int:
         """The finer step of the metrics that are there."""
         return min(promql.step_for(self.intervals[name]) for name in metrics if name in self.intervals)
+
+    def now(self, tenant: Tenant, metric: str, *identity: str, **labels: str) -> str:
+        """A metric's current value, one a thing."""
+        return promql.current(metric, tenant, identity, self.intervals[metric], **labels)
+
+    def integral(self, rate: str, *metrics: str) -> str:
+        """A rate made of ``metrics``, over the stretch."""
+        return promql.integral(rate, self.seconds, self.step(*metrics))
 
 
 GAUGES = (
@@ -194,16 +202,16 @@ class ThanosSource:
         if tenant.label and labels.get(tenant.label) != tenant.value:
             raise BadAnswer("the metrics source answered with a series that is not the account's")
 
-    async def _chunk_query(
-        self, chunk: _Chunk, tenant: Tenant, query: str, deadline: Deadline
+    async def chunk_query(
+        self, chunk: Chunk, tenant: Tenant, query: str, deadline: Deadline
     ) -> list[tuple[Labels, float]]:
         found, warnings = await self.query(tenant, query, chunk.end - 0.001, deadline, chunk.resolution)
         chunk.warnings += warnings
         return found
 
-    async def _open_chunk(self, start: int, end: int, tenant: Tenant, deadline: Deadline) -> _Chunk:
+    async def open_chunk(self, start: int, end: int, tenant: Tenant, deadline: Deadline) -> Chunk:
         """A stretch with the intervals of its series, at the finest resolution that has any."""
-        chunk = _Chunk(start, end)
+        chunk = Chunk(start, end)
         for resolution in RESOLUTIONS:
             chunk.resolution = resolution
             parts = [
@@ -211,7 +219,7 @@ class ThanosSource:
             ]
             parts += [promql.named(f"in_all:{name}", promql.samples(name, tenant, chunk.seconds)) for name in GAUGES]
             counts = await asyncio.gather(
-                *(self._chunk_query(chunk, tenant, " or ".join(parts[i::4]), deadline) for i in range(4))
+                *(self.chunk_query(chunk, tenant, " or ".join(parts[i::4]), deadline) for i in range(4))
             )
             by_name = {labels["metric"]: value for found in counts for labels, value in found}
             if by_name:
@@ -223,7 +231,7 @@ class ThanosSource:
                 chunk.intervals[name] = promql.interval_of(hourly, in_all, chunk.seconds)
         return chunk
 
-    async def _coverage(self, chunk: _Chunk, tenant: Tenant, deadline: Deadline) -> tuple[float, bool]:
+    async def coverage(self, chunk: Chunk, tenant: Tenant, deadline: Deadline) -> tuple[float, bool]:
         """Share of the stretch in which the exporter was alive, and whether that is enough."""
         best, enough = 0.0, False
         for name in promql.HEARTBEATS:
@@ -231,7 +239,7 @@ class ThanosSource:
                 continue
             step = promql.step_for(chunk.intervals[name])
             query = promql.seen_steps(name, tenant, chunk.intervals[name], chunk.seconds)
-            for _, count in await self._chunk_query(chunk, tenant, query, deadline):
+            for _, count in await self.chunk_query(chunk, tenant, query, deadline):
                 share = min(1.0, count * step / chunk.seconds)
                 if share >= best:
                     best, enough = share, share >= promql.coverage_threshold(chunk.seconds, step)
@@ -247,8 +255,8 @@ class ThanosSource:
         name = "kubecost_cluster_management_cost"
 
         async def read(start: int, end: int) -> tuple[float, float, bool, list[str]]:
-            chunk = await self._open_chunk(start, end, tenant, deadline)
-            share, enough = await self._coverage(chunk, tenant, deadline)
+            chunk = await self.open_chunk(start, end, tenant, deadline)
+            share, enough = await self.coverage(chunk, tenant, deadline)
             usd = 0.0
             if name in chunk.intervals:
                 interval = chunk.intervals[name]
@@ -257,15 +265,17 @@ class ThanosSource:
                     chunk.seconds,
                     promql.step_for(interval),
                 )
-                usd = math.fsum(value for _, value in await self._chunk_query(chunk, tenant, query, deadline))
+                usd = math.fsum(value for _, value in await self.chunk_query(chunk, tenant, query, deadline))
             return usd, share * chunk.seconds, enough, chunk.warnings
 
         parts = await asyncio.gather(*(read(start, end) for start, end in window.days()))
-        source = self._source(window, [(seen, enough, warnings) for _, seen, enough, warnings in parts])
+        source = self.source_of(window, [(seen, enough, warnings) for _, seen, enough, warnings in parts])
         known = source.status in ("ok", "partial")
         return ManagementReading(source=source, usd=math.fsum(p[0] for p in parts) if known else None)
 
-    def _source(self, window: Window, parts: Sequence[tuple[float, bool, list[str]]], partial: bool = False) -> Source:
+    def source_of(
+        self, window: Window, parts: Sequence[tuple[float, bool, list[str]]], partial: bool = False
+    ) -> Source:
         seen = math.fsum(seconds for seconds, _, _ in parts)
         warnings = tuple(dict.fromkeys(text for _, _, texts in parts for text in texts))
         status: Status = "ok"
@@ -294,7 +304,7 @@ class ThanosSource:
         absent = sorted({name for one in readings for name in one.missing})
         uncovered = sorted(set.intersection(*(set(one.not_covered) for one in readings)) - set(absent))
         notes = [text for one in readings for text in one.warnings]
-        source = self._source(
+        source = self.source_of(
             window,
             [(one.seen_seconds, one.enough, []) for one in readings],
             partial=bool(notes or absent) or any(one.incomplete for one in readings),
@@ -339,8 +349,8 @@ class _ChunkReader:
         self.incomplete = False
 
     async def read(self, start: int, end: int) -> _Read:
-        self.chunk = await self.source._open_chunk(start, end, self.tenant, self.deadline)
-        share, enough = await self.source._coverage(self.chunk, self.tenant, self.deadline)
+        self.chunk = await self.source.open_chunk(start, end, self.tenant, self.deadline)
+        share, enough = await self.source.coverage(self.chunk, self.tenant, self.deadline)
         there = self.chunk.intervals
         priced = {"node_cpu_hourly_cost", "node_total_hourly_cost"} & set(there)
         if not share or "container_cpu_allocation" not in there or not priced:
@@ -396,13 +406,13 @@ class _ChunkReader:
         )  # fmt: skip
 
     async def ask(self, query: str) -> list[tuple[Labels, float]]:
-        return await self.source._chunk_query(self.chunk, self.tenant, query, self.deadline)
+        return await self.source.chunk_query(self.chunk, self.tenant, query, self.deadline)
 
     def _now(self, metric: str, *identity: str, **labels: str) -> str:
-        return promql.current(metric, self.tenant, identity, self.chunk.intervals[metric], **labels)
+        return self.chunk.now(self.tenant, metric, *identity, **labels)
 
     def _integral(self, rate: str, *metrics: str) -> str:
-        return promql.integral(rate, self.chunk.seconds, self.chunk.step(*metrics))
+        return self.chunk.integral(rate, *metrics)
 
     async def _by_pod(self, query: str, pod_label: str = "pod") -> dict[Pod, float]:
         return {
@@ -471,15 +481,7 @@ class _ChunkReader:
         capacity, price = "kube_persistentvolume_capacity_bytes", "pv_hourly_cost"
         if capacity not in there or price not in there:
             return {}
-        lookback = f"[{int(2 * there[price] * 1000) - 1}ms]"
-        older = promql.selector(price, tenant, persistentvolume="")
-        prices = (
-            f"({self._now(price, 'persistentvolume', persistentvolume='!')} or "
-            f"max by ({tenant.by('persistentvolume')}) "
-            f'(label_replace(last_over_time({older}{lookback}), "persistentvolume", "$1", "volumename", "(.+)")))'
-        )
-        amounts = f"({self._now(capacity, 'persistentvolume')} / {GIB})"
-        rate = promql.priced(amounts, prices, tenant, "persistentvolume")
+        rate = volume_rate(self.chunk, tenant)
         costs, claims, mounts = await asyncio.gather(
             self.ask(self._integral(rate, capacity, price)),
             self._seen("kube_persistentvolumeclaim_info", "volumename", "namespace"),
@@ -599,6 +601,20 @@ class _ChunkReader:
             }
             for labels in await self._seen("kube_pod_labels", "namespace", "pod", *self.labels)
         }
+
+
+def volume_rate(chunk: Chunk, tenant: Tenant) -> str:
+    """USD per hour of each volume; older exporters name it ``volumename`` alone."""
+    capacity, price = "kube_persistentvolume_capacity_bytes", "pv_hourly_cost"
+    lookback = f"[{int(2 * chunk.intervals[price] * 1000) - 1}ms]"
+    older = promql.selector(price, tenant, persistentvolume="")
+    prices = (
+        f"({chunk.now(tenant, price, 'persistentvolume', persistentvolume='!')} or "
+        f"max by ({tenant.by('persistentvolume')}) "
+        f'(label_replace(last_over_time({older}{lookback}), "persistentvolume", "$1", "volumename", "(.+)")))'
+    )
+    amounts = f"({chunk.now(tenant, capacity, 'persistentvolume')} / {GIB})"
+    return promql.priced(amounts, prices, tenant, "persistentvolume")
 
 
 Ask = Callable[[str], Awaitable[list[tuple[Labels, float]]]]

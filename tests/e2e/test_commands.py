@@ -235,7 +235,9 @@ def test_a_wrong_start_says_what_to_do(tmp_path, args, named):
 
 
 def test_the_readme_shows_what_the_recorded_opencost_comes_to():
-    done = subprocess.run([sys.executable, "-m", "tests.recorded"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.recorded"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() in (ROOT / "README.md").read_text()
 
 

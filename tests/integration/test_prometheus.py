@@ -13,6 +13,7 @@ from metroculus.cost_model.statement import Question, reconcile
 from metroculus.sources.addresses import AllowedAddresses
 from metroculus.sources.http import Deadline, SourceHttp, Upstream
 from metroculus.sources.thanos import ThanosSource
+from metroculus.sources.thanos_assets import assets_by_metrics
 from metroculus.sources.thanos_usage import container_usages, metadata
 from simulator.costs import truth
 from simulator.world import make_world
@@ -253,3 +254,25 @@ def test_one_clusters_own_prometheus_needs_no_tenant_label(prometheus_factory):
 
     found = with_thanos(one, work, label="")
     assert found.usd == pytest.approx(truth(WORLD)["management_cost"], rel=1e-3)
+
+
+def test_assets_cost_what_they_cost_by_metrics_alone(server):
+    window = Window.past(WORLD.start, WORLD.end)
+    assets, status = with_thanos(server, lambda t: assets_by_metrics(t, WORLD_TENANT, window, Deadline(60)))
+    true = truth(WORLD)
+    assert status.status == "ok"
+    by_type = {(a.type, a.name): a for a in assets}
+    for name, usd in true["nodes"].items():
+        assert by_type[("node", name)].total_cost == pytest.approx(usd, rel=2e-3)
+    for name, usd in true["volumes"].items():
+        assert by_type[("disk", name)].total_cost == pytest.approx(usd, rel=2e-3)
+    assert by_type[("disk", "pvc-db")].claim_name == "data-db-0" and not by_type[("disk", "pvc-old")].claim_name
+    assert by_type[("node", "node-2")].hours == pytest.approx(36, rel=2e-3) and by_type[("node", "node-2")].spot
+    assert by_type[("load_balancer", "shop/web")].total_cost == pytest.approx(
+        true["summary"]["load_balancer_cost"], rel=2e-3
+    )
+    assert by_type[("cluster_management", "cluster-management")].total_cost == pytest.approx(
+        true["management_cost"], rel=2e-3
+    )
+    nothing, status = with_thanos(server, lambda t: assets_by_metrics(t, ABSENT_TENANT, window, Deadline(60)))
+    assert nothing == () and status.status == "no_data"

@@ -298,7 +298,11 @@ class Listener:
 def listen(
     application: Application, service: Service, address: str, port: int, tls: tuple[str, str] | None = None
 ) -> Listener:
-    """Serve an application; port 0 takes a free one."""
+    """Serve an application; port 0 takes a free one.
+
+    Raises:
+        OSError: naming the address that is taken or not this machine's.
+    """
     context = None
     if tls:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -311,7 +315,10 @@ def listen(
         idle_connection_timeout=75,
         body_timeout=30,
     )
-    sockets = bind_sockets(port, address)
+    try:
+        sockets = bind_sockets(port, address)
+    except OSError as problem:
+        raise OSError(f"cannot listen on {address}:{port}: {problem.strerror or problem}") from None
     server.add_sockets(sockets)
     return Listener(server, service, address, sockets[0].getsockname()[1], tls is not None)
 

@@ -15,6 +15,7 @@ from metroculus.metroculus_api.accounts import Accounts
 from metroculus.metroculus_api.errors import NoMetricsSource, NoSource
 from metroculus.sources.http import Deadline
 from metroculus.sources.thanos import Series, ThanosSource
+from metroculus.sources.thanos_assets import assets_by_metrics
 from metroculus.sources.thanos_usage import NodeSpecification, Quota, WorkloadResources, metadata
 from tools.window import Window, iso
 
@@ -98,15 +99,19 @@ class InventoryController:
             NoSource, SourceError
         """
         sources = await self._accounts.of(account)
-        if sources.kubecost is None:
+        if sources.kubecost is not None:
+            reading = await sources.kubecost.assets(window, deadline)
+            found, source = reading.assets, reading.source
+        elif sources.thanos is not None:
+            found, source = await assets_by_metrics(sources.thanos, account, window, deadline)
+        else:
             raise NoSource
-        reading = await sources.kubecost.assets(window, deadline)
-        kept = [asset for asset in reading.assets if kind in (None, asset.type)]
+        kept = [asset for asset in found if kind in (None, asset.type)]
 
         def of(name: str) -> tuple[Asset, ...]:
             return tuple(asset for asset in kept if asset.type == name)
 
-        known = reading.source.status in ("ok", "partial")
+        known = source.status in ("ok", "partial")
         by_type = totals(kept)
         return Assets(
             cloud_account_id=account,
@@ -114,8 +119,8 @@ class InventoryController:
             end_date=window.end,
             window=_window(window),
             currency="USD",
-            complete=reading.source.status == "ok",
-            sources=(reading.source,),
+            complete=source.status == "ok",
+            sources=(source,),
             nodes=of("node"),
             disks=of("disk"),
             load_balancers=of("load_balancer"),

@@ -29,6 +29,11 @@ log = logging.getLogger("costs")
 
 R = TypeVar("R")
 
+LARGE_ROWS = 5_000
+"""Above this many allocations a statement is worked out on a thread, so that the loop goes on."""
+
+NO_THANOS = Source(name="thanos", status="not_configured")
+
 
 def upstream_aggregate(question: Question) -> tuple[str, ...]:
     """The coarsest grouping that answers the question; we group further ourselves."""
@@ -57,13 +62,12 @@ class CostController:
             raise NoSource
         gathering = _Gathering(sources, question, deadline)
         if question.detail == "summary":
-            allocation, metrics, management = await gathering.cost()
-            statement = reconcile(question, allocation, metrics, management)
+            statement = await _reconciled(question, *(await gathering.cost()))
         else:
-            (allocation, metrics, management), savings = await asyncio.gather(
+            readings, savings = await asyncio.gather(
                 gathering.cost(), self._savings.overview(question.cloud_account_id, question.window, deadline)
             )
-            statement = reconcile(question, allocation, metrics, management)
+            statement = await _reconciled(question, *readings)
             statement = replace(
                 statement,
                 potential_savings=savings.potential_savings,
@@ -92,6 +96,8 @@ class _Gathering:
             allocation, assets = await self._kubecost(self.sources.kubecost)
             management = [assets] if assets is not None else []
         if thanos is None:
+            if allocation is None or not allocation.usable or not any(r.usd is not None for r in management):
+                management.append(ManagementReading(source=NO_THANOS, covers=False))
             return allocation, None, management
         asked_allocation = asked_management = None
         if allocation is None or not allocation.usable:
@@ -149,6 +155,18 @@ class _Gathering:
     def raise_if_nobody_answered(self) -> None:
         if self.failures and not self.answered:
             raise worst(self.failures)
+
+
+async def _reconciled(
+    question: Question,
+    allocation: AllocationReading | None,
+    metrics: AllocationReading | None,
+    management: Sequence[ManagementReading],
+) -> Statement:
+    rows = sum(len(one.allocations) for reading in (allocation, metrics) if reading for one in reading.sets)
+    if rows > LARGE_ROWS:
+        return await asyncio.to_thread(reconcile, question, allocation, metrics, management)
+    return reconcile(question, allocation, metrics, management)
 
 
 def _tells_idle(reading: AllocationReading) -> bool:

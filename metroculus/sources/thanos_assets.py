@@ -1,0 +1,160 @@
+"""Assets out of metrics alone: nodes, disks, load balancers, network and management, each with its integral."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from metroculus.cost_model import promql
+from metroculus.cost_model.assets import Asset, AssetType, merge
+from metroculus.cost_model.promql import Tenant
+from metroculus.cost_model.statement import Source
+from metroculus.sources.http import Deadline
+from metroculus.sources.thanos import Chunk, Labels, ThanosSource, volume_rate
+from metroculus.sources.thanos_usage import NodeSpecification, metadata
+from tools.window import Window
+
+Found = list[tuple[Labels, float]]
+Ask = Callable[[str], Awaitable[Found]]
+
+
+async def assets_by_metrics(
+    thanos: ThanosSource, account: str, window: Window, deadline: Deadline
+) -> tuple[tuple[Asset, ...], Source]:
+    """Every asset that the metrics tell of, and what became of asking.
+
+    Raises:
+        SourceError
+    """
+    tenant = thanos.tenant(account)
+
+    async def read(start: int, end: int) -> tuple[list[Asset], tuple[float, bool, list[str]]]:
+        chunk = await thanos.open_chunk(start, end, tenant, deadline)
+        share, enough = await thanos.coverage(chunk, tenant, deadline)
+        ask = partial(thanos.chunk_query, chunk, tenant, deadline=deadline)
+        kinds = await asyncio.gather(
+            _nodes(chunk, tenant, ask),
+            _disks(chunk, tenant, ask),
+            _balancers(chunk, tenant, ask),
+            _management(chunk, tenant, ask),
+        )
+        return [asset for kind in kinds for asset in kind], (share * chunk.seconds, enough, chunk.warnings)
+
+    specifications, *parts = await asyncio.gather(
+        metadata(thanos, account, window.end - 1, deadline), *(read(start, end) for start, end in window.days())
+    )
+    source = thanos.source_of(window, [seen for _, seen in parts])
+    if source.status == "no_data":
+        return (), source
+    known = {node.name: node for node in specifications.nodes}
+    return merge(_specified(asset, known) for assets, _ in parts for asset in assets), source
+
+
+async def _hours(chunk: Chunk, ask: Ask, rate: str, metric: str) -> Found:
+    """Hours in which each thing was there."""
+    step = chunk.step(metric)
+    return await ask(f"count_over_time(({rate})[{chunk.seconds}s:{step}s]) * {step} / 3600")
+
+
+async def _priced(
+    chunk: Chunk, ask: Ask, kind: AssetType, rate: str, name: Callable[[Labels], str], *metrics: str, **more: Any
+) -> list[Asset]:
+    costs, hours = await asyncio.gather(ask(chunk.integral(rate, *metrics)), _hours(chunk, ask, rate, metrics[0]))
+    there = {name(labels): value for labels, value in hours}
+    return [
+        Asset(type=kind, name=name(labels), total_cost=usd, hours=there.get(name(labels), 0.0), **more)
+        for labels, usd in costs
+    ]
+
+
+async def _nodes(chunk: Chunk, tenant: Tenant, ask: Ask) -> list[Asset]:
+    metric = "node_total_hourly_cost"
+    if metric not in chunk.intervals:
+        return []
+    rate = chunk.now(tenant, metric, "node")
+    return await _priced(chunk, ask, "node", rate, lambda labels: labels.get("node", ""), metric)
+
+
+async def _disks(chunk: Chunk, tenant: Tenant, ask: Ask) -> list[Asset]:
+    capacity, price = "kube_persistentvolume_capacity_bytes", "pv_hourly_cost"
+    if capacity not in chunk.intervals or price not in chunk.intervals:
+        return []
+    claims = promql.selector("kube_persistentvolumeclaim_info", tenant)
+    identity = tenant.by("volumename", "namespace", "persistentvolumeclaim", "storageclass")
+    disks, found, sizes = await asyncio.gather(
+        _priced(
+            chunk,
+            ask,
+            "disk",
+            volume_rate(chunk, tenant),
+            lambda labels: labels.get("persistentvolume", ""),
+            capacity,
+            price,
+        ),
+        ask(f"max by ({identity}) (max_over_time({claims}[{chunk.seconds}s]))"),
+        ask(
+            f"max by ({tenant.by('persistentvolume')}) (max_over_time({promql.selector(capacity, tenant)}[{chunk.seconds}s]))"
+        ),
+    )
+    claimed = {labels.get("volumename", ""): labels for labels, _ in found}
+    size = {labels.get("persistentvolume", ""): value for labels, value in sizes}
+    return [_claimed(disk, claimed.get(disk.name, {}), size.get(disk.name)) for disk in disks]
+
+
+def _claimed(disk: Asset, claim: Labels, size: float | None) -> Asset:
+    claim_name = claim.get("persistentvolumeclaim", "")
+    return Asset(
+        type="disk",
+        name=disk.name,
+        hours=disk.hours,
+        total_cost=disk.total_cost,
+        storage_bytes=size,
+        storage_class=claim.get("storageclass", ""),
+        volume_name=disk.name if claim_name else "",
+        claim_name=claim_name,
+        claim_namespace=claim.get("namespace", ""),
+    )
+
+
+async def _balancers(chunk: Chunk, tenant: Tenant, ask: Ask) -> list[Asset]:
+    metric = "kubecost_load_balancer_cost"
+    if metric not in chunk.intervals:
+        return []
+    rate = promql.total(
+        chunk.now(tenant, metric, "namespace", "service_name", "ingress_ip"), tenant, "namespace", "service_name"
+    )
+
+    def name(labels: Labels) -> str:
+        return f"{labels.get('namespace', '')}/{labels.get('service_name', '')}"
+
+    return await _priced(chunk, ask, "load_balancer", rate, name, metric)
+
+
+async def _management(chunk: Chunk, tenant: Tenant, ask: Ask) -> list[Asset]:
+    metric = "kubecost_cluster_management_cost"
+    if metric not in chunk.intervals:
+        return []
+    rate = chunk.now(tenant, metric)
+    return await _priced(chunk, ask, "cluster_management", rate, lambda labels: "cluster-management", metric)
+
+
+def _specified(asset: Asset, nodes: dict[str, NodeSpecification]) -> Asset:
+    """A node with what kube-state-metrics last said of it."""
+    node = nodes.get(asset.name) if asset.type == "node" else None
+    if node is None:
+        return asset
+    return Asset(
+        type="node",
+        name=asset.name,
+        hours=asset.hours,
+        total_cost=asset.total_cost,
+        provider_id=node.provider_id,
+        instance_type=node.instance_type,
+        zone=node.zone,
+        spot=bool(node.spot),
+        cpu_cores=node.cpu_cores,
+        ram_bytes=node.ram_bytes,
+        gpu_count=node.gpu_count,
+    )
