@@ -73,6 +73,10 @@ Labels = Mapping[str, str]
 A = TypeVar("A", _VectorAnswer, _MatrixAnswer)
 
 
+Seen = tuple[float, bool, list[str]]
+"""Seconds of a stretch in which the exporter was alive, whether that is enough, and what the querier warned of."""
+
+
 class Series(Struct, frozen=True):
     """One series of a range query: labels as stored, ``[[Unix seconds, value], …]``."""
 
@@ -273,9 +277,8 @@ class ThanosSource:
         known = source.status in ("ok", "partial")
         return ManagementReading(source=source, usd=math.fsum(p[0] for p in parts) if known else None)
 
-    def source_of(
-        self, window: Window, parts: Sequence[tuple[float, bool, list[str]]], partial: bool = False
-    ) -> Source:
+    def source_of(self, window: Window, parts: Sequence[Seen], partial: bool = False) -> Source:
+        """What became of asking, out of what each stretch said."""
         seen = math.fsum(seconds for seconds, _, _ in parts)
         warnings = tuple(dict.fromkeys(text for _, _, texts in parts for text in texts))
         status: Status = "ok"

@@ -12,7 +12,7 @@ from metroculus.cost_model.assets import Asset, AssetType, merge
 from metroculus.cost_model.promql import Tenant
 from metroculus.cost_model.statement import Source
 from metroculus.sources.http import Deadline
-from metroculus.sources.thanos import Chunk, Labels, ThanosSource, volume_rate
+from metroculus.sources.thanos import Chunk, Labels, Seen, ThanosSource, volume_rate
 from metroculus.sources.thanos_usage import NodeSpecification, metadata
 from tools.window import Window
 
@@ -30,20 +30,17 @@ async def assets_by_metrics(
     """
     tenant = thanos.tenant(account)
 
-    async def read(start: int, end: int) -> tuple[list[Asset], tuple[float, bool, list[str]]]:
+    async def read(start: int, end: int) -> tuple[list[Asset], Seen]:
         chunk = await thanos.open_chunk(start, end, tenant, deadline)
         share, enough = await thanos.coverage(chunk, tenant, deadline)
         ask = partial(thanos.chunk_query, chunk, tenant, deadline=deadline)
-        kinds = await asyncio.gather(
-            _nodes(chunk, tenant, ask),
-            _disks(chunk, tenant, ask),
-            _balancers(chunk, tenant, ask),
-            _management(chunk, tenant, ask),
-        )
+        readers = (_nodes, _disks, _balancers, _management)
+        kinds = await asyncio.gather(*(reader(chunk, tenant, ask) for reader in readers))
         return [asset for kind in kinds for asset in kind], (share * chunk.seconds, enough, chunk.warnings)
 
-    specifications, *parts = await asyncio.gather(
-        metadata(thanos, account, window.end - 1, deadline), *(read(start, end) for start, end in window.days())
+    specifications, parts = await asyncio.gather(
+        metadata(thanos, account, window.end - 1, deadline),
+        asyncio.gather(*(read(start, end) for start, end in window.days())),
     )
     source = thanos.source_of(window, [seen for _, seen in parts])
     if source.status == "no_data":
@@ -83,20 +80,15 @@ async def _disks(chunk: Chunk, tenant: Tenant, ask: Ask) -> list[Asset]:
         return []
     claims = promql.selector("kube_persistentvolumeclaim_info", tenant)
     identity = tenant.by("volumename", "namespace", "persistentvolumeclaim", "storageclass")
+    sized = promql.selector(capacity, tenant)
+
+    def name(labels: Labels) -> str:
+        return labels.get("persistentvolume", "")
+
     disks, found, sizes = await asyncio.gather(
-        _priced(
-            chunk,
-            ask,
-            "disk",
-            volume_rate(chunk, tenant),
-            lambda labels: labels.get("persistentvolume", ""),
-            capacity,
-            price,
-        ),
+        _priced(chunk, ask, "disk", volume_rate(chunk, tenant), name, capacity, price),
         ask(f"max by ({identity}) (max_over_time({claims}[{chunk.seconds}s]))"),
-        ask(
-            f"max by ({tenant.by('persistentvolume')}) (max_over_time({promql.selector(capacity, tenant)}[{chunk.seconds}s]))"
-        ),
+        ask(f"max by ({tenant.by('persistentvolume')}) (max_over_time({sized}[{chunk.seconds}s]))"),
     )
     claimed = {labels.get("volumename", ""): labels for labels, _ in found}
     size = {labels.get("persistentvolume", ""): value for labels, value in sizes}
