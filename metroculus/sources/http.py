@@ -10,7 +10,7 @@ import random
 import ssl
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from time import monotonic, time
@@ -126,9 +126,6 @@ class Upstream:
     """PEM of the authority that signed its certificate; None is the system's."""
     trusted: bool = False
     """Set by the operator, and so not bound to ``UPSTREAM_ALLOW``."""
-
-
-Transport = Callable[[HTTPRequest], Awaitable[HTTPResponse]]
 
 
 class SourceHttp:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from metroculus.cost_model import promql
 from metroculus.cost_model.assets import Asset, AssetType, merge
-from metroculus.cost_model.promql import Tenant
 from metroculus.cost_model.statement import Source
 from metroculus.sources.http import Deadline
-from metroculus.sources.thanos import Chunk, Labels, Seen, ThanosSource, volume_rate
+from metroculus.sources.thanos import Found, Labels, ThanosSource
+from metroculus.sources.thanos_chunk import Chunk, Seen, judged, open_chunk
+from metroculus.sources.thanos_costs import volume_rate
 from metroculus.sources.thanos_usage import NodeSpecification, metadata
 from tools.window import Window
-
-Found = list[tuple[Labels, float]]
-Ask = Callable[[str], Awaitable[Found]]
 
 
 async def assets_by_metrics(
@@ -31,34 +28,33 @@ async def assets_by_metrics(
     tenant = thanos.tenant(account)
 
     async def read(start: int, end: int) -> tuple[list[Asset], Seen]:
-        chunk = await thanos.open_chunk(start, end, tenant, deadline)
-        share, enough = await thanos.coverage(chunk, tenant, deadline)
-        ask = partial(thanos.chunk_query, chunk, tenant, deadline=deadline)
+        chunk = await open_chunk(thanos, tenant, start, end, deadline)
+        share, enough = await chunk.coverage()
         readers = (_nodes, _disks, _balancers, _management)
-        kinds = await asyncio.gather(*(reader(chunk, tenant, ask) for reader in readers))
+        kinds = await asyncio.gather(*(reader(chunk) for reader in readers))
         return [asset for kind in kinds for asset in kind], (share * chunk.seconds, enough, chunk.warnings)
 
     specifications, parts = await asyncio.gather(
         metadata(thanos, account, window.end - 1, deadline),
         asyncio.gather(*(read(start, end) for start, end in window.days())),
     )
-    source = thanos.source_of(window, [seen for _, seen in parts])
+    source = judged(window, [seen for _, seen in parts], thanos.now())
     if source.status == "no_data":
         return (), source
     known = {node.name: node for node in specifications.nodes}
     return merge(_specified(asset, known) for assets, _ in parts for asset in assets), source
 
 
-async def _hours(chunk: Chunk, ask: Ask, rate: str, metric: str) -> Found:
+async def _hours(chunk: Chunk, rate: str, metric: str) -> Found:
     """Hours in which each thing was there."""
     step = chunk.step(metric)
-    return await ask(f"count_over_time(({rate})[{chunk.seconds}s:{step}s]) * {step} / 3600")
+    return await chunk.ask(f"count_over_time(({rate})[{chunk.seconds}s:{step}s]) * {step} / 3600")
 
 
 async def _priced(
-    chunk: Chunk, ask: Ask, kind: AssetType, rate: str, name: Callable[[Labels], str], *metrics: str, **more: Any
+    chunk: Chunk, kind: AssetType, rate: str, name: Callable[[Labels], str], *metrics: str, **more: Any
 ) -> list[Asset]:
-    costs, hours = await asyncio.gather(ask(chunk.integral(rate, *metrics)), _hours(chunk, ask, rate, metrics[0]))
+    costs, hours = await asyncio.gather(chunk.ask(chunk.integral(rate, *metrics)), _hours(chunk, rate, metrics[0]))
     there = {name(labels): value for labels, value in hours}
     return [
         Asset(type=kind, name=name(labels), total_cost=usd, hours=there.get(name(labels), 0.0), **more)
@@ -66,18 +62,19 @@ async def _priced(
     ]
 
 
-async def _nodes(chunk: Chunk, tenant: Tenant, ask: Ask) -> list[Asset]:
+async def _nodes(chunk: Chunk) -> list[Asset]:
     metric = "node_total_hourly_cost"
     if metric not in chunk.intervals:
         return []
-    rate = chunk.now(tenant, metric, "node")
-    return await _priced(chunk, ask, "node", rate, lambda labels: labels.get("node", ""), metric)
+    rate = chunk.now(metric, "node")
+    return await _priced(chunk, "node", rate, lambda labels: labels.get("node", ""), metric)
 
 
-async def _disks(chunk: Chunk, tenant: Tenant, ask: Ask) -> list[Asset]:
+async def _disks(chunk: Chunk) -> list[Asset]:
     capacity, price = "kube_persistentvolume_capacity_bytes", "pv_hourly_cost"
     if capacity not in chunk.intervals or price not in chunk.intervals:
         return []
+    tenant = chunk.tenant
     claims = promql.selector("kube_persistentvolumeclaim_info", tenant)
     identity = tenant.by("volumename", "namespace", "persistentvolumeclaim", "storageclass")
     sized = promql.selector(capacity, tenant)
@@ -86,9 +83,9 @@ async def _disks(chunk: Chunk, tenant: Tenant, ask: Ask) -> list[Asset]:
         return labels.get("persistentvolume", "")
 
     disks, found, sizes = await asyncio.gather(
-        _priced(chunk, ask, "disk", volume_rate(chunk, tenant), name, capacity, price),
-        ask(f"max by ({identity}) (max_over_time({claims}[{chunk.seconds}s]))"),
-        ask(f"max by ({tenant.by('persistentvolume')}) (max_over_time({sized}[{chunk.seconds}s]))"),
+        _priced(chunk, "disk", volume_rate(chunk), name, capacity, price),
+        chunk.ask(f"max by ({identity}) (max_over_time({claims}[{chunk.seconds}s]))"),
+        chunk.ask(f"max by ({tenant.by('persistentvolume')}) (max_over_time({sized}[{chunk.seconds}s]))"),
     )
     claimed = {labels.get("volumename", ""): labels for labels, _ in found}
     size = {labels.get("persistentvolume", ""): value for labels, value in sizes}
@@ -110,26 +107,26 @@ def _claimed(disk: Asset, claim: Labels, size: float | None) -> Asset:
     )
 
 
-async def _balancers(chunk: Chunk, tenant: Tenant, ask: Ask) -> list[Asset]:
+async def _balancers(chunk: Chunk) -> list[Asset]:
     metric = "kubecost_load_balancer_cost"
     if metric not in chunk.intervals:
         return []
     rate = promql.total(
-        chunk.now(tenant, metric, "namespace", "service_name", "ingress_ip"), tenant, "namespace", "service_name"
+        chunk.now(metric, "namespace", "service_name", "ingress_ip"), chunk.tenant, "namespace", "service_name"
     )
 
     def name(labels: Labels) -> str:
         return f"{labels.get('namespace', '')}/{labels.get('service_name', '')}"
 
-    return await _priced(chunk, ask, "load_balancer", rate, name, metric)
+    return await _priced(chunk, "load_balancer", rate, name, metric)
 
 
-async def _management(chunk: Chunk, tenant: Tenant, ask: Ask) -> list[Asset]:
+async def _management(chunk: Chunk) -> list[Asset]:
     metric = "kubecost_cluster_management_cost"
     if metric not in chunk.intervals:
         return []
-    rate = chunk.now(tenant, metric)
-    return await _priced(chunk, ask, "cluster_management", rate, lambda labels: "cluster-management", metric)
+    rate = chunk.now(metric)
+    return await _priced(chunk, "cluster_management", rate, lambda labels: "cluster-management", metric)
 
 
 def _specified(asset: Asset, nodes: dict[str, NodeSpecification]) -> Asset:

@@ -10,7 +10,8 @@ from msgspec import Struct
 from metroculus.cost_model import promql
 from metroculus.cost_model.savings import ContainerUsage
 from metroculus.sources.http import Deadline
-from metroculus.sources.thanos import Ask, Labels, ThanosSource, read_owners
+from metroculus.sources.thanos import Found, Labels, ThanosSource
+from metroculus.sources.thanos_costs import Ask, read_owners
 from tools.window import Window
 
 NOW_SECONDS = 600
@@ -174,9 +175,6 @@ async def metadata(thanos: ThanosSource, account: str, at: float, deadline: Dead
     return Metadata(
         _quotas(quotas), _workloads(requests, limits, owners), _nodes(nodes, cores, ram, spot, gpus, labels)
     )
-
-
-Found = list[tuple[Labels, float]]
 
 
 def _quotas(found: Found) -> tuple[Quota, ...]:

@@ -14,6 +14,7 @@ from metroculus.sources.addresses import AllowedAddresses
 from metroculus.sources.http import Deadline, SourceHttp, Upstream
 from metroculus.sources.thanos import ThanosSource
 from metroculus.sources.thanos_assets import assets_by_metrics
+from metroculus.sources.thanos_costs import allocation_by_metrics, management_by_metrics
 from metroculus.sources.thanos_usage import container_usages, metadata
 from simulator.costs import truth
 from simulator.world import make_world
@@ -117,7 +118,7 @@ def with_thanos(server, work, label="tenant_id"):
 def test_the_integral_of_a_rate_is_exact_whatever_its_samples(server, name):
     expected = CASES[name][0]
     tenant = account(sorted(CASES).index(name))
-    found = with_thanos(server, lambda t: t.management(tenant, WEEK, Deadline(60)))
+    found = with_thanos(server, lambda t: management_by_metrics(t, tenant, WEEK, Deadline(60)))
     assert found.usd == pytest.approx(expected, rel=1e-3)
     assert found.source.status == ("partial" if "gap" in name else "ok")
     if "gap" in name:
@@ -138,8 +139,10 @@ def test_a_counter_is_its_growth_over_a_reset(server):
 
 def statement_of(server, tenant, window, world_aggregate=()):
     async def work(thanos):
-        reading = await thanos.allocation(tenant, window, Deadline(120), [f"label_{n[6:]}" for n in world_aggregate])
-        return reading, await thanos.management(tenant, window, Deadline(60))
+        reading = await allocation_by_metrics(
+            thanos, tenant, window, Deadline(120), [f"label_{n[6:]}" for n in world_aggregate]
+        )
+        return reading, await management_by_metrics(thanos, tenant, window, Deadline(60))
 
     reading, management = with_thanos(server, work)
     question = Question(cloud_account_id=tenant, window=window, detail="pod", aggregate=tuple(world_aggregate))
@@ -250,7 +253,7 @@ def test_one_clusters_own_prometheus_needs_no_tenant_label(prometheus_factory):
 
     async def work(thanos):
         window = Window.past(WORLD.start, WORLD.end)
-        return await thanos.management(str(uuid4()), window, Deadline(60))
+        return await management_by_metrics(thanos, str(uuid4()), window, Deadline(60))
 
     found = with_thanos(one, work, label="")
     assert found.usd == pytest.approx(truth(WORLD)["management_cost"], rel=1e-3)

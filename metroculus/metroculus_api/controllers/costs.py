@@ -24,6 +24,7 @@ from metroculus.metroculus_api.errors import NoSource
 from metroculus.sources.errors import SourceError
 from metroculus.sources.http import Deadline
 from metroculus.sources.kubecost import AssetsReading, KubecostSource, worst
+from metroculus.sources.thanos_costs import allocation_by_metrics, management_by_metrics
 
 log = logging.getLogger("costs")
 
@@ -101,9 +102,11 @@ class _Gathering:
             return allocation, None, management
         asked_allocation = asked_management = None
         if allocation is None or not allocation.usable:
-            asked_allocation = self._answer(thanos.allocation(account, window, self.deadline, self._labels()))
+            asked_allocation = self._answer(
+                allocation_by_metrics(thanos, account, window, self.deadline, self._labels())
+            )
         if not any(reading.usd is not None for reading in management):
-            asked_management = self._answer(thanos.management(account, window, self.deadline))
+            asked_management = self._answer(management_by_metrics(thanos, account, window, self.deadline))
         metrics, reading = await asyncio.gather(asked_allocation or _none(), asked_management or _none())
         if isinstance(metrics, SourceError):
             metrics = AllocationReading(source=_failed("thanos", metrics))
