@@ -174,10 +174,9 @@ class _ChunkReader:
             warnings=tuple(dict.fromkeys([*self.notes, *self.chunk.warnings])),
         )  # fmt: skip
 
-    async def _by_pod(self, query: str, pod_label: str = "pod") -> dict[Pod, float]:
+    async def _by_pod(self, query: str) -> dict[Pod, float]:
         return {
-            (labels.get("namespace", ""), labels.get(pod_label, "")): value
-            for labels, value in await self.chunk.ask(query)
+            (labels.get("namespace", ""), labels.get("pod", "")): value for labels, value in await self.chunk.ask(query)
         }
 
     async def _compute(self, component: str, amount: str, price: str, unit: str) -> dict[Pod, float]:
@@ -240,7 +239,7 @@ class _ChunkReader:
 
     async def _volumes(self) -> dict[Pod, float]:
         """Cost of volumes by the pod that mounts them, else the namespace that claims them, else ``__unmounted__``."""
-        there, tenant = self.chunk.intervals, self.tenant
+        there = self.chunk.intervals
         capacity, price = "kube_persistentvolume_capacity_bytes", "pv_hourly_cost"
         if capacity not in there or price not in there:
             return {}

@@ -191,6 +191,9 @@ def test_no_balancer_is_nothing_to_pay_and_no_exporter_is_no_data(server):
     assert found.summary.load_balancer_cost == 0.0 and found.summary.pv_cost == 0.0
     assert found.summary.cpu_cost is not None
     assert "network" in found.not_covered and found.summary.network_cost is None
+    with_an_empty_day = statement_of(server, NO_BALANCER_TENANT, Window.past(END - 3 * DAY, END))
+    assert with_an_empty_day.summary.network_cost is None and "network" in with_an_empty_day.not_covered
+    assert with_an_empty_day.sources[0].status == "partial" and not with_an_empty_day.complete
     absent = statement_of(server, ABSENT_TENANT, Window.past(END - 2 * DAY, END))
     assert [source.status for source in absent.sources] == ["no_data", "no_data"]
     assert absent.total_cost is None and absent.summary.known_cost is None and not absent.complete
