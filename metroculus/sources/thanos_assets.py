@@ -12,7 +12,7 @@ from metroculus.cost_model.statement import Source
 from metroculus.sources.http import Deadline
 from metroculus.sources.thanos import Found, Labels, ThanosSource
 from metroculus.sources.thanos_chunk import Chunk, Seen, judged, open_chunk
-from metroculus.sources.thanos_costs import volume_rate
+from metroculus.sources.thanos_costs import GIB, volume_prices
 from metroculus.sources.thanos_usage import NodeSpecification, metadata
 from tools.window import Window
 
@@ -75,6 +75,8 @@ async def _disks(chunk: Chunk) -> list[Asset]:
     if capacity not in chunk.intervals or price not in chunk.intervals:
         return []
     tenant = chunk.tenant
+    sizes_now = f"({chunk.now(capacity, 'persistentvolume')} / {GIB})"
+    rate = promql.priced(sizes_now, volume_prices(chunk), tenant, "persistentvolume")
     claims = promql.selector("kube_persistentvolumeclaim_info", tenant)
     identity = tenant.by("volumename", "namespace", "persistentvolumeclaim", "storageclass")
     sized = promql.selector(capacity, tenant)
@@ -83,7 +85,7 @@ async def _disks(chunk: Chunk) -> list[Asset]:
         return labels.get("persistentvolume", "")
 
     disks, found, sizes = await asyncio.gather(
-        _priced(chunk, "disk", volume_rate(chunk), name, capacity, price),
+        _priced(chunk, "disk", rate, name, capacity, price),
         chunk.ask(f"max by ({identity}) (max_over_time({claims}[{chunk.seconds}s]))"),
         chunk.ask(f"max by ({tenant.by('persistentvolume')}) (max_over_time({sized}[{chunk.seconds}s]))"),
     )

@@ -183,10 +183,12 @@ class _ChunkReader:
         """Cost of what was allocated on nodes, by pod; an amount without a price is told of."""
         tenant = self.tenant
         if amount not in self.chunk.intervals:
+            if component != "gpu":
+                self._untold(f"{component}: nobody wrote what was allocated")
             return {}
         amounts = f"({self.chunk.now(amount, 'namespace', 'pod', 'container', 'node')}{unit})"
         if price not in self.chunk.intervals:
-            self._unpriced(component)
+            self._untold(f"{component}: some of it ran on nodes whose price is not known, and is not counted")
             return {}
         prices = self.chunk.now(price, "node")
         costs, without = await asyncio.gather(
@@ -204,12 +206,13 @@ class _ChunkReader:
             ),
         )
         if any(value > 0 for _, value in without):
-            self._unpriced(component)
+            self._untold(f"{component}: some of it ran on nodes whose price is not known, and is not counted")
         return costs
 
-    def _unpriced(self, component: str) -> None:
+    def _untold(self, note: str) -> None:
+        """Something is missing from the sums: the source is partial, and says what."""
         self.incomplete = True
-        self.notes.append(f"{component}: some of it ran on nodes whose price is not known, and is not counted")
+        self.notes.append(note)
 
     async def _nodes(self) -> _Nodes | None:
         """What all nodes cost, by resource, adding up to their total price; None where that is not known."""
@@ -242,13 +245,22 @@ class _ChunkReader:
         there = self.chunk.intervals
         capacity, price = "kube_persistentvolume_capacity_bytes", "pv_hourly_cost"
         if capacity not in there or price not in there:
+            if capacity in there or price in there:
+                self._untold(
+                    f"pv: volumes are there, and their {'price' if capacity in there else 'size'} is not known"
+                )
             return {}
-        rate = volume_rate(self.chunk)
-        costs, claims, mounts = await asyncio.gather(
+        sizes, prices = self.chunk.now(capacity, "persistentvolume"), volume_prices(self.chunk)
+        rate = promql.priced(f"({sizes} / {GIB})", prices, self.tenant, "persistentvolume")
+        without_price = promql.total(promql.unpriced(sizes, prices, self.tenant, "persistentvolume"), self.tenant)
+        costs, without, claims, mounts = await asyncio.gather(
             self.chunk.ask(self.chunk.integral(rate, capacity, price)),
+            self.chunk.ask(self.chunk.integral(without_price, capacity, price)),
             self.chunk.seen("kube_persistentvolumeclaim_info", "volumename", "namespace"),
             self.chunk.seen("pod_pvc_allocation", "persistentvolume", "namespace", "pod"),
         )
+        if any(value > 0 for _, value in without):
+            self._untold("pv: some volumes have no price, and are not counted")
         owners: dict[str, set[Pod]] = {}
         for labels in mounts:
             pod = (labels.get("namespace", ""), labels.get("pod", ""))
@@ -363,19 +375,16 @@ class _ChunkReader:
         }
 
 
-def volume_rate(chunk: Chunk) -> str:
-    """USD per hour of each volume; older exporters name it ``volumename`` alone."""
-    tenant = chunk.tenant
-    capacity, price = "kube_persistentvolume_capacity_bytes", "pv_hourly_cost"
+def volume_prices(chunk: Chunk) -> str:
+    """USD per GiB and hour of each volume; older exporters name it ``volumename`` alone."""
+    price, tenant = "pv_hourly_cost", chunk.tenant
     lookback = f"[{int(2 * chunk.intervals[price] * 1000) - 1}ms]"
     older = promql.selector(price, tenant, persistentvolume="")
-    prices = (
+    return (
         f"({chunk.now(price, 'persistentvolume', persistentvolume='!')} or "
         f"max by ({tenant.by('persistentvolume')}) "
         f'(label_replace(last_over_time({older}{lookback}), "persistentvolume", "$1", "volumename", "(.+)")))'
     )
-    amounts = f"({chunk.now(capacity, 'persistentvolume')} / {GIB})"
-    return promql.priced(amounts, prices, tenant, "persistentvolume")
 
 
 Ask = Callable[[str], Awaitable[Found]]

@@ -65,6 +65,7 @@ WORLD_TENANT, OTHER_TENANT = account(91), account(92)
 WORLD = make_world(seed=5, days=3, end=END)
 OTHER = make_world(seed=6, days=3, end=END, cluster_id="cluster-two")
 UNPRICED_TENANT, NO_BALANCER_TENANT, ABSENT_TENANT = account(93), account(94), account(95)
+HALF_TOLD_TENANT, OLDER_TENANT = account(96), account(97)
 
 
 def simple_node(tenant, price_until):
@@ -83,6 +84,17 @@ def simple_node(tenant, price_until):
     return lines
 
 
+def volume(tenant, price_label):
+    """Ten GiB for two days, at 0.001 a GiB and hour where it is priced at all."""
+    start = END - 2 * DAY
+    size = f'kube_persistentvolume_capacity_bytes{{persistentvolume="v",tenant_id="{tenant}"}} {float(10 * GIB)!r}'
+    lines = [f"{size} {stamp}\n" for stamp in range(start, END, 60)]
+    if price_label:
+        price = f'pv_hourly_cost{{tenant_id="{tenant}",{price_label}="v"}} 0.001'
+        lines += [f"{price} {stamp}\n" for stamp in range(start, END, 60)]
+    return lines
+
+
 @pytest.fixture(scope="module")
 def server(prometheus_factory):
     one = prometheus_factory()
@@ -97,6 +109,9 @@ def server(prometheus_factory):
     one.load_world(OTHER, OTHER_TENANT)
     one.load([*simple_node(UNPRICED_TENANT, END - DAY), "# EOF\n"], "unpriced")
     one.load([*simple_node(NO_BALANCER_TENANT, END), "# EOF\n"], "no-balancer")
+    half = [line for line in simple_node(HALF_TOLD_TENANT, END) if not line.startswith("container_memory")]
+    one.load([*half, *volume(HALF_TOLD_TENANT, None), "# EOF\n"], "half")
+    one.load([*simple_node(OLDER_TENANT, END), *volume(OLDER_TENANT, "volumename"), "# EOF\n"], "older")
     one.start()
     return one
 
@@ -184,6 +199,19 @@ def test_a_price_that_is_missing_for_a_day_makes_its_component_partial(server):
     assert any(text.startswith("cpu") for text in found.sources[0].warnings)
     shop = found.breakdown_by_namespace[0]
     assert shop.cpu_cost == pytest.approx(24 * 0.05, rel=2e-3)
+
+
+def test_what_nobody_wrote_is_told_and_never_passed_off_as_nothing(server):
+    found = statement_of(server, HALF_TOLD_TENANT, Window.past(END - 2 * DAY, END))
+    assert found.sources[0].status == "partial" and not found.complete
+    notes = " ".join(found.sources[0].warnings)
+    assert "ram: nobody wrote" in notes and "pv: volumes are there, and their price is not known" in notes
+
+
+def test_volumes_of_older_exporters_are_priced_by_their_other_label(server):
+    found = statement_of(server, OLDER_TENANT, Window.past(END - 2 * DAY, END))
+    assert found.summary.pv_cost == pytest.approx(10 * 0.001 * 48, rel=1e-3)
+    assert found.special["__unmounted__"] == pytest.approx(0.48, rel=1e-3)
 
 
 def test_no_balancer_is_nothing_to_pay_and_no_exporter_is_no_data(server):
