@@ -81,6 +81,15 @@ class Usage(Struct, frozen=True):
         return Usage(*(fsum(column) for column in columns)) if columns else Usage()
 
 
+class Amounts(Struct, frozen=True):
+    """What was allocated: core hours, GiB hours of memory, GPU hours, GiB hours of volumes."""
+
+    cpu: float = 0.0
+    ram: float = 0.0
+    gpu: float = 0.0
+    pv: float = 0.0
+
+
 class Allocation(Struct, frozen=True, kw_only=True):
     """One pod, container, namespace… in one window.
 
@@ -104,6 +113,7 @@ class Allocation(Struct, frozen=True, kw_only=True):
     costs: Costs = Costs()
     egress: Egress = Egress()
     usage: Usage = Usage()
+    amounts: Amounts = Amounts()
     unknown: tuple[str, ...] = ()
 
     @property

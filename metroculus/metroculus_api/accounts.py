@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from metroculus.cost_model.prices import CustomPrices
 from metroculus.metroculus_api.registry import SourceRegistry
 from metroculus.sources.http import SourceHttp, Upstream
 from metroculus.sources.kubecost import Flavour, KubecostSource
@@ -24,6 +25,7 @@ class DefaultUpstream:
 class AccountSources:
     kubecost: KubecostSource | None
     thanos: ThanosSource | None
+    custom_prices: CustomPrices | None = None
 
 
 class Accounts:
@@ -50,19 +52,18 @@ class Accounts:
         return self._default is not None and self._default.account is None
 
     async def of(self, account: str) -> AccountSources:
-        return AccountSources(await self._kubecost(account), self._thanos)
-
-    async def _kubecost(self, account: str) -> KubecostSource | None:
         default = self._default
         if default is not None and default.account in (None, account):
             upstream = Upstream("the cost source", default.url, trusted=True)
-            return self._kept(account if default.account else "", 0, upstream, default.flavour)
+            kept = self._kept(account if default.account else "", 0, upstream, default.flavour)
+            return AccountSources(kept, self._thanos)
         entry = await self.registry.get(account)
         if entry is None or entry.flavour == "push":
             self._made.pop(account, None)
-            return None
+            return AccountSources(None, self._thanos)
         upstream = Upstream("the cost source", entry.url, entry.credentials.headers, entry.credentials.ca)
-        return self._kept(account, entry.revision, upstream, entry.flavour)
+        kept = self._kept(account, entry.revision, upstream, entry.flavour)
+        return AccountSources(kept, self._thanos, entry.credentials.custom_prices)
 
     def _kept(self, key: str, revision: int, upstream: Upstream, flavour: Flavour | None) -> KubecostSource:
         kept = self._made.get(key)

@@ -13,6 +13,8 @@ import msgspec
 from cryptography.fernet import Fernet, InvalidToken
 from msgspec import Struct
 
+from metroculus.cost_model.prices import CustomPrices
+
 SourceFlavour = Literal["kubecost", "opencost", "push"]
 
 _SCHEMA = """
@@ -27,10 +29,11 @@ CREATE TABLE IF NOT EXISTS kubecost_sources (
 
 
 class Credentials(Struct, frozen=True):
-    """What an upstream asks for, and the authority that signed its certificate (PEM)."""
+    """What an upstream asks for, the authority that signed its certificate (PEM), prices where it has none."""
 
     headers: dict[str, str] = {}
     ca: str | None = None
+    custom_prices: CustomPrices | None = None
 
 
 class SourceEntry(Struct, frozen=True):

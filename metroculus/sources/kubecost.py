@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 from msgspec import Struct
 
-from metroculus.cost_model.allocation import AllocationSet
+from metroculus.cost_model.allocation import AllocationSet, Amounts
 from metroculus.cost_model.assets import Asset, merge
 from metroculus.cost_model.statement import (
     AllocationReading,
@@ -30,6 +30,8 @@ from tools.window import DAY, HOUR, Window, iso, split
 Flavour = Literal["kubecost", "opencost"]
 D = TypeVar("D")
 Step = Literal["day", "hour"]
+
+GIB = 2**30
 
 AGGREGATES = ("namespace", "controller", "controllerKind", "pod", "container", "node", "service", "cluster")
 """What may be grouped by, beside ``label:x`` and ``annotation:x``: an unknown one is not refused upstream."""
@@ -54,6 +56,17 @@ class AssetsReading(Struct, frozen=True, kw_only=True):
     source: Source
     assets: tuple[Asset, ...] = ()
     flavour: Flavour
+
+    def node_hours(self) -> Amounts | None:
+        """Core, GiB and GPU hours of all nodes; None where there are none or one does not tell its size."""
+        nodes = [a for a in self.assets if a.type == "node"]
+        if not nodes or any(node.cpu_cores is None or node.ram_bytes is None for node in nodes):
+            return None
+        return Amounts(
+            sum((node.cpu_cores or 0.0) * node.hours for node in nodes),
+            sum((node.ram_bytes or 0.0) / GIB * node.hours for node in nodes),
+            sum((node.gpu_count or 0.0) * node.hours for node in nodes),
+        )
 
     def management(self) -> ManagementReading:
         """Cluster management and node costs, as far as these assets tell them."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from metroculus.cost_model.allocation import IDLE, Allocation, AllocationSet, Costs, Egress, Usage
+from metroculus.cost_model.allocation import IDLE, Allocation, AllocationSet, Amounts, Costs, Egress, Usage
 from metroculus.cost_model.assets import UPSTREAM_TYPES, Asset
 from metroculus.sources.errors import BadAnswer
 from tools.window import parse_rfc3339_utc
@@ -23,6 +23,7 @@ from tools.window import parse_rfc3339_utc
 Number = float | None | UnsetType
 T = TypeVar("T")
 
+GIB = 2**30
 MAX_NAME_LENGTH = 1024
 MAX_NAMESPACE_LENGTH = 253
 ROUNDING_USD = 1e-5
@@ -60,6 +61,10 @@ class _Row(Struct, rename="camel"):
     cpu_core_usage_average: Number = UNSET
     ram_byte_request_average: Number = UNSET
     ram_byte_usage_average: Number = UNSET
+    cpu_core_hours: Number = UNSET
+    ram_byte_hours: Number = UNSET
+    gpu_hours: Number = UNSET
+    pv_byte_hours: Number = UNSET
     cpu_cost: Number = UNSET
     cpu_cost_adjustment: Number = UNSET
     ram_cost: Number = UNSET
@@ -316,6 +321,12 @@ def _allocation(key: str, row: _Row, window: tuple[int, int], aggregate: Sequenc
             _number(row.cpu_core_usage_average) * minutes,
             _number(row.ram_byte_request_average) * minutes,
             _number(row.ram_byte_usage_average) * minutes,
+        ),
+        amounts=Amounts(
+            _number(row.cpu_core_hours),
+            _number(row.ram_byte_hours) / GIB,
+            _number(row.gpu_hours),
+            _number(row.pv_byte_hours) / GIB,
         ),
         unknown=tuple(unknown),
     )

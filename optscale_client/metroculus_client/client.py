@@ -159,11 +159,13 @@ class Client:
         url: str | None = None,
         auth: Mapping[str, str] | None = None,
         ca: str | None = None,
+        custom_prices: Mapping[str, float] | None = None,
         *,
         request_id: str | None = None,
     ) -> Answer:
         """Say which upstream an account has; credentials are never read back."""
-        body = {"flavour": flavour, "url": url, "auth": dict(auth) if auth else None, "ca": ca}
+        body: dict[str, Any] = {"flavour": flavour, "url": url, "ca": ca}
+        body |= {"auth": dict(auth) if auth else None, "custom_prices": dict(custom_prices) if custom_prices else None}
         given = {key: value for key, value in body.items() if value is not None}
         return self._call("PUT", f"kubecost_sources/{cloud_account_id}", {}, given, request_id=request_id)
 

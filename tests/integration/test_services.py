@@ -671,3 +671,33 @@ def test_thanos_stands_in_where_kubecost_is_down(stack, prometheus_factory):
     cluster = made.json()["cluster_id"]
     empty = ask(push, tenant.tokens["viewer"], f"/restapi/v2/kubecost/clusters/{cluster}/costs?window=yesterday").json()
     assert empty["total_cost"] is None and not empty["complete"]
+
+
+def test_a_cluster_of_ones_own_machines_is_priced_by_its_operator(stack):
+    world = exact_world(PRIME)
+
+    def unpriced(path, answer):
+        for one in answer["data"] if isinstance(answer["data"], list) else [answer["data"]]:
+            for row in one.values():
+                row.update({key: 0 for key in row if key.endswith("Cost")})
+        return answer
+
+    _, url = stack.simulate(world, Habits(rewrite=unpriced))
+    running = stack.start()
+    tenant = make_tenant(running, "t")
+    price = PRIME / 32
+    prices = {"core_hour": price, "ram_gib_hour": price, "gpu_hour": 4 * price, "storage_gib_hour": price}
+    cluster = link(running, tenant, "own", "opencost", url, custom_prices=prices)
+    found = (
+        Metroculus(running)
+        .get("kubecost_cluster_costs", cloud_account_id=cluster, detail_level="namespace", **week(world))
+        .json()
+    )
+    true = truth(world, now=NOW)
+    for component in ("cpu_cost", "ram_cost", "gpu_cost", "pv_cost"):
+        assert found["summary"][component] == pytest.approx(true["summary"][component]), component
+    assert found["idle_cost"] == pytest.approx(true["idle_cost"]) and found["complete"]
+    path = f"/restapi/v2/organizations/{tenant.organization_id}/kubecost/clusters"
+    bad = {"name": "b", "flavour": "opencost", "url": url, "custom_prices": {"core_hour": -1}}
+    refused = ask(running, tenant.tokens["admin"], path, "POST", json=bad)
+    assert refused.status_code == 400 and "custom_prices" in refused.json()["error"]["params"]

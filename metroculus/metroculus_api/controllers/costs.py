@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import IDLE
+from metroculus.cost_model.prices import CustomPrices, unpriced, with_prices
 from metroculus.cost_model.statement import (
     AllocationReading,
     ManagementReading,
@@ -125,15 +126,19 @@ class _Gathering:
         async def ask_assets() -> AssetsReading | SourceError:
             return await self._answer(kubecost.assets(window, self.deadline))
 
+        prices = self.sources.custom_prices
         assets: AssetsReading | SourceError | None = None
         if kubecost.flavour == "opencost":
             allocation = await ask_allocation()
-            if isinstance(allocation, AllocationReading) and allocation.usable and not _tells_idle(allocation):
+            if isinstance(allocation, AllocationReading) and _needs_nodes(allocation, prices):
                 assets = await ask_assets()
         else:
             allocation, assets = await asyncio.gather(ask_allocation(), ask_assets())
         if isinstance(allocation, SourceError):
             allocation = AllocationReading(source=_failed("allocation", allocation))
+        if prices is not None and allocation.usable:
+            hours = assets.node_hours() if isinstance(assets, AssetsReading) else None
+            allocation = with_prices(allocation, hours, prices)
         if isinstance(assets, SourceError):
             covers = kubecost.flavour != "opencost"
             return allocation, ManagementReading(source=_failed("assets", assets), covers=covers)
@@ -174,6 +179,12 @@ async def _reconciled(
 
 def _tells_idle(reading: AllocationReading) -> bool:
     return any(allocation.special == IDLE for allocation in reading.allocations())
+
+
+def _needs_nodes(reading: AllocationReading, prices: CustomPrices | None) -> bool:
+    """Whether idle must be worked out from what the nodes were."""
+    own_prices = prices is not None and bool(unpriced(reading, prices))
+    return reading.usable and (own_prices or not _tells_idle(reading))
 
 
 def _failed(name: str, failure: SourceError) -> Source:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from metroculus.cost_model.prices import CustomPrices
 from metroculus.metroculus_api.accounts import Accounts
 from metroculus.metroculus_api.errors import INVALID, MISSING, NOT_FOUND, ONE_CLUSTER
 from metroculus.metroculus_api.registry import Credentials, SourceEntry, SourceFlavour
@@ -34,6 +35,7 @@ class SourceBody(Struct, frozen=True, forbid_unknown_fields=True):
     url: str = ""
     auth: Auth | None = None
     ca: str | None = None
+    custom_prices: CustomPrices | None = None
 
 
 class SourceAnswer(Struct, frozen=True):
@@ -44,6 +46,7 @@ class SourceAnswer(Struct, frozen=True):
     url: str
     has_credentials: bool
     has_ca: bool
+    custom_prices: CustomPrices | None
 
 
 class Deleted(Struct, frozen=True):
@@ -65,14 +68,14 @@ class SourcesController:
             raise ApiError(ONE_CLUSTER)
         url = ""
         if body.flavour == "push":
-            if body.url or body.auth or body.ca:
-                raise ApiError(INVALID, "push mode takes no url, auth or ca", ["flavour"])
+            if body.url or body.auth or body.ca or body.custom_prices:
+                raise ApiError(INVALID, "push mode takes no url, auth, ca or custom_prices", ["flavour"])
         else:
             if not body.url:
                 raise ApiError(MISSING, "url is required for this flavour", ["url"])
             url = await self._checked(body.url)
         entry = await self._accounts.registry.put(
-            account, body.flavour, url, Credentials(_headers(body.auth), _checked_ca(body.ca))
+            account, body.flavour, url, Credentials(_headers(body.auth), _checked_ca(body.ca), body.custom_prices)
         )
         return _shown(entry)
 
@@ -120,7 +123,12 @@ def _checked_ca(ca: str | None) -> str | None:
 
 
 def _shown(entry: SourceEntry) -> SourceAnswer:
-    credentials = entry.credentials
+    known = entry.credentials
     return SourceAnswer(
-        entry.cloud_account_id, entry.flavour, entry.url, bool(credentials.headers), credentials.ca is not None
+        cloud_account_id=entry.cloud_account_id,
+        flavour=entry.flavour,
+        url=entry.url,
+        has_credentials=bool(known.headers),
+        has_ca=known.ca is not None,
+        custom_prices=known.custom_prices,
     )

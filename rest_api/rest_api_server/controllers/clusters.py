@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 from optscale_client.metroculus_client import InvalidRequest, NoSourceConfigured, NotFound
 from rest_api.rest_api_server.auth import Gate
@@ -24,6 +24,15 @@ class AuthBody(Struct, frozen=True, forbid_unknown_fields=True):
     password: str = ""
 
 
+class PricesBody(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """USD, for clusters whose upstream has no prices; used only for what it does not price."""
+
+    core_hour: float | None = None
+    ram_gib_hour: float | None = None
+    gpu_hour: float | None = None
+    storage_gib_hour: float | None = None
+
+
 class LinkBody(Struct, frozen=True, forbid_unknown_fields=True):
     """A cluster to link; credentials are written and never read back."""
 
@@ -32,6 +41,7 @@ class LinkBody(Struct, frozen=True, forbid_unknown_fields=True):
     url: str = ""
     auth: AuthBody | None = None
     ca: str | None = None
+    custom_prices: PricesBody | None = None
 
 
 class ChangeBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +52,7 @@ class ChangeBody(Struct, frozen=True, forbid_unknown_fields=True):
     url: str | None = None
     auth: AuthBody | None = None
     ca: str | None = None
+    custom_prices: PricesBody | None = None
 
 
 class LinkedCluster(Struct, frozen=True):
@@ -72,7 +83,7 @@ class ClustersController:
             cluster = await self._directory(
                 lambda directory: directory.create_cluster(organization_id, name, body.flavour, body.url)
             )
-        source = {"flavour": body.flavour, "url": body.url or None, "auth": _plain(body.auth), "ca": body.ca}
+        source = _source(body.flavour, body.url, body)
         try:
             await self._write(cluster.id, source, request_id)
         except (ApiError, InvalidRequest):
@@ -91,10 +102,9 @@ class ClustersController:
         url = cluster.url if body.url is None else body.url
         if flavour == "push":
             url = ""
-        elsewhere = any(part is not None for part in (body.flavour, body.url, body.auth, body.ca))
+        elsewhere = any(part is not None for part in (body.flavour, body.url, body.auth, body.ca, body.custom_prices))
         if elsewhere or cluster.state != "linked":
-            source = {"flavour": flavour, "url": url or None, "auth": _plain(body.auth), "ca": body.ca}
-            await self._write(cluster.id, source, request_id)
+            await self._write(cluster.id, _source(flavour, url, body), request_id)
         return await self._store(cluster, name, flavour, url)
 
     async def unlink(self, cluster: Cluster, request_id: str) -> None:
@@ -143,6 +153,17 @@ def _named(name: str) -> str:
     if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable() or name != name.strip():
         raise ApiError(INVALID, f"name must be 1 to {MAX_NAME_LENGTH} printable characters", ["name"])
     return name
+
+
+def _source(flavour: Flavour, url: str, body: LinkBody | ChangeBody) -> dict[str, Any]:
+    prices = to_builtins(body.custom_prices) if body.custom_prices is not None else None
+    return {
+        "flavour": flavour,
+        "url": url or None,
+        "auth": _plain(body.auth),
+        "ca": body.ca,
+        "custom_prices": prices,
+    }
 
 
 def _plain(auth: AuthBody | None) -> dict[str, str] | None:
