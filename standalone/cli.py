@@ -14,7 +14,7 @@ from metroculus.metroculus_api.registry import RegistryError
 from metroculus.metroculus_api.server import make_app
 from metroculus.sources.addresses import parse_upstream_url
 from optscale_client.config_client import ConfigError, EtcdConfig
-from rest_api.rest_api_server.directory.sqlite import DirectoryError
+from rest_api.rest_api_server.directory.model import DirectoryError
 from standalone import demo as demonstration
 from standalone import up as machine
 from standalone.running import Plan

@@ -57,7 +57,7 @@ def make_home(directory: SqliteDirectory, cluster_id: str, flavour: str, url: st
 
 
 def money(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:,.2f}"
+    return "not known" if value is None else f"{value:,.2f}"
 
 
 def cost_table(body: dict[str, Any]) -> str:
@@ -70,7 +70,7 @@ def cost_table(body: dict[str, Any]) -> str:
         ("(no owner)", body["unallocated_cost"]),
         ("(cluster management)", body["summary"]["management_cost"]),
     ):
-        lines.append(f"{name:<28}{money(value) if name[1:8] != 'cluster' or value is not None else 'not told':>14}")
+        lines.append(f"{name:<28}{money(value):>14}")
     lines.append(f"{'total':<28}{money(body['total_cost']):>14}")
     if not body["complete"]:
         told = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from metroculus.metroculus_api.registry import RegistryError
 from metroculus.sources.errors import BadAnswer, DeadlineExceeded, SourceError, Unreachable
 from tools.tornado_service.errors import ApiError, CommonCodes, ErrorCode
 
@@ -32,6 +33,8 @@ UNREACHABLE = ErrorCode(503, "OM0019", "no source could be reached")
 DEADLINE = ErrorCode(504, "OM0020", "no source answered in time")
 NO_SECRET_YET = ErrorCode(503, "OM0021", "the cluster secret is not known yet")
 
+NO_REGISTRY = ErrorCode(503, "OM0022", "the registry of sources cannot be used")
+
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,
     missing_parameter=MISSING,
@@ -58,6 +61,8 @@ def map_error(error: BaseException) -> ApiError | None:
         return ApiError(NO_SOURCE)
     if isinstance(error, NoMetricsSource):
         return ApiError(NO_METRICS)
+    if isinstance(error, RegistryError):
+        return ApiError(NO_REGISTRY, retry_after=5)
     if isinstance(error, DeadlineExceeded):
         return ApiError(DEADLINE, str(error))
     if isinstance(error, Unreachable):

@@ -6,6 +6,8 @@ import asyncio
 import os
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -102,9 +104,22 @@ class SourceRegistry:
         """Whether there was an entry."""
         return await asyncio.to_thread(self._delete, account)
 
-    def _get(self, account: str) -> SourceEntry | None:
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """The database, one caller at a time.
+
+        Raises:
+            RegistryError: full, locked for too long, gone.
+        """
         with self._lock:
-            row = self._database.execute(
+            try:
+                yield self._database
+            except sqlite3.Error as problem:
+                raise RegistryError(f"the registry of sources cannot be used: {problem}") from None
+
+    def _get(self, account: str) -> SourceEntry | None:
+        with self._opened() as database:
+            row = database.execute(
                 "SELECT cloud_account_id, flavour, url, sealed, revision FROM kubecost_sources"
                 " WHERE cloud_account_id = ?",
                 (account,),
@@ -119,8 +134,8 @@ class SourceRegistry:
 
     def _put(self, account: str, flavour: SourceFlavour, url: str, credentials: Credentials) -> SourceEntry:
         sealed = self._fernet.encrypt(msgspec.json.encode(credentials))
-        with self._lock:
-            row = self._database.execute(
+        with self._opened() as database:
+            row = database.execute(
                 "INSERT INTO kubecost_sources VALUES (?, ?, ?, ?, 1) ON CONFLICT (cloud_account_id) DO UPDATE SET"
                 " flavour = excluded.flavour, url = excluded.url, sealed = excluded.sealed, revision = revision + 1"
                 " RETURNING revision",
@@ -129,8 +144,5 @@ class SourceRegistry:
         return SourceEntry(account, flavour, url, credentials, row[0])
 
     def _delete(self, account: str) -> bool:
-        with self._lock:
-            return (
-                self._database.execute("DELETE FROM kubecost_sources WHERE cloud_account_id = ?", (account,)).rowcount
-                > 0
-            )
+        with self._opened() as database:
+            return database.execute("DELETE FROM kubecost_sources WHERE cloud_account_id = ?", (account,)).rowcount > 0

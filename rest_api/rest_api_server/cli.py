@@ -10,8 +10,8 @@ import click
 
 from optscale_client.config_client import ConfigError, EtcdConfig
 from rest_api.rest_api_server.config import SETTINGS, config_of, directory_of
-from rest_api.rest_api_server.directory.model import AlreadyExists, Missing, Role
-from rest_api.rest_api_server.directory.sqlite import DirectoryError, SqliteDirectory
+from rest_api.rest_api_server.directory.model import AlreadyExists, DirectoryError, Missing, Role
+from rest_api.rest_api_server.directory.sqlite import SqliteDirectory
 from rest_api.rest_api_server.server import make_app
 from tools.cli import load_settings, setting_options
 from tools.settings import Setting

@@ -9,6 +9,7 @@ from optscale_client.metroculus_client import (
     NoSourceConfigured,
     ServiceUnavailable,
 )
+from rest_api.rest_api_server.directory.model import DirectoryError
 from tools.tornado_service.errors import ApiError, CommonCodes, ErrorCode
 
 NOT_FOUND = ErrorCode(404, "OE0002", "not found")
@@ -28,6 +29,7 @@ UNREACHABLE = ErrorCode(503, "OE0906", "no cost source could be reached")
 DEADLINE = ErrorCode(504, "OE0907", "no cost source answered in time")
 SEVERAL_CLUSTERS = ErrorCode(400, "OE0908", "cluster_id is required: the token sees more than one cluster")
 LINK_REFUSED = ErrorCode(409, "OE0909", "the cost service does not take a source for this cluster")
+NO_DIRECTORY = ErrorCode(503, "OE0910", "the directory cannot be used")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,
@@ -43,6 +45,8 @@ CODES = CommonCodes(
 
 def map_error(error: BaseException) -> ApiError | None:
     """Metroculus' failures as the REST API's own; what is wrong between the two services is a bad gateway."""
+    if isinstance(error, DirectoryError):
+        return ApiError(NO_DIRECTORY, retry_after=5)
     if isinstance(error, DeadlineExceeded):
         return ApiError(DEADLINE)
     if isinstance(error, NoSourceConfigured):

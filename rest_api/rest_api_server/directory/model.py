@@ -53,6 +53,10 @@ class Identity(Struct, frozen=True):
     roles: dict[str, Role]
 
 
+class DirectoryError(Exception):
+    """The directory cannot be used; the text says which and why."""
+
+
 class AlreadyExists(Exception):
     """A name is taken."""
 

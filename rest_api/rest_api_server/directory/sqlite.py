@@ -16,6 +16,7 @@ from uuid import uuid4
 from rest_api.rest_api_server.directory.model import (
     AlreadyExists,
     Cluster,
+    DirectoryError,
     Flavour,
     Identity,
     LinkState,
@@ -54,10 +55,6 @@ _CLUSTER = (
 )
 
 
-class DirectoryError(Exception):
-    """The file cannot be used; the text says which and why."""
-
-
 def digest(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
 
@@ -82,18 +79,29 @@ class SqliteDirectory:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._opened() as database:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+            except BaseException:
+                database.execute("ROLLBACK")
+                raise
+            database.execute("COMMIT")
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """The database, one caller at a time; a broken constraint is the caller's to name."""
         with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
-            except BaseException:
-                self._database.execute("ROLLBACK")
+            except sqlite3.IntegrityError:
                 raise
-            self._database.execute("COMMIT")
+            except sqlite3.Error as problem:
+                raise DirectoryError(f"the directory cannot be used: {problem}") from None
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._database.execute(query, values).fetchall()
+        with self._opened() as database:
+            return database.execute(query, values).fetchall()
 
     def create_organization(self, name: str) -> Organization:
         made = Organization(str(uuid4()), name)
@@ -157,8 +165,8 @@ class SqliteDirectory:
 
     def identity(self, token: bytes, now: float) -> Identity | None:
         offered = digest(token)
-        with self._lock:
-            row = self._database.execute(
+        with self._opened() as database:
+            row = database.execute(
                 "SELECT tokens.digest, tokens.expires_at, tokens.revoked, users.id, users.name, users.disabled"
                 " FROM tokens JOIN users ON users.id = tokens.user_id WHERE tokens.digest = ?",
                 (offered,),
@@ -168,9 +176,7 @@ class SqliteDirectory:
             expires_at, revoked, user_id, name, disabled = row[1:]
             if revoked or disabled or (expires_at is not None and expires_at <= now):
                 return None
-            roles = self._database.execute(
-                "SELECT organization_id, role FROM roles WHERE user_id = ?", (user_id,)
-            ).fetchall()
+            roles = database.execute("SELECT organization_id, role FROM roles WHERE user_id = ?", (user_id,)).fetchall()
         return Identity(user_id, name, {organization: Role(role) for organization, role in roles})
 
     def create_cluster(
