@@ -265,6 +265,10 @@ def _span(row: _Row | None) -> tuple[int, int] | None:
 
 
 _COMPONENTS = ("cpu", "ram", "gpu", "pv", "network", "load_balancer", "shared", "external")
+_COST_FIELDS = tuple((name, f"{name}_cost", f"{name}_cost_adjustment") for name in _COMPONENTS)
+_CREDITS = ("shared", "external")
+"""What may be below zero without being idle."""
+_TOLD_BY_PROPERTIES = frozenset({"namespace", "pod", "cluster", "node", "controller", "controllerKind"})
 _REQUIRED = ("cpu", "ram")
 """Every version of either upstream has these: missing is unknown. Others are missing where the version has none."""
 
@@ -273,22 +277,23 @@ def _allocation(key: str, row: _Row, window: tuple[int, int], aggregate: Sequenc
     """An allocation, or None where the row says nothing, or what cannot be."""
     name = row.name if row.name is not None else key
     properties = row.properties or _Properties()
-    parts = _parts(name, aggregate)
+    told = properties.namespace is not None and (properties.pod is not None or "pod" not in aggregate)
+    parts = {} if told and _TOLD_BY_PROPERTIES.issuperset(aggregate or ("container",)) else _parts(name, aggregate)
     namespace = properties.namespace if properties.namespace is not None else parts.get("namespace", "")
     if len(name) > MAX_NAME_LENGTH or len(namespace) > MAX_NAMESPACE_LENGTH or "/" in namespace:
         return None
     idle = name.rsplit("/", 1)[-1] == IDLE
     costs: dict[str, float] = {}
     unknown: list[str] = []
-    for component in _COMPONENTS:
-        cost: Number = getattr(row, f"{component}_cost")
+    for component, field, adjustment in _COST_FIELDS:
+        cost: Number = getattr(row, field)
         if cost is None or (cost is UNSET and component in _REQUIRED):
             unknown.append(component)
             continue
         value = cost if isinstance(cost, float) else 0.0
-        if value < -ROUNDING_USD and not idle and component not in ("shared", "external"):
+        if value < -ROUNDING_USD and not idle and component not in _CREDITS:
             return None
-        costs[component] = value + _number(getattr(row, f"{component}_cost_adjustment", 0.0))
+        costs[component] = value + _number(getattr(row, adjustment, None))
     if len(unknown) == len(_COMPONENTS) or (
         not costs.get("shared") and set(_REQUIRED) <= set(unknown) and not any(costs.values())
     ):
@@ -306,8 +311,8 @@ def _allocation(key: str, row: _Row, window: tuple[int, int], aggregate: Sequenc
         node=properties.node or parts.get("node", ""),
         cluster=properties.cluster or parts.get("cluster", ""),
         services=tuple(properties.services or ()) or _single(parts.get("service")),
-        labels=_named("label:", parts) | (properties.labels or {}),
-        annotations=_named("annotation:", parts) | (properties.annotations or {}),
+        labels=_named("label:", parts, properties.labels or {}),
+        annotations=_named("annotation:", parts, properties.annotations or {}),
         start=ran_from,
         end=ran_until,
         costs=Costs(**costs),
@@ -362,8 +367,11 @@ def _single(text: str | None) -> tuple[str, ...]:
     return (text,) if text else ()
 
 
-def _named(prefix: str, parts: dict[str, str]) -> dict[str, str]:
-    return {key[len(prefix) :]: part for key, part in parts.items() if key.startswith(prefix) and part}
+def _named(prefix: str, parts: dict[str, str], properties: dict[str, str]) -> dict[str, str]:
+    """Labels or annotations, those that the name tells among them."""
+    if not parts:
+        return properties
+    return {key[len(prefix) :]: part for key, part in parts.items() if key.startswith(prefix) and part} | properties
 
 
 _ASSETS_LIST = msgspec.json.Decoder(list[dict[str, _Asset] | None] | None)
