@@ -17,11 +17,11 @@ from simulator.server import Habits, Simulator
 from simulator.world import DAY, World, make_world
 
 
-def _world(seed: int, days: int, end: int | None, prime: int, cluster_id: str) -> World:
+def _world(seed: int, days: int, end: int | None, prime: int, cluster_id: str, overcommitted: bool) -> World:
     if end is None:
         now = int(time.time())
         end = now - now % DAY
-    return make_world(seed=seed, days=days, end=end, prime=prime, cluster_id=cluster_id)
+    return make_world(seed=seed, days=days, end=end, prime=prime, cluster_id=cluster_id, overcommitted=overcommitted)
 
 
 def world_options(command: Any) -> Any:
@@ -31,6 +31,7 @@ def world_options(command: Any) -> Any:
         click.option("--end", type=int, help="Unix seconds of its end. Default: the last UTC midnight."),
         click.option("--prime", default=0, help="Make every hour's cost a multiple of this prime over 32 USD."),
         click.option("--cluster-id", default="cluster-one", show_default=True),
+        click.option("--overcommitted", is_flag=True, help="Request more than the nodes have: idle is negative."),
     ):
         command = option(command)
     return command

@@ -19,7 +19,7 @@ from simulator.costs import (
     pod_costs,
     recorded,
 )
-from simulator.world import GIB, HOUR, World
+from simulator.world import GIB, HOUR, World, sanitized
 
 Json = dict[str, Any]
 
@@ -136,8 +136,7 @@ def _key_part(world: World, pod: PodCost, part: str, several: bool) -> str:
 
 
 def _label(labels: dict[str, str], name: str) -> str:
-    clean = name.translate(str.maketrans("-./", "___"))
-    return next((v for k, v in labels.items() if k.translate(str.maketrans("-./", "___")) == clean), "__unallocated__")
+    return next((v for k, v in labels.items() if sanitized(k) == sanitized(name)), "__unallocated__")
 
 
 def _common(values: Iterable[Any]) -> Any:
@@ -171,7 +170,7 @@ def _properties(world: World, members: list[PodCost]) -> Json:
         properties["services"] = list(services)
     labels = dict(set.intersection(*[set(c.labels.items()) for c in known]))
     if labels:
-        properties["labels"] = dict(sorted(labels.items()))
+        properties["labels"] = {sanitized(name): value for name, value in sorted(labels.items())}
     namespace = properties.get("namespace")
     if namespace:
         properties["namespaceLabels"] = world.namespace_labels[namespace]

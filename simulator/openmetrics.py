@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TextIO
 
-from simulator.world import GIB, HOUR, Container, Egress, Node, World
+from simulator.world import GIB, HOUR, Container, Egress, Node, World, sanitized
 
 EXPORTER = "opencost"
 FLAGS = {
@@ -167,7 +167,7 @@ def _owner_series(add: Callable[..., None], world: World) -> None:
     controllers: dict[tuple[str, str, str], tuple[dict[str, str], int, int]] = {}
     replicasets: dict[tuple[str, str], tuple[str, int, int]] = {}
     for (namespace, pod), (container, start, end) in pods.items():
-        labels = {f"label_{name}": value for name, value in container.labels.items()}
+        labels = {f"label_{sanitized(name)}": value for name, value in container.labels.items()}
         add("kube_pod_labels", 1.0, start, end, namespace=namespace, pod=pod, uid=f"uid-{pod}", **labels)
         owner, kind = container.controller, container.kind
         if kind == "deployment":
@@ -191,7 +191,7 @@ def _owner_series(add: Callable[..., None], world: World) -> None:
             owner_kind="Deployment", owner_name=owner,
         )  # fmt: skip
     for (kind, namespace, owner), (labels, start, end) in controllers.items():
-        matched = {f"label_{name}": value for name, value in labels.items()}
+        matched = {f"label_{sanitized(name)}": value for name, value in labels.items()}
         if kind == "deployment":
             add("deployment_match_labels", 1.0, start, end, namespace=namespace, deployment=owner, **matched)
         if kind == "statefulset":

@@ -143,6 +143,11 @@ class World:
     """Stretches in which nothing was recorded."""
 
 
+def sanitized(label: str) -> str:
+    """A Kubernetes label as Prometheus spells it."""
+    return label.translate(str.maketrans("-./", "___"))
+
+
 def overlap(start: int, end: int, since: int, until: int) -> int:
     """Seconds that two half-open stretches share."""
     return max(0, min(end, until) - max(start, since))
@@ -229,6 +234,7 @@ def make_world(
     cluster_id: str = "cluster-one",
     prime: int = 0,
     holes: tuple[tuple[int, int], ...] = (),
+    overcommitted: bool = False,
 ) -> World:
     """A cluster over ``[end - days, end)``.
 
@@ -236,6 +242,7 @@ def make_world(
         seed: prices, sizes and placement follow from it.
         end: Unix seconds, a UTC midnight in all but the shortest worlds.
         prime: with a prime, a world of 32nds that are multiples of it.
+        overcommitted: more is requested than the nodes have, so that idle is negative.
     """
     rng = random.Random(seed)
     scale = _of_32nds(prime) if prime else _realistic(rng)
@@ -243,6 +250,10 @@ def make_world(
     half = start + (days * 24 // 2) * HOUR
     nodes = _nodes(rng, scale, start, half, end)
     containers = _containers(rng, scale, nodes, start, half, end)
+    if overcommitted:
+        greedy = next(c for c in containers if c.controller == "idlebot")
+        cores = sum(node.cores for node in nodes) * 2
+        containers = tuple(replace(c, cpu_request=cores) if c is greedy else c for c in containers)
     web = [c.pod for c in containers if c.controller == "web" and c.start == start]
     gateway = next(c.pod for c in containers if c.controller == "gateway")
     egress = tuple(
@@ -345,7 +356,7 @@ def _containers(
             "deployment",
             f"{web_set}-{suffix()}",
             node,
-            labels={"app": "web", "team": "alpha"},
+            labels={"app": "web", "team": "alpha", "app.kubernetes.io/part-of": "store"},
             services=("web",),
         )
     add(

@@ -388,6 +388,8 @@ class DecodedAssets(Struct, frozen=True):
 def decode_assets(source: str, body: bytes) -> DecodedAssets:
     """Assets out of either form: Kubecost's list of objects, OpenCost's object.
 
+    A node may cost less than nothing for a while (a late adjustment of earlier days); nothing else may.
+
     Raises:
         BadAnswer
     """
@@ -403,6 +405,8 @@ def decode_assets(source: str, body: bytes) -> DecodedAssets:
     found = [(name, raw) for one in groups for name, raw in one.items() if raw.type in UPSTREAM_TYPES]
     spans = {(_stamp(raw.window.start), _stamp(raw.window.end)) for _, raw in found if raw.window is not None}
     known = sorted((a, b) for a, b in spans if a is not None and b is not None)
+    if any(raw.totalCost < -ROUNDING_USD and raw.type != "Node" for _, raw in found):
+        raise BadAnswer(f"{source} answered with an asset that costs less than nothing")
     return DecodedAssets(tuple(_asset(key, raw) for key, raw in found), tuple(known))
 
 

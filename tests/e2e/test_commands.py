@@ -17,9 +17,13 @@ import pytest
 import requests
 import tornado.web
 
+from simulator import openmetrics
+from simulator.costs import truth
+from simulator.world import DAY, make_world
 from tests.conftest import free_port, need
 from tests.integration.test_etcd import BIN, command
 from tests.support import ACCOUNT, SECRET, Stack
+from tools.window import parse_rfc3339_utc
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -115,6 +119,33 @@ def test_one_machine_shows_what_a_cluster_costs(tmp_path, flavour):
     finally:
         simulator.terminate()
         simulator.wait(10)
+
+
+@pytest.mark.parametrize("beside", [["--opencost"], []])
+def test_a_prometheus_beside_an_opencost_or_alone_tells_management_too(tmp_path, prometheus_factory, beside):
+    now = int(time.time())
+    world = make_world(days=9, end=now - now % DAY + DAY)
+    server = prometheus_factory()
+    server.load(list(openmetrics.lines(world, None, 300, now)), "own")
+    server.start()
+    stack = Stack(tmp_path)
+    _, url = stack.simulate(world, clock=time.time)
+    sources = [*beside, *([url] if beside else []), "--prometheus", server.url]
+    process = subprocess.Popen(
+        [BIN / "metroculus", "up", *sources, "--listen", "127.0.0.1:0", "--metroculus-listen", "127.0.0.1:0"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    shown = "".join(read_until(process, "Ctrl-C stops"))
+    process.terminate()
+    process.communicate(timeout=30)
+    stack.close()
+    start, end = re.search(r"Cost from (\S+) to (\S+),", shown).groups()
+    true = truth(world, parse_rfc3339_utc(start), parse_rfc3339_utc(end))
+    told = {name: float(usd.replace(",", "")) for name, usd in re.findall(r"^(\S.*?) {2,}([\d,.]+)", shown, re.M)}
+    assert told["(cluster management)"] == pytest.approx(true["management_cost"], rel=5e-3)
+    assert told["total"] == pytest.approx(true["total_cost"], rel=5e-3)
+    assert told["shop"] == pytest.approx(true["namespaces"]["shop"], rel=5e-3)
+    assert "not covered" not in shown
 
 
 def test_a_dead_cluster_is_said_and_not_zero(tmp_path):

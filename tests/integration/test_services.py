@@ -713,3 +713,75 @@ def test_stores_that_cannot_be_used_are_told_and_never_a_500(stack):
     path = f"/restapi/v2/organizations/{tenant.organization_id}/kubecost/clusters"
     answer = ask(running, tenant.tokens["viewer"], path)
     assert answer.status_code == 503 and answer.json()["error"]["error_code"] == "OE0910"
+
+
+def test_an_overcommitted_cluster_has_negative_idle_and_still_adds_up(stack):
+    world = exact_world(overcommitted=True)
+    _, url = stack.simulate(world)
+    running = stack.start()
+    source(running, url, "kubecost")
+    found = (
+        Metroculus(running)
+        .get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, detail_level="namespace", **week(world))
+        .json()
+    )
+    true = truth(world, now=NOW, adjusted=True)
+    assert found["idle_cost"] == true["idle_cost"] < 0 and found["total_cost"] == true["total_cost"]
+    assert "idle is negative" in found["sources"][0]["warnings"] and found["complete"]
+
+
+@pytest.mark.parametrize("flavour", ["kubecost", "opencost"])
+@pytest.mark.parametrize("label", ["app.kubernetes.io/part-of", "app_kubernetes_io_part_of"])
+def test_a_label_is_found_by_either_spelling(stack, flavour, label):
+    world = exact_world()
+    _, url = stack.simulate(world)
+    running = stack.start()
+    source(running, url, flavour)
+    found = (
+        Metroculus(running)
+        .get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, aggregate=f"label:{label}", **week(world))
+        .json()
+    )
+    rows = {row["name"]: row["total_cost"] for row in found["breakdown_by_aggregate"]}
+    true = truth(world, now=NOW, adjusted=flavour == "kubecost")
+    assert rows["store"] == true["workloads"]["shop/deployment/web"] and "__unallocated__" in rows
+
+
+ASSET = '{"code":200,"data":[{"m":{"type":"ClusterManagement","properties":{"name":"m"},"totalCost":%s}}]}'
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", "null", '"5"', "true", "-50"])
+def test_a_management_cost_that_cannot_be_is_unknown_and_never_a_number(stack, value):
+    fake = FakeUpstream()
+    url = stack.serve(fake.application)
+    two_faced(fake, GOOD, ASSET % value)
+    running = stack.start()
+    source(running, url, "kubecost")
+    found = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, **DAY_WINDOW).json()
+    assert found["summary"]["management_cost"] is None and found["total_cost"] is None and not found["complete"]
+    assets = Metroculus(running).get("kubecost_assets", cloud_account_id=ACCOUNT, **DAY_WINDOW)
+    assert assets.status_code == 502 and assets.json()["error"]["error_code"] == "OM0018"
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "<html>", "[]", '{"code":500,"data":null}', '{"code":200,"data":{"c":{"x":{"state":"ready","value":"9"}}}}'],
+)
+def test_savings_that_cannot_be_read_never_touch_the_cost(stack, body):
+    fake = FakeUpstream()
+    url = stack.serve(fake.application)
+    rows = body_of({"shop": {"cpuCost": 2.5, "properties": {"namespace": "shop", "cluster": "c"}}})
+    fake.answer = lambda request: Answer(
+        body=(rows if "allocation" in request.path else ASSET % 1 if "assets" in request.path else body).encode()
+    )
+    running = stack.start()
+    source(running, url, "kubecost")
+    found = (
+        Metroculus(running)
+        .get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, detail_level="namespace", **DAY_WINDOW)
+        .json()
+    )
+    assert (found["complete"] is False and found["total_cost"] == 5.5) or found["complete"]
+    assert found["potential_savings"] is None
+    statuses = {one["name"]: one["status"] for one in found["sources"]}
+    assert statuses["savings"] == "unavailable" and statuses["allocation"] == statuses["assets"] == "ok"
