@@ -73,15 +73,19 @@ def cost_table(body: dict[str, Any]) -> str:
         lines.append(f"{name:<28}{money(value):>14}")
     lines.append(f"{'total':<28}{money(body['total_cost']):>14}")
     if not body["complete"]:
-        told = [
-            f"{s['name']}: {s['status']} {s['error'] or ''}".strip() for s in body["sources"] if s["status"] != "ok"
-        ]
-        lines.append(
-            f"not complete: {'; '.join(told) or 'a component is unknown'}; known {money(body['summary']['known_cost'])}"
-        )
+        told = [_trouble(source) for source in body["sources"] if source["status"] not in ("ok", "not_configured")]
+        lines.append(f"not complete: {'; '.join(told) or 'a component is not known'}")
     if body["not_covered"]:
         lines.append(f"not covered by what is configured: {', '.join(body['not_covered'])}")
     return "\n".join(lines)
+
+
+def _trouble(source: dict[str, Any]) -> str:
+    """What is wrong with one source, as a person reads it."""
+    parts = [source["status"]]
+    if source["status"] == "partial" and source["coverage"] is not None and source["coverage"] < 1:
+        parts = [f"knows only {source['coverage']:.1%} of the time"]
+    return f"{source['name']} {', '.join(filter(None, (*parts, source['error'], *source['warnings'])))}"
 
 
 def how_to_ask(running: Running, organization_id: str, cluster_id: str, token: str) -> str:
