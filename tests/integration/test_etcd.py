@@ -112,3 +112,53 @@ def test_no_etcd_is_one_clear_line(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1 and "etcd at 127.0.0.1" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_both_services_follow_a_rotation_and_links_go_on(etcd, tmp_path):
+    client_of(etcd).put("/secret/cluster", "first-secret")
+    environment = {"DATA_DIR": str(tmp_path / "data")}
+
+    def rest(*args):
+        run = subprocess.run(
+            [BIN / "rest-api", *args],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return run.stdout.strip()
+
+    organization = rest("organization", "create", "acme")
+    rest("user", "create", "ann", "--organization", organization, "--role", "admin")
+    token = rest("token", "create", "ann")
+    listens = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    with (
+        command(
+            tmp_path, "metroculus", "serve", "--config-url", etcd.url, "--metroculus-listen", listens[0], **environment
+        ) as (url, _),
+        command(
+            tmp_path,
+            "rest-api",
+            "serve",
+            "--config-url",
+            etcd.url,
+            "--rest-api-listen",
+            listens[1],
+            "--metroculus-url",
+            url,
+            **environment,
+        ) as (api, _),
+    ):
+
+        def link(name):
+            return requests.post(
+                f"{api}/restapi/v2/organizations/{organization}/kubecost/clusters",
+                json={"name": name, "flavour": "push"}, headers={"Authorization": f"Bearer {token}"}, timeout=20,
+            ).status_code  # fmt: skip
+
+        assert link("before") == 201
+        client_of(etcd).put("/secret/cluster", "second-secret")
+        assert link("meanwhile") == 201
+        assert until(lambda: status(url, "second-secret") == 404)
+        assert link("after") == 201
