@@ -785,3 +785,36 @@ def test_savings_that_cannot_be_read_never_touch_the_cost(stack, body):
     assert found["potential_savings"] is None
     statuses = {one["name"]: one["status"] for one in found["sources"]}
     assert statuses["savings"] == "unavailable" and statuses["allocation"] == statuses["assets"] == "ok"
+
+
+def test_savings_of_a_cluster_that_only_pushes_metrics_are_worked_out(stack, prometheus_factory):
+    world = make_world(seed=8, days=8, end=END)
+    server = prometheus_factory()
+    server.load_world(world, ACCOUNT, 300)
+    server.start()
+    running = stack.start(thanos_query_url=server.url)
+    found = Metroculus(running).get("kubecost_savings", cloud_account_id=ACCOUNT, **week(world)).json()
+    assert found["complete"], found["sources"]
+    by_kind = {}
+    for one in found["recommendations"]:
+        by_kind.setdefault(one["kind"], []).append(one)
+    (bot,) = by_kind["abandoned_workload"]
+    container = next(c for c in world.containers if c.controller == "idlebot")
+    node = container.node
+    hourly = container.cpu_request * node.usd_per_core_hour + container.ram_request_gib * node.usd_per_gib_hour
+    assert bot["controller"] == "idlebot" and bot["monthly_saving"] == pytest.approx(hourly * 730, rel=1e-2)
+    volumes = {one["name"]: one["monthly_saving"] for one in by_kind["unclaimed_volume"]}
+    assert volumes == pytest.approx(
+        {v.name: v.gib * v.usd_per_gib_hour * 730 for v in world.volumes if not v.claim}, rel=1e-2
+    )
+    assert "idle_node" not in by_kind and by_kind["right_sizing"]
+    costs = (
+        Metroculus(running)
+        .get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, detail_level="namespace", **week(world))
+        .json()
+    )
+    assert costs["potential_savings"] == pytest.approx(found["potential_savings"])
+    short = (
+        Metroculus(running).get("kubecost_savings", cloud_account_id=ACCOUNT, start_date=END - DAY, end_date=END).json()
+    )
+    assert short["potential_savings"] is None and short["sources"][0]["status"] == "no_data"

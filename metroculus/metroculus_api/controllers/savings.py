@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from metroculus.cost_model.allocation import Allocation
-from metroculus.cost_model.assets import Asset
 from metroculus.cost_model.savings import (
     MIN_WINDOW_SECONDS,
     Recommendation,
@@ -26,6 +25,7 @@ from metroculus.sources.errors import SourceError
 from metroculus.sources.http import Deadline
 from metroculus.sources.kubecost import KubecostSource
 from metroculus.sources.kubecost_savings import decode_abandoned, decode_overview, decode_request_sizing
+from metroculus.sources.thanos_assets import assets_by_metrics
 from metroculus.sources.thanos_usage import container_usages
 from tools.window import Window, iso
 
@@ -69,12 +69,14 @@ class SavingsController:
 
     async def overview(self, account: str, window: Window, deadline: Deadline) -> SavingsOverview:
         """The sum and its categories; never raises for a source that failed."""
-        found = await self._sizing(await self._accounts.of(account), account, window, deadline, None)
+        sources = await self._accounts.of(account)
+        found = await self._sizing(sources, account, window, deadline, None)
         if found.source.status != "ok":
             return SavingsOverview(None, {}, found.source)
         categories = found.by_category
         if categories is None:
-            categories = by_kind(found.recommendations)
+            besides, _ = await self._besides(sources, account, window, deadline)
+            categories = by_kind([*found.recommendations, *besides])
         return SavingsOverview(sum(categories.values()), categories, found.source)
 
     async def savings(self, account: str, window: Window, deadline: Deadline, utilization: float | None) -> Savings:
@@ -86,12 +88,11 @@ class SavingsController:
         sources = await self._accounts.of(account)
         if sources.kubecost is None and sources.thanos is None:
             raise NoSource
-        sizing, (assets, nodes_requested, assets_source) = await asyncio.gather(
+        sizing, (besides, assets_source) = await asyncio.gather(
             self._sizing(sources, account, window, deadline, utilization),
-            self._infrastructure(sources.kubecost, window, deadline),
+            self._besides(sources, account, window, deadline),
         )
-        recommendations = [*sizing.recommendations, *unclaimed_volumes(assets), *idle_nodes(assets, nodes_requested)]
-        recommendations.sort(key=lambda r: (-r.monthly_saving, r.name))
+        recommendations = sorted([*sizing.recommendations, *besides], key=lambda r: (-r.monthly_saving, r.name))
         categories = sizing.by_category
         if categories is None and sizing.source.status == "ok":
             categories = by_kind(recommendations)
@@ -154,19 +155,24 @@ class SavingsController:
         reading = await kubecost.allocation(day, ("cluster",), deadline)
         return next((a.cluster for a in reading.allocations() if a.cluster), "")
 
-    async def _infrastructure(
-        self, kubecost: KubecostSource | None, window: Window, deadline: Deadline
-    ) -> tuple[Sequence[Asset], dict[str, tuple[float, float]], Source | None]:
-        """Assets, and average cores and bytes requested by node."""
-        if kubecost is None:
-            return (), {}, None
+    async def _besides(
+        self, sources: AccountSources, account: str, window: Window, deadline: Deadline
+    ) -> tuple[list[Recommendation], Source | None]:
+        """Volumes that nobody claims, and nodes that could go; metrics do not tell what runs on which node."""
         try:
-            reading, allocation = await asyncio.gather(
-                kubecost.assets(window, deadline), kubecost.allocation(window, ("namespace", "pod"), deadline)
-            )
+            if sources.kubecost is not None:
+                reading, allocation = await asyncio.gather(
+                    sources.kubecost.assets(window, deadline),
+                    sources.kubecost.allocation(window, ("namespace", "pod"), deadline),
+                )
+                requested = requested_by_node(tuple(allocation.allocations()), window)
+                return [*unclaimed_volumes(reading.assets), *idle_nodes(reading.assets, requested)], reading.source
+            if sources.thanos is not None:
+                assets, source = await assets_by_metrics(sources.thanos, account, window, deadline)
+                return unclaimed_volumes(assets), source
         except SourceError as failure:
-            return (), {}, Source(name="assets", status="unavailable", error=str(failure))
-        return reading.assets, requested_by_node(tuple(allocation.allocations()), window), reading.source
+            return [], Source(name="assets", status="unavailable", error=str(failure))
+        return [], None
 
 
 def requested_by_node(allocations: Sequence[Allocation], window: Window) -> dict[str, tuple[float, float]]:
