@@ -19,11 +19,9 @@ from standalone import demo as demonstration
 from standalone import up as machine
 from standalone.running import Plan
 from tools.cli import load_settings, setting_options
-from tools.settings import Setting, SettingsError, address
+from tools.settings import CONFIG_URL, SettingsError, address
 from tools.tornado_service.application import listen, stop_signal
 from tools.tornado_service.logs import set_up
-
-CONFIG_URL = Setting("CONFIG_URL", "Where settings live: env: or etcd://host:port.", str, "env:")
 
 
 @click.group()

@@ -39,6 +39,10 @@ class Setting:
         return self.name.lower()
 
 
+CONFIG_URL = Setting("CONFIG_URL", "Where settings live: env: or etcd://host:port.", str, "env:")
+"""Read before every other setting, for it says where those are."""
+
+
 def load(
     settings: Sequence[Setting],
     flags: Mapping[str, str | None],

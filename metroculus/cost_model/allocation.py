@@ -202,12 +202,17 @@ def add(allocations: Sequence[Allocation]) -> Group:
     )
 
 
+def as_prometheus_spells(label: str) -> str:
+    """A Kubernetes label's name in metrics: ``-``, ``.`` and ``/`` become ``_``."""
+    return _LABEL_UNSAFE.sub("_", label)
+
+
 def _labelled(labels: dict[str, str], name: str) -> str:
-    """A label by either spelling: Prometheus turns ``-``, ``.`` and ``/`` into ``_``."""
+    """A label by either spelling."""
     if name in labels:
         return labels[name]
-    clean = _LABEL_UNSAFE.sub("_", name)
-    return next((value for key, value in labels.items() if _LABEL_UNSAFE.sub("_", key) == clean), "")
+    clean = as_prometheus_spells(name)
+    return next((value for key, value in labels.items() if as_prometheus_spells(key) == clean), "")
 
 
 def _property(name: str) -> Callable[[Allocation], str]:

@@ -156,6 +156,10 @@ class StatementWindow(Struct, frozen=True):
     end: str
     final_until: str
 
+    @staticmethod
+    def of(window: Window) -> StatementWindow:
+        return StatementWindow(iso(window.start), iso(window.end), iso(window.final_until))
+
 
 class Statement(Struct, frozen=True, kw_only=True):
     """What a cluster cost in ``[start_date, end_date)``; ``docs/api.md`` says what each key means."""
@@ -278,7 +282,7 @@ def reconcile(
         cloud_account_id=question.cloud_account_id,
         start_date=question.window.start,
         end_date=question.window.end,
-        window=StatementWindow(*map(iso, (question.window.start, question.window.end, question.window.final_until))),
+        window=StatementWindow.of(question.window),
         currency=question.currency,
         complete=summary.total_cost is not None and all(s.status in ("ok", "not_configured") for s in sources),
         not_covered=not_covered,

@@ -175,12 +175,12 @@ def decode_allocation(source: str, body: bytes, aggregate: Sequence[str]) -> Dec
         BadAnswer: not an allocation answer at all, or sets that overlap.
     """
     data, warnings = open_envelope(source, body)
-    _refuse_repeated_keys(source, data)
     try:
         sets = _SETS.decode(data)
         rows: list[list[tuple[str, _Row | None]]] = [list((one or {}).items()) for one in sets or ()]
     except _MALFORMED:
         rows = _rows_one_by_one(source, data)
+    _refuse_repeated_keys(source, bytes(data), sum(map(len, rows)))
     read = (_allocation_set(one, aggregate) for one in rows if one)
     found = sorted((one for one in read if one is not None), key=lambda one: one.start)
     for before, after in pairwise(found):
@@ -205,18 +205,16 @@ def _rows_one_by_one(source: str, data: Raw) -> list[list[tuple[str, _Row | None
         raise _malformed(source) from None
 
 
-def _refuse_repeated_keys(source: str, data: Raw) -> None:
+def _refuse_repeated_keys(source: str, data: bytes, rows: int) -> None:
     """A key that stands twice in one object would lose a cost unseen.
+
+    Args:
+        rows: how many were decoded; as many windows as that, and there is nothing to look for.
 
     Raises:
         BadAnswer
     """
-    try:
-        sets = _RAW_SETS.decode(data) or ()
-    except _MALFORMED:
-        return
-    rows = sum(len(one or ()) for one in sets)
-    if bytes(data).count(b'"window"') == rows:
+    if data.count(b'"window"') == rows:
         return
 
     def unique(pairs: list[tuple[str, Any]]) -> None:
@@ -224,7 +222,7 @@ def _refuse_repeated_keys(source: str, data: Raw) -> None:
             raise BadAnswer(f"{source} answered with the same key twice")
 
     try:
-        json.loads(bytes(data), object_pairs_hook=unique)
+        json.loads(data, object_pairs_hook=unique)
     except (ValueError, RecursionError):
         return
 

@@ -14,11 +14,10 @@ from rest_api.rest_api_server.directory.model import AlreadyExists, DirectoryErr
 from rest_api.rest_api_server.directory.sqlite import SqliteDirectory
 from rest_api.rest_api_server.server import make_app
 from tools.cli import load_settings, setting_options
-from tools.settings import Setting
+from tools.settings import CONFIG_URL
 from tools.tornado_service.application import listen, stop_signal
 from tools.tornado_service.logs import set_up
 
-CONFIG_URL = Setting("CONFIG_URL", "Where settings live: env: or etcd://host:port.", str, "env:")
 DIRECTORY_SETTINGS = tuple(s for s in SETTINGS if s.name in ("DIRECTORY_URL", "DATA_DIR"))
 
 

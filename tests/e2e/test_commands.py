@@ -21,7 +21,7 @@ from simulator import openmetrics
 from simulator.costs import truth
 from simulator.world import DAY, make_world
 from tests.conftest import free_port, need
-from tests.integration.test_etcd import BIN, command
+from tests.integration.test_etcd import BIN, command, rest_commands
 from tests.support import ACCOUNT, SECRET, Stack
 from tools.window import parse_rfc3339_utc
 
@@ -161,18 +161,7 @@ def test_a_dead_cluster_is_said_and_not_zero(tmp_path):
 
 def test_both_services_by_their_own_commands_with_a_user_made_by_hand(tmp_path):
     environment = {"CLUSTER_SECRET": SECRET, "DATA_DIR": str(tmp_path / "data")}
-
-    def rest(*args):
-        done = subprocess.run(
-            [BIN / "rest-api", *args],
-            cwd=tmp_path,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout.strip()
-
+    rest = rest_commands(tmp_path, environment)
     organization = rest("organization", "create", "acme")
     rest("user", "create", "ann", "--organization", organization, "--role", "viewer")
     token = rest("token", "create", "ann")

@@ -44,6 +44,23 @@ def command(folder, *args, **environment):
         process.communicate(timeout=40)
 
 
+def rest_commands(folder, environment):
+    """``rest(*args)`` runs ``rest-api`` and gives what it printed."""
+
+    def rest(*args):
+        done = subprocess.run(
+            [BIN / "rest-api", *args],
+            cwd=folder,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    return rest
+
+
 def client_of(etcd):
     return etcd3.client(host="127.0.0.1", port=etcd.port, timeout=5)
 
@@ -117,18 +134,7 @@ def test_no_etcd_is_one_clear_line(tmp_path):
 def test_both_services_follow_a_rotation_and_links_go_on(etcd, tmp_path):
     client_of(etcd).put("/secret/cluster", "first-secret")
     environment = {"DATA_DIR": str(tmp_path / "data")}
-
-    def rest(*args):
-        run = subprocess.run(
-            [BIN / "rest-api", *args],
-            cwd=tmp_path,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return run.stdout.strip()
-
+    rest = rest_commands(tmp_path, environment)
     organization = rest("organization", "create", "acme")
     rest("user", "create", "ann", "--organization", organization, "--role", "admin")
     token = rest("token", "create", "ann")

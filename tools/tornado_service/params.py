@@ -66,6 +66,18 @@ class FilterText(Text):
     what = "1 to 63 printable characters"
 
 
+class Step(Text):
+    """Seconds, or a number with a unit."""
+
+    pattern = r"[1-9][0-9]{0,6}[smhd]?"
+    what = "seconds, or a number with s, m, h or d"
+
+    @property
+    def seconds(self) -> int:
+        unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(self[-1])
+        return int(self[:-1]) * unit if unit else int(self)
+
+
 class Flag(Text):
     pattern = r"true|false"
     what = "true or false"

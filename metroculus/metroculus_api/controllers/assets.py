@@ -17,7 +17,7 @@ from metroculus.sources.http import Deadline
 from metroculus.sources.thanos import Series, ThanosSource
 from metroculus.sources.thanos_assets import assets_by_metrics
 from metroculus.sources.thanos_usage import NodeSpecification, Quota, WorkloadResources, metadata
-from tools.window import Window, iso
+from tools.window import Window
 
 MAX_POINTS = 1000
 MIN_STEP_SECONDS = 60
@@ -81,10 +81,6 @@ class MetadataAnswer(Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeSpecification, ...]
 
 
-def _window(window: Window) -> StatementWindow:
-    return StatementWindow(iso(window.start), iso(window.end), iso(window.final_until))
-
-
 class InventoryController:
     """What is there, rather than what it adds up to."""
 
@@ -117,7 +113,7 @@ class InventoryController:
             cloud_account_id=account,
             start_date=window.start,
             end_date=window.end,
-            window=_window(window),
+            window=StatementWindow.of(window),
             currency="USD",
             complete=source.status == "ok",
             sources=(source,),
@@ -162,7 +158,7 @@ class InventoryController:
             cloud_account_id=account,
             start_date=window.start,
             end_date=window.end,
-            window=_window(window),
+            window=StatementWindow.of(window),
             step=chosen,
             complete=source.status == "ok",
             sources=(source,),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from metroculus.cost_model.allocation import IDLE
+from metroculus.cost_model.allocation import IDLE, as_prometheus_spells
 from metroculus.cost_model.prices import CustomPrices, unpriced, with_prices
 from metroculus.cost_model.statement import (
     AllocationReading,
@@ -67,7 +67,7 @@ class CostController:
             statement = await _reconciled(question, *(await gathering.cost()))
         else:
             readings, savings = await asyncio.gather(
-                gathering.cost(), self._savings.overview(question.cloud_account_id, question.window, deadline)
+                gathering.cost(), self._savings.overview(sources, question.cloud_account_id, question.window, deadline)
             )
             statement = await _reconciled(question, *readings)
             statement = replace(
@@ -147,7 +147,7 @@ class _Gathering:
     def _labels(self) -> tuple[str, ...]:
         """The pod labels that the question groups by, as metrics spell them."""
         asked = (name.partition(":")[2] for name in self.question.aggregate if name.startswith("label:"))
-        return tuple("label_" + name.translate(str.maketrans("-./", "___")) for name in asked)
+        return tuple("label_" + as_prometheus_spells(name) for name in asked)
 
     async def _answer(self, asked: Coroutine[Any, Any, R]) -> R | SourceError:
         """What a source said, or why it could not."""

@@ -27,7 +27,7 @@ from metroculus.sources.kubecost import KubecostSource
 from metroculus.sources.kubecost_savings import decode_abandoned, decode_overview, decode_request_sizing
 from metroculus.sources.thanos_assets import assets_by_metrics
 from metroculus.sources.thanos_usage import container_usages
-from tools.window import Window, iso
+from tools.window import Window
 
 log = logging.getLogger("savings")
 
@@ -67,9 +67,10 @@ class SavingsController:
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
 
-    async def overview(self, account: str, window: Window, deadline: Deadline) -> SavingsOverview:
+    async def overview(
+        self, sources: AccountSources, account: str, window: Window, deadline: Deadline
+    ) -> SavingsOverview:
         """The sum and its categories; never raises for a source that failed."""
-        sources = await self._accounts.of(account)
         found = await self._sizing(sources, account, window, deadline, None)
         if found.source.status != "ok":
             return SavingsOverview(None, {}, found.source)
@@ -101,7 +102,7 @@ class SavingsController:
             cloud_account_id=account,
             start_date=window.start,
             end_date=window.end,
-            window=StatementWindow(iso(window.start), iso(window.end), iso(window.final_until)),
+            window=StatementWindow.of(window),
             currency="USD",
             potential_savings=sum(categories.values()) if categories is not None else None,
             cpu_savings=tuple(r for r in recommendations if r.resource == "cpu" and r.kind == "right_sizing"),

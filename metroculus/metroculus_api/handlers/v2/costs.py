@@ -15,7 +15,7 @@ from metroculus.metroculus_api.controllers.savings import Savings, SavingsContro
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
 from metroculus.sources.kubecost import AGGREGATES
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import FilterText, Text, Uuid, WindowQuery
+from tools.tornado_service.params import FilterText, Step, Text, Uuid, WindowQuery
 
 
 class MetricName(Text):
@@ -36,18 +36,6 @@ class Aggregate(Text):
         if name.startswith("__") or (name and not LABEL_NAME.fullmatch(re.sub(r"[-./]", "_", "_" + name))):
             raise ValueError(f"must be {cls.what}")
         return parsed
-
-
-class Step(Text):
-    """Seconds, or a number with a unit."""
-
-    pattern = r"[1-9][0-9]{0,6}[smhd]?"
-    what = "seconds, or a number with s, m, h or d"
-
-    @property
-    def seconds(self) -> int:
-        unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(self[-1])
-        return int(self[:-1]) * unit if unit else int(self)
 
 
 class Share(Text):

@@ -19,7 +19,7 @@ from rest_api.rest_api_server.controllers.metrics import MetricsController
 from rest_api.rest_api_server.errors import CODES
 from rest_api.rest_api_server.paging import PageQuery, page
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import DnsLabel, Text, Uuid, WindowQuery, resolve_window
+from tools.tornado_service.params import DnsLabel, Step, Text, Uuid, WindowQuery, resolve_window
 from tools.window import Window
 
 DEFAULT_WINDOW = "7d"
@@ -36,11 +36,6 @@ class Aggregate(Text):
     what = (
         "namespace, controller, controllerKind, pod, container, node, service, cluster, label:NAME or annotation:NAME"
     )
-
-
-class Step(Text):
-    pattern = r"[1-9][0-9]{0,6}[smhd]?"
-    what = "seconds, or a number with s, m, h or d"
 
 
 class OrganizationQuery(Struct, frozen=True, kw_only=True):
