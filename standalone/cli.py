@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from metroculus.metroculus_api.config import SETTINGS, MetroculusConfig, config_of
-from metroculus.metroculus_api.registry import RegistryError
 from metroculus.metroculus_api.server import make_app
 from metroculus.sources.addresses import parse_upstream_url
+from metroculus.sources.registry import RegistryError
 from optscale_client.config_client import ConfigError, EtcdConfig
 from rest_api.rest_api_server.directory.model import DirectoryError
 from standalone import demo as demonstration

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import requests
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from simulator import openmetrics
 from simulator.world import World
+from tests.stores import ClickHouse
 from tests.support import Stack
 
 settings.register_profile("repo", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -162,3 +164,24 @@ def etcd(tmp_path: Path) -> Iterator[Etcd]:
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture(scope="session")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
+    """The oldest ClickHouse server that anyone runs."""
+    need("clickhouse-server", package="clickhouse-server")
+    server = ClickHouse(tmp_path_factory.mktemp("clickhouse"), free_port())
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["embedded", "server"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """``CLICKHOUSE_URL`` of an empty store, for each engine."""
+    if request.param == "embedded":
+        yield f"embedded:{tmp_path / 'store'}"
+        return
+    server: ClickHouse = request.getfixturevalue("clickhouse")
+    with server.database(f"d{uuid4().hex}") as url:
+        yield url

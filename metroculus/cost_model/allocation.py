@@ -26,7 +26,7 @@ COMPONENTS = ("cpu", "ram", "gpu", "pv", "network", "load_balancer", "shared", "
 _LABEL_UNSAFE = re.compile(r"[-./]")
 
 
-class Costs(Struct, frozen=True):
+class Costs(Struct, frozen=True, array_like=True, gc=False):
     """USD by component, adjustments included."""
 
     cpu: float = 0.0
@@ -56,7 +56,7 @@ class Costs(Struct, frozen=True):
         return Costs.sum((self, *others))
 
 
-class Egress(Struct, frozen=True):
+class Egress(Struct, frozen=True, array_like=True, gc=False):
     """Parts *of* the network cost, USD: what left to the internet, to other regions, to other zones."""
 
     internet: float = 0.0
@@ -64,7 +64,7 @@ class Egress(Struct, frozen=True):
     zone: float = 0.0
 
 
-class Usage(Struct, frozen=True):
+class Usage(Struct, frozen=True, array_like=True, gc=False):
     """Requests and usage as core-minutes and byte-minutes, so that they add."""
 
     cpu_request: float = 0.0
@@ -81,7 +81,7 @@ class Usage(Struct, frozen=True):
         return Usage(*(fsum(column) for column in columns)) if columns else Usage()
 
 
-class Amounts(Struct, frozen=True):
+class Amounts(Struct, frozen=True, array_like=True, gc=False):
     """What was allocated: core hours, GiB hours of memory, GPU hours, GiB hours of volumes."""
 
     cpu: float = 0.0
@@ -90,7 +90,7 @@ class Amounts(Struct, frozen=True):
     pv: float = 0.0
 
 
-class Allocation(Struct, frozen=True, kw_only=True):
+class Allocation(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """One pod, container, namespace… in one window.
 
     ``start`` and ``end`` (Unix seconds) are when it ran, not the window. ``unknown`` names the components that the
@@ -137,9 +137,13 @@ class AllocationSet(Struct, frozen=True):
     """Rows that could not be read, and are not in the sums."""
     disagreement: float = 0.0
     """USD by which the source's own totals differ from the sum of their parts."""
+    seconds: int | None = None
+    """Time that it tells of, where that is known apart from the allocations: stored ones are sums of many hours."""
 
     def covered(self, until: int) -> int:
         """Seconds before ``until`` in which anything ran or stood idle."""
+        if self.seconds is not None:
+            return max(0, min(self.seconds, until - self.start))
         edge = min(self.end, until)
         spans = sorted((max(a.start, self.start), min(a.end, edge)) for a in self.allocations)
         return sum(b - a for a, b in union(spans))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from metroculus.metroculus_api.registry import RegistryError
 from metroculus.sources.errors import BadAnswer, DeadlineExceeded, SourceError, Unreachable
+from metroculus.sources.registry import RegistryError
 from tools.tornado_service.errors import ApiError, CommonCodes, ErrorCode
 
 WRONG_SECRET = ErrorCode(403, "OM0005", "the cluster secret is wrong")

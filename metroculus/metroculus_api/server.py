@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from tornado.web import Application
 
-from metroculus.metroculus_api.accounts import Accounts, DefaultUpstream
 from metroculus.metroculus_api.config import MetroculusConfig
 from metroculus.metroculus_api.controllers.assets import InventoryController
 from metroculus.metroculus_api.controllers.costs import CostController
 from metroculus.metroculus_api.controllers.savings import SavingsController
 from metroculus.metroculus_api.controllers.sources import SourcesController
 from metroculus.metroculus_api.errors import CODES, map_error
-from metroculus.metroculus_api.registry import SourceRegistry, load_key
 from metroculus.metroculus_api.secret import SecretKeeper
 from metroculus.metroculus_api.urls import routes
+from metroculus.sources.accounts import Accounts, DefaultUpstream
 from metroculus.sources.http import SourceHttp, Upstream
+from metroculus.sources.registry import SourceRegistry, load_key
 from metroculus.sources.thanos import ThanosSource
 from tools.tornado_service.application import Service, make_application
 

@@ -11,8 +11,8 @@ from msgspec import Struct
 from metroculus.cost_model.assets import Asset, totals
 from metroculus.cost_model.promql import selector
 from metroculus.cost_model.statement import Source, StatementWindow
-from metroculus.metroculus_api.accounts import Accounts
 from metroculus.metroculus_api.errors import NoMetricsSource, NoSource
+from metroculus.sources.accounts import Accounts
 from metroculus.sources.http import Deadline
 from metroculus.sources.thanos import Series, ThanosSource
 from metroculus.sources.thanos_assets import assets_by_metrics

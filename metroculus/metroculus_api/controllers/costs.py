@@ -19,9 +19,9 @@ from metroculus.cost_model.statement import (
     Statement,
     reconcile,
 )
-from metroculus.metroculus_api.accounts import Accounts, AccountSources
 from metroculus.metroculus_api.controllers.savings import SavingsController
 from metroculus.metroculus_api.errors import NoSource
+from metroculus.sources.accounts import Accounts, AccountSources
 from metroculus.sources.errors import SourceError
 from metroculus.sources.http import Deadline
 from metroculus.sources.kubecost import AssetsReading, KubecostSource, worst

@@ -19,8 +19,8 @@ from metroculus.cost_model.savings import (
     unclaimed_volumes,
 )
 from metroculus.cost_model.statement import Source, StatementWindow
-from metroculus.metroculus_api.accounts import Accounts, AccountSources
 from metroculus.metroculus_api.errors import NoSource
+from metroculus.sources.accounts import Accounts, AccountSources
 from metroculus.sources.errors import SourceError
 from metroculus.sources.http import Deadline
 from metroculus.sources.kubecost import KubecostSource

@@ -9,11 +9,11 @@ from typing import Literal
 from msgspec import Struct
 
 from metroculus.cost_model.prices import CustomPrices
-from metroculus.metroculus_api.accounts import Accounts
 from metroculus.metroculus_api.errors import INVALID, MISSING, NOT_FOUND, ONE_CLUSTER
-from metroculus.metroculus_api.registry import Credentials, SourceEntry, SourceFlavour
+from metroculus.sources.accounts import Accounts
 from metroculus.sources.addresses import AllowedAddresses, check_allowed, parse_upstream_url
 from metroculus.sources.errors import AddressRefused
+from metroculus.sources.registry import Credentials, SourceEntry, SourceFlavour
 from tools.tornado_service.errors import ApiError
 
 MAX_CREDENTIAL_LENGTH = 8192

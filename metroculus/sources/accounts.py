@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from metroculus.cost_model.prices import CustomPrices
-from metroculus.metroculus_api.registry import SourceRegistry
 from metroculus.sources.http import SourceHttp, Upstream
 from metroculus.sources.kubecost import Flavour, KubecostSource
+from metroculus.sources.registry import SourceRegistry
 from metroculus.sources.thanos import ThanosSource
 
 

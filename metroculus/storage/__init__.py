@@ -1,0 +1,1 @@
+"""The expense store: committed hours, days of assets, summaries, back-fills; two engines behind one protocol."""

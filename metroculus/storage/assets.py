@@ -1,0 +1,97 @@
+"""Days of assets, under the batch rule of hours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from math import fsum
+
+import msgspec
+from msgspec import Struct
+
+from metroculus.cost_model.assets import Asset
+from metroculus.storage.engine import Engine, literal, moment, numbers
+from metroculus.storage.ledger import Pen
+from metroculus.storage.schema import ASSET_DAYS, ASSETS
+from tools.window import DAY
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(Asset)
+
+
+class AssetDay(Struct, frozen=True):
+    """The newest committed day of assets."""
+
+    day: int
+    batch: int
+    sequence: int
+    rows: int
+    total: float
+    fetched_at: int
+    digest: int
+
+
+class AssetDays:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def commit(
+        self, account: str, day: int, assets: Sequence[Asset], batch: int, fetched_at: int, pen: Pen
+    ) -> AssetDay:
+        """Store what a cluster was made of on one UTC day.
+
+        Raises:
+            StoreError
+        """
+        encoded = [_ENCODER.encode(asset) for asset in assets]
+        rows = [
+            (account, day, batch, asset.type, asset.name, asset.total_cost, text.decode())
+            for asset, text in zip(assets, encoded, strict=True)
+        ]
+        self._engine.insert(ASSETS.name, ASSETS.names, rows)
+        digest = int.from_bytes(blake2b(b"".join(sorted(encoded)), digest_size=8).digest(), "big")
+        made = AssetDay(day, batch, pen.sequence(), len(rows), fsum(a.total_cost for a in assets), fetched_at, digest)
+        row = (account, day, batch, made.sequence, made.rows, made.total, fetched_at, digest)
+        self._engine.insert(ASSET_DAYS.name, ASSET_DAYS.names, [row])
+        return made
+
+    def days(self, account: str, start: int, end: int) -> dict[int, AssetDay]:
+        """The whole committed days in ``[start, end)``, each its newest batch whose rows are all there.
+
+        Raises:
+            StoreError
+        """
+        where = f"account = {literal(account)} AND day >= {moment(start)} AND day <= {moment(end - DAY)}"
+        marks = [
+            AssetDay(*row)
+            for row in self._engine.query(
+                "SELECT toUInt32(day), batch, sequence, rows, total, fetched_at, digest"
+                f" FROM {ASSET_DAYS.name} WHERE {where}"
+            )
+        ]
+        counts: dict[int, int] = {
+            batch: rows
+            for batch, rows in self._engine.query(
+                f"SELECT batch, count() FROM {ASSETS.name} WHERE {where} GROUP BY batch"
+            )
+        }
+        found: dict[int, AssetDay] = {}
+        for mark in sorted(marks, key=lambda one: one.sequence):
+            if counts.get(mark.batch, 0) == mark.rows:
+                found[mark.day] = mark
+        return found
+
+    def read(self, account: str, days: Sequence[AssetDay]) -> list[Asset]:
+        """The assets of committed days, one entry a day and thing.
+
+        Raises:
+            StoreError
+        """
+        if not days:
+            return []
+        rows = self._engine.query(
+            f"SELECT asset FROM {ASSETS.name} WHERE account = {literal(account)}"
+            f" AND day >= {moment(min(d.day for d in days))} AND day <= {moment(max(d.day for d in days))}"
+            f" AND batch IN ({numbers([d.batch for d in days])}) ORDER BY day, total_cost DESC, name"
+        )
+        return [_DECODER.decode(row[0]) for row in rows]

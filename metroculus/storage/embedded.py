@@ -1,0 +1,180 @@
+"""The embedded engine: a ClickHouse inside this machine (chdb), one folder, nothing to install or to run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import msgspec
+
+from metroculus.storage import schema
+from metroculus.storage.embedded_process import BLOCK, DONE, FORMAT, OWNED, read_frame, write_frame
+from metroculus.storage.engine import Dialect, Engine, StoreError, StoreOwned, Value, literal
+from metroculus.storage.rows import Line
+
+log = logging.getLogger("storage")
+
+ANSWER_SECONDS = 150.0
+"""Longer than any statement may run: who is silent for that long is hung."""
+
+_ENCODER = msgspec.json.Encoder()
+_ROW = msgspec.json.Decoder(list[Value])
+
+
+class EmbeddedEngine(Engine):
+    """One folder, owned by one process at a time.
+
+    A process of its own that dies is started again with the next statement; the statement that it died with has failed.
+
+    Raises:
+        StoreOwned: another process has the folder.
+        StoreError: the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self.dialect = Dialect((0, 0))
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as problem:
+            raise StoreError(f"{folder}: {problem.strerror}") from None
+        with self._lock:
+            self._start()
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the engine's own process."""
+        return self._process.pid if self._process is not None else None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "metroculus.storage.embedded_process", str(self._folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,  # what a buffer had swallowed, select would not see
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,
+        )
+        self._process = process
+        frame = self._read(process)
+        kind, text = frame[:1], frame[1:].decode("utf-8", "replace")
+        if kind == DONE:
+            major, minor = text.split(".")[:2]
+            self.dialect = Dialect((int(major), int(minor)))
+            return process
+        self._end()
+        if kind == OWNED:
+            raise StoreOwned(f"the store in {self._folder} is in use by another process: stop it, or ask it over HTTP")
+        raise StoreError(f"the store in {self._folder} cannot be opened: {_first_line(text)}")
+
+    def _read(self, process: subprocess.Popen[bytes]) -> bytes:
+        """One frame; whoever does not give one is ended.
+
+        Raises:
+            StoreError
+        """
+        assert process.stdout is not None
+        readable, _, _ = select.select([process.stdout], [], [], ANSWER_SECONDS)
+        frame = read_frame(process.stdout) if readable else None
+        if frame is None:
+            self._end()
+            raise StoreError("the embedded engine died" if readable else "the embedded engine does not answer")
+        return frame
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.close()
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+    def _ask(self, kind: str, sql: str) -> Iterator[bytes]:
+        """The blocks of an answer; holds the engine until the last was taken.
+
+        Raises:
+            StoreError
+        """
+        with self._lock:
+            if self._closed:
+                raise StoreError("the store is closed")
+            process = self._process
+            if process is None or process.poll() is not None:
+                self._end()
+                log.warning("starting the embedded engine again")
+                process = self._start()
+            assert process.stdin is not None
+            try:
+                write_frame(process.stdin, msgspec.msgpack.encode((kind, sql)))
+            except OSError:
+                self._end()
+                raise StoreError("the embedded engine died") from None
+            frame = self._read(process)
+            try:
+                while frame[:1] == BLOCK:
+                    yield frame[1:]
+                    frame = self._read(process)
+            except GeneratorExit:  # what is left of this answer would be taken for the next one's
+                while frame[:1] == BLOCK:
+                    frame = self._read(process)
+                raise
+            if frame[:1] != DONE:
+                raise StoreError(_first_line(frame[1:].decode("utf-8", "replace")))
+
+    def command(self, sql: str) -> None:
+        for _ in self._ask("command", sql):
+            pass
+
+    def query(self, sql: str) -> Iterator[Sequence[Value]]:
+        for block in self._ask("query", sql):
+            yield from _ROW.decode_lines(block)
+
+    def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
+        if rows:
+            self._insert_file(f"INSERT INTO {table} ({', '.join(columns)}) FROM INFILE {{file}} FORMAT {FORMAT}", rows)
+
+    def insert_lines(self, account: str, lines: Sequence[Line]) -> None:
+        if not lines:
+            return
+        made = ", ".join(column.line for column in schema.ALLOCATIONS.columns[1:])
+        self._insert_file(
+            f"INSERT INTO {schema.ALLOCATIONS.name} SELECT {literal(account)}, {made}"
+            f" FROM file({{file}}, '{FORMAT}', {literal(schema.LINE_STRUCTURE)})",
+            lines,
+        )
+
+    def _insert_file(self, sql: str, rows: Sequence[object]) -> None:
+        """Hand a block over in a file beside the data: the engine reads it side by side, and a pipe cannot clog."""
+        file = self._folder / f"block-{uuid4().hex}"
+        try:
+            try:
+                file.write_bytes(_ENCODER.encode_lines(rows))
+            except OSError as problem:
+                raise StoreError(f"{self._folder}: {problem.strerror}") from None
+            self.command(sql.replace("{file}", literal(str(file))))
+        finally:
+            file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._end()
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:300] if text.strip() else "unknown failure"

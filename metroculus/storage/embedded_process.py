@@ -1,0 +1,122 @@
+"""The embedded engine's own process: chdb over one folder, asked over pipes.
+
+It is a process of its own because the engine holds the interpreter and is not fork-safe. It ends when the other end of
+its input is closed, whichever way that happened, and with it the lock on the folder is gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO
+
+import msgspec
+
+LOCK_SECONDS = 5.0
+"""How long a folder is waited for: an owner that was killed lets go a moment later."""
+
+BLOCK, DONE, FAILED, OWNED = b"b", b"d", b"f", b"o"
+FORMAT = "JSONCompactEachRow"
+SETTINGS = (
+    "SET max_query_size = 67108864, max_ast_elements = 5000000, max_expanded_ast_elements = 5000000,"
+    " max_partitions_per_insert_block = 0, max_execution_time = 120, input_format_json_named_tuples_as_objects = 0,"
+    " output_format_json_quote_denormals = 0, session_timezone = 'UTC', max_block_size = 16384"
+)
+_HEAD = struct.Struct("<I")
+
+
+def write_frame(to: IO[bytes], *parts: bytes) -> None:
+    rest = memoryview(_HEAD.pack(sum(map(len, parts))) + b"".join(parts))
+    while rest:
+        rest = rest[to.write(rest) :]
+    to.flush()
+
+
+def read_frame(source: IO[bytes]) -> bytes | None:
+    """One frame, None at the end."""
+    head = _exactly(source, _HEAD.size)
+    return _exactly(source, _HEAD.unpack(head)[0]) if head is not None else None
+
+
+def _exactly(source: IO[bytes], size: int) -> bytes | None:
+    parts = []
+    while size:
+        part = source.read(size)
+        if not part:
+            return None
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def own(folder: Path) -> int:
+    """Take the folder's lock; its descriptor must stay open.
+
+    Raises:
+        BlockingIOError: somebody else has it.
+    """
+    descriptor = os.open(folder / "owner.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return descriptor
+
+
+def main(folder: Path) -> None:
+    """Answer until the input ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever the engine prints is not an answer
+    try:
+        own(folder)
+    except BlockingIOError:
+        return write_frame(answers, OWNED)
+    for left in folder.glob("block-*"):
+        left.unlink(missing_ok=True)
+    import chdb  # after the lock: importing the engine takes a second, refusing should not
+    from chdb.session import Session
+
+    requests: SimpleQueue[bytes] = SimpleQueue()
+
+    def listen() -> None:
+        """Hear the end of the input also while a statement runs."""
+        while (frame := read_frame(sys.stdin.buffer)) is not None:
+            requests.put(frame)
+        os._exit(0)
+
+    try:
+        session = Session(str(folder / "data"))
+        session.query(SETTINGS)
+        session.query("CREATE DATABASE IF NOT EXISTS metroculus")
+        session.query("USE metroculus")
+    except chdb.ChdbError as problem:
+        return write_frame(answers, FAILED, str(problem).encode())
+    write_frame(answers, DONE, str(session.query("SELECT version()", "TabSeparated")).encode())
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        kind, sql = msgspec.msgpack.decode(requests.get(), type=tuple[str, str])
+        try:
+            if kind == "query":
+                for block in session.send_query(sql, FORMAT):
+                    write_frame(answers, BLOCK, block.bytes())
+            else:
+                session.query(sql)
+        except chdb.ChdbError as problem:
+            write_frame(answers, FAILED, str(problem).encode())
+        else:
+            write_frame(answers, DONE)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

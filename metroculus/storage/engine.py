@@ -1,0 +1,81 @@
+"""What the store needs of a ClickHouse: commands, inserts, queries; and what the versions of it differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from metroculus.storage.rows import Line
+
+Value = Any
+"""Text, a number, or a list of either."""
+
+
+class StoreError(Exception):
+    """The store cannot be used now: down, full, slow, or what it holds cannot be read. The text holds no secret."""
+
+
+class StoreOwned(StoreError):
+    """Another process has the folder of the embedded store."""
+
+
+class StoreUrlError(ValueError):
+    """``CLICKHOUSE_URL`` is none."""
+
+
+class Dialect(Struct, frozen=True):
+    """What DDL may say: the oldest server that anyone runs is 18.16, the newest is the embedded engine."""
+
+    version: tuple[int, int]
+    cluster: str | None = None
+    """Name of the cluster whose tables are Replicated and Distributed."""
+
+    def type_of(self, wanted: str) -> str:
+        """A column's type; before 19 repetitive text is plain text."""
+        return wanted.replace("LowCardinality(String)", "String") if self.version < (19, 0) else wanted
+
+    @property
+    def codecs(self) -> bool:
+        return self.version >= (19, 11)
+
+
+class Engine(Protocol):
+    """A ClickHouse; methods block, may be called from any thread, and raise StoreError."""
+
+    dialect: Dialect
+
+    def command(self, sql: str) -> None:
+        """Run a statement without an answer."""
+        ...
+
+    def query(self, sql: str) -> Iterator[Sequence[Value]]:
+        """Rows of an answer, read in blocks."""
+        ...
+
+    def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
+        """Some rows, in one block; acknowledged when it returns."""
+        ...
+
+    def insert_lines(self, account: str, lines: Sequence[Line]) -> None:
+        """Allocation rows of one account, in one block; acknowledged when it returns."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def literal(text: str) -> str:
+    """A string literal of ClickHouse's SQL; what stands in it is never read as SQL."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\0", "\\0")
+    return f"'{escaped}'"
+
+
+def moment(stamp: int) -> str:
+    """A DateTime literal, UTC."""
+    return f"toDateTime({int(stamp)}, 'UTC')"
+
+
+def numbers(values: Sequence[int]) -> str:
+    """A list for ``IN``; never empty."""
+    return ",".join(str(int(value)) for value in values) or "0"

@@ -1,0 +1,44 @@
+"""Hours that were asked for and could not be had: known, said, and asked for again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from metroculus.storage.engine import Engine, literal, moment
+from metroculus.storage.schema import GAPS
+
+
+class Gap(Struct, frozen=True):
+    hour: int
+    asked_at: int
+    reason: str
+
+
+class Gaps:
+    """The last attempt at each hour; an hour that is stored since is no gap any more, whatever stands here."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def record(self, account: str, gaps: Sequence[Gap]) -> None:
+        """Note attempts that failed.
+
+        Raises:
+            StoreError
+        """
+        rows = [(account, gap.hour, gap.asked_at, gap.reason[:500]) for gap in gaps]
+        self._engine.insert(GAPS.name, GAPS.names, rows)
+
+    def of(self, account: str, start: int, end: int) -> dict[int, Gap]:
+        """The last attempt at each hour of ``[start, end)``.
+
+        Raises:
+            StoreError
+        """
+        rows = self._engine.query(
+            f"SELECT toUInt32(hour) AS h, max(asked_at), argMax(reason, asked_at) FROM {GAPS.name}"
+            f" WHERE account = {literal(account)} AND hour >= {moment(start)} AND hour < {moment(end)} GROUP BY h"
+        )
+        return {row[0]: Gap(row[0], row[1], row[2]) for row in rows}

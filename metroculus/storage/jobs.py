@@ -1,0 +1,132 @@
+"""Back-fills and repairs that were asked for, how far each is; and who repaired what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+from uuid import uuid4
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from metroculus.storage.engine import Engine, literal
+from metroculus.storage.schema import AUDIT, BACKFILLS
+
+State = Literal["queued", "running", "done", "incomplete", "failed"]
+OPEN: tuple[State, ...] = ("queued", "running")
+
+
+class Backfill(Struct, frozen=True, kw_only=True):
+    """A back-fill of ``[first, last)``; ``incomplete`` is one that ended with hours that could not be had."""
+
+    id: str
+    sequence: int
+    account: str
+    first: int
+    last: int
+    state: State
+    repair: bool
+    parallel: int
+    hours_total: int
+    hours_done: int
+    hours_missing: int
+    reason: str
+    asked_at: int
+    updated_at: int
+
+
+class Repair(Struct, frozen=True, kw_only=True):
+    """What a repair changed of one closed hour; USD."""
+
+    account: str
+    hour: int
+    repair: str
+    who: str
+    why: str
+    before: float
+    after: float
+    before_batch: int
+    after_batch: int
+    repaired_at: int
+
+
+class Jobs:
+    """A queue that outlives the process: a state is a row, the newest row of an id is its state."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def ask(self, account: str, first: int, last: int, parallel: int, repair: str | None = None) -> Backfill:
+        """Queue one; ``repair`` is why closed hours are to be read again.
+
+        Raises:
+            StoreError
+        """
+        now = int(self._clock())
+        job = Backfill(
+            id=str(uuid4()), sequence=1, account=account, first=first, last=last, state="queued",
+            repair=repair is not None, parallel=parallel, hours_total=(last - first) // 3600, hours_done=0,
+            hours_missing=0, reason=repair or "", asked_at=now, updated_at=now,
+        )  # fmt: skip
+        self._write(job)
+        return job
+
+    def advance(self, job: Backfill, state: State, done: int, missing: int, reason: str | None = None) -> Backfill:
+        """Say how far one is.
+
+        Raises:
+            StoreError
+        """
+        next_one = replace(
+            job, sequence=job.sequence + 1, state=state, hours_done=done, hours_missing=missing,
+            reason=job.reason if reason is None else reason[:500], updated_at=int(self._clock()),
+        )  # fmt: skip
+        self._write(next_one)
+        return next_one
+
+    def _write(self, job: Backfill) -> None:
+        row = [
+            job.id, job.sequence, job.account, job.first, job.last, job.state, int(job.repair), job.parallel,
+            job.hours_total, job.hours_done, job.hours_missing, job.reason, job.asked_at, job.updated_at,
+        ]  # fmt: skip
+        self._engine.insert(BACKFILLS.name, BACKFILLS.names, [row])
+
+    def get(self, id: str) -> Backfill | None:
+        found = self._read(f"WHERE id = {literal(id)}")
+        return found[0] if found else None
+
+    def open(self) -> list[Backfill]:
+        """Those that are not at their end, in the order in which they were asked for."""
+        return [job for job in self._read("") if job.state in OPEN]
+
+    def _read(self, where: str) -> list[Backfill]:
+        newest: dict[str, Backfill] = {}
+        columns = ", ".join(BACKFILLS.names)
+        for row in self._engine.query(f"SELECT {columns} FROM {BACKFILLS.name} {where}"):
+            fields = dict(zip(BACKFILLS.names, row, strict=True))
+            job = Backfill(**fields | {"repair": bool(fields["repair"])})
+            if job.id not in newest or job.sequence > newest[job.id].sequence:
+                newest[job.id] = job
+        return sorted(newest.values(), key=lambda job: (job.asked_at, job.id))
+
+    def audit(self, repairs: Sequence[Repair]) -> None:
+        """Keep who changed which closed hour, and why.
+
+        Raises:
+            StoreError
+        """
+        rows = [[getattr(repair, name) for name in AUDIT.names] for repair in repairs]
+        self._engine.insert(AUDIT.name, AUDIT.names, rows)
+
+    def audited(self, account: str) -> list[Repair]:
+        """Every repair of an account, oldest first.
+
+        Raises:
+            StoreError
+        """
+        columns = ", ".join("toUInt32(hour) AS h" if name == "hour" else name for name in AUDIT.names)
+        rows = self._engine.query(
+            f"SELECT {columns} FROM {AUDIT.name} WHERE account = {literal(account)} ORDER BY repaired_at, h"
+        )
+        return [Repair(**dict(zip(AUDIT.names, row, strict=True))) for row in rows]

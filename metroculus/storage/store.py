@@ -1,0 +1,95 @@
+"""The store as services see it: opened once, by one place, over the engine that ``CLICKHOUSE_URL`` names."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from metroculus.storage.assets import AssetDays
+from metroculus.storage.embedded import EmbeddedEngine
+from metroculus.storage.engine import Engine, StoreError
+from metroculus.storage.gaps import Gaps
+from metroculus.storage.history import History
+from metroculus.storage.jobs import Jobs
+from metroculus.storage.ledger import Ledger
+from metroculus.storage.maintenance import Maintenance
+from metroculus.storage.schema import migrate
+from metroculus.storage.server import ServerEngine, parse_url
+from metroculus.storage.summaries import Summaries
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+THREADS = 8
+EMBEDDED = "embedded:"
+
+
+class Store:
+    """Everything that is stored; every part blocks, ``run`` calls it from a loop."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.ledger = Ledger(engine, clock)
+        self.history = History(engine)
+        self.summaries = Summaries(engine, self.ledger, self.history)
+        self.assets = AssetDays(engine)
+        self.gaps = Gaps(engine)
+        self.jobs = Jobs(engine, clock)
+        self.maintenance = Maintenance(engine, self.ledger)
+        self.failed: str | None = None
+        """Why the last call failed; None where it did not."""
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
+
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """A blocking call to a part of the store, on its own threads.
+
+        Raises:
+            StoreError
+        """
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        except StoreError as failure:
+            self.failed = str(failure)
+            raise
+        self.failed = None
+        return answer
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self.engine.close()
+
+
+def check_url(text: str) -> str:
+    """``embedded:PATH`` or a server's URL, as it was given.
+
+    Raises:
+        StoreUrlError
+    """
+    if not text.startswith(EMBEDDED):
+        parse_url(text)
+    return text
+
+
+def is_embedded(url: str) -> bool:
+    return url.startswith(EMBEDDED)
+
+
+def open_store(url: str, clock: Callable[[], float] = time.time) -> Store:
+    """Open a store and bring its schema up to date.
+
+    Raises:
+        StoreOwned: another process has its folder.
+        StoreError
+    """
+    engine: Engine = EmbeddedEngine(Path(url[len(EMBEDDED) :])) if is_embedded(url) else ServerEngine(url)
+    try:
+        migrate(engine)
+    except StoreError:
+        engine.close()
+        raise
+    return Store(engine, clock)

@@ -1,0 +1,243 @@
+"""Sums of hours, days and months by namespace, rebuilt from committed batches and never counted up.
+
+A summary says of which batches it was built. It answers only while those are still the ones that are read, so that it
+can be late but never wrong: what is not summarised is summed from the rows.
+"""
+
+from __future__ import annotations
+
+import calendar
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+from msgspec import Struct
+
+from metroculus.cost_model.allocation import Costs, Group
+from metroculus.storage.engine import Engine, literal, moment, numbers
+from metroculus.storage.history import SUMS, TIMES, Filters, History, Measured, by_key, where_held
+from metroculus.storage.ledger import Held, Ledger, Marker, Pen, built_from
+from metroculus.storage.schema import ALLOCATIONS, SUMMARIES, SUMMARY_BUILDS
+from tools.window import DAY, HOUR
+
+log = logging.getLogger("summaries")
+
+Granularity = Literal["hour", "day", "month"]
+GRANULARITIES: tuple[Granularity, ...] = ("month", "day", "hour")
+SUMMARISED = frozenset({"namespace", "hour", "day", "month"})
+"""What may be grouped by without reading rows."""
+
+PERIODS_A_QUERY = 48
+
+
+class Build(Struct, frozen=True):
+    """One summary that was made."""
+
+    start: int
+    version: int
+    sequence: int
+    rows: int
+    built_from: int
+
+
+def period_of(stamp: int, granularity: Granularity) -> tuple[int, int]:
+    """The hour, UTC day or UTC month that a moment lies in."""
+    if granularity == "hour":
+        return stamp - stamp % HOUR, stamp - stamp % HOUR + HOUR
+    if granularity == "day":
+        return stamp - stamp % DAY, stamp - stamp % DAY + DAY
+    date = datetime.fromtimestamp(stamp, UTC)
+    first = calendar.timegm((date.year, date.month, 1, 0, 0, 0))
+    return first, first + calendar.monthrange(date.year, date.month)[1] * DAY
+
+
+def by_period(hours: Iterable[Marker], granularity: Granularity) -> dict[int, list[Marker]]:
+    """Markers by the period that they belong to."""
+    periods: dict[int, list[Marker]] = {}
+    for marker in hours:
+        periods.setdefault(period_of(marker.hour, granularity)[0], []).append(marker)
+    return periods
+
+
+class Summaries:
+    """Makes and reads summaries."""
+
+    def __init__(self, engine: Engine, ledger: Ledger, history: History) -> None:
+        self._engine = engine
+        self._ledger = ledger
+        self._history = history
+
+    def rebuild(self, account: str, start: int, end: int, pen: Pen) -> int:
+        """Bring the summaries of all periods that touch ``[start, end)`` up to what is committed.
+
+        Returns:
+            how many were made anew.
+
+        Raises:
+            StoreError
+        """
+        first, last = period_of(start, "month")[0], period_of(max(start, end - 1), "month")[1]
+        held = self._ledger.held(account, first, last)
+        made = 0
+        for granularity in reversed(GRANULARITIES):
+            periods = by_period(held.hours.values(), granularity)
+            wanted = {s: built_from(m) for s, m in periods.items() if s < end and period_of(s, granularity)[1] > start}
+            known = self._builds(account, granularity, first, last)
+            stale = [s for s, built in wanted.items() if s not in known or known[s].built_from != built]
+            for part in (stale[n : n + PERIODS_A_QUERY] for n in range(0, len(stale), PERIODS_A_QUERY)):
+                self._build(account, granularity, {s: periods[s] for s in part}, pen)
+            made += len(stale)
+        return made
+
+    def _build(self, account: str, granularity: Granularity, periods: Mapping[int, list[Marker]], pen: Pen) -> None:
+        hours = {marker.hour: marker for markers in periods.values() for marker in markers}
+        held = Held(account, min(hours), max(hours) + HOUR, hours)
+        version = self._ledger.new_batch()
+        rows: list[tuple[object, ...]] = []
+        counts = dict.fromkeys(periods, 0)
+        answer = self._engine.query(
+            f"SELECT {TIMES[granularity]} AS period, owned, namespace, {SUMS}, uniqExact(pod), min(ran_from),"
+            f" max(ran_until) FROM {ALLOCATIONS.name} WHERE {where_held(held)} GROUP BY period, owned, namespace"
+        )
+        for start, owned, namespace, *sums in answer:
+            one = Measured.read((), sums[:20])
+            ratios = Group(one.costs, one.usage, 0, 0.0).efficiency
+            counts[start] += 1
+            rows.append(
+                (
+                    account, granularity, start, version, owned, namespace, *sums[:20], one.total,
+                    ratios.cpu_efficiency, ratios.ram_efficiency, ratios.total_efficiency, sums[20],
+                )
+            )  # fmt: skip
+        for first in range(0, len(rows), 20_000):
+            self._engine.insert(SUMMARIES.name, SUMMARIES.names, rows[first : first + 20_000])
+        self._engine.insert(
+            SUMMARY_BUILDS.name,
+            SUMMARY_BUILDS.names,
+            [
+                (account, granularity, start, version, pen.sequence(), counts[start], built_from(markers))
+                for start, markers in periods.items()
+            ],
+        )
+
+    def _builds(self, account: str, granularity: Granularity, start: int, end: int) -> dict[int, Build]:
+        """The newest build of each period that begins in ``[start, end)``."""
+        found: dict[int, Build] = {}
+        for row in self._engine.query(
+            f"SELECT toUInt32(start) AS s, version, sequence, rows, built_from FROM {SUMMARY_BUILDS.name}"
+            f" WHERE account = {literal(account)} AND granularity = {literal(granularity)}"
+            f" AND start >= {moment(start)} AND start < {moment(end)}"
+        ):
+            build = Build(*row)
+            if build.start not in found or build.sequence > found[build.start].sequence:
+                found[build.start] = build
+        return found
+
+    def measured(self, account: str, start: int, end: int, group_by: Sequence[str], filters: Filters) -> Answer:
+        """Sums of the committed hours in ``[start, end)``: from summaries where they are good, else from rows.
+
+        Raises:
+            StoreError
+        """
+        if not SUMMARISED.issuperset(group_by) or filters.of_rows:
+            held = self._ledger.held(account, start, end)
+            return Answer(held, tuple(self._history.measured(held, group_by, filters)))
+        newest = self._ledger.newest(account, start, end)
+        left = dict(newest)
+        parts: list[Measured] = []
+        for granularity in self._usable(group_by):
+            periods = {
+                first: markers
+                for first, markers in by_period(left.values(), granularity).items()
+                if first >= start and period_of(first, granularity)[1] <= end
+            }
+            good = self._good(account, granularity, periods)
+            if good:
+                parts += self._read(account, granularity, good, group_by, filters)
+            for first in good:
+                for marker in periods[first]:
+                    del left[marker.hour]
+        passed: tuple[Marker, ...] = ()
+        if left:
+            counted = self._ledger.held(account, min(left), max(left) + HOUR)
+            passed = counted.passed_over
+            rest = {hour: marker for hour, marker in counted.hours.items() if hour in left}
+            for hour in left:
+                newest.pop(hour)
+            newest |= rest
+            parts += self._history.measured(Held(account, start, end, rest), group_by, filters)
+        held = Held(account, start, end, dict(sorted(newest.items())), passed)
+        return Answer(held, tuple(by_key(parts)))
+
+    @staticmethod
+    def _usable(group_by: Sequence[str]) -> Sequence[Granularity]:
+        """Summaries that are fine enough, coarse ones first."""
+        if "hour" in group_by:
+            return ("hour",)
+        return ("day", "hour") if "day" in group_by else GRANULARITIES
+
+    def _good(self, account: str, granularity: Granularity, periods: Mapping[int, list[Marker]]) -> dict[int, Build]:
+        """The builds of these periods that are whole and made of just these batches."""
+        if not periods:
+            return {}
+        builds = self._builds(account, granularity, min(periods), max(periods) + 1)
+        fitting = {
+            start: build
+            for start, build in builds.items()
+            if start in periods and build.built_from == built_from(periods[start])
+        }
+        if not fitting:
+            return {}
+        counted = {
+            (int(row[0]), int(row[1])): int(row[2])
+            for row in self._engine.query(
+                f"SELECT toUInt32(start) AS s, version, count() FROM {SUMMARIES.name}"
+                f" WHERE {self._where(account, granularity, fitting)} GROUP BY s, version"
+            )
+        }
+        return {s: build for s, build in fitting.items() if counted.get((s, build.version), 0) == build.rows}
+
+    @staticmethod
+    def _where(account: str, granularity: Granularity, builds: Mapping[int, Build]) -> str:
+        versions = sorted({build.version for build in builds.values()})
+        return (
+            f"account = {literal(account)} AND granularity = {literal(granularity)} AND start >= {moment(min(builds))}"
+            f" AND start <= {moment(max(builds))} AND version IN ({numbers(versions)})"
+        )
+
+    def _read(
+        self,
+        account: str,
+        granularity: Granularity,
+        builds: Mapping[int, Build],
+        group_by: Sequence[str],
+        filters: Filters,
+    ) -> list[Measured]:
+        """Sums over good builds.
+
+        A version stands for all periods that were built together, and some of them may have been built again since:
+        pairs of period and version are what is asked for.
+        """
+        times = {name: TIMES[name].replace("hour", "start") for name in TIMES}
+        keys = [times.get(name, name) for name in group_by]
+        names = [f"k{number}" for number in range(len(keys))]
+        chosen = ", ".join([*(f"{key} AS {name}" for key, name in zip(keys, names, strict=True)), SUMS])
+        pairs = ", ".join(f"({moment(start)}, toUInt64({build.version}))" for start, build in builds.items())
+        group = f" GROUP BY {', '.join(names)}" if names else ""
+        rows = self._engine.query(
+            f"SELECT {chosen} FROM {SUMMARIES.name} WHERE {self._where(account, granularity, builds)}"
+            f" AND (start, version) IN ({pairs}){filters.sql()}{group}"
+        )
+        return [Measured.read(row[: len(keys)], row[len(keys) :]) for row in rows]
+
+
+class Answer(Struct, frozen=True):
+    """Sums, and the committed hours that they are of."""
+
+    held: Held
+    measured: tuple[Measured, ...]
+
+    @property
+    def costs(self) -> Costs:
+        return Costs.sum(one.costs for one in self.measured)

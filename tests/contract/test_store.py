@@ -1,0 +1,321 @@
+"""What every engine of the store must do: the batch rule, reading back, summaries, jobs, cleaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from msgspec.structs import replace
+
+from metroculus.cost_model.allocation import IDLE, Allocation, Costs
+from metroculus.cost_model.assets import Asset
+from metroculus.storage.engine import literal
+from metroculus.storage.gaps import Gap
+from metroculus.storage.history import Filters
+from metroculus.storage.jobs import Repair
+from metroculus.storage.ledger import HourBatch, Pen
+from metroculus.storage.rows import MANAGEMENT, NodeKind
+from metroculus.storage.store import Store, open_store
+from tests.stores import allocation, idle
+from tests.support import ACCOUNT, DAY, END, HOUR, NOW
+
+OTHER = "00000000-0000-4000-8000-00000000000b"
+H = END - DAY
+"""The first hour of the last day."""
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = open_store(store_url, lambda: NOW)
+    yield opened
+    opened.close()
+
+
+def batch(hour: int, *allocations: Allocation, account: str = ACCOUNT, **more: object) -> HourBatch:
+    values: dict[str, object] = {"account": account, "hour": hour, "allocations": allocations, "fetched_at": NOW}
+    return HourBatch(**(values | more))  # type: ignore[arg-type]
+
+
+def total(store: Store, start: int = H, end: int = END, account: str = ACCOUNT) -> float:
+    """By rows and by what summaries there are: the two must agree."""
+    held = store.ledger.held(account, start, end)
+    by_rows = sum(one.total for one in store.history.measured(held, (), Filters()))
+    by_summaries = sum(one.total for one in store.summaries.measured(account, start, end, (), Filters()).measured)
+    assert by_summaries == by_rows
+    assert sum(marker.total for marker in held.hours.values()) == by_rows
+    return by_rows
+
+
+def test_an_hour_is_read_back_as_it_was_written(store: Store) -> None:
+    kept = allocation("web-1", 8.0, hour=H, labels={"app.kubernetes.io/name": "web"}, annotations={"owner": "ann"})
+    store.ledger.commit(
+        [batch(H, kept, idle(4.0, H), management=0.5, nodes={"node-1": NodeKind("m5.large", "eu-1a")})], Pen(1)
+    )
+    held = store.ledger.held(ACCOUNT, H, END)
+    properties = ("pod", "controller", "controllerKind", "node", "container", "cluster", "label:app.kubernetes.io/name")
+    told, management = store.history.allocations(held, (*properties, "annotation:owner"))
+    read = {one.special: one for one in told.allocations}
+    assert management == 0.5
+    assert read[IDLE].costs == Costs(cpu=4.0)
+    back = read[None]
+    assert (back.costs, back.egress, back.usage, back.amounts) == (kept.costs, kept.egress, kept.usage, kept.amounts)
+    for name in ("namespace", "pod", "controller", "controller_kind", "node", "container", "cluster", "services"):
+        assert getattr(back, name) == getattr(kept, name)
+    assert (back.start, back.end, back.labels, back.annotations) == (H, H + HOUR, kept.labels, kept.annotations)
+    by_type = store.history.measured(held, ("instance_type", "zone"), Filters())
+    assert ("m5.large", "eu-1a") in {one.keys for one in by_type}
+
+
+def test_a_label_is_found_by_either_spelling(store: Store) -> None:
+    store.ledger.commit([batch(H, allocation("web-1", 8.0, labels={"app.io/team": "red"}))], Pen(1))
+    held = store.ledger.held(ACCOUNT, H, END)
+    for spelling in ("label:app.io/team", "label:app_io_team"):
+        assert [one.keys for one in store.history.measured(held, (spelling,), Filters())] == [("red",)]
+    assert [one.keys for one in store.history.measured(held, ("label:absent",), Filters())] == [("__unallocated__",)]
+
+
+def test_a_restatement_replaces_up_down_and_to_nothing(store: Store) -> None:
+    pen = Pen(1)
+    for figure in (10.0, 12.0, 7.0):
+        store.ledger.commit([batch(H, allocation("web-1", figure), allocation(f"gone-{figure}", 1.0))], pen)
+        assert total(store) == (figure + 1.0) * 1.5 + 0.5
+    store.ledger.commit([batch(H)], pen)
+    assert total(store) == 0.0
+    assert list(store.ledger.held(ACCOUNT, H, END).hours) == [H]
+
+
+def test_an_hour_that_cost_nothing_is_not_an_hour_that_was_never_fetched(store: Store) -> None:
+    store.ledger.commit([batch(H)], Pen(1))
+    assert store.ledger.held(ACCOUNT, H, H + 3 * HOUR).missing() == [(H + HOUR, H + 3 * HOUR)]
+
+
+@pytest.mark.parametrize("times", [2, 3, 10])
+def test_the_same_hour_delivered_again_counts_once(store: Store, times: int) -> None:
+    for fence in range(1, times + 1):
+        store.ledger.commit([batch(H, allocation("web-1", 8.0))], Pen(fence))
+    assert total(store) == 12.25
+
+
+def test_an_older_fence_never_overrides_a_newer_one(store: Store) -> None:
+    paused, later = Pen(1), Pen(2)
+    store.ledger.commit([batch(H, allocation("web-1", 8.0))], later)
+    store.ledger.commit([batch(H, allocation("web-1", 99.0))], paused)
+    assert total(store) == 12.25
+    assert store.ledger.highest_fence() == 2
+
+
+def test_rows_without_a_marker_are_never_seen(store: Store) -> None:
+    store.ledger.commit([batch(H, allocation("web-1", 8.0))], Pen(1))
+    engine, told = store.engine, store.engine.insert
+    engine.insert = lambda *a: (_ for _ in ()).throw(InterruptedError)  # type: ignore[method-assign]
+    with pytest.raises(InterruptedError):
+        store.ledger.commit([batch(H, allocation("web-1", 99.0))], Pen(2))
+    engine.insert = told  # type: ignore[method-assign]
+    assert total(store) == 12.25
+
+
+def test_a_marker_whose_rows_are_not_all_there_is_passed_over_and_told(store: Store) -> None:
+    pen = Pen(1)
+    store.ledger.commit([batch(H, allocation("web-1", 8.0))], pen)
+    whole = store.ledger.commit([batch(H, allocation("web-1", 99.0), allocation("web-2", 99.0))], pen)[0]
+    store.ledger._mark(ACCOUNT, [replace(whole, batch=whole.batch ^ 1, sequence=pen.sequence())])
+    store.ledger._mark(ACCOUNT, [replace(whole, rows=3, sequence=pen.sequence())])
+    held = store.ledger.held(ACCOUNT, H, END)
+    assert held.hours[H].batch == whole.batch
+    assert len(held.passed_over) == 2
+
+
+def test_a_confirmed_hour_keeps_its_rows_under_a_newer_sequence(store: Store) -> None:
+    pen = Pen(1)
+    first = store.ledger.commit([batch(H, allocation("web-1", 8.0))], pen)
+    store.ledger.confirm(ACCOUNT, first, pen, NOW + 60)
+    marker = store.ledger.held(ACCOUNT, H, END).hours[H]
+    assert (marker.batch, marker.fetched_at) == (first[0].batch, NOW + 60)
+    assert total(store) == 12.25
+
+
+def test_accounts_do_not_see_each_other(store: Store) -> None:
+    store.ledger.commit([batch(H, allocation("web-1", 8.0))], Pen(1))
+    store.ledger.commit([batch(H, allocation("web-1", 5.0), account=OTHER)], Pen(1))
+    assert (total(store), total(store, account=OTHER)) == (12.25, 7.75)
+    assert store.ledger.accounts() == sorted((OTHER, ACCOUNT))
+
+
+def test_hours_that_reach_over_the_edge_are_not_in_the_window(store: Store) -> None:
+    store.ledger.commit([batch(H + n * HOUR, allocation("web-1", 8.0)) for n in range(3)], Pen(1))
+    held = store.ledger.held(ACCOUNT, H + 1800, H + 2 * HOUR + 1800)
+    assert list(held.hours) == [H + HOUR]
+    assert held.missing() == [(H + 1800, H + HOUR), (H + 2 * HOUR, H + 2 * HOUR + 1800)]
+
+
+HOSTILE = (
+    "'; DROP TABLE k8s_allocations; --",
+    "\\",
+    "a'b\\'c",
+    'x"y',
+    "\n\t\0",
+    "${}",
+    "%s %(a)s",
+    "日本",
+    "𝄞",
+    "{a}",
+    "?",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_is_kept_compared_and_never_read_as_sql(store: Store, text: str) -> None:
+    assert [row[0] for row in store.engine.query(f"SELECT {literal(text)}")] == [text]
+    store.ledger.commit([batch(H, allocation(text, 8.0, namespace=text), allocation("web-1", 1.0))], Pen(1))
+    held = store.ledger.held(ACCOUNT, H, END)
+    found = store.history.measured(held, ("namespace", "pod"), Filters(namespaces=(text,)))
+    assert [one.keys for one in found] == [(text, text)]
+
+
+def test_filters_hold_and_special_names_are_rows_like_any(store: Store) -> None:
+    store.ledger.commit(
+        [
+            batch(
+                H,
+                allocation("web-1", 8.0, node="a"),
+                allocation("web-2", 4.0, node="b", services=("api", "web")),
+                idle(2.0, H),
+                management=1.0,
+            )
+        ],
+        Pen(1),
+    )
+    held = store.ledger.held(ACCOUNT, H, END)
+
+    def sums(group_by: tuple[str, ...], **filters: tuple[str, ...]) -> dict[tuple[str | int, ...], float]:
+        return {one.keys: one.total for one in store.history.measured(held, group_by, Filters(**filters))}
+
+    assert sums(("namespace",)) == {("shop",): 18.5, (IDLE,): 2.0, (MANAGEMENT,): 1.0}
+    assert sums(("node",), nodes=("b",)) == {("b",): 6.25}
+    assert sums((), services=("api",)) == {(): 6.25}
+    assert sums(("service",)) == {("web",): 12.25, ("api",): 6.25, (IDLE,): 2.0, (MANAGEMENT,): 1.0}
+    assert sums(("namespace",), namespaces=(IDLE, MANAGEMENT)) == {(IDLE,): 2.0, (MANAGEMENT,): 1.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "first", "second"),
+    [("hour", H, H + HOUR), ("day", H - DAY, H), ("month", 1793491200 - 30 * DAY, 1793491200)],
+)
+def test_time_is_cut_in_utc(store: Store, key: str, first: int, second: int) -> None:
+    store.ledger.commit([batch(first, allocation("web-1", 8.0)), batch(second, allocation("web-1", 4.0))], Pen(1))
+    held = store.ledger.held(ACCOUNT, first, END)
+    by_rows = {one.keys: one.total for one in store.history.measured(held, (key,), Filters())}
+    begins = {"hour": first, "day": first, "month": 1790812800}[key]
+    assert by_rows == {(begins,): 12.25, (second,): 6.25}
+    store.summaries.rebuild(ACCOUNT, first, END, Pen(1))
+    answer = store.summaries.measured(ACCOUNT, first, END, (key,), Filters())
+    assert {one.keys: one.total for one in answer.measured} == by_rows
+
+
+def test_a_summary_answers_only_for_the_batches_it_was_made_of(store: Store) -> None:
+    pen = Pen(1)
+    store.ledger.commit([batch(H + n * HOUR, allocation("web-1", 8.0)) for n in range(24)], pen)
+    assert store.summaries.rebuild(ACCOUNT, H, END, pen) == 24 + 1 + 1
+    assert store.summaries.rebuild(ACCOUNT, H, END, pen) == 0
+    assert total(store) == 24 * 12.25
+    store.ledger.commit([batch(H, allocation("web-1", 10.0))], pen)
+    assert total(store) == 23 * 12.25 + 15.25
+    assert store.summaries.rebuild(ACCOUNT, H, H + HOUR, pen) == 3
+    assert total(store) == 23 * 12.25 + 15.25
+    days = store.summaries.measured(ACCOUNT, H, END, ("namespace", "day"), Filters()).measured
+    assert {one.keys: one.total for one in days} == {("shop", H): 23 * 12.25 + 15.25}
+
+
+def test_a_summary_whose_rows_are_not_all_there_is_not_used(store: Store) -> None:
+    pen = Pen(1)
+    store.ledger.commit([batch(H, allocation("web-1", 8.0), idle(2.0, H))], pen)
+    store.summaries.rebuild(ACCOUNT, H, END, pen)
+    store.engine.command(f"ALTER TABLE k8s_cost_summaries DELETE WHERE namespace = {literal(IDLE)}")
+    wait_for_mutations(store)
+    assert total(store) == 14.25
+
+
+def wait_for_mutations(store: Store) -> None:
+    import time
+
+    for _ in range(200):
+        if not next(iter(store.engine.query("SELECT count() FROM system.mutations WHERE is_done = 0")))[0]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("a mutation does not end")
+
+
+def test_sweeping_takes_what_is_old_and_unread_and_nothing_else(store: Store) -> None:
+    pen, now = Pen(1), NOW
+    store.ledger.commit([batch(H, allocation("web-1", 9.0))], pen)
+    store.ledger.commit([batch(H, allocation("web-1", 8.0))], pen)
+    assert store.maintenance.clean(now + 3600, 400).batches == 0
+    assert store.maintenance.clean(now + 2 * DAY, 400).batches == 1
+    wait_for_mutations(store)
+    assert total(store) == 12.25
+    assert next(iter(store.engine.query("SELECT count() FROM k8s_allocations")))[0] == 1
+
+
+def test_retention_drops_whole_months(store: Store) -> None:
+    pen = Pen(1)
+    old = H - 60 * DAY
+    store.ledger.commit([batch(old, allocation("web-1", 9.0)), batch(H, allocation("web-1", 8.0))], pen)
+    store.summaries.rebuild(ACCOUNT, old, END, pen)
+    assert store.maintenance.clean(NOW, 30).months == (202609,)
+    assert list(store.ledger.held(ACCOUNT, old, END).hours) == [H]
+    assert store.maintenance.bytes_on_disk() > 0
+
+
+def test_gaps_keep_the_last_attempt(store: Store) -> None:
+    store.gaps.record(ACCOUNT, [Gap(H, NOW, "empty"), Gap(H + HOUR, NOW, "empty")])
+    store.gaps.record(ACCOUNT, [Gap(H, NOW + 60, "unreachable")])
+    assert store.gaps.of(ACCOUNT, H, END) == {H: Gap(H, NOW + 60, "unreachable"), H + HOUR: Gap(H + HOUR, NOW, "empty")}
+
+
+def test_assets_of_a_day_are_replaced_as_a_whole(store: Store) -> None:
+    pen = Pen(1)
+    node, disk = Asset(type="node", name="a", total_cost=2.5), Asset(type="disk", name="b", total_cost=0.5)
+    for assets in ([node, disk], [node]):
+        store.assets.commit(ACCOUNT, H, assets, store.ledger.new_batch(), NOW, pen)
+        days = store.assets.days(ACCOUNT, H, END)
+        assert store.assets.read(ACCOUNT, list(days.values())) == assets
+        assert days[H].total == sum(one.total_cost for one in assets)
+    assert store.assets.days(ACCOUNT, H - DAY, H) == {}
+
+
+def test_jobs_are_taken_up_where_they_stand(store: Store) -> None:
+    job = store.jobs.ask(ACCOUNT, H, END, 2)
+    assert store.jobs.open() == [job]
+    running = store.jobs.advance(job, "running", 5, 0)
+    assert store.jobs.get(job.id) == running
+    store.jobs.advance(running, "done", 24, 0)
+    assert store.jobs.open() == []
+    assert store.jobs.get("absent") is None
+
+
+def test_repairs_are_audited(store: Store) -> None:
+    one = Repair(
+        account=ACCOUNT, hour=H, repair="id", who="ann", why="the bill was late", before=1.0, after=2.0,
+        before_batch=1, after_batch=2, repaired_at=NOW,
+    )  # fmt: skip
+    store.jobs.audit([one])
+    assert store.jobs.audited(ACCOUNT) == [one]
+    assert store.jobs.audited(OTHER) == []
+
+
+def test_a_store_is_opened_again_with_what_it_holds(store_url: str) -> None:
+    first = open_store(store_url, lambda: NOW)
+    first.ledger.commit([batch(H, allocation("web-1", 8.0))], Pen(3))
+    first.close()
+    second = open_store(store_url, lambda: NOW)
+    try:
+        assert (total(second), second.ledger.highest_fence()) == (12.25, 3)
+    finally:
+        second.close()
+
+
+def test_an_empty_store_answers_with_nothing(store: Store) -> None:
+    assert store.ledger.held(ACCOUNT, H, END).hours == {}
+    assert store.ledger.span(ACCOUNT) is None
+    assert store.ledger.highest_fence() == 0
+    assert store.summaries.measured(ACCOUNT, H, END, ("namespace",), Filters()).measured == ()

@@ -1,0 +1,101 @@
+"""Stores for tests: the embedded engine, the oldest ClickHouse server, and the newest dialect over the real driver."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from metroculus.cost_model.allocation import Allocation, Amounts, Costs, Egress, Usage
+from metroculus.storage.engine import StoreError
+from metroculus.storage.server import ServerEngine
+
+SERVER_CONFIG = """<yandex>
+ <logger><level>warning</level><log>{folder}/log</log><errorlog>{folder}/errors</errorlog></logger>
+ <tcp_port>{port}</tcp_port><listen_host>127.0.0.1</listen_host>
+ <path>{folder}/data/</path><tmp_path>{folder}/tmp/</tmp_path><users_config>{folder}/users.xml</users_config>
+ <default_profile>default</default_profile><default_database>default</default_database>
+ <mark_cache_size>67108864</mark_cache_size><timezone>UTC</timezone>
+</yandex>"""
+USERS = """<yandex><profiles><default></default></profiles>
+<users><default><password>{password}</password><networks><ip>127.0.0.1</ip></networks>
+<profile>default</profile><quota>default</quota></default></users><quotas><default></default></quotas></yandex>"""
+PASSWORD = "canary-of-the-store"
+
+
+class ClickHouse:
+    """A ClickHouse server of our own, in one folder, that can be stopped, killed and started again."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
+        self.port = port
+        self.process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.xml").write_text(SERVER_CONFIG.format(folder=folder, port=port))
+        (folder / "users.xml").write_text(USERS.format(password=PASSWORD))
+
+    def url(self, database: str = "default") -> str:
+        return f"clickhouse://default:{PASSWORD}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            ["clickhouse-server", f"--config-file={self.folder / 'config.xml'}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        end = time.monotonic() + 20
+        while True:
+            assert self.process.poll() is None, f"clickhouse-server ended with {self.process.returncode}"
+            try:
+                ServerEngine(self.url()).close()
+            except StoreError:
+                assert time.monotonic() < end, "clickhouse-server did not become ready"
+                time.sleep(0.05)
+            else:
+                return
+
+    @contextmanager
+    def database(self, name: str) -> Iterator[str]:
+        """A database of its own, dropped at the end; its URL."""
+        engine = ServerEngine(self.url())
+        engine.command(f"CREATE DATABASE {name}")
+        try:
+            yield self.url(name)
+        finally:
+            engine.command(f"DROP DATABASE {name}")
+            engine.close()
+
+    def stop(self, kill: bool = False) -> None:
+        if self.process is not None:
+            self.process.kill() if kill else self.process.terminate()
+            self.process.wait(20)
+            self.process = None
+
+
+def allocation(pod: str, cpu: float, namespace: str = "shop", hour: int = 0, **more: object) -> Allocation:
+    """A pod that ran for one hour."""
+    values: dict[str, object] = {
+        "name": f"{namespace}/{pod}",
+        "namespace": namespace,
+        "pod": pod,
+        "container": "main",
+        "controller": pod.rsplit("-", 1)[0],
+        "controller_kind": "deployment",
+        "node": "node-1",
+        "cluster": "cluster-one",
+        "services": ("web",),
+        "labels": {"team": "red"},
+        "start": hour,
+        "end": hour + 3600,
+        "costs": Costs(cpu=cpu, ram=cpu / 2, network=0.25),
+        "egress": Egress(internet=0.25),
+        "usage": Usage(60.0, 30.0, 6e10, 3e10),
+        "amounts": Amounts(1.0, 2.0, 0.0, 0.0),
+    }
+    return Allocation(**(values | more))  # type: ignore[arg-type]
+
+
+def idle(cpu: float, hour: int) -> Allocation:
+    return Allocation(name="__idle__", start=hour, end=hour + 3600, costs=Costs(cpu=cpu))
