@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from metroculus.metroculus_api.config import SETTINGS, MetroculusConfig, config_of
+from metroculus.config import SETTINGS, MetroculusConfig, config_of
 from metroculus.metroculus_api.server import make_app
 from metroculus.sources.addresses import parse_upstream_url
 from metroculus.sources.registry import RegistryError

@@ -1,4 +1,4 @@
-"""Both services in one process, wired to each other."""
+"""Both services and the worker in one process, wired to each other."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metroculus.metroculus_api.config import MetroculusConfig
+from metroculus.config import MetroculusConfig, WorkerConfig
 from metroculus.metroculus_api.server import Metroculus
 from metroculus.metroculus_api.server import make_app as make_metroculus
+from metroculus.metroculus_worker.server import WorkerService, make_worker
+from metroculus.parts import make_parts
 from metroculus.sources.addresses import AllowedAddresses
 from rest_api.rest_api_server.config import RestApiConfig
 from rest_api.rest_api_server.server import RestApi
@@ -19,14 +21,20 @@ from tools.tornado_service.application import Listener, listen
 
 @dataclass
 class Running:
-    """Two services that listen; ``stop`` lets what is in flight finish."""
+    """Two services that listen, and a worker; ``stop`` lets what is in flight finish."""
 
     metroculus: Metroculus
     rest_api: RestApi
     metroculus_listener: Listener
     rest_api_listener: Listener
+    worker: WorkerService | None = None
+    worker_listener: Listener | None = None
 
     async def stop(self) -> None:
+        if self.worker is not None:
+            await self.worker.stop()
+        if self.worker_listener is not None:
+            await self.worker_listener.stop()
         await self.rest_api_listener.stop()
         await self.metroculus_listener.stop()
         self.rest_api.close()
@@ -49,6 +57,11 @@ class Plan:
     upstream_allow: AllowedAddresses = AllowedAddresses()  # noqa: RUF009  (immutable, and allows nothing)
     timeout: float = 30.0
     clock: Callable[[], float] | None = None
+    clickhouse_url: str | None = None
+    """None keeps no history."""
+    rounds: bool = True
+    """Whether the worker goes on its rounds by itself, where there is one."""
+    worker_listen: tuple[str, int] = ("127.0.0.1", 0)
 
 
 def start(plan: Plan) -> Running:
@@ -59,23 +72,25 @@ def start(plan: Plan) -> Running:
         RegistryError, DirectoryError: the data folder cannot be used.
     """
     more: dict[str, Any] = {"clock": plan.clock} if plan.clock else {}
-    metroculus = make_metroculus(
-        MetroculusConfig(
-            cluster_secret=plan.secret,
-            listen=plan.metroculus_listen,
-            thanos_query_url=plan.thanos_query_url,
-            tenant_label=plan.tenant_label,
-            kubecost_api_url=plan.kubecost_api_url,
-            kubecost_account_id=plan.kubecost_account_id,
-            kubecost_timeout=plan.timeout,
-            upstream_allow=plan.upstream_allow,
-            data_dir=plan.data_dir,
-            encryption_key=None,
-            tls=None,
-            kubecost_flavour=plan.kubecost_flavour,
-        ),
-        **more,
+    config = MetroculusConfig(
+        cluster_secret=plan.secret,
+        listen=plan.metroculus_listen,
+        thanos_query_url=plan.thanos_query_url,
+        tenant_label=plan.tenant_label,
+        kubecost_api_url=plan.kubecost_api_url,
+        kubecost_account_id=plan.kubecost_account_id,
+        kubecost_timeout=plan.timeout,
+        upstream_allow=plan.upstream_allow,
+        data_dir=plan.data_dir,
+        encryption_key=None,
+        tls=None,
+        kubecost_flavour=plan.kubecost_flavour,
+        clickhouse_url=plan.clickhouse_url,
+        worker=WorkerConfig(listen=plan.worker_listen),
     )
+    parts = make_parts(config, **more)
+    worker = make_worker(config, parts, **more) if parts.store is not None else None
+    metroculus = make_metroculus(config, parts=parts, worked=worker is not None, **more)
     first = listen(metroculus.application, metroculus.service, *plan.metroculus_listen)
     rest_api = make_rest_api(
         RestApiConfig(
@@ -86,4 +101,10 @@ def start(plan: Plan) -> Running:
         ),
         **more,
     )
-    return Running(metroculus, rest_api, first, listen(rest_api.application, rest_api.service, *plan.rest_api_listen))
+    second = listen(rest_api.application, rest_api.service, *plan.rest_api_listen)
+    running = Running(metroculus, rest_api, first, second, worker)
+    if worker is not None:
+        running.worker_listener = listen(worker.application, worker.service, *plan.worker_listen)
+        if plan.rounds:
+            worker.start()
+    return running

@@ -7,8 +7,8 @@ A window is half open, ``[start, end)``, in Unix seconds, UTC. The relative and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 MINUTE = 60
@@ -41,23 +41,46 @@ class WindowError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """``[start, end)`` in Unix seconds; figures before ``final_until`` no longer change with the passing hour."""
+    """``[start, end)`` in Unix seconds; figures before ``final_until`` no longer change with the passing hour.
+
+    ``parts`` are the stretches of it that are asked for, where that is not all of it.
+    """
 
     start: int
     end: int
     final_until: int
+    parts: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def stretches(self) -> tuple[tuple[int, int], ...]:
+        """What is asked for, in order."""
+        return ((self.start, self.end),) if self.parts is None else self.parts
 
     @property
     def seconds(self) -> int:
-        return self.end - self.start
+        return sum(end - start for start, end in self.stretches)
+
+    @property
+    def final_seconds(self) -> int:
+        """Of what is asked for, how much is final."""
+        return sum(max(0, min(end, self.final_until) - start) for start, end in self.stretches)
+
+    @property
+    def still_running(self) -> bool:
+        """Whether only the time that is still running is left to ask for: that there is nothing yet says nothing."""
+        return self.parts is not None and not self.final_seconds
 
     @property
     def hours(self) -> float:
         return self.seconds / HOUR
 
     def days(self) -> Iterator[tuple[int, int]]:
-        """The parts of UTC days that make up the window, in order."""
-        return split(self.start, self.end, DAY)
+        """The parts of UTC days that are asked for, in order."""
+        return (piece for start, end in self.stretches for piece in split(start, end, DAY))
+
+    def only(self, parts: Iterable[tuple[int, int]]) -> Window:
+        """This window, with only these stretches of it asked for."""
+        return replace(self, parts=tuple(parts))
 
     @staticmethod
     def past(start: int, end: int) -> Window:

@@ -15,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.cost_model.efficiency import Efficiency, efficiency, weighted
+from tools.window import Window
 
 IDLE = "__idle__"
 UNALLOCATED = "__unallocated__"
@@ -166,12 +167,12 @@ def union(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         yield open_start, open_end
 
 
-def coverage(sets: Iterable[AllocationSet], start: int, final_until: int) -> float | None:
-    """Share of ``[start, final_until)`` that the sets tell of; None where nothing of the window is final yet."""
-    if final_until <= start:
+def coverage(sets: Iterable[AllocationSet], window: Window) -> float | None:
+    """Share of a window's final time that the sets tell of; None where nothing that was asked for is final yet."""
+    if not window.final_seconds:
         return None
-    covered = sum(one.covered(final_until) for one in sets)
-    return min(1.0, covered / (final_until - start))
+    covered = sum(one.covered(window.final_until) for one in sets)
+    return min(1.0, covered / window.final_seconds)
 
 
 class Group(Struct, frozen=True):

@@ -11,6 +11,7 @@ from math import fsum
 from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import (
     COMPONENTS,
@@ -94,6 +95,14 @@ class ManagementReading(Struct, frozen=True, kw_only=True):
     usd: float | None = None
     covers: bool = True
     nodes: NodeCosts | None = None
+
+
+class StoredReading(Struct, frozen=True):
+    """What the committed hours of a window say; their source is the store, ``rest`` is what they leave to others."""
+
+    allocation: AllocationReading
+    management: ManagementReading
+    rest: Window
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -214,7 +223,7 @@ def judge_sets(
         failed: why some of the window could not be read at all.
     """
     kept = tuple(sorted((one for one in sets if one.allocations), key=lambda one: one.start))
-    share = coverage(kept, window.start, window.final_until)
+    share = coverage(kept, window)
     quarantined = sum(one.quarantined for one in sets)
     notes = list(warnings)
     unknown = sorted({component for one in kept for a in one.allocations for component in a.unknown})
@@ -229,7 +238,7 @@ def judge_sets(
         notes.append("idle is negative")
     status: Status = "ok"
     if not kept:
-        status = "unavailable" if failed else "no_data"
+        status = "unavailable" if failed else "ok" if window.still_running else "no_data"
     elif failed or quarantined or unknown or (share is not None and share < COVERAGE_THRESHOLD):
         status = "partial"
     source = Source(
@@ -244,20 +253,24 @@ def reconcile(
     allocation: AllocationReading | None,
     metrics: AllocationReading | None,
     management: Sequence[ManagementReading],
+    stored: StoredReading | None = None,
 ) -> Statement:
     """One statement out of what the sources said.
 
     Args:
-        allocation: of the allocation API, None where none is configured.
+        allocation: of the allocation API, None where none is configured or all is stored.
         metrics: of Thanos, None where it is not configured or was not needed.
-        management: in order of authority.
+        management: in order of authority, of the time that is not stored.
+        stored: the committed hours; the readings beside it are of the time that they leave out.
     """
-    sources = tuple(reading.source for reading in (allocation, metrics, *management) if reading is not None)
-    authority = next((r for r in (allocation, metrics) if r is not None and r.usable), None)
+    live = next((r for r in (allocation, metrics) if r is not None and r.usable), None)
+    readings = [*([stored.allocation] if stored else []), *([live] if live else [])]
+    authority = _joined(readings)
     everything = tuple(authority.allocations()) if authority else ()
     owned = [a for a in everything if a.special is None]
     special = _special(everything)
-    idle = _idle(special.pop(IDLE, None), everything, authority, management)
+    special.pop(IDLE, None)
+    idle = _idle_of_all(readings, management)
     priced = [a.costs for a in owned]
     if question.idle == "share" and idle is not None:
         priced, idle = share_idle(owned, idle)
@@ -265,7 +278,8 @@ def reconcile(
         kept = [n for n, a in enumerate(owned) if a.namespace == question.namespace]
         owned, priced = [owned[n] for n in kept], [priced[n] for n in kept]
         everything, special, idle = tuple(owned), {}, Costs()
-    management_usd, management_covered = _management(management, question)
+    told = [*([stored.management] if stored else []), *([_first_told(management)] if live or not stored else [])]
+    management_usd, management_covered = _management(told, question)
     seen = _seen(authority, (*priced, *special.values()), idle)
     components = _components(authority, seen, idle)
     not_covered = tuple(authority.not_covered) if authority else ()
@@ -278,6 +292,10 @@ def reconcile(
     breakdowns: dict[str, Any] = {
         key: rows(owned, priced, aggregate) for key, aggregate in _wanted_breakdowns(question).items()
     }
+    sources = tuple(reading.source for reading in (allocation, metrics, *management) if reading is not None)
+    if stored is not None:
+        alone = live is None and stored.rest.final_seconds > 0
+        sources = (_stored_source(stored.allocation.source, alone), *sources)
     return Statement(
         cloud_account_id=question.cloud_account_id,
         start_date=question.window.start,
@@ -298,14 +316,37 @@ def reconcile(
     )
 
 
-def _management(readings: Sequence[ManagementReading], question: Question) -> tuple[float | None, bool]:
-    """Management cost of the first source that knows it, and whether any source could have told."""
+def _joined(readings: Sequence[AllocationReading]) -> AllocationReading | None:
+    """Readings of different times as one; a component that one of them cannot tell is not known of the whole."""
+    if not readings:
+        return None
+    return AllocationReading(
+        source=readings[0].source,
+        sets=tuple(one for reading in readings for one in reading.sets),
+        missing=tuple(sorted({name for reading in readings for name in reading.missing})),
+        not_covered=tuple(sorted({name for reading in readings for name in reading.not_covered})),
+    )
+
+
+def _stored_source(source: Source, alone: bool) -> Source:
+    """Where nobody told the rest of the window, what the store has is all there is, and not the whole of it."""
+    return replace(source, status="stale") if alone and source.status == "ok" else source
+
+
+def _first_told(readings: Sequence[ManagementReading]) -> ManagementReading | None:
+    """The first source that knows management cost, else whether any could have told it."""
+    told = next((reading for reading in readings if reading.usd is not None), None)
+    return told or next((reading for reading in readings if reading.covers), readings[0] if readings else None)
+
+
+def _management(told: Sequence[ManagementReading | None], question: Question) -> tuple[float | None, bool]:
+    """Management cost of all the time, None where it is not known of some; and whether any source could have told."""
     if question.namespace is not None:
         return 0.0, True
-    for reading in readings:
-        if reading.usd is not None:
-            return reading.usd, True
-    return None, any(reading.covers for reading in readings)
+    known = [reading.usd for reading in told if reading is not None and reading.usd is not None]
+    if told and len(known) == len(told):
+        return fsum(known), True
+    return None, any(reading.covers for reading in told if reading is not None)
 
 
 def _special(everything: Iterable[Allocation]) -> dict[str, Costs]:
@@ -317,19 +358,21 @@ def _special(everything: Iterable[Allocation]) -> dict[str, Costs]:
     return {name: Costs.sum(costs) for name, costs in found.items()}
 
 
-def _idle(
-    told: Costs | None,
-    everything: Sequence[Allocation],
-    authority: AllocationReading | None,
-    management: Sequence[ManagementReading],
-) -> Costs | None:
+def _idle_of_all(readings: Sequence[AllocationReading], management: Sequence[ManagementReading]) -> Costs | None:
+    """Idle of all the time; None where it is not known of some, or of none."""
+    known = [_idle(reading, management) for reading in readings]
+    return Costs.sum(one for one in known if one is not None) if known and None not in known else None
+
+
+def _idle(reading: AllocationReading, management: Sequence[ManagementReading]) -> Costs | None:
     """Idle as the source told it, else what nodes cost beyond what was allocated; None where neither is known."""
-    if authority is None or told is not None:
-        return told
-    nodes = next((reading.nodes for reading in management if reading.nodes is not None), None)
+    told = [a.costs for a in reading.allocations() if a.special == IDLE]
+    if told or not reading.sets:
+        return Costs.sum(told)
+    nodes = next((one.nodes for one in management if one.nodes is not None), None)
     if nodes is None:
         return None
-    used = Costs.sum(a.costs for a in everything)
+    used = Costs.sum(a.costs for a in reading.allocations())
     return Costs(cpu=nodes.cpu - used.cpu, ram=nodes.ram - used.ram, gpu=nodes.gpu - used.gpu)
 
 

@@ -1,50 +1,22 @@
-"""Metroculus' errors: OptScale's numbers where it has one."""
+"""A failure of a source, the registry or the store as an HTTP outcome, in one place."""
 
 from __future__ import annotations
 
+from metroculus.codes import (
+    BAD_ANSWER,
+    DEADLINE,
+    NO_HISTORY,
+    NO_METRICS,
+    NO_REGISTRY,
+    NO_SOURCE,
+    NO_WORKER,
+    STORE_FAILED,
+    UNREACHABLE,
+)
 from metroculus.sources.errors import BadAnswer, DeadlineExceeded, SourceError, Unreachable
 from metroculus.sources.registry import RegistryError
-from tools.tornado_service.errors import ApiError, CommonCodes, ErrorCode
-
-WRONG_SECRET = ErrorCode(403, "OM0005", "the cluster secret is wrong")
-INVALID = ErrorCode(400, "OM0006", "a parameter is invalid")
-NO_SECRET = ErrorCode(401, "OM0007", "the header Secret is missing")
-MISSING = ErrorCode(400, "OM0008", "a parameter is missing")
-UNKNOWN = ErrorCode(400, "OM0009", "a parameter is unknown")
-NOT_FOUND = ErrorCode(404, "OM0010", "not found")
-METHOD = ErrorCode(405, "OM0011", "the method is not allowed here")
-TOO_LARGE = ErrorCode(413, "OM0012", "the request is too large")
-INTERNAL = ErrorCode(500, "OM0013", "internal error")
-STOPPING = ErrorCode(503, "OM0014", "shutting down")
-NO_SOURCE = ErrorCode(
-    409,
-    "OM0015",
-    "no cost source is configured: PUT /metroculus/v2/kubecost_sources/{cloud_account_id}, "
-    "or set KUBECOST_API_URL or THANOS_QUERY_URL",
-)
-NO_METRICS = ErrorCode(409, "OM0016", "no metrics source is configured: set THANOS_QUERY_URL")
-ONE_CLUSTER = ErrorCode(
-    409,
-    "OM0017",
-    "this service is in one-cluster mode: KUBECOST_API_URL answers every account; set KUBECOST_ACCOUNT_ID",
-)
-BAD_ANSWER = ErrorCode(502, "OM0018", "no source gave an answer of use")
-UNREACHABLE = ErrorCode(503, "OM0019", "no source could be reached")
-DEADLINE = ErrorCode(504, "OM0020", "no source answered in time")
-NO_SECRET_YET = ErrorCode(503, "OM0021", "the cluster secret is not known yet")
-
-NO_REGISTRY = ErrorCode(503, "OM0022", "the registry of sources cannot be used")
-
-CODES = CommonCodes(
-    unknown_parameter=UNKNOWN,
-    missing_parameter=MISSING,
-    invalid_parameter=INVALID,
-    not_found=NOT_FOUND,
-    method_not_allowed=METHOD,
-    too_large=TOO_LARGE,
-    internal=INTERNAL,
-    shutting_down=STOPPING,
-)
+from metroculus.storage.engine import StoreError
+from tools.tornado_service.errors import ApiError
 
 
 class NoSource(Exception):
@@ -55,12 +27,26 @@ class NoMetricsSource(Exception):
     """No Thanos is configured."""
 
 
+class NoHistory(Exception):
+    """This service keeps no history."""
+
+
+class NoWorker(Exception):
+    """Nobody would take up a back-fill that is asked for here."""
+
+
 def map_error(error: BaseException) -> ApiError | None:
     """The one place where a source's failure becomes an HTTP outcome."""
     if isinstance(error, NoSource):
         return ApiError(NO_SOURCE)
     if isinstance(error, NoMetricsSource):
         return ApiError(NO_METRICS)
+    if isinstance(error, NoHistory):
+        return ApiError(NO_HISTORY)
+    if isinstance(error, NoWorker):
+        return ApiError(NO_WORKER)
+    if isinstance(error, StoreError):
+        return ApiError(STORE_FAILED, retry_after=5)
     if isinstance(error, RegistryError):
         return ApiError(NO_REGISTRY, retry_after=5)
     if isinstance(error, DeadlineExceeded):

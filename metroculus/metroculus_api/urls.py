@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metroculus.metroculus_api.handlers.v2 import costs, sources
+from metroculus.metroculus_api.handlers.v2 import costs, history, sources
 from tools.tornado_service.application import Route
 
 ACCOUNT = r"(?P<cloud_account_id>[^/]+)"
@@ -22,5 +22,8 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route("kubecost_assets", costs.ClusterAssets, "inventory"),
         route("kubecost_metrics", costs.ClusterMetrics, "inventory"),
         route("k8s_metadata", costs.ClusterMetadata, "inventory"),
+        route("k8s_expenses", history.K8sExpenses, "expenses"),
+        route("backfills", history.Backfills, "backfills"),
+        route(r"backfills/(?P<backfill_id>[^/]+)", history.BackfillEntry, "backfills"),
         route(f"kubecost_sources/{ACCOUNT}", sources.KubecostSourceEntry, "sources"),
     ]

@@ -51,6 +51,11 @@ class Accounts:
         """Every account is the one cluster behind ``KUBECOST_API_URL``."""
         return self._default is not None and self._default.account is None
 
+    async def known(self) -> list[str]:
+        """Every account that has an upstream of its own, or whose the operator's Kubecost is."""
+        own = self._default.account if self._default is not None else None
+        return sorted({*await self.registry.accounts(), *([own] if own is not None else [])})
+
     async def of(self, account: str) -> AccountSources:
         default = self._default
         if default is not None and default.account in (None, account):

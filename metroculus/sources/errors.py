@@ -19,6 +19,10 @@ class BadAnswer(SourceError):
     """It answered, and the answer is of no use: a status, a redirect, HTML, nonsense."""
 
 
+class TooLarge(BadAnswer):
+    """The answer is larger than what is read of one; less may be asked for at once."""
+
+
 class DeadlineExceeded(SourceError):
     """It did not answer in time."""
 

@@ -22,7 +22,7 @@ from tornado.iostream import StreamClosedError
 from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient
 
 from metroculus.sources.addresses import AllowedAddresses, GuardedResolver
-from metroculus.sources.errors import AddressRefused, BadAnswer, DeadlineExceeded, SourceError, Unreachable
+from metroculus.sources.errors import AddressRefused, BadAnswer, DeadlineExceeded, SourceError, TooLarge, Unreachable
 
 CONNECT_SECONDS = 3.0
 MAX_BODY_BYTES = 256 * 2**20
@@ -236,7 +236,7 @@ class SourceHttp:
             raise Unreachable(str(refusal)) from None
         except (HTTPStreamClosedError, StreamClosedError, OSError):
             if body.too_large:
-                raise BadAnswer(f"{upstream.name} answered with more than {MAX_BODY_BYTES >> 20} MiB") from None
+                raise TooLarge(f"{upstream.name} answered with more than {MAX_BODY_BYTES >> 20} MiB") from None
             how = "broke off its answer" if body.size else "could not be reached"
             raise _Retryable(Unreachable(f"{upstream.name} {how}")) from None
         except (HTTPInputError, zlib.error, ValueError):

@@ -145,7 +145,7 @@ class KubecostSource:
             SourceError: where no part of the window could be read.
         """
         dialect = await self.dialect(deadline)
-        asked = [self._allocation_piece(dialect, piece, window, aggregate, deadline) for piece in pieces(window)]
+        asked = [self._allocation_piece(dialect, piece, window.end, aggregate, deadline) for piece in pieces(window)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         failures = _failures(answers)
         if len(failures) == len(answers):
@@ -163,25 +163,67 @@ class KubecostSource:
         self,
         dialect: Dialect,
         piece: _Piece,
-        window: Window,
+        last: int,
         aggregate: Sequence[str],
         deadline: Deadline,
     ) -> tuple[list[AllocationSet], list[str]]:
-        """The sets of one piece; where they come back wider than asked, its hours, one call each."""
-        limit = piece.end + -piece.end % HOUR if piece.end == window.end else piece.end
+        """The sets of one piece; where they come back wider than asked, its hours, one call each.
+
+        Args:
+            last: the end of the whole window, which may lie inside an hour.
+        """
+        limit = piece.end + -piece.end % HOUR if piece.end == last else piece.end
         decoded = await self._ask_allocation(dialect, piece, aggregate, deadline)
         if all(piece.start <= one.start and one.end <= limit for one in decoded.sets):
             return list(decoded.sets), list(decoded.warnings)
         if piece.step == "day":
             hourly = _Piece(piece.start, piece.end, "hour")
-            return await self._allocation_piece(dialect, hourly, window, aggregate, deadline)
+            return await self._allocation_piece(dialect, hourly, last, aggregate, deadline)
         if piece.end - piece.start > HOUR:
             hours = [_Piece(a, b, "hour") for a, b in split(piece.start, piece.end, HOUR)]
-            asked = [self._allocation_piece(dialect, h, window, aggregate, deadline) for h in hours]
+            asked = [self._allocation_piece(dialect, h, last, aggregate, deadline) for h in hours]
             parts = await asyncio.gather(*asked)
             return [one for sets, _ in parts for one in sets], [note for _, notes in parts for note in notes]
         inside = [one for one in decoded.sets if piece.start <= one.start and one.end <= limit]
         return inside, [*decoded.warnings, "sets that reach beyond the window were left out"]
+
+    async def allocation_hours(
+        self, start: int, end: int, aggregate: Sequence[str], deadline: Deadline
+    ) -> dict[int, AllocationSet]:
+        """The hours of a stretch of one UTC day by their first second; one that the source knows nothing of is absent.
+
+        Raises:
+            SourceError
+        """
+        dialect = await self.dialect(deadline)
+        sets, _ = await self._allocation_piece(dialect, _Piece(start, end, "hour"), end, aggregate, deadline)
+        hours = {one.start: one for one in sets if one.end - one.start == HOUR and one.start % HOUR == 0}
+        if len(hours) != len(sets):
+            raise BadAnswer(f"{self._upstream.name} answered with sets that are no hours")
+        return hours
+
+    async def asset_hours(self, start: int, end: int, deadline: Deadline) -> dict[int, AssetsReading]:
+        """Assets of each hour of a stretch of one UTC day, as far as the source tells hours apart.
+
+        Raises:
+            SourceError
+        """
+        dialect = await self.dialect(deadline)
+        if dialect.flavour == "opencost":
+            hours = [_Piece(a, b, "hour") for a, b in split(start, end, HOUR)]
+            answers = await asyncio.gather(*(self._assets_piece(dialect, hour, deadline) for hour in hours))
+            by_hour = {hour.start: list(one.assets) for hour, one in zip(hours, answers, strict=True)}
+        else:
+            by_hour = {}
+            for span, asset in (await self._assets_piece(dialect, _Piece(start, end, "hour"), deadline)).found:
+                if span is not None and span[1] - span[0] == HOUR:
+                    by_hour.setdefault(span[0], []).append(asset)
+        source = Source(name="assets", status="ok", fetched_at=int(self._clock()))
+        return {
+            hour: AssetsReading(source=source, assets=tuple(assets), flavour=dialect.flavour)
+            for hour, assets in by_hour.items()
+            if assets
+        }
 
     async def _ask_allocation(
         self, dialect: Dialect, piece: _Piece, aggregate: Sequence[str], deadline: Deadline
@@ -216,7 +258,9 @@ class KubecostSource:
             SourceError: where no part of the window could be read.
         """
         dialect = await self.dialect(deadline)
-        whole = [_Piece(window.start, window.end, "day")] if dialect.flavour == "opencost" else pieces(window)
+        whole = pieces(window)
+        if dialect.flavour == "opencost":
+            whole = [_Piece(start, end, "day") for start, end in window.stretches]
         answers = await asyncio.gather(
             *(self._assets_piece(dialect, piece, deadline) for piece in whole), return_exceptions=True
         )
@@ -225,7 +269,7 @@ class KubecostSource:
             raise worst(failures)
         read = [answer for answer in answers if isinstance(answer, DecodedAssets)]
         assets = merge(asset for one in read for asset in one.assets)
-        status: Literal["ok", "partial", "no_data"] = "ok" if assets else "no_data"
+        status: Literal["ok", "partial", "no_data"] = "ok" if assets or window.still_running else "no_data"
         if assets and (failures or any(not one.assets for one in read)):
             status = "partial"
         source = Source(
@@ -257,7 +301,7 @@ class KubecostSource:
                 for a, b in split(piece.start, piece.end, step)
             )
         )
-        return DecodedAssets(tuple(a for p in parts for a in p.assets), tuple(s for p in parts for s in p.spans))
+        return DecodedAssets(tuple(one for part in parts for one in part.found))
 
     async def savings_body(self, detail: str, deadline: Deadline) -> bytes | None:
         """The raw answer of ``/model/savings`` or one of its details; None where the upstream has no such thing.

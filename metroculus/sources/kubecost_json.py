@@ -256,9 +256,13 @@ def _stamp(text: str) -> int | None:
 
 
 def _span(row: _Row | None) -> tuple[int, int] | None:
-    if row is None:
+    return _window_of(row.window) if row is not None else None
+
+
+def _window_of(window: _Window | None) -> tuple[int, int] | None:
+    if window is None:
         return None
-    start, end = _stamp(row.window.start), _stamp(row.window.end)
+    start, end = _stamp(window.start), _stamp(window.end)
     return (start, end) if start is not None and end is not None and start < end else None
 
 
@@ -377,10 +381,17 @@ _ASSETS_OBJECT = msgspec.json.Decoder(dict[str, _Asset] | None)
 
 
 class DecodedAssets(Struct, frozen=True):
-    """Assets of one window as they came; ``spans`` are the windows that they are of."""
+    """Assets as they came, each with the window that it is of; None where it did not say."""
 
-    assets: tuple[Asset, ...]
-    spans: tuple[tuple[int, int], ...]
+    found: tuple[tuple[tuple[int, int] | None, Asset], ...]
+
+    @property
+    def assets(self) -> tuple[Asset, ...]:
+        return tuple(asset for _, asset in self.found)
+
+    @property
+    def spans(self) -> set[tuple[int, int]]:
+        return {span for span, _ in self.found if span is not None}
 
 
 def decode_assets(source: str, body: bytes) -> DecodedAssets:
@@ -401,11 +412,9 @@ def decode_assets(source: str, body: bytes) -> DecodedAssets:
         [one for one in decoded or () if one] if isinstance(decoded, list) else [decoded or {}]
     )
     found = [(name, raw) for one in groups for name, raw in one.items() if raw.type in UPSTREAM_TYPES]
-    spans = {(_stamp(raw.window.start), _stamp(raw.window.end)) for _, raw in found if raw.window is not None}
-    known = sorted((a, b) for a, b in spans if a is not None and b is not None)
     if any(raw.totalCost < -ROUNDING_USD and raw.type != "Node" for _, raw in found):
         raise BadAnswer(f"{source} answered with an asset that costs less than nothing")
-    return DecodedAssets(tuple(_asset(key, raw) for key, raw in found), tuple(known))
+    return DecodedAssets(tuple((_window_of(raw.window), _asset(key, raw)) for key, raw in found))
 
 
 def _asset(key: str, raw: _Asset) -> Asset:

@@ -97,6 +97,10 @@ class SourceRegistry:
     async def get(self, account: str) -> SourceEntry | None:
         return await asyncio.to_thread(self._get, account)
 
+    async def accounts(self) -> list[str]:
+        """Every account with an entry."""
+        return await asyncio.to_thread(self._accounts)
+
     async def put(self, account: str, flavour: SourceFlavour, url: str, credentials: Credentials) -> SourceEntry:
         return await asyncio.to_thread(self._put, account, flavour, url, credentials)
 
@@ -131,6 +135,11 @@ class SourceRegistry:
         except InvalidToken:
             raise RegistryError("stored credentials do not open with this ENCRYPTION_KEY") from None
         return SourceEntry(row[0], row[1], row[2], credentials, row[4])
+
+    def _accounts(self) -> list[str]:
+        with self._opened() as database:
+            rows = database.execute("SELECT cloud_account_id FROM kubecost_sources ORDER BY 1").fetchall()
+        return [row[0] for row in rows]
 
     def _put(self, account: str, flavour: SourceFlavour, url: str, credentials: Credentials) -> SourceEntry:
         sealed = self._fernet.encrypt(msgspec.json.encode(credentials))

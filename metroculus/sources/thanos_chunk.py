@@ -134,7 +134,7 @@ def judged(window: Window, parts: Sequence[Seen], fetched_at: int, partial: bool
     warnings = tuple(dict.fromkeys(text for _, _, texts in parts for text in texts))
     status: Status = "ok"
     if seen == 0:
-        status = "no_data"
+        status = "ok" if window.still_running else "no_data"
     elif partial or warnings or not all(enough for _, enough, _ in parts):
         status = "partial"
     share = min(1.0, seen / window.seconds)

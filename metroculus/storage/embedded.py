@@ -43,13 +43,17 @@ class EmbeddedEngine(Engine):
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
-        self.dialect = Dialect((0, 0))
+        self._dialect = Dialect((0, 0))
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as problem:
             raise StoreError(f"{folder}: {problem.strerror}") from None
         with self._lock:
             self._start()
+
+    @property
+    def dialect(self) -> Dialect:
+        return self._dialect
 
     @property
     def process_id(self) -> int | None:
@@ -70,7 +74,7 @@ class EmbeddedEngine(Engine):
         kind, text = frame[:1], frame[1:].decode("utf-8", "replace")
         if kind == DONE:
             major, minor = text.split(".")[:2]
-            self.dialect = Dialect((int(major), int(minor)))
+            self._dialect = Dialect((int(major), int(minor)))
             return process
         self._end()
         if kind == OWNED:

@@ -44,7 +44,10 @@ class Dialect(Struct, frozen=True):
 class Engine(Protocol):
     """A ClickHouse; methods block, may be called from any thread, and raise StoreError."""
 
-    dialect: Dialect
+    @property
+    def dialect(self) -> Dialect:
+        """What it is; asks it the first time."""
+        ...
 
     def command(self, sql: str) -> None:
         """Run a statement without an answer."""

@@ -49,18 +49,22 @@ def parse_url(text: str) -> tuple[str, str | None]:
 
 
 class ServerEngine(Engine):
-    """A server; a connection that failed is closed and never used again.
-
-    Raises:
-        StoreError: it cannot be reached, or refuses the credentials.
-    """
+    """A server; a connection that failed is closed and never used again."""
 
     def __init__(self, url: str) -> None:
         self._url, cluster = parse_url(url)
         self._idle: LifoQueue[Client] = LifoQueue(CONNECTIONS)
         self._closed = False
-        version = str(next(iter(self.query("SELECT version()")))[0]).split(".")
-        self.dialect = Dialect((int(version[0]), int(version[1])), cluster)
+        self._cluster = cluster
+        self._dialect: Dialect | None = None
+
+    @property
+    def dialect(self) -> Dialect:
+        if self._dialect is None:
+            ((text,),) = self.query("SELECT version()")
+            version = str(text).split(".")
+            self._dialect = Dialect((int(version[0]), int(version[1])), self._cluster)
+        return self._dialect
 
     @contextmanager
     def _client(self) -> Iterator[Client]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,8 @@ from metroculus.storage.maintenance import Maintenance
 from metroculus.storage.schema import migrate
 from metroculus.storage.server import ServerEngine, parse_url
 from metroculus.storage.summaries import Summaries
+
+log = logging.getLogger("storage")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,6 +48,19 @@ class Store:
         self.failed: str | None = None
         """Why the last call failed; None where it did not."""
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
+        self._migrating = threading.Lock()
+        self._migrated = False
+
+    def migrate(self) -> None:
+        """Bring the schema up to date, once.
+
+        Raises:
+            StoreError
+        """
+        with self._migrating:
+            if not self._migrated:
+                migrate(self.engine)
+                self._migrated = True
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """A blocking call to a part of the store, on its own threads.
@@ -51,6 +68,11 @@ class Store:
         Raises:
             StoreError
         """
+
+        def call() -> R:
+            self.migrate()
+            return function(*args, **kwargs)
+
         try:
             answer = await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
         except StoreError as failure:
@@ -80,16 +102,20 @@ def is_embedded(url: str) -> bool:
 
 
 def open_store(url: str, clock: Callable[[], float] = time.time) -> Store:
-    """Open a store and bring its schema up to date.
+    """Open a store. A server that is away now is no reason to fail: the schema is brought up to date by the first call.
 
     Raises:
         StoreOwned: another process has its folder.
-        StoreError
+        StoreError: its folder cannot be used, or its schema is newer than this program.
     """
     engine: Engine = EmbeddedEngine(Path(url[len(EMBEDDED) :])) if is_embedded(url) else ServerEngine(url)
+    store = Store(engine, clock)
     try:
-        migrate(engine)
-    except StoreError:
-        engine.close()
-        raise
-    return Store(engine, clock)
+        store.migrate()
+    except StoreError as failure:
+        if is_embedded(url):
+            store.close()
+            raise
+        store.failed = str(failure)
+        log.warning("the store cannot be used yet: %s", failure)
+    return store

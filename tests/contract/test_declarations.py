@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tornado.web import RequestHandler
 
-from metroculus.metroculus_api import errors as metroculus_errors
-from metroculus.metroculus_api.config import SETTINGS as METROCULUS_SETTINGS
+from metroculus import codes as metroculus_errors
+from metroculus.config import SETTINGS as METROCULUS_SETTINGS
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
 from metroculus.metroculus_api.urls import routes as metroculus_routes
 from rest_api.rest_api_server import errors as rest_errors

@@ -315,7 +315,7 @@ def test_coverage_counts_the_union_and_only_what_is_final():
         return Allocation(name="a", namespace="a", start=start, end=end)
 
     one = AllocationSet(START, START + DAY, (ran(START, START + 6 * HOUR), ran(START + 3 * HOUR, START + 9 * HOUR)))
-    assert coverage([one], START, START + DAY) == 9 / 24
-    assert coverage([one], START, START + 6 * HOUR) == 1.0
-    assert coverage([one], START, START) is None
-    assert coverage([], START, START + DAY) == 0.0
+    assert coverage([one], Window.past(START, START + DAY)) == 9 / 24
+    assert coverage([one], Window.past(START, START + 6 * HOUR)) == 1.0
+    assert coverage([one], Window(START, START + HOUR, START)) is None
+    assert coverage([], Window.past(START, START + DAY)) == 0.0

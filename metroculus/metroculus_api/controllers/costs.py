@@ -17,15 +17,19 @@ from metroculus.cost_model.statement import (
     Question,
     Source,
     Statement,
+    StoredReading,
     reconcile,
 )
 from metroculus.metroculus_api.controllers.savings import SavingsController
+from metroculus.metroculus_api.controllers.stored import StoredHours
 from metroculus.metroculus_api.errors import NoSource
 from metroculus.sources.accounts import Accounts, AccountSources
 from metroculus.sources.errors import SourceError
 from metroculus.sources.http import Deadline
 from metroculus.sources.kubecost import AssetsReading, KubecostSource, worst
 from metroculus.sources.thanos_costs import allocation_by_metrics, management_by_metrics
+from metroculus.storage.store import Store
+from tools.window import Window
 
 log = logging.getLogger("costs")
 
@@ -48,9 +52,10 @@ def upstream_aggregate(question: Question) -> tuple[str, ...]:
 class CostController:
     """Statements of cost."""
 
-    def __init__(self, accounts: Accounts, savings: SavingsController) -> None:
+    def __init__(self, accounts: Accounts, savings: SavingsController, store: Store | None) -> None:
         self._accounts = accounts
         self._savings = savings
+        self._stored = StoredHours(store) if store is not None else None
 
     async def statement(self, question: Question, deadline: Deadline) -> Statement:
         """One reconciled statement.
@@ -60,39 +65,52 @@ class CostController:
             SourceError: every cost source failed.
         """
         sources = await self._accounts.of(question.cloud_account_id)
-        if sources.kubecost is None and sources.thanos is None:
+        stored, rest, store = await self._read_stored(question)
+        if sources.kubecost is None and sources.thanos is None and stored is None:
             raise NoSource
-        gathering = _Gathering(sources, question, deadline)
+        gathering = _Gathering(sources, question, rest, deadline)
         if question.detail == "summary":
-            statement = await _reconciled(question, *(await gathering.cost()))
+            statement = await _reconciled(question, *(await gathering.cost()), stored)
         else:
             readings, savings = await asyncio.gather(
                 gathering.cost(), self._savings.overview(sources, question.cloud_account_id, question.window, deadline)
             )
-            statement = await _reconciled(question, *readings)
+            statement = await _reconciled(question, *readings, stored)
             statement = replace(
                 statement,
                 potential_savings=savings.potential_savings,
                 savings_recommendations=savings.by_category,
                 sources=(*statement.sources, savings.source),
             )
-        gathering.raise_if_nobody_answered()
+        if stored is None:
+            gathering.raise_if_nobody_answered()
+        if store is not None:
+            statement = replace(statement, sources=(store, *statement.sources), complete=False)
         return statement
+
+    async def _read_stored(self, question: Question) -> tuple[StoredReading | None, Window, Source | None]:
+        """What is stored of the window and what is left to ask live; and the store where it failed."""
+        if self._stored is None:
+            return None, question.window, None
+        return await self._stored.read(question)
 
 
 class _Gathering:
-    """One question to the sources of one account, and which of them failed."""
+    """One question to the live sources of one account about a window, and which of them failed."""
 
-    def __init__(self, sources: AccountSources, question: Question, deadline: Deadline) -> None:
+    def __init__(self, sources: AccountSources, question: Question, window: Window, deadline: Deadline) -> None:
         self.sources = sources
         self.question = question
+        self.window = window
         self.deadline = deadline
         self.failures: list[SourceError] = []
         self.answered = False
 
     async def cost(self) -> tuple[AllocationReading | None, AllocationReading | None, Sequence[ManagementReading]]:
         """What was said of allocation, by Thanos where that was needed, and of management in order of authority."""
-        thanos, account, window = self.sources.thanos, self.question.cloud_account_id, self.question.window
+        thanos, account, window = self.sources.thanos, self.question.cloud_account_id, self.window
+        if not window.stretches:
+            return None, None, []
         allocation, management = None, []
         if self.sources.kubecost is not None:
             allocation, assets = await self._kubecost(self.sources.kubecost)
@@ -117,7 +135,7 @@ class _Gathering:
 
     async def _kubecost(self, kubecost: KubecostSource) -> tuple[AllocationReading, ManagementReading | None]:
         """Allocation and assets; OpenCost's assets only where idle must be worked out from them."""
-        window = self.question.window
+        window = self.window
 
         async def ask_allocation() -> AllocationReading | SourceError:
             aggregate = upstream_aggregate(self.question)
@@ -170,11 +188,13 @@ async def _reconciled(
     allocation: AllocationReading | None,
     metrics: AllocationReading | None,
     management: Sequence[ManagementReading],
+    stored: StoredReading | None,
 ) -> Statement:
-    rows = sum(len(one.allocations) for reading in (allocation, metrics) if reading for one in reading.sets)
+    readings = (allocation, metrics, stored.allocation if stored else None)
+    rows = sum(len(one.allocations) for reading in readings if reading for one in reading.sets)
     if rows > LARGE_ROWS:
-        return await asyncio.to_thread(reconcile, question, allocation, metrics, management)
-    return reconcile(question, allocation, metrics, management)
+        return await asyncio.to_thread(reconcile, question, allocation, metrics, management, stored)
+    return reconcile(question, allocation, metrics, management, stored)
 
 
 def _tells_idle(reading: AllocationReading) -> bool:

@@ -8,8 +8,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from metroculus.codes import INVALID, MISSING, NOT_FOUND, ONE_CLUSTER
 from metroculus.cost_model.prices import CustomPrices
-from metroculus.metroculus_api.errors import INVALID, MISSING, NOT_FOUND, ONE_CLUSTER
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.addresses import AllowedAddresses, check_allowed, parse_upstream_url
 from metroculus.sources.errors import AddressRefused

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from metroculus.metroculus_api.errors import CODES, NO_SECRET, NO_SECRET_YET, WRONG_SECRET
+from metroculus.codes import CODES, NO_SECRET, NO_SECRET_YET, WRONG_SECRET
 from metroculus.metroculus_api.secret import SecretKeeper
 from metroculus.sources.http import Deadline
 from tools.tornado_service.application import ServiceHandler

@@ -1,4 +1,4 @@
-"""Metroculus' settings."""
+"""Settings of Metroculus: its API, its worker and the command line read the same ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apscheduler.triggers.cron import CronTrigger
+
 from metroculus.sources.addresses import AllowedAddresses, parse_upstream_url
+from metroculus.storage.store import EMBEDDED, check_url
 from tools.settings import Setting, address, listed, one_of, seconds
 from tools.tornado_service.params import Uuid
 
@@ -32,6 +35,20 @@ def _label(text: str) -> str:
     return text
 
 
+def _cron(text: str) -> str:
+    try:
+        CronTrigger.from_crontab(text)
+    except ValueError:
+        raise ValueError("must be a cron expression of five fields, UTC") from None
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10_000:
+        raise ValueError("must be a whole number above 0")
+    return int(text)
+
+
 SETTINGS = (
     Setting("CLUSTER_SECRET", "Secret that callers of Metroculus send.", _secret, None, "/secret/cluster", secret=True),
     Setting("METROCULUS_LISTEN", "Address to serve on.", address, ("127.0.0.1", 8969)),
@@ -45,6 +62,24 @@ SETTINGS = (
     Setting("UPSTREAM_ALLOW", "Networks and host suffixes that tenants' URLs may reach.", _allowed, AllowedAddresses()),
     Setting("DATA_DIR", "Folder for every file that has no setting of its own.", Path, Path(".metroculus")),
     Setting("ENCRYPTION_KEY", "Seals stored credentials; without it a key file is made.", str, None, secret=True),
+    Setting(
+        "CLICKHOUSE_URL",
+        "Where history is kept: embedded:PATH (default: a folder in DATA_DIR), or clickhouse://user:password@host/db,"
+        " with ?cluster=NAME for replicated and distributed tables; clickhouses:// for TLS.",
+        check_url,
+        secret=True,
+        etcd="/clickhouse/url",
+    ),
+    Setting("WORKER_LISTEN", "Address of the worker's metrics; they name accounts.", address, ("127.0.0.1", 8970)),
+    Setting("EXTRACT_SCHEDULE", "When hours are extracted (cron, UTC).", _cron, "0 */1 * * *"),
+    Setting("ASSETS_SCHEDULE", "When days of assets are extracted (cron, UTC).", _cron, "0 0 * * *"),
+    Setting("AGGREGATE_SCHEDULE", "When summaries are brought up to date (cron, UTC).", _cron, "*/15 * * * *"),
+    Setting("CLEANUP_SCHEDULE", "When old months and unread batches are removed (cron, UTC).", _cron, "0 2 * * *"),
+    Setting("RETENTION_DAYS", "Days of history that are kept, in whole months.", _count, 400),
+    Setting("EXTRACT_PARALLEL", "Clusters that are extracted side by side.", _count, 8),
+    Setting(
+        "WORKER_LOCKS", "What keeps two workers apart: file, or etcd with CONFIG_URL.", one_of("file", "etcd"), "file"
+    ),
     Setting("TLS_CERT", "Certificate (PEM) to serve with."),
     Setting("TLS_KEY", "Its key (PEM)."),
     Setting("LOG_LEVEL", "debug, info, warning or error.", one_of("debug", "info", "warning", "error"), "info"),
@@ -68,6 +103,23 @@ class MetroculusConfig:
     encryption_key: str | None
     tls: tuple[str, str] | None
     kubecost_flavour: Any = None
+    clickhouse_url: str | None = None
+    """None keeps no history."""
+    worker: WorkerConfig | None = None
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """Of the worker alone."""
+
+    listen: tuple[str, int] = ("127.0.0.1", 8970)
+    extract_schedule: str = "0 */1 * * *"
+    assets_schedule: str = "0 0 * * *"
+    aggregate_schedule: str = "*/15 * * * *"
+    cleanup_schedule: str = "0 2 * * *"
+    retention_days: int = 400
+    parallel: int = 8
+    locks: str = "file"
 
 
 def config_of(values: Mapping[str, Any]) -> MetroculusConfig:
@@ -84,4 +136,15 @@ def config_of(values: Mapping[str, Any]) -> MetroculusConfig:
         data_dir=values["data_dir"],
         encryption_key=values["encryption_key"],
         tls=tls,
+        clickhouse_url=values["clickhouse_url"] or f"{EMBEDDED}{values['data_dir'] / 'store'}",
+        worker=WorkerConfig(
+            listen=values["worker_listen"],
+            extract_schedule=values["extract_schedule"],
+            assets_schedule=values["assets_schedule"],
+            aggregate_schedule=values["aggregate_schedule"],
+            cleanup_schedule=values["cleanup_schedule"],
+            retention_days=values["retention_days"],
+            parallel=values["extract_parallel"],
+            locks=values["worker_locks"],
+        ),
     )

@@ -1,0 +1,50 @@
+"""Metroculus' error codes: OptScale's numbers where it has one."""
+
+from __future__ import annotations
+
+from tools.tornado_service.errors import CommonCodes, ErrorCode
+
+WRONG_SECRET = ErrorCode(403, "OM0005", "the cluster secret is wrong")
+INVALID = ErrorCode(400, "OM0006", "a parameter is invalid")
+NO_SECRET = ErrorCode(401, "OM0007", "the header Secret is missing")
+MISSING = ErrorCode(400, "OM0008", "a parameter is missing")
+UNKNOWN = ErrorCode(400, "OM0009", "a parameter is unknown")
+NOT_FOUND = ErrorCode(404, "OM0010", "not found")
+METHOD = ErrorCode(405, "OM0011", "the method is not allowed here")
+TOO_LARGE = ErrorCode(413, "OM0012", "the request is too large")
+INTERNAL = ErrorCode(500, "OM0013", "internal error")
+STOPPING = ErrorCode(503, "OM0014", "shutting down")
+NO_SOURCE = ErrorCode(
+    409,
+    "OM0015",
+    "no cost source is configured: PUT /metroculus/v2/kubecost_sources/{cloud_account_id}, "
+    "or set KUBECOST_API_URL or THANOS_QUERY_URL",
+)
+NO_METRICS = ErrorCode(409, "OM0016", "no metrics source is configured: set THANOS_QUERY_URL")
+ONE_CLUSTER = ErrorCode(
+    409,
+    "OM0017",
+    "this service is in one-cluster mode: KUBECOST_API_URL answers every account; set KUBECOST_ACCOUNT_ID",
+)
+BAD_ANSWER = ErrorCode(502, "OM0018", "no source gave an answer of use")
+UNREACHABLE = ErrorCode(503, "OM0019", "no source could be reached")
+DEADLINE = ErrorCode(504, "OM0020", "no source answered in time")
+NO_SECRET_YET = ErrorCode(503, "OM0021", "the cluster secret is not known yet")
+
+NO_REGISTRY = ErrorCode(503, "OM0022", "the registry of sources cannot be used")
+
+NO_HISTORY = ErrorCode(409, "OM0023", "no history is kept here: set CLICKHOUSE_URL and run a worker")
+NO_WORKER = ErrorCode(409, "OM0024", "no worker runs over this store: start with metroculus serve --worker")
+STORE_FAILED = ErrorCode(503, "OM0025", "the store cannot be used now")
+TOO_MANY_POINTS = ErrorCode(400, "OM0026", "the step is too fine for time that is not stored")
+
+CODES = CommonCodes(
+    unknown_parameter=UNKNOWN,
+    missing_parameter=MISSING,
+    invalid_parameter=INVALID,
+    not_found=NOT_FOUND,
+    method_not_allowed=METHOD,
+    too_large=TOO_LARGE,
+    internal=INTERNAL,
+    shutting_down=STOPPING,
+)

@@ -1,0 +1,127 @@
+"""Back-fills and repairs: written down here, done by whoever works on the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from metroculus.codes import INVALID, NOT_FOUND
+from metroculus.metroculus_api.errors import NoHistory, NoSource, NoWorker
+from metroculus.sources.accounts import Accounts
+from metroculus.storage.jobs import Backfill
+from metroculus.storage.store import Store
+from tools.tornado_service.errors import ApiError
+from tools.tornado_service.params import Uuid
+from tools.window import HOUR, WindowError, iso, parse_rfc3339_utc, parse_stamps
+
+MAX_PARALLEL = 8
+
+
+class BackfillBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What to fill: Unix seconds or RFC 3339, UTC. With ``repair``, the reason, closed hours are read again."""
+
+    cloud_account_id: str
+    start_date: int | str
+    end_date: int | str
+    parallel: int = 2
+    repair: str | None = None
+
+
+class BackfillAnswer(Struct, frozen=True, kw_only=True):
+    """How far a back-fill is, in hours. ``incomplete`` is at its end with hours that could not be had."""
+
+    id: str
+    cloud_account_id: str
+    start: str
+    end: str
+    state: str
+    repair: bool
+    hours_total: int
+    hours_done: int
+    hours_missing: int
+    reason: str
+    asked_at: str
+    updated_at: str
+
+
+class BackfillsController:
+    def __init__(self, accounts: Accounts, store: Store | None, worked: bool, clock: Callable[[], float]) -> None:
+        self._accounts = accounts
+        self._store = store
+        self._worked = worked
+        self._clock = clock
+
+    async def create(self, body: BackfillBody) -> BackfillAnswer:
+        """Ask for one.
+
+        Raises:
+            ApiError, NoHistory, NoWorker, NoSource, StoreError
+        """
+        if self._store is None:
+            raise NoHistory
+        if not self._worked:
+            raise NoWorker
+        try:
+            account = Uuid.parse(body.cloud_account_id)
+        except ValueError as problem:
+            raise ApiError(INVALID, f"cloud_account_id {problem}", ["cloud_account_id"]) from None
+        if not 1 <= body.parallel <= MAX_PARALLEL:
+            raise ApiError(INVALID, f"parallel must be 1 to {MAX_PARALLEL}", ["parallel"])
+        if body.repair is not None and not body.repair.strip():
+            raise ApiError(INVALID, "repair must say why", ["repair"])
+        first, last = stretch_of(body.start_date, body.end_date, self._clock())
+        sources = await self._accounts.of(account)
+        if sources.kubecost is None and sources.thanos is None:
+            raise NoSource
+        job = await self._store.run(self._store.jobs.ask, account, first, last, body.parallel, body.repair)
+        return _shown(job)
+
+    async def get(self, id: str) -> BackfillAnswer:
+        """One that was asked for.
+
+        Raises:
+            ApiError: 404
+        """
+        if self._store is None:
+            raise NoHistory
+        job = await self._store.run(self._store.jobs.get, id)
+        if job is None:
+            raise ApiError(NOT_FOUND)
+        return _shown(job)
+
+
+def stretch_of(start: int | str, end: int | str, now: float) -> tuple[int, int]:
+    """Whole hours of a request.
+
+    Raises:
+        ApiError
+    """
+    stamps = [str(one) for one in (start, end)]
+    moments = [parse_rfc3339_utc(text) for text in stamps]
+    try:
+        since, until = (text if at is None else str(at) for text, at in zip(stamps, moments, strict=True))
+        read = parse_stamps(since, until, "start_date", "end_date")
+    except WindowError as problem:
+        raise ApiError(INVALID, f"{problem.reason}, or RFC 3339 with Z", problem.params) from None
+    first, last = read[0] - read[0] % HOUR, min(read[1] + -read[1] % HOUR, int(now) - int(now) % HOUR)
+    if first >= last:
+        raise ApiError(INVALID, "the start must be before the end, and in the past", ["start_date", "end_date"])
+    return first, last
+
+
+def _shown(job: Backfill) -> BackfillAnswer:
+    return BackfillAnswer(
+        id=job.id,
+        cloud_account_id=job.account,
+        start=iso(job.first),
+        end=iso(job.last),
+        state=job.state,
+        repair=job.repair,
+        hours_total=job.hours_total,
+        hours_done=job.hours_done,
+        hours_missing=job.hours_missing,
+        reason=job.reason,
+        asked_at=iso(job.asked_at),
+        updated_at=iso(job.updated_at),
+    )

@@ -1,0 +1,141 @@
+"""What is stored, summed by the database: expenses by any of the properties that a row keeps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from math import fsum
+from typing import Any
+
+from msgspec import Struct
+
+from metroculus.cost_model.allocation import COMPONENTS, Group
+from metroculus.cost_model.efficiency import Efficiency
+from metroculus.cost_model.statement import Source, StatementWindow
+from metroculus.metroculus_api.controllers.stored import source_of
+from metroculus.metroculus_api.errors import NoHistory
+from metroculus.storage.history import Filters, Measured, by_key
+from metroculus.storage.ledger import Held
+from metroculus.storage.store import Store
+from metroculus.storage.summaries import Answer
+from tools.window import Window, iso
+
+TIME_KEYS = frozenset({"hour", "day", "month"})
+COVERED = 0.99
+
+
+class AccountCoverage(Struct, frozen=True, kw_only=True):
+    """How much of the final time of a window is stored for one account."""
+
+    cloud_account_id: str
+    coverage: float | None
+    complete: bool
+    source: Source
+
+
+class Expenses(Struct, frozen=True, kw_only=True):
+    """Stored hours; ``coverage`` is time with data over time asked, over all accounts. Money in ``currency``."""
+
+    start_date: int
+    end_date: int
+    window: StatementWindow
+    currency: str
+    complete: bool
+    coverage: float | None
+    total_cost: float | None
+    expenses: tuple[dict[str, Any], ...]
+    accounts: tuple[AccountCoverage, ...]
+
+
+class ExpensesController:
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+
+    async def expenses(
+        self, accounts: Sequence[str], window: Window, group_by: Sequence[str], filters: Filters
+    ) -> Expenses:
+        """Sums by ``group_by``, dearest first, or in order of time where that is asked for.
+
+        Raises:
+            NoHistory, StoreError
+        """
+        store = self._store
+        if store is None:
+            raise NoHistory
+        properties = [name for name in group_by if name != "cluster"]
+
+        async def one(account: str) -> Answer:
+            return await store.run(store.summaries.measured, account, window.start, window.end, properties, filters)
+
+        answers = await asyncio.gather(*(one(account) for account in accounts))
+        covered = tuple(
+            _coverage(account, answer.held, window) for account, answer in zip(accounts, answers, strict=True)
+        )
+        if "cluster" in group_by:
+            rows = [
+                row_of(group_by, account, properties, measured)
+                for account, answer in told
+                for measured in answer.measured
+            ]
+        else:
+            everything = by_key([measured for answer in answers for measured in answer.measured])
+            rows = [row_of(group_by, "", properties, measured) for measured in everything]
+        known = any(answer.held.hours for answer in answers)
+        return Expenses(
+            start_date=window.start,
+            end_date=window.end,
+            window=StatementWindow.of(window),
+            currency="USD",
+            complete=known and all(one.complete for one in covered),
+            coverage=_mean([one.coverage for one in covered]),
+            total_cost=fsum(row["total_cost"] for row in rows) if known else None,
+            expenses=tuple(sorted(rows, key=lambda row: _order(row, group_by))),
+            accounts=covered,
+        )
+
+
+def _coverage(account: str, held: Held, window: Window) -> AccountCoverage:
+    source = source_of(held, window)
+    whole = source.coverage is None or source.coverage >= COVERED
+    return AccountCoverage(
+        cloud_account_id=account,
+        coverage=source.coverage,
+        complete=bool(held.hours) and whole and source.status == "ok",
+        source=source,
+    )
+
+
+def row_of(group_by: Sequence[str], account: str, properties: Sequence[str], one: Measured) -> dict[str, Any]:
+    """One line: a key for each property, every cost column, the efficiencies."""
+    keys = dict(zip(properties, one.keys, strict=True))
+    named: dict[str, Any] = {}
+    for name in group_by:
+        value: Any = account if name == "cluster" else keys[name]
+        named[name] = iso(value) if name in TIME_KEYS else value
+    costs = dict(zip((f"{name}_cost" for name in COMPONENTS), one.costs.by_component(), strict=True))
+    ratios: Efficiency = Group(one.costs, one.usage, 0, 0.0).efficiency
+    return {
+        **named,
+        "total_cost": one.total,
+        **costs,
+        "management_cost": one.management,
+        "cpu_efficiency": ratios.cpu_efficiency,
+        "ram_efficiency": ratios.ram_efficiency,
+        "total_efficiency": ratios.total_efficiency,
+        "cpu_core_hours": one.amounts.cpu,
+        "ram_gib_hours": one.amounts.ram,
+        "cpu_request_core_minutes": one.usage.cpu_request,
+        "cpu_usage_core_minutes": one.usage.cpu_usage,
+        "ram_request_byte_minutes": one.usage.ram_request,
+        "ram_usage_byte_minutes": one.usage.ram_usage,
+    }
+
+
+def _order(row: dict[str, Any], group_by: Sequence[str]) -> tuple[Any, ...]:
+    times = tuple(row[name] for name in group_by if name in TIME_KEYS)
+    return (*times, -row["total_cost"], *(str(row[name]) for name in group_by))
+
+
+def _mean(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return fsum(known) / len(known) if known else None

@@ -1,0 +1,113 @@
+"""What the store holds of a window, as a reading beside those of the live sources."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from metroculus.cost_model.statement import (
+    AllocationReading,
+    ManagementReading,
+    Question,
+    Source,
+    StoredReading,
+)
+from metroculus.storage.engine import StoreError
+from metroculus.storage.ledger import Held
+from metroculus.storage.store import Store
+from tools.window import HOUR, Window
+
+log = logging.getLogger("stored")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+STORE = "store"
+
+
+def properties_of(question: Question) -> tuple[str, ...]:
+    """What rows of the store must be told apart by, beside their namespace, to answer a question."""
+    if question.detail == "summary" and not question.aggregate:
+        return ()
+    detail = {"workload": ("controller", "controllerKind"), "pod": ("controller", "controllerKind")}
+    asked = (*detail.get(question.detail, ()), *question.aggregate)
+    return ("pod", *(name for name in dict.fromkeys(asked) if name not in ("namespace", "pod")))
+
+
+def source_of(held: Held, window: Window) -> Source:
+    """How much of a window's final time is stored, and what is to be said of it."""
+    hours = held.hours.values()
+    final = [m.seconds for m in hours if m.hour < window.final_until]
+    asked = Window(window.start, window.end, window.final_until).final_seconds
+    share = min(1.0, sum(final) / asked) if asked else None
+    notes = []
+    unreconciled = [m for m in hours if not m.reconciled]
+    if unreconciled:
+        notes.append(f"{len(unreconciled)} hours are unreconciled: they differ from the source's own totals")
+    quarantined = sum(m.quarantined for m in hours)
+    if quarantined:
+        notes.append(f"{quarantined} rows could not be read and are not counted")
+    unknown = sorted({name for m in hours for name in m.unknown})
+    if unknown:
+        notes.append(f"stored without a value for: {', '.join(unknown)}")
+    if held.passed_over:
+        notes.append(f"{len(held.passed_over)} stored batches are not whole and were passed over")
+    told = sum(m.seconds for m in hours)
+    thin = told < 0.99 * HOUR * len(held.hours)
+    return Source(
+        name=STORE,
+        status="partial" if quarantined or unknown or thin else "ok",
+        fetched_at=min((m.fetched_at for m in hours), default=None),
+        coverage=share,
+        warnings=tuple(notes),
+    )
+
+
+def reading_of(held: Held, window: Window, allocation: AllocationReading, usd: float | None) -> StoredReading:
+    """The allocation reading with what the markers say, and management of the same hours."""
+    hours = held.hours.values()
+    source = source_of(held, window)
+    missing = {name for m in hours for name in m.unknown} - {"management"}
+    not_covered = {name for m in hours for name in m.not_covered}
+    known = not any("management" in (*m.unknown, *m.not_covered) for m in hours)
+    return StoredReading(
+        AllocationReading(
+            source=source,
+            sets=allocation.sets,
+            missing=tuple(sorted(missing)),
+            not_covered=tuple(sorted(not_covered - {"management"} - missing)),
+        ),
+        ManagementReading(source=source, usd=(usd or 0.0) if known else None, covers="management" not in not_covered),
+        window.only(held.missing()),
+    )
+
+
+class StoredHours:
+    """Reads a window's committed hours; a store that fails is a source that failed."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def read(self, question: Question) -> tuple[StoredReading | None, Window, Source | None]:
+        """What is stored, the rest of the window, and the store as a source where it could not be asked."""
+        window, account = question.window, question.cloud_account_id
+        held = await self._ask(self._store.ledger.held, account, window.start, window.end)
+        if held is None:
+            return None, window, Source(name=STORE, status="unavailable", error="the store cannot be used")
+        if not held.hours:
+            return None, window, None
+        answer = await self._ask(self._store.history.allocations, held, properties_of(question))
+        if answer is None:
+            return None, window, Source(name=STORE, status="unavailable", error="the store cannot be used")
+        told, usd = answer
+        allocation = AllocationReading(source=Source(name=STORE, status="ok"), sets=(told,))
+        reading = reading_of(held, window, allocation, usd)
+        return reading, reading.rest, None
+
+    async def _ask(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+        try:
+            return await self._store.run(function, *args, **kwargs)
+        except StoreError as failure:
+            log.warning("the store failed: %s", failure)
+            return None

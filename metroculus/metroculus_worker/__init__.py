@@ -1,0 +1,1 @@
+"""Keeps history: extracts hours that are over, reads them again as bills arrive, sums them up, cleans."""

@@ -1,0 +1,104 @@
+"""Fills a stretch of the past: what is stored stays, what lacks is read, day by day."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from metroculus.metroculus_worker.extract import Extractor, RepairOrder
+from metroculus.metroculus_worker.ownership import Owned
+from metroculus.metroculus_worker.plan import Stretch, last_complete_hour
+from metroculus.storage.store import Store
+from tools.window import DAY, HOUR, SETTLING_SECONDS
+
+log = logging.getLogger("backfill")
+
+DEFAULT_PARALLEL = 2
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """How far a back-fill is, in hours; ``missing`` could not be had."""
+
+    total: int
+    done: int = 0
+    missing: int = 0
+    last_reason: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return self.done == self.total
+
+
+Report = Callable[[Progress], None]
+
+
+def bounds(first: int, last: int, now: int) -> tuple[int, int]:
+    """Whole hours of ``[first, last)`` that are over and settled."""
+    settled = last_complete_hour(now - SETTLING_SECONDS)
+    return first - first % HOUR, min(last + -last % HOUR, settled)
+
+
+async def backfill(
+    store: Store,
+    extractor: Extractor,
+    account: str,
+    owned: Owned,
+    window: tuple[int, int],
+    parallel: int,
+    report: Report,
+    order: RepairOrder | None = None,
+) -> Progress:
+    """Store every hour of a window, the newest days first; with an ``order`` stored and closed hours are read again.
+
+    Args:
+        window: whole hours.
+        parallel: days that the source is asked for side by side.
+
+    Raises:
+        StoreError, LostOwnership
+    """
+    first, last = window
+    held = await store.run(store.ledger.held, account, first, last)
+    lacking = set(range(first, last, HOUR)) - (set() if order else set(held.hours))
+    total = max(0, last - first) // HOUR
+    progress = Progress(total=total, done=total - len(lacking))
+    report(progress)
+    gate = asyncio.Semaphore(max(1, parallel))
+
+    async def day(stretch: Stretch) -> None:
+        nonlocal progress
+        async with gate:
+            outcome = await extractor.extract(account, owned, stretch, order)
+        wanted = lacking & set(stretch.hours)
+        missing = wanted & set(outcome.missing)
+        progress = Progress(
+            total=total,
+            done=progress.done + len(wanted) - len(missing),
+            missing=progress.missing + len(missing),
+            last_reason=next(iter(outcome.missing.values()), progress.last_reason),
+        )
+        report(progress)
+
+    days = []
+    for start in range(last - 1 - (last - 1) % DAY, first - first % DAY - 1, -DAY):
+        wanted = [hour for hour in range(max(start, first), min(start + DAY, last), HOUR) if hour in lacking]
+        if wanted:
+            days.append(asyncio.create_task(day(_stretch(start, wanted, last))))
+    try:
+        await asyncio.gather(*days)
+    finally:  # one day that could not be stored ends the others: they would fail the same way
+        for task in days:
+            task.cancel()
+        await asyncio.gather(*days, return_exceptions=True)
+    log.info("account %s: %d of %d hours are stored", account, progress.done, total)
+    return progress
+
+
+def _stretch(day: int, wanted: list[int], last: int) -> Stretch:
+    """A day that is over is read whole, so that its hours can follow its own set."""
+    if day + DAY <= last:
+        return Stretch(day, day + DAY, whole=True)
+    return Stretch(wanted[0], wanted[-1] + HOUR)

@@ -1,0 +1,63 @@
+"""Days of assets: what a cluster was made of, kept for each UTC day that is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from metroculus.cost_model.assets import Asset
+from metroculus.metroculus_worker.ownership import Owned
+from metroculus.sources.accounts import Accounts
+from metroculus.sources.http import Deadline
+from metroculus.sources.thanos_assets import assets_by_metrics
+from metroculus.storage.store import Store
+from tools.window import DAY, SETTLING_SECONDS, Window
+
+READ_AGAIN_DAYS = 3
+"""Days younger than this are read again: bills arrive late."""
+
+
+async def extract_assets(
+    store: Store,
+    accounts: Accounts,
+    account: str,
+    owned: Owned,
+    window: tuple[int, int],
+    clock: Callable[[], float],
+    seconds_a_call: float,
+) -> int:
+    """Store the days of a window that are over and lack, or may still change.
+
+    Returns:
+        how many days were written.
+
+    Raises:
+        SourceError, StoreError
+    """
+    now = int(clock())
+    first, last = window[0] - window[0] % DAY, min(window[1], now - SETTLING_SECONDS)
+    last -= last % DAY
+    if first >= last:
+        return 0
+    stored = await store.run(store.assets.days, account, first, last)
+    wanted = [d for d in range(first, last, DAY) if d not in stored or d + (READ_AGAIN_DAYS + 1) * DAY > now]
+    written = 0
+    for day in reversed(wanted):
+        assets = await _read(accounts, account, Window.past(day, day + DAY), seconds_a_call)
+        if assets and owned.still():
+            batch = store.ledger.new_batch()
+            await store.run(store.assets.commit, account, day, assets, batch, now, owned.pen)
+            written += 1
+    return written
+
+
+async def _read(accounts: Accounts, account: str, window: Window, seconds_a_call: float) -> tuple[Asset, ...]:
+    """A day's assets; none where the source does not have them whole."""
+    sources = await accounts.of(account)
+    deadline = Deadline(seconds_a_call)
+    if sources.kubecost is not None:
+        reading = await sources.kubecost.assets(window, deadline)
+        return reading.assets if reading.source.status == "ok" else ()
+    if sources.thanos is not None:
+        found, source = await assets_by_metrics(sources.thanos, account, window, deadline)
+        return found if source.status == "ok" else ()
+    return ()

@@ -1,0 +1,92 @@
+"""What the worker tells of itself, per cluster: freshness, rows, failures, residuals, gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import fsum
+
+from msgspec import Struct
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from metroculus.metroculus_worker.extract import Outcome
+from metroculus.storage.ledger import Marker
+from tools.window import HOUR
+
+
+class Freshness(Struct, frozen=True, kw_only=True):
+    """How a cluster's history stands; money in USD."""
+
+    stored_until: int | None
+    """The end of the last committed hour."""
+    gaps: int
+    unreconciled: int
+    residual: float
+    passed_over: int
+
+
+def freshness(hours: Mapping[int, Marker], passed_over: int, last_complete: int) -> Freshness:
+    """Out of the committed hours of the days that are still open."""
+    last = max(hours, default=None)
+    first = min(hours, default=last_complete)
+    return Freshness(
+        stored_until=last + HOUR if last is not None else None,
+        gaps=sum(hour not in hours for hour in range(first, last_complete, HOUR)),
+        unreconciled=sum(not marker.reconciled for marker in hours.values()),
+        residual=fsum(abs(marker.residual) for marker in hours.values()),
+        passed_over=passed_over,
+    )
+
+
+class WorkerMetrics:
+    """Prometheus series; the label is the account."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, told: str, *labels: str) -> Gauge:
+            return Gauge(f"metroculus_{name}", told, labels, registry=registry)
+
+        def counter(name: str, told: str, *labels: str) -> Counter:
+            return Counter(f"metroculus_{name}", told, labels, registry=registry)
+
+        account = "cloud_account_id"
+        self._success = gauge("extraction_last_success_timestamp_seconds", "Last extraction without a failure", account)
+        self._lag = gauge("extraction_lag_seconds", "Time since the end of the last stored hour", account)
+        self._gaps = gauge("history_gap_hours", "Open hours that are not stored", account)
+        self._unreconciled = gauge("history_unreconciled_hours", "Hours apart from their control total", account)
+        self._residual = gauge("history_residual_usd", "What control totals have beyond the rows", account)
+        self._broken = gauge("history_passed_over_batches", "Batches that are not whole", account)
+        self._rows = counter("extraction_rows", "Rows written", account)
+        self._hours = counter("extraction_hours", "Hours by what became of them", account, "result")
+        self._failures = counter("extraction_failures", "Extractions that failed", account)
+        self._seconds = Histogram(
+            "metroculus_extraction_seconds",
+            "Time to read and store one stretch of hours",
+            [account],
+            buckets=(0.1, 0.5, 1, 5, 15, 60, 300),
+            registry=registry,
+        )
+        self.store_bytes = gauge("store_bytes", "Size of the store on disk")
+
+    def extracted(self, account: str, outcome: Outcome, seconds: float) -> None:
+        self._rows.labels(account).inc(outcome.rows)
+        self._hours.labels(account, "written").inc(len(outcome.written))
+        self._hours.labels(account, "confirmed").inc(len(outcome.confirmed))
+        self._hours.labels(account, "missing").inc(len(outcome.missing))
+        self._seconds.labels(account).observe(seconds)
+
+    def failed(self, account: str) -> None:
+        self._failures.labels(account).inc()
+
+    def stands(self, account: str, state: Freshness, now: int, succeeded: bool) -> None:
+        if succeeded:
+            self._success.labels(account).set(now)
+        if state.stored_until is not None:
+            self._lag.labels(account).set(now - state.stored_until)
+        self._gaps.labels(account).set(state.gaps)
+        self._unreconciled.labels(account).set(state.unreconciled)
+        self._residual.labels(account).set(state.residual)
+        self._broken.labels(account).set(state.passed_over)
+
+    def forget(self, account: str) -> None:
+        """An account that is no longer linked has no freshness."""
+        for metric in (self._success, self._lag, self._gaps, self._unreconciled, self._residual, self._broken):
+            metric.remove(account)

@@ -1,0 +1,81 @@
+"""One worker at a time owns a cluster, and gets a fence with it: a number above all that ever wrote."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from metroculus.storage.ledger import Pen
+
+
+class Owned(Protocol):
+    """A cluster that is ours until ``release``; ``still`` says whether it is."""
+
+    pen: Pen
+
+    def still(self) -> bool: ...
+
+    def release(self) -> None: ...
+
+
+class Owners(Protocol):
+    """Hands out clusters; blocks briefly."""
+
+    def own(self, account: str, highest_fence: Callable[[], int]) -> Owned | None:
+        """The cluster, or None where another worker has it.
+
+        Raises:
+            OSError: the lock cannot be used.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class FileOwners:
+    """Locks of files in one folder: workers of one machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def own(self, account: str, highest_fence: Callable[[], int]) -> Owned | None:
+        if not re.fullmatch(r"[0-9a-f-]{36}", account):
+            raise ValueError("an account is a UUID")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._folder / f"{account}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            last = int(os.pread(descriptor, 20, 0) or b"0")
+            fence = max(last, highest_fence()) + 1
+            os.pwrite(descriptor, b"%d" % fence, 0)
+            os.fsync(descriptor)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return _OwnedFile(descriptor, Pen(fence))
+
+    def close(self) -> None:
+        return None
+
+
+class _OwnedFile:
+    """The lock is the process's: it cannot be lost while it is held."""
+
+    def __init__(self, descriptor: int, pen: Pen) -> None:
+        self.pen = pen
+        self._descriptor: int | None = descriptor
+
+    def still(self) -> bool:
+        return self._descriptor is not None
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -1,0 +1,117 @@
+"""What is due: out of what is stored and what was tried, never out of which run came when.
+
+So a schedule that was missed, for an hour or for eight days, is caught up by the next run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+
+from msgspec import Struct
+
+from metroculus.storage.gaps import Gap
+from metroculus.storage.ledger import Marker
+from tools.window import DAY, HOUR, MINUTE, SETTLING_SECONDS
+
+READ_AGAIN_HOURS = (1, 3, 6, 12, 24, 48, 72)
+"""Ages at which an hour, or a day that is over, is read again: cloud bills arrive 6 to 24 hours late."""
+
+CLOSED_AFTER_SECONDS = 7 * DAY
+"""An hour of this age changes only by a repair."""
+
+FIRST_RETRY_SECONDS = MINUTE
+LAST_RETRY_SECONDS = DAY
+
+
+class Stretch(Struct, frozen=True, order=True):
+    """Hours of one UTC day to read in one go; ``whole`` is a day that is over, read with its own set."""
+
+    start: int
+    end: int
+    whole: bool = False
+
+    @property
+    def hours(self) -> range:
+        return range(self.start, self.end, HOUR)
+
+
+def last_complete_hour(now: int) -> int:
+    """The end of the last hour that is over."""
+    return now - now % HOUR
+
+
+def closed(hour: int, now: int) -> bool:
+    return now >= hour + HOUR + CLOSED_AFTER_SECONDS
+
+
+def due(
+    start: int, now: int, stored: Mapping[int, Marker], gaps: Mapping[int, Gap], patience: bool = True
+) -> list[Stretch]:
+    """What to read of ``[start, now)``, the newest first.
+
+    Args:
+        stored: committed hours by their first second.
+        gaps: last failed attempts by hour.
+        patience: leave gaps alone that were tried a short time ago.
+    """
+    end = last_complete_hour(now)
+    found: list[Stretch] = []
+    day = start - start % DAY
+    while day < end:
+        if day + DAY + SETTLING_SECONDS <= now:
+            found += _of_past_day(day, max(day, start), now, stored, gaps, patience)
+        else:
+            hours = range(max(day, start), min(day + DAY, end), HOUR)
+            wanted = [h for h in hours if _hour_due(h, now, stored.get(h), gaps.get(h), patience)]
+            found += stretches(wanted)
+        day += DAY
+    return sorted(found, reverse=True)
+
+
+def _of_past_day(
+    day: int, start: int, now: int, stored: Mapping[int, Marker], gaps: Mapping[int, Gap], patience: bool
+) -> Iterator[Stretch]:
+    """A day that is over is read whole: when hours of it lack, and at its ages."""
+    hours = range(start, day + DAY, HOUR)
+    lacking = [hour for hour in hours if hour not in stored]
+    wanted = [hour for hour in lacking if not patience or _may_retry(hour, now, gaps.get(hour))]
+    if closed(day + DAY - HOUR, now):
+        if wanted:
+            yield Stretch(day, day + DAY, whole=True) if len(lacking) == 24 else Stretch(wanted[0], wanted[-1] + HOUR)
+        return
+    asked = [
+        max(m.fetched_at, g.asked_at if g else 0) for m, g in ((stored[h], gaps.get(h)) for h in hours if h in stored)
+    ]
+    ages = (SETTLING_SECONDS, *(hours * HOUR for hours in READ_AGAIN_HOURS))
+    if wanted or (asked and any(day + DAY + age <= now and min(asked) < day + DAY + age for age in ages)):
+        yield Stretch(day, day + DAY, whole=True)
+
+
+def _hour_due(hour: int, now: int, marker: Marker | None, gap: Gap | None, patience: bool) -> bool:
+    if marker is None:
+        return not patience or _may_retry(hour, now, gap)
+    asked, over = _asked(marker, gap), hour + HOUR
+    return any(over + age * HOUR <= now and asked < over + age * HOUR for age in READ_AGAIN_HOURS)
+
+
+def _asked(marker: Marker, gap: Gap | None) -> int:
+    """When an hour was last asked for, told or not."""
+    return max(marker.fetched_at, gap.asked_at if gap else 0)
+
+
+def _may_retry(hour: int, now: int, gap: Gap | None) -> bool:
+    """The older an hour was when it was last tried, the longer it is left alone."""
+    if gap is None:
+        return True
+    wait = min(max((gap.asked_at - hour - HOUR) // 4, FIRST_RETRY_SECONDS), LAST_RETRY_SECONDS)
+    return now - gap.asked_at >= wait
+
+
+def stretches(hours: list[int]) -> list[Stretch]:
+    """Hours as stretches of what lies side by side within one day."""
+    found = []
+    for _, run in groupby(enumerate(sorted(hours)), key=lambda one: (one[1] - one[0] * HOUR, one[1] // DAY)):
+        members = [hour for _, hour in run]
+        found.append(Stretch(members[0], members[-1] + HOUR))
+    return found

@@ -1,0 +1,138 @@
+"""The worker's wiring: its rounds, their schedules, and an address that tells how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+from tornado.web import Application
+
+from metroculus.codes import CODES
+from metroculus.config import MetroculusConfig, WorkerConfig
+from metroculus.metroculus_worker.metrics import WorkerMetrics
+from metroculus.metroculus_worker.ownership import FileOwners, Owners
+from metroculus.metroculus_worker.worker import Worker
+from metroculus.parts import Parts
+from tools.tornado_service.application import Service, make_application
+
+log = logging.getLogger("worker")
+
+VERSION = "0.1.0"
+JOBS_SECONDS = 1
+AGAIN_SECONDS = 60
+"""An hour that its source did not have yet is asked for again after this."""
+
+
+@dataclass
+class WorkerService:
+    """A wired worker; ``start`` begins its rounds, ``stop`` lets what is being written be written."""
+
+    application: Application
+    service: Service
+    worker: Worker
+    config: WorkerConfig
+    scheduler: AsyncIOScheduler = field(default_factory=lambda: AsyncIOScheduler(timezone=UTC))
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def start(self) -> None:
+        """Catch up at once, then keep to the schedules; call on the loop."""
+        rounds: dict[str, tuple[Callable[[], Awaitable[Any]], str]] = {
+            "extract": (self.extract, self.config.extract_schedule),
+            "assets": (self.worker.assets_all, self.config.assets_schedule),
+            "aggregate": (self.worker.aggregate_all, self.config.aggregate_schedule),
+            "clean": (self.worker.clean, self.config.cleanup_schedule),
+        }
+        for name, (run, cron) in rounds.items():
+            self._add(name, run, CronTrigger.from_crontab(cron, timezone=UTC))
+        self._add("jobs", self.worker.work_off, IntervalTrigger(seconds=JOBS_SECONDS, timezone=UTC))
+        self.scheduler.start()
+        for name in ("extract", "assets", "aggregate"):
+            self._launch(rounds[name][0])
+
+    def _add(self, name: str, run: Callable[[], Awaitable[Any]], trigger: Any) -> None:
+        """A round that is late is run once, and a long one does not hold up the next of other clusters."""
+
+        async def fire() -> None:
+            self._launch(run)
+
+        self.scheduler.add_job(
+            fire, trigger, id=name, coalesce=True, misfire_grace_time=None, max_instances=1, replace_existing=True
+        )
+
+    def _launch(self, run: Callable[[], Awaitable[Any]]) -> None:
+        async def safely() -> None:
+            await run()
+
+        task = asyncio.create_task(safely())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a round failed", exc_info=task.exception())
+
+    async def extract(self) -> None:
+        """A round of extraction, and another soon where an hour has not come yet."""
+        if await self.worker.extract_all() and self.scheduler.running:
+            at = datetime.now(UTC) + timedelta(seconds=AGAIN_SECONDS)
+
+            async def again() -> None:
+                self._launch(self.extract)
+
+            self.scheduler.add_job(
+                again, "date", run_date=at, id="again", replace_existing=True, misfire_grace_time=None
+            )
+
+    async def stop(self) -> None:
+        """End the rounds; what is committed stays, what is not is never seen."""
+        if self.scheduler.running:
+            self.scheduler.shutdown(wait=False)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.worker.close()
+
+
+def make_worker(
+    config: MetroculusConfig, parts: Parts, owners: Owners | None = None, clock: Callable[[], float] = time.time
+) -> WorkerService:
+    """Put the worker together over parts that are there already.
+
+    Raises:
+        ValueError: there is no store to keep history in.
+    """
+    if parts.store is None:
+        raise ValueError("a worker needs a store")
+    settings = config.worker or WorkerConfig()
+    store = parts.store
+
+    def ready() -> dict[str, str]:
+        states = {"store": "ok" if store.failed is None else "failing"}
+        for account in sorted({*worker.states, *worker.failing}):
+            state = worker.states.get(account)
+            lagging = state is None or state.gaps > 0
+            states[account] = "failing" if account in worker.failing else "gaps" if lagging else "ok"
+        return states
+
+    service = Service("metroculus-worker", VERSION, CODES, ready, clock=clock)
+    worker = Worker(
+        store,
+        parts.accounts,
+        owners or FileOwners(config.data_dir / "locks"),
+        WorkerMetrics(service.registry),
+        clock,
+        config.kubecost_timeout,
+        settings.retention_days,
+        settings.parallel,
+    )
+    return WorkerService(make_application(service, []), service, worker, settings)
