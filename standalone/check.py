@@ -13,7 +13,8 @@ import requests
 
 from simulator import savings
 from simulator.costs import truth
-from simulator.world import DAY, GIB, World
+from simulator.world import DAY, GIB, HOUR, World
+from tools.window import parse_rfc3339_utc
 
 DAYS = 7
 RELATIVE = 1e-6
@@ -87,6 +88,100 @@ def check_everything(
     checks += _metrics(ask, clusters[0], window, with_metrics)
     checks += _links(ask, organization_id, clusters[0])
     checks += _walls(Asker(base, stranger), organization_id, clusters[0])
+    checks += _history(ask, organization_id, clusters, truths, window, with_metrics)
+    return checks
+
+
+def check_store_alone(base: str, token: str, organization_id: str, clusters: Sequence[DemoCluster]) -> list[Check]:
+    """The same questions once the clusters are gone: what is stored answers, whole and unchanged."""
+    today = int(time.time()) // DAY * DAY
+    ask, with_metrics = Asker(base, token), True
+    window = {"window": f"{today - DAYS * DAY},{today}"}
+    checks = []
+    for cluster in clusters:
+        name = f"store alone: {cluster.world.cluster_id}"
+        adjusted = cluster.flavour == "kubecost"
+        true: Json = truth(cluster.world, today - DAYS * DAY, today, int(time.time()), adjusted)
+        costs = ask.get(f"/restapi/v2/kubecost/clusters/{cluster.id}/costs", **window)
+        management = costs["summary"]["management_cost"]
+        total = expected_total(cluster, true, with_metrics and management is not None)
+        checks.append(_usd(f"{name} total", costs["total_cost"], total, true))
+        checks.append(_flag(f"{name} complete", costs["complete"]))
+        checks += [
+            _usd(f"{name} namespace {row['namespace']}", row["total_cost"], true["namespaces"][row["namespace"]], true)
+            for row in costs["costs"]
+        ]
+    return checks
+
+
+def _history(
+    ask: Asker,
+    organization_id: str,
+    clusters: Sequence[DemoCluster],
+    truths: Sequence[Json],
+    window: Json,
+    with_metrics: bool,
+) -> list[Check]:
+    """Expenses, steps and months: what is stored, against the truth of the same time."""
+    path = f"/restapi/v2/organizations/{organization_id}"
+    start, end = (int(stamp) for stamp in window["window"].split(","))
+    totals = [expected_total(c, true, with_metrics) for c, true in zip(clusters, truths, strict=True)]
+    found = ask.get(f"{path}/clean_expenses", limit=1000, **window)
+    told = found["k8s_costs"]
+    checks = [
+        _usd("expenses: total of what is stored", found["total_cost"], fsum(totals), *truths),
+        _usd(
+            "expenses: sum of the rows",
+            fsum(row["cost"] for row in _all_rows(ask, path, window)),
+            fsum(totals),
+            *truths,
+        ),
+        _flag("expenses: complete", found["complete"]),
+        _usd("expenses: the clusters' own statements", told["k8s_total_cost"], fsum(totals), *truths),
+    ]
+    shop = ask.get("/restapi/v2/clean_expenses", organization_id=organization_id, k8s_namespace="shop", **window)
+    owned = fsum(true["namespaces"]["shop"] for true in truths)
+    checks.append(_usd("expenses: one namespace, stored", shop["total_cost"], owned, *truths))
+    checks.append(_usd("expenses: one namespace, told", shop["k8s_costs"]["k8s_total_cost"], owned, *truths))
+    for cluster, true in zip(clusters, truths, strict=True):
+        adjusted = cluster.flavour == "kubecost"
+        costs = ask.get(f"/restapi/v2/kubecost/clusters/{cluster.id}/costs", step="day", **window)
+        days = [truth(cluster.world, day, day + DAY, int(time.time()), adjusted) for day in range(start, end, DAY)]
+        for point, day in zip(costs["data_points"], days, strict=True):
+            view = f"{cluster.world.cluster_id} step: {point['start'][:10]}"
+            checks.append(_usd(view, point["total_cost"], expected_total(cluster, day, with_metrics), true))
+    checks += _months(ask, path, clusters, with_metrics)
+    return checks
+
+
+def _all_rows(ask: Asker, path: str, window: Json) -> list[Json]:
+    """Every page."""
+    rows: list[Json] = []
+    more: Json = {}
+    while True:
+        page = ask.get(f"{path}/clean_expenses", limit=1000, **window, **more)
+        rows += page["clean_expenses"]
+        if page["next_cursor"] is None:
+            return rows
+        more = {"cursor": page["next_cursor"]}
+
+
+def _months(ask: Asker, path: str, clusters: Sequence[DemoCluster], with_metrics: bool) -> list[Check]:
+    """The running month against the truth of its stored hours; the band holds the projection."""
+    found = ask.get(f"{path}/kubecost/monthly", months=2)
+    month = found["months"][-1]
+    start, end = parse_rfc3339_utc(month["start"]), parse_rfc3339_utc(month["end"])
+    assert start is not None and end is not None
+    checks = []
+    for cluster, told in zip(clusters, month["clusters"], strict=True):
+        stored_until = end - told["projection"]["hours_left"] * HOUR
+        true: Json = truth(cluster.world, start, stored_until, int(time.time()), cluster.flavour == "kubecost")
+        view = f"monthly: {cluster.world.cluster_id} to date"
+        checks.append(_usd(view, told["total_cost"], expected_total(cluster, true, with_metrics), true))
+    band = month["projection"]
+    checks.append(_flag("monthly: the band holds the projection", band["low"] <= band["total_cost"] <= band["high"]))
+    older = ask.get("/api/v1/cost/monthly", cluster_id=clusters[0].id, months=1)["months"][0]["total_cost"]
+    checks.append(Check("monthly: /api/v1 says the same", older, month["clusters"][0]["total_cost"]))
     return checks
 
 

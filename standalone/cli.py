@@ -1,9 +1,11 @@
-"""``metroculus serve|up|demo``."""
+"""``metroculus serve|worker|backfill|repair|up|demo``."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,25 @@ import click
 
 from metroculus.config import SETTINGS, MetroculusConfig, config_of
 from metroculus.metroculus_api.server import make_app
+from metroculus.metroculus_worker.etcd_owners import EtcdOwners
+from metroculus.metroculus_worker.ownership import Owners
+from metroculus.metroculus_worker.server import make_worker
+from metroculus.parts import make_parts
 from metroculus.sources.addresses import parse_upstream_url
 from metroculus.sources.registry import RegistryError
+from metroculus.storage.engine import StoreError
+from metroculus.storage.store import EMBEDDED, is_embedded
 from optscale_client.config_client import ConfigError, EtcdConfig
 from rest_api.rest_api_server.directory.model import DirectoryError
 from standalone import demo as demonstration
 from standalone import up as machine
+from standalone.history import fill, parse_moment, tell_owner, work
 from standalone.running import Plan
 from tools.cli import load_settings, setting_options
 from tools.settings import CONFIG_URL, SettingsError, address
 from tools.tornado_service.application import listen, stop_signal
 from tools.tornado_service.logs import set_up
+from tools.tornado_service.params import Uuid
 
 
 @click.group()
@@ -30,10 +40,12 @@ def main() -> None:
     """What every Kubernetes cluster, namespace and workload costs, to the cent."""
 
 
-@main.command()
-@setting_options((*SETTINGS, CONFIG_URL))
-def serve(**flags: Any) -> None:
-    """Serve Metroculus, the cost service behind the cluster secret."""
+def configured(flags: dict[str, Any]) -> tuple[MetroculusConfig, EtcdConfig | None]:
+    """Settings of a command, and the etcd that some of them came from.
+
+    Raises:
+        click.ClickException
+    """
     config_url = load_settings((CONFIG_URL,), {"config_url": flags["config_url"]})["config_url"]
     try:
         etcd = EtcdConfig(config_url) if config_url != "env:" else None
@@ -43,20 +55,54 @@ def serve(**flags: Any) -> None:
     except ConfigError as problem:
         raise click.ClickException(str(problem)) from None
     set_up(values["log_level"], values["log_format"])
-    config = config_of(values)
+    return config_of(values), etcd
+
+
+def owners_of(config: MetroculusConfig, etcd: EtcdConfig | None) -> Owners | None:
+    """What keeps workers apart; None is files of this machine.
+
+    Raises:
+        click.ClickException
+    """
+    if config.worker is None or config.worker.locks == "file":
+        return None
+    if etcd is None:
+        raise click.ClickException("WORKER_LOCKS=etcd needs CONFIG_URL=etcd://host:port")
+    return EtcdOwners(etcd.client())
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """What a user can mend is one line, not a stack."""
+    try:
+        yield
+    except (RegistryError, DirectoryError, StoreError, SettingsError, OSError) as problem:
+        raise click.ClickException(str(problem)) from None
+
+
+@main.command()
+@click.option("--worker/--no-worker", default=False, help="Keep history in this process too, over the same store.")
+@setting_options((*SETTINGS, CONFIG_URL))
+def serve(worker: bool, **flags: Any) -> None:
+    """Serve Metroculus, the cost service behind the cluster secret."""
+    config, etcd = configured(flags)
     if config.cluster_secret is None and etcd is None:
         raise click.ClickException("CLUSTER_SECRET is not set: it is what callers must send")
-    asyncio.run(_serve(config, etcd))
+    with told():
+        asyncio.run(_serve(config, etcd, worker))
 
 
-async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None) -> None:
+async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None, with_worker: bool) -> None:
     stopped = stop_signal()
-    try:
-        service = make_app(config)
-        address, port = config.listen
-        listener = listen(service.application, service.service, address, port, config.tls)
-    except (RegistryError, OSError) as problem:
-        raise click.ClickException(str(problem)) from None
+    parts = make_parts(config)
+    worked = with_worker or not is_embedded(config.clickhouse_url or "")
+    service = make_app(config, parts=parts, worked=worked)
+    working = make_worker(config, parts, owners_of(config, etcd)) if with_worker else None
+    listener = listen(service.application, service.service, *config.listen, config.tls)
+    if working is not None:
+        metrics = listen(working.application, working.service, *working.config.listen)
+        working.start()
+        click.echo(f"worker at {metrics.url}/metrics")
     if etcd is not None and "CLUSTER_SECRET" not in os.environ:
         loop = asyncio.get_running_loop()
 
@@ -64,12 +110,71 @@ async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None) -> None:
             loop.call_soon_threadsafe(service.secret.rotate, secret)
 
         etcd.watch("/secret/cluster", rotate)
+    tell_owner(config.clickhouse_url, listener.url, config.cluster_secret)
     click.echo(f"Metroculus at {listener.url}")
     await stopped.wait()
+    if working is not None:
+        await working.stop()
+        await metrics.stop()
     await listener.stop()
     service.close()
     if etcd is not None:
         etcd.stop()
+
+
+@main.command()
+@setting_options((*SETTINGS, CONFIG_URL))
+def worker(**flags: Any) -> None:
+    """Keep history: extract every hour, read it again as bills arrive, sum up, clean."""
+    config, etcd = configured(flags)
+    with told():
+        asyncio.run(work(config, owners_of(config, etcd)))
+
+
+def filling(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of what fills a stretch of the past."""
+    for option in (
+        click.option("--parallel", type=click.IntRange(1, 8), default=2, show_default=True, help="Days read at once."),
+        click.option("--to", "end", required=True, help="Until then, not with it."),
+        click.option("--from", "start", required=True, help="RFC 3339 (2026-11-01T00:00:00Z) or Unix seconds."),
+        click.option("--cloud-account", "account", required=True, help="The cluster's cloud account id."),
+    ):
+        command = option(command)
+    return command
+
+
+def _filled(flags: dict[str, Any], account: str, start: str, end: str, parallel: int, why: str | None) -> int:
+    config, etcd = configured(flags)
+    try:
+        account = Uuid.parse(account)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem), param_hint="--cloud-account") from None
+    with told():
+        return fill(config, owners_of(config, etcd), account, (parse_moment(start), parse_moment(end)), parallel, why)
+
+
+@main.command()
+@filling
+@setting_options((*SETTINGS, CONFIG_URL))
+def backfill(account: str, start: str, end: str, parallel: int, **flags: Any) -> None:
+    """Store the hours of a stretch of the past that are not stored yet.
+
+    Ends with status 0 only where every hour is stored; run it again to go on. Where a running service has the store
+    open, it is asked to do it.
+    """
+    raise SystemExit(_filled(flags, account, start, end, parallel, None))
+
+
+@main.command()
+@click.option("--reason", required=True, help="Why; it is kept with what was changed.")
+@filling
+@setting_options((*SETTINGS, CONFIG_URL))
+def repair(reason: str, account: str, start: str, end: str, parallel: int, **flags: Any) -> None:
+    """Read hours again, closed ones too (over seven days old), and store what the source says now.
+
+    Each hour that changed is kept in the audit with what it was.
+    """
+    raise SystemExit(_filled(flags, account, start, end, parallel, reason))
 
 
 @main.command()
@@ -79,6 +184,8 @@ async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None) -> None:
 @click.option("--data-dir", default=".metroculus", show_default=True, envvar="DATA_DIR", type=click.Path())
 @click.option("--listen", "rest_listen", default="127.0.0.1:8999", show_default=True, help="Of the REST API.")
 @click.option("--metroculus-listen", default="127.0.0.1:8969", show_default=True, help="Of Metroculus.")
+@click.option("--worker-listen", default="127.0.0.1:8970", show_default=True, help="Of the worker's metrics.")
+@click.option("--history-days", type=click.IntRange(0, 400), default=14, show_default=True, help="Filled at the start.")
 def up(
     opencost_url: str | None,
     kubecost_url: str | None,
@@ -86,8 +193,10 @@ def up(
     data_dir: str,
     rest_listen: str,
     metroculus_listen: str,
+    worker_listen: str,
+    history_days: int,
 ) -> None:
-    """One machine, one cluster: both services in one process, costs on the screen, a token to ask with."""
+    """One machine, one cluster: services and worker in one process, costs on the screen, a token to ask with."""
     if opencost_url and kubecost_url:
         raise click.UsageError("give --opencost or --kubecost, not both: they would count the same cluster twice")
     url = opencost_url or kubecost_url
@@ -108,9 +217,11 @@ def up(
             kubecost_flavour=("opencost" if opencost_url else "kubecost") if url else None,
             thanos_query_url=parse_upstream_url(prometheus_url).text if prometheus_url else None,
             tenant_label="",
+            clickhouse_url=f"{EMBEDDED}{folder / 'store'}",
+            worker_listen=address(worker_listen),
         )
-        asyncio.run(machine.run(plan, url or ""))
-    except (ValueError, SettingsError, RegistryError, DirectoryError, OSError) as problem:
+        asyncio.run(machine.run(plan, url or "", history_days))
+    except (ValueError, SettingsError, RegistryError, DirectoryError, StoreError, OSError) as problem:
         raise click.ClickException(str(problem)) from None
 
 

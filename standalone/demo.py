@@ -17,14 +17,16 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from metroculus.sources.addresses import AllowedAddresses
+from metroculus.storage.store import EMBEDDED
 from rest_api.rest_api_server.directory.model import Role
 from rest_api.rest_api_server.directory.sqlite import SqliteDirectory
 from simulator import openmetrics
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, World, make_world
-from standalone.check import Check, DemoCluster, check_everything
+from standalone.check import Check, DemoCluster, check_everything, check_store_alone
+from standalone.history import tell_owner
 from standalone.running import Plan, Running, start
-from standalone.up import cost_table, how_to_ask, new_secret
+from standalone.up import cost_table, fill_history, how_to_ask, new_secret, unless
 from tools.tornado_service.application import stop_signal
 
 HISTORY_DAYS = 14
@@ -146,14 +148,17 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
         metrics_folder.mkdir()
         prometheus = Prometheus(metrics_folder, free_port())
     click.echo("starting Metroculus and the REST API over embedded stores …")
+    secret = new_secret()
     running = start(
         Plan(
             data_dir=folder / "data",
-            secret=new_secret(),
+            secret=secret,
             metroculus_listen=("127.0.0.1", ports[0]),
             rest_api_listen=("127.0.0.1", ports[1]),
             thanos_query_url=prometheus.url if prometheus else None,
             upstream_allow=AllowedAddresses(["127.0.0.0/8"]),
+            clickhouse_url=f"{EMBEDDED}{folder / 'data' / 'store'}",
+            rounds=False,
         )
     )
     try:
@@ -176,7 +181,14 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
             for cluster in clusters:
                 await asyncio.to_thread(prometheus.load, cluster.world, cluster.id, now)
             await prometheus.start()
+        for cluster in clusters:
+            what = f"storing two weeks of {cluster.world.cluster_id}"
+            await unless(stopped, filled(running, cluster.id, what))
+        assert running.worker is not None and running.worker_listener is not None
+        running.worker.start()
+        tell_owner(f"{EMBEDDED}{folder / 'data' / 'store'}", running.metroculus_listener.url, secret)
         connection = {
+            "worker_url": running.worker_listener.url,
             "metroculus_url": running.metroculus_listener.url,
             "rest_api_url": running.rest_api_listener.url,
             "secret": running.rest_api.metroculus.client.secret,
@@ -190,10 +202,15 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
         file.write_text(json.dumps(connection, indent=1))
         click.echo(f"ready after {time.monotonic() - began:.1f} s; {file} says where everything is\n")
         if check:
+            base = running.rest_api_listener.url
             checks = await asyncio.to_thread(
-                check_everything, running.rest_api_listener.url, token, stranger, organization.id, clusters,
-                prometheus is not None,
-            )  # fmt: skip
+                check_everything, base, token, stranger, organization.id, clusters, prometheus is not None
+            )
+            click.echo("stopping the clusters and asking again …")
+            for server, _ in served:
+                server.stop()
+                await server.close_all_connections()
+            checks += await asyncio.to_thread(check_store_alone, base, token, organization.id, clusters)
             return report(checks)
         body = await asyncio.to_thread(first_look, running, token, clusters[0].id)
         click.echo(body)
@@ -206,6 +223,12 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
             server.stop()
         if prometheus is not None:
             prometheus.stop()
+
+
+async def filled(running: Running, cluster_id: str, what: str) -> None:
+    progress = await fill_history(running, cluster_id, HISTORY_DAYS, what)
+    if not progress.complete:
+        raise click.ClickException(f"{progress.missing} hours could not be stored: {progress.last_reason}")
 
 
 def first_look(running: Running, token: str, cluster_id: str) -> str:

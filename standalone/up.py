@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,13 +15,18 @@ from uuid import uuid4
 import click
 import requests
 
+from metroculus.metroculus_worker.backfill import Progress
+from metroculus.metroculus_worker.worker import FAILURES, NotOurs
 from rest_api.rest_api_server.directory.model import AlreadyExists, Role
 from rest_api.rest_api_server.directory.sqlite import SqliteDirectory
+from standalone.history import Bar, tell_owner
 from standalone.running import Plan, Running, start
 from tools.tornado_service.application import stop_signal
 
 ORGANIZATION, USER, CLUSTER = "home", "me", "my-cluster"
 TOKEN_DAYS = 30
+DAY = 86400
+PARALLEL = 2
 
 
 @dataclass(frozen=True)
@@ -113,15 +119,54 @@ def show_costs(running: Running, home: Home) -> str:
     return f"Cost from {window['start']} to {window['end']}, {body['currency']}\n\n{cost_table(body)}"
 
 
-async def run(plan: Plan, url: str) -> None:
-    """Serve until stopped; costs go to the screen first."""
+async def fill_history(running: Running, account: str, days: int, what: str) -> Progress:
+    """Store the last days of a cluster, with a bar; what could not be had is said and asked for again later."""
+    assert running.worker is not None
+    now = int(time.time())
+    bar = Bar(what)
+    try:
+        return await running.worker.worker.fill(account, (now - now % DAY - days * DAY, now), PARALLEL, bar)
+    finally:
+        bar.close()
+
+
+async def fill_shown(running: Running, account: str, days: int) -> None:
+    """Fill history, and say in one line what of it could not be had."""
+    try:
+        progress = await fill_history(running, account, days, f"storing the last {days} days")
+    except (*FAILURES, NotOurs) as failure:
+        click.echo(f"history could not be stored yet: {failure}; it will be tried again")
+        return
+    if not progress.complete:
+        why = f": {progress.last_reason}" if progress.last_reason else ""
+        click.echo(f"{progress.missing} of {progress.total} hours could not be had{why}")
+
+
+async def unless(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Work until it is done or the user wants to stop."""
+    task, waiting = asyncio.create_task(work), asyncio.create_task(stopped.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    for one in (task, waiting):
+        one.cancel()
+    for outcome in await asyncio.gather(task, waiting, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            raise outcome
+
+
+async def run(plan: Plan, url: str, history_days: int) -> None:
+    """Serve until stopped; history is filled and costs go to the screen first."""
     stopped = stop_signal()
-    running = start(plan)
+    running = start(replace(plan, rounds=False))
     directory = running.rest_api.directory
     assert isinstance(directory, SqliteDirectory)
     assert plan.kubecost_account_id is not None
     home = make_home(directory, plan.kubecost_account_id, plan.kubecost_flavour or "push", url)
+    tell_owner(plan.clickhouse_url, running.metroculus_listener.url, plan.secret)
     click.echo(f"asking {url or plan.thanos_query_url} …")
+    if history_days:
+        await unless(stopped, fill_shown(running, home.cluster_id, history_days))
+    assert running.worker is not None
+    running.worker.start()
     click.echo(await asyncio.to_thread(show_costs, running, home))
     click.echo(how_to_ask(running, home.organization_id, home.cluster_id, home.token))
     await stopped.wait()

@@ -22,6 +22,9 @@ UNALLOCATED = "__unallocated__"
 SPECIAL_NAMES = frozenset({IDLE, UNALLOCATED, "__unmounted__", "__shared__", "__external__", ""})
 """Cost of the cluster that no namespace owns; matched as the last part of a name (``cluster-one/__idle__``)."""
 
+MANAGEMENT = "__management__"
+"""What cluster management stands under where it is listed beside namespaces; no allocation has that name."""
+
 COMPONENTS = ("cpu", "ram", "gpu", "pv", "network", "load_balancer", "shared", "external")
 
 _LABEL_UNSAFE = re.compile(r"[-./]")
@@ -126,6 +129,30 @@ class Allocation(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
         if self.namespace in SPECIAL_NAMES:
             return self.namespace or (last if last in SPECIAL_NAMES else "")
         return None
+
+
+class Filters(Struct, frozen=True):
+    """What allocations must have; several values of one are alternatives. A special name is a namespace like any."""
+
+    namespaces: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+
+    @property
+    def any(self) -> bool:
+        return bool(self.namespaces or self.nodes or self.services)
+
+    def keep_special(self, name: str) -> bool:
+        """Whether cost that no namespace owns is asked for: it is on no node and behind no service."""
+        return not (self.nodes or self.services) and (not self.namespaces or name in self.namespaces)
+
+    def keep(self, allocation: Allocation) -> bool:
+        """Whether an allocation of a namespace is asked for."""
+        return (
+            (not self.namespaces or allocation.namespace in self.namespaces)
+            and (not self.nodes or allocation.node in self.nodes)
+            and (not self.services or not set(self.services).isdisjoint(allocation.services))
+        )
 
 
 class AllocationSet(Struct, frozen=True):

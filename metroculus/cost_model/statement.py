@@ -16,9 +16,11 @@ from msgspec.structs import replace
 from metroculus.cost_model.allocation import (
     COMPONENTS,
     IDLE,
+    MANAGEMENT,
     Allocation,
     AllocationSet,
     Costs,
+    Filters,
     Group,
     add,
     coverage,
@@ -204,7 +206,7 @@ class Question(Struct, frozen=True, kw_only=True):
     window: Window
     detail: Detail = "summary"
     aggregate: tuple[str, ...] = ()
-    namespace: str | None = None
+    filters: Filters = Filters()
     idle: IdleMode = "separate"
     currency: str = "USD"
 
@@ -274,10 +276,13 @@ def reconcile(
     priced = [a.costs for a in owned]
     if question.idle == "share" and idle is not None:
         priced, idle = share_idle(owned, idle)
-    if question.namespace is not None:
-        kept = [n for n, a in enumerate(owned) if a.namespace == question.namespace]
+    filters = question.filters
+    if filters.any:
+        kept = [n for n, a in enumerate(owned) if filters.keep(a)]
         owned, priced = [owned[n] for n in kept], [priced[n] for n in kept]
-        everything, special, idle = tuple(owned), {}, Costs()
+        special = {name: costs for name, costs in special.items() if filters.keep_special(name)}
+        everything = (*owned, *(a for a in everything if a.special in special))
+        idle = idle if filters.keep_special(IDLE) else Costs()
     told = [*([stored.management] if stored else []), *([_first_told(management)] if live or not stored else [])]
     management_usd, management_covered = _management(told, question)
     seen = _seen(authority, (*priced, *special.values()), idle)
@@ -287,7 +292,7 @@ def reconcile(
         not_covered += ("management",)
     summary = _summary(components, seen, management_usd, not_covered)
     shown = {name: costs.total for name, costs in sorted(special.items())}
-    if authority and idle is not None and question.namespace is None and question.idle != "hide":
+    if authority and idle is not None and filters.keep_special(IDLE) and question.idle != "hide":
         shown[IDLE] = idle.total
     breakdowns: dict[str, Any] = {
         key: rows(owned, priced, aggregate) for key, aggregate in _wanted_breakdowns(question).items()
@@ -341,7 +346,7 @@ def _first_told(readings: Sequence[ManagementReading]) -> ManagementReading | No
 
 def _management(told: Sequence[ManagementReading | None], question: Question) -> tuple[float | None, bool]:
     """Management cost of all the time, None where it is not known of some; and whether any source could have told."""
-    if question.namespace is not None:
+    if not question.filters.keep_special(MANAGEMENT):
         return 0.0, True
     known = [reading.usd for reading in told if reading is not None and reading.usd is not None]
     if told and len(known) == len(told):

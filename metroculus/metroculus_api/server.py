@@ -14,6 +14,7 @@ from metroculus.metroculus_api.controllers.assets import InventoryController
 from metroculus.metroculus_api.controllers.backfills import BackfillsController
 from metroculus.metroculus_api.controllers.costs import CostController
 from metroculus.metroculus_api.controllers.expenses import ExpensesController
+from metroculus.metroculus_api.controllers.monthly import MonthlyController
 from metroculus.metroculus_api.controllers.savings import SavingsController
 from metroculus.metroculus_api.controllers.sources import SourcesController
 from metroculus.metroculus_api.errors import map_error
@@ -67,6 +68,7 @@ def make_app(
         "inventory": InventoryController(accounts, clock),
         "sources": SourcesController(accounts, config.upstream_allow),
         "expenses": ExpensesController(store),
+        "monthly": MonthlyController(store, clock),
         "backfills": BackfillsController(accounts, store, worked, clock),
     }
     shared = {"secret": secret, "deadline_seconds": config.kubecost_timeout}

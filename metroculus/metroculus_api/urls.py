@@ -23,6 +23,7 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route("kubecost_metrics", costs.ClusterMetrics, "inventory"),
         route("k8s_metadata", costs.ClusterMetadata, "inventory"),
         route("k8s_expenses", history.K8sExpenses, "expenses"),
+        route("k8s_monthly", history.K8sMonthly, "monthly"),
         route("backfills", history.Backfills, "backfills"),
         route(r"backfills/(?P<backfill_id>[^/]+)", history.BackfillEntry, "backfills"),
         route(f"kubecost_sources/{ACCOUNT}", sources.KubecostSourceEntry, "sources"),

@@ -11,18 +11,19 @@ from msgspec import Struct
 
 from metroculus.cost_model.allocation import (
     IDLE,
+    MANAGEMENT,
     UNALLOCATED,
     Allocation,
     AllocationSet,
     Amounts,
     Costs,
     Egress,
+    Filters,
     Usage,
     as_prometheus_spells,
 )
 from metroculus.storage.engine import Engine, literal, moment, numbers
 from metroculus.storage.ledger import Held
-from metroculus.storage.rows import MANAGEMENT
 from metroculus.storage.schema import ALLOCATIONS, AMOUNT_COLUMNS, COST_COLUMNS, EGRESS_COLUMNS, USAGE_COLUMNS
 from tools.window import HOUR
 
@@ -59,26 +60,15 @@ def expression(name: str) -> str:
     return f"{values}[if(has({names}, {exact}), indexOf({names}, {exact}), indexOf({names}, {spelled}))]"
 
 
-class Filters(Struct, frozen=True):
-    """What rows must have; several values of one are alternatives."""
-
-    namespaces: tuple[str, ...] = ()
-    nodes: tuple[str, ...] = ()
-    services: tuple[str, ...] = ()
-
-    def sql(self) -> str:
-        parts = []
-        for column, wanted in (("namespace", self.namespaces), ("node", self.nodes)):
-            if wanted:
-                parts.append(f"{column} IN ({', '.join(map(literal, wanted))})")
-        if self.services:
-            parts.append("(" + " OR ".join(f"has(services, {literal(one)})" for one in self.services) + ")")
-        return "".join(f" AND {part}" for part in parts)
-
-    @property
-    def of_rows(self) -> bool:
-        """Whether only rows can answer it, and no summary."""
-        return bool(self.nodes or self.services)
+def filtered(filters: Filters) -> str:
+    """What rows must have, to put behind a condition."""
+    parts = []
+    for column, wanted in (("namespace", filters.namespaces), ("node", filters.nodes)):
+        if wanted:
+            parts.append(f"{column} IN ({', '.join(map(literal, wanted))})")
+    if filters.services:
+        parts.append("(" + " OR ".join(f"has(services, {literal(one)})" for one in filters.services) + ")")
+    return "".join(f" AND {part}" for part in parts)
 
 
 class Measured(Struct, frozen=True):
@@ -165,7 +155,7 @@ class History:
         chosen = ", ".join([*(f"{key} AS {name}" for key, name in zip(keys, names, strict=True)), SUMS])
         group = f" GROUP BY {', '.join(names)}" if names else ""
         rows = self._engine.query(
-            f"SELECT {chosen} FROM {ALLOCATIONS.name} WHERE {where_held(held)}{filters.sql()}{group}"
+            f"SELECT {chosen} FROM {ALLOCATIONS.name} WHERE {where_held(held)}{filtered(filters)}{group}"
         )
         return [Measured.read(row[: len(keys)], row[len(keys) :]) for row in rows] if held.hours else []
 
@@ -229,7 +219,7 @@ def _allocation(
     }
     labels = {name.partition(":")[2]: value for name, value in values.items() if name[:6] == "label:" and value}
     notes = {name.partition(":")[2]: value for name, value in values.items() if name[:11] == "annotation:" and value}
-    services = (values["service"],) if values.get("service") else tuple(served)
+    services = tuple(served) or ((values["service"],) if values.get("service") else ())
     return Allocation(
         name="/".join([namespace, *values.values()]) if owned else namespace,
         namespace="" if namespace == IDLE and not owned else namespace,

@@ -7,10 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from metroculus.cost_model.allocation import Allocation, as_prometheus_spells
-
-MANAGEMENT = "__management__"
-"""The row that holds the cluster's management cost of an hour."""
+from metroculus.cost_model.allocation import MANAGEMENT, Allocation, as_prometheus_spells
 
 BLOCK_ROWS = 50_000
 """Rows in one insert: one block of the engine, some tens of megabytes on the way."""

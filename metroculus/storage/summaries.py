@@ -14,9 +14,9 @@ from typing import Literal
 
 from msgspec import Struct
 
-from metroculus.cost_model.allocation import Costs, Group
+from metroculus.cost_model.allocation import Costs, Filters, Group
 from metroculus.storage.engine import Engine, literal, moment, numbers
-from metroculus.storage.history import SUMS, TIMES, Filters, History, Measured, by_key, where_held
+from metroculus.storage.history import SUMS, TIMES, History, Measured, by_key, filtered, where_held
 from metroculus.storage.ledger import Held, Ledger, Marker, Pen, built_from
 from metroculus.storage.schema import ALLOCATIONS, SUMMARIES, SUMMARY_BUILDS
 from tools.window import DAY, HOUR
@@ -140,7 +140,7 @@ class Summaries:
         Raises:
             StoreError
         """
-        if not SUMMARISED.issuperset(group_by) or filters.of_rows:
+        if not SUMMARISED.issuperset(group_by) or (filters.nodes or filters.services):
             held = self._ledger.held(account, start, end)
             return Answer(held, tuple(self._history.measured(held, group_by, filters)))
         newest = self._ledger.newest(account, start, end)
@@ -227,7 +227,7 @@ class Summaries:
         group = f" GROUP BY {', '.join(names)}" if names else ""
         rows = self._engine.query(
             f"SELECT {chosen} FROM {SUMMARIES.name} WHERE {self._where(account, granularity, builds)}"
-            f" AND (start, version) IN ({pairs}){filters.sql()}{group}"
+            f" AND (start, version) IN ({pairs}){filtered(filters)}{group}"
         )
         return [Measured.read(row[: len(keys)], row[len(keys) :]) for row in rows]
 

@@ -40,17 +40,23 @@ class EtcdConfig:
     def get(self, key: str) -> str | None:
         """A key's value, None where it is not set."""
         try:
-            import etcd3
-        except ImportError as problem:
-            raise ConfigError(f"CONFIG_URL names an etcd: pip install 'metroculus[etcd]' ({problem.name})") from None
-        try:
             if self._client is None:
-                self._client = etcd3.client(host=self._host, port=self._port, timeout=TIMEOUT_SECONDS)
+                self._client = self.client()
             value, _ = self._client.get(key)
+        except ConfigError:
+            raise
         except Exception as problem:  # noqa: BLE001  (etcd3 raises grpc's own, its own and plain ones alike)
             self._client = None
             raise ConfigError(f"etcd at {self._host}:{self._port}: {type(problem).__name__}") from None
         return None if value is None else value.decode("utf-8")
+
+    def client(self) -> Any:
+        """A new ``etcd3`` client of this etcd, for whoever needs more than keys; the caller closes it."""
+        try:
+            import etcd3
+        except ImportError as problem:
+            raise ConfigError(f"CONFIG_URL names an etcd: pip install 'metroculus[etcd]' ({problem.name})") from None
+        return etcd3.client(host=self._host, port=self._port, timeout=TIMEOUT_SECONDS)
 
     def cluster_secret(self) -> str | None:
         return self.get(SECRET_KEY)

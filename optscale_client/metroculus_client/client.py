@@ -102,6 +102,10 @@ class Client:
         namespace: str | None = None,
         idle: str | None = None,
         *,
+        step: str | None = None,
+        k8s_namespace: Values = None,
+        k8s_node: Values = None,
+        k8s_service: Values = None,
         window: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
@@ -112,6 +116,10 @@ class Client:
             "aggregate": aggregate,
             "namespace": namespace,
             "idle": idle,
+            "step": step,
+            "k8s_namespace": k8s_namespace,
+            "k8s_node": k8s_node,
+            "k8s_service": k8s_service,
         }
         return self._call("GET", "kubecost_cluster_costs", query, request_id=request_id, timeout=timeout)
 
@@ -151,6 +159,61 @@ class Client:
         """Quotas of namespaces, requests and limits of workloads, specifications of nodes."""
         query = {"cloud_account_id": cloud_account_id}
         return self._call("GET", "k8s_metadata", query, request_id=request_id, timeout=timeout)
+
+    def get_k8s_expenses(
+        self,
+        cloud_account_id: Values,
+        start_date: int | None = None,
+        end_date: int | None = None,
+        group_by: Values = None,
+        k8s_namespace: Values = None,
+        k8s_node: Values = None,
+        k8s_service: Values = None,
+        *,
+        window: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Stored hours of one cluster or several, summed by ``group_by``."""
+        query = _window(cloud_account_id, start_date, end_date, window) | {
+            "group_by": group_by,
+            "k8s_namespace": k8s_namespace,
+            "k8s_node": k8s_node,
+            "k8s_service": k8s_service,
+        }
+        return self._call("GET", "k8s_expenses", query, request_id=request_id, timeout=timeout)
+
+    def get_k8s_monthly(
+        self,
+        cloud_account_id: str,
+        months: int | None = None,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Stored months of one cluster, and where the running one is going."""
+        query = {"cloud_account_id": cloud_account_id, "months": months}
+        return self._call("GET", "k8s_monthly", query, request_id=request_id, timeout=timeout)
+
+    def create_backfill(
+        self,
+        cloud_account_id: str,
+        start_date: int | str,
+        end_date: int | str,
+        parallel: int | None = None,
+        repair: str | None = None,
+        *,
+        request_id: str | None = None,
+    ) -> Answer:
+        """Ask for a back-fill; with ``repair``, the reason, closed hours are read again. Dates as Unix or RFC 3339."""
+        body = {"cloud_account_id": cloud_account_id, "start_date": start_date, "end_date": end_date}
+        more = {"parallel": parallel, "repair": repair}
+        body |= {name: value for name, value in more.items() if value is not None}
+        return self._call("POST", "backfills", {}, body, request_id=request_id)
+
+    def get_backfill(self, backfill_id: str, *, request_id: str | None = None) -> Answer:
+        """How far a back-fill is."""
+        return self._call("GET", f"backfills/{backfill_id}", {}, request_id=request_id)
 
     def put_kubecost_source(
         self,
@@ -354,7 +417,7 @@ def _session() -> requests.Session:
     return session
 
 
-def _window(account: str, start: int | None, end: int | None, window: str | None) -> dict[str, Any]:
+def _window(account: Values, start: int | None, end: int | None, window: str | None) -> dict[str, Any]:
     return {"cloud_account_id": account, "start_date": start, "end_date": end, "window": window}
 
 

@@ -30,6 +30,7 @@ DEADLINE = ErrorCode(504, "OE0907", "no cost source answered in time")
 SEVERAL_CLUSTERS = ErrorCode(400, "OE0908", "cluster_id is required: the token sees more than one cluster")
 LINK_REFUSED = ErrorCode(409, "OE0909", "the cost service does not take a source for this cluster")
 NO_DIRECTORY = ErrorCode(503, "OE0910", "the directory cannot be used")
+NO_HISTORY = ErrorCode(409, "OE0911", "no history is kept: the cost service has no store")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,
@@ -50,6 +51,8 @@ def map_error(error: BaseException) -> ApiError | None:
     if isinstance(error, DeadlineExceeded):
         return ApiError(DEADLINE)
     if isinstance(error, NoSourceConfigured):
+        if error.error_code == "OM0023":
+            return ApiError(NO_HISTORY)
         return ApiError(NO_SOURCE, error.reason if error.error_code == "OM0016" else "")
     if isinstance(error, InvalidRequest):
         return ApiError(INVALID, error.reason, error.params)

@@ -14,6 +14,7 @@ from rest_api.rest_api_server.auth import Gate
 from rest_api.rest_api_server.config import RestApiConfig
 from rest_api.rest_api_server.controllers.clusters import ClustersController
 from rest_api.rest_api_server.controllers.costs import CostsController
+from rest_api.rest_api_server.controllers.expenses import ExpensesController
 from rest_api.rest_api_server.controllers.metrics import MetricsController
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.directory.model import Directory
@@ -59,6 +60,7 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
     service = Service("rest-api", VERSION, CODES, ready, map_error, clock)
     controllers = {
         "costs": CostsController(metroculus),
+        "expenses": ExpensesController(metroculus),
         "metrics": MetricsController(metroculus),
         "links": ClustersController(gate, metroculus),
     }

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from rest_api.rest_api_server.handlers.v1 import kubecent
-from rest_api.rest_api_server.handlers.v2 import clusters
+from rest_api.rest_api_server.handlers.v2 import clusters, expenses
 from tools.tornado_service.application import Route
 
-ORGANIZATION = r"/restapi/v2/organizations/(?P<organization_id>[^/]+)/kubecost/clusters"
+OWNER = r"/restapi/v2/organizations/(?P<organization_id>[^/]+)"
+ORGANIZATION = rf"{OWNER}/kubecost/clusters"
 CLUSTER = r"/restapi/v2/kubecost/clusters/(?P<cluster_id>[^/]+)"
 NAMED = r"/api/v1/costs/kubernetes/(?P<cluster>[^/]+)"
 
@@ -22,6 +23,9 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
     return [
         route(ORGANIZATION, clusters.OrganizationClusters, "costs", "links"),
         route(rf"{ORGANIZATION}/(?P<cluster_id>[^/]+)", clusters.OrganizationCluster, "links"),
+        route(rf"{OWNER}/kubecost/monthly", expenses.OrganizationMonthly, "expenses"),
+        route(rf"{OWNER}/clean_expenses", expenses.OrganizationCleanExpenses, "expenses"),
+        route(r"/restapi/v2/clean_expenses", expenses.CleanExpenses, "expenses"),
         route(rf"{CLUSTER}/costs", clusters.ClusterCosts, "costs"),
         route(rf"{CLUSTER}/namespaces", clusters.ClusterNamespaces, "costs"),
         route(rf"{CLUSTER}/namespaces/(?P<namespace>[^/]+)/workloads", clusters.NamespaceWorkloads, "costs"),
@@ -31,6 +35,7 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         (r"/api/v1/health", kubecent.KubecentHealth, {}),
         route(r"/api/v1/cost/namespaces", kubecent.KubecentNamespaces, "costs"),
         route(r"/api/v1/cost/pods", kubecent.KubecentPods, "costs"),
+        route(r"/api/v1/cost/monthly", kubecent.KubecentMonthly, "expenses"),
         route(r"/api/v1/savings/recommendations", kubecent.KubecentRecommendations, "costs"),
         route(NAMED, kubecent.KubernetesCosts, "costs"),
         route(rf"{NAMED}/namespaces", kubecent.KubernetesNamespaces, "costs"),

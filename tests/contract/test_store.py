@@ -7,14 +7,13 @@ from collections.abc import Iterator
 import pytest
 from msgspec.structs import replace
 
-from metroculus.cost_model.allocation import IDLE, Allocation, Costs
+from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Allocation, Costs, Filters
 from metroculus.cost_model.assets import Asset
 from metroculus.storage.engine import literal
 from metroculus.storage.gaps import Gap
-from metroculus.storage.history import Filters
 from metroculus.storage.jobs import Repair
 from metroculus.storage.ledger import HourBatch, Pen
-from metroculus.storage.rows import MANAGEMENT, NodeKind
+from metroculus.storage.rows import NodeKind
 from metroculus.storage.store import Store, open_store
 from tests.stores import allocation, idle
 from tests.support import ACCOUNT, DAY, END, HOUR, NOW

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metroculus.cost_model.allocation import Allocation, AllocationSet, Costs, Usage, add, coverage, group, share_idle
+from metroculus.cost_model.allocation import (
+    Allocation,
+    AllocationSet,
+    Costs,
+    Filters,
+    Usage,
+    add,
+    coverage,
+    group,
+    share_idle,
+)
 from metroculus.cost_model.efficiency import efficiency
 from metroculus.cost_model.statement import (
     AllocationReading,
@@ -114,7 +124,7 @@ def test_case_13_coverage_is_what_allocations_say_of_themselves():
 
 def test_case_14_a_filter_that_upstream_ignored_is_applied_again():
     rows = [row("shop", cpuCost=3), row("api", cpuCost=5), row("__idle__", cpuCost=7)]
-    found = statement(read(rows), detail="namespace", namespace="shop")
+    found = statement(read(rows), detail="namespace", filters=Filters(namespaces=("shop",)))
     assert [r.namespace for r in found.breakdown_by_namespace] == ["shop"]
     assert found.total_cost == 3.0
 
@@ -122,7 +132,7 @@ def test_case_14_a_filter_that_upstream_ignored_is_applied_again():
 def test_filtering_does_not_change_the_share_of_idle():
     rows = [row("shop", cpuCost=3), row("api", cpuCost=1), row("__idle__", cpuCost=8)]
     whole = statement(read(rows), detail="namespace", idle="share")
-    part = statement(read(rows), detail="namespace", idle="share", namespace="shop")
+    part = statement(read(rows), detail="namespace", idle="share", filters=Filters(namespaces=("shop",)))
     shop = next(r for r in whole.breakdown_by_namespace if r.namespace == "shop")
     assert shop.total_cost == part.breakdown_by_namespace[0].total_cost == 9.0
     assert whole.total_cost == 12.0 and whole.idle_cost == 0.0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.assets import merge, totals
 from metroculus.cost_model.statement import ManagementReading, Question, Source, judge_sets, reconcile
 from metroculus.sources.errors import BadAnswer
@@ -98,7 +99,7 @@ def test_containers_are_keyed_by_where_they_ran_and_summed_to_workloads():
 def test_a_filter_that_was_ignored_is_applied_again():
     everything = statement(read("alloc_filter.json", ("pod",)), "pod")
     assert len({row.namespace for row in everything.breakdown_by_pod}) == 4
-    question = Question(cloud_account_id="a", window=TWO_DAYS, detail="pod", namespace="shop")
+    question = Question(cloud_account_id="a", window=TWO_DAYS, detail="pod", filters=Filters(namespaces=("shop",)))
     found = reconcile(question, read("alloc_filter.json", ("pod",)), None, [])
     assert {row.namespace for row in found.breakdown_by_pod} == {"shop"}
 

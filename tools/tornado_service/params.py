@@ -66,6 +66,10 @@ class FilterText(Text):
     what = "1 to 63 printable characters"
 
 
+class RowFilter(Text):
+    """The name of a node or of anything else that rows carry: compared, never interpreted."""
+
+
 class Step(Text):
     """Seconds, or a number with a unit."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import IDLE, as_prometheus_spells
 from metroculus.cost_model.prices import CustomPrices, unpriced, with_prices
+from metroculus.cost_model.series import StepName
 from metroculus.cost_model.statement import (
     AllocationReading,
     ManagementReading,
@@ -21,6 +22,7 @@ from metroculus.cost_model.statement import (
     reconcile,
 )
 from metroculus.metroculus_api.controllers.savings import SavingsController
+from metroculus.metroculus_api.controllers.series import SeriesController
 from metroculus.metroculus_api.controllers.stored import StoredHours
 from metroculus.metroculus_api.errors import NoSource
 from metroculus.sources.accounts import Accounts, AccountSources
@@ -42,11 +44,10 @@ NO_THANOS = Source(name="thanos", status="not_configured")
 
 
 def upstream_aggregate(question: Question) -> tuple[str, ...]:
-    """The coarsest grouping that answers the question; we group further ourselves."""
+    """The coarsest grouping that answers the question; we group and filter further ourselves."""
     finer = [name for name in question.aggregate if name.startswith(("label:", "annotation:")) or name == "container"]
-    if question.detail == "summary" and not question.aggregate:
-        return ("namespace",)
-    return ("namespace", "pod", *finer)
+    by_pod = question.detail != "summary" or question.aggregate or question.filters.nodes or question.filters.services
+    return ("namespace", "pod", *finer) if by_pod else ("namespace",)
 
 
 class CostController:
@@ -55,15 +56,27 @@ class CostController:
     def __init__(self, accounts: Accounts, savings: SavingsController, store: Store | None) -> None:
         self._accounts = accounts
         self._savings = savings
+        self._store = store
         self._stored = StoredHours(store) if store is not None else None
 
-    async def statement(self, question: Question, deadline: Deadline) -> Statement:
-        """One reconciled statement.
+    async def statement(self, question: Question, deadline: Deadline, step: StepName | None = None) -> Statement:
+        """One reconciled statement, with its points where a step is given.
 
         Raises:
             NoSource: nothing is configured that could answer.
             SourceError: every cost source failed.
+            ApiError: too many points.
         """
+        if step is None:
+            return await self._statement(question, deadline)
+
+        def of_step(asked: Question) -> Awaitable[Statement]:
+            return self._statement(asked, deadline)
+
+        points = await SeriesController(self._store, of_step).points(question, step)
+        return replace(await self._statement(question, deadline), data_points=points)
+
+    async def _statement(self, question: Question, deadline: Deadline) -> Statement:
         sources = await self._accounts.of(question.cloud_account_id)
         stored, rest, store = await self._read_stored(question)
         if sources.kubecost is None and sources.thanos is None and stored is None:

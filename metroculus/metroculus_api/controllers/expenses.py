@@ -9,12 +9,12 @@ from typing import Any
 
 from msgspec import Struct
 
-from metroculus.cost_model.allocation import COMPONENTS, Group
+from metroculus.cost_model.allocation import COMPONENTS, Filters, Group
 from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.statement import Source, StatementWindow
 from metroculus.metroculus_api.controllers.stored import source_of
 from metroculus.metroculus_api.errors import NoHistory
-from metroculus.storage.history import Filters, Measured, by_key
+from metroculus.storage.history import Measured, by_key
 from metroculus.storage.ledger import Held
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
@@ -68,9 +68,8 @@ class ExpensesController:
             return await store.run(store.summaries.measured, account, window.start, window.end, properties, filters)
 
         answers = await asyncio.gather(*(one(account) for account in accounts))
-        covered = tuple(
-            _coverage(account, answer.held, window) for account, answer in zip(accounts, answers, strict=True)
-        )
+        told = list(zip(accounts, answers, strict=True))
+        covered = tuple(_coverage(account, answer.held, window) for account, answer in told)
         if "cluster" in group_by:
             rows = [
                 row_of(group_by, account, properties, measured)

@@ -28,10 +28,14 @@ STORE = "store"
 
 def properties_of(question: Question) -> tuple[str, ...]:
     """What rows of the store must be told apart by, beside their namespace, to answer a question."""
-    if question.detail == "summary" and not question.aggregate:
+    filters = question.filters
+    if question.detail == "summary" and not (question.aggregate or filters.nodes or filters.services):
         return ()
-    detail = {"workload": ("controller", "controllerKind"), "pod": ("controller", "controllerKind")}
-    asked = (*detail.get(question.detail, ()), *question.aggregate)
+    asked = [*question.aggregate]
+    if question.detail in ("workload", "pod"):
+        asked += ["controller", "controllerKind"]
+    if filters.nodes:
+        asked.append("node")
     return ("pod", *(name for name in dict.fromkeys(asked) if name not in ("namespace", "pod")))
 
 

@@ -17,6 +17,7 @@ from tools.window import Window
 STATEMENT_KEYS = (
     "start_date", "end_date", "window", "currency", "complete", "not_covered", "sources", "total_cost", "summary",
     "idle_cost", "unallocated_cost", "special", "efficiency", "breakdown", "potential_savings",
+    "data_points",
 )  # fmt: skip
 
 KINDS = {
@@ -84,10 +85,10 @@ class CostsController:
         return row | {key: statement[key] for key in kept} | {"freshness": freshness, "error": None}
 
     async def costs(
-        self, cluster: Cluster, window: Window, aggregate: Sequence[str], idle: str | None, request_id: str
+        self, cluster: Cluster, window: Window, aggregate: Sequence[str], asked: Json, request_id: str
     ) -> tuple[Json, list[Json]]:
-        """A statement, and its rows by ``aggregate``."""
-        statement = await self.statement(cluster, window, request_id, aggregate=tuple(aggregate), idle=idle)
+        """A statement, and its rows by ``aggregate``; ``asked`` may say ``idle`` and ``step``."""
+        statement = await self.statement(cluster, window, request_id, aggregate=tuple(aggregate), **asked)
         return _shown(cluster, statement), statement.get("breakdown_by_aggregate", [])
 
     async def namespaces(self, cluster: Cluster, window: Window, request_id: str) -> tuple[Json, list[Json]]:

@@ -7,6 +7,8 @@ from typing import Literal, Self
 
 from msgspec import Struct
 
+from metroculus.codes import INVALID
+from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.promql import LABEL_NAME, METRIC_NAME
 from metroculus.cost_model.statement import Question, Statement
 from metroculus.metroculus_api.controllers.assets import Assets, InventoryController, MetadataAnswer, MetricSeries
@@ -14,8 +16,9 @@ from metroculus.metroculus_api.controllers.costs import CostController
 from metroculus.metroculus_api.controllers.savings import Savings, SavingsController
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
 from metroculus.sources.kubecost import AGGREGATES
+from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import FilterText, Step, Text, Uuid, WindowQuery
+from tools.tornado_service.params import FilterText, RowFilter, Step, Text, Uuid, WindowQuery
 
 
 class MetricName(Text):
@@ -57,6 +60,10 @@ class ClusterCostsQuery(WindowQuery, frozen=True, kw_only=True):
     detail_level: Literal["summary", "namespace", "workload", "pod"] = "summary"
     aggregate: tuple[Aggregate, ...] = ()
     namespace: FilterText | None = None
+    k8s_namespace: tuple[FilterText, ...] = ()
+    k8s_node: tuple[RowFilter, ...] = ()
+    k8s_service: tuple[FilterText, ...] = ()
+    step: Literal["hour", "day", "week", "month"] | None = None
     idle: Literal["separate", "share", "hide"] = "separate"
 
 
@@ -72,10 +79,22 @@ class ClusterCosts(MetroculusHandler):
             window=self.window_of(query),
             detail=query.detail_level,
             aggregate=query.aggregate,
-            namespace=query.namespace,
+            filters=_filters(query),
             idle=query.idle,
         )
-        return await self.costs.statement(question, self.deadline())
+        return await self.costs.statement(question, self.deadline(), query.step)
+
+
+def _filters(query: ClusterCostsQuery) -> Filters:
+    """``namespace`` is the older name of a ``k8s_namespace`` that stands once.
+
+    Raises:
+        ApiError: both are given.
+    """
+    if query.namespace is not None and query.k8s_namespace:
+        raise ApiError(INVALID, "give either namespace or k8s_namespace, not both", ["namespace", "k8s_namespace"])
+    namespaces = query.k8s_namespace if query.namespace is None else (query.namespace,)
+    return Filters(namespaces, query.k8s_node, query.k8s_service)
 
 
 class SavingsQuery(WindowQuery, frozen=True, kw_only=True):

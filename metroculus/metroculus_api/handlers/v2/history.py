@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from metroculus.cost_model.allocation import Filters
 from metroculus.metroculus_api.controllers.backfills import BackfillAnswer, BackfillBody, BackfillsController
 from metroculus.metroculus_api.controllers.expenses import Expenses, ExpensesController
+from metroculus.metroculus_api.controllers.monthly import MonthlyController, Months
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
-from metroculus.storage.history import Filters
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import Text, Uuid, WindowQuery
+from tools.tornado_service.params import FilterText, RowFilter, Text, Uuid, WindowQuery
 
 GROUPS = ("cluster", "namespace", "controller", "pod", "node", "service", "day", "hour", "month")
 
@@ -21,16 +22,12 @@ class GroupBy(Text):
     what = f"one of {', '.join(GROUPS)}, or label:NAME"
 
 
-class RowFilter(Text):
-    """A name to filter by: compared, never interpreted. Names of nodes and special entities are names like any."""
-
-
 class ExpensesQuery(WindowQuery, frozen=True, kw_only=True):
     cloud_account_id: tuple[Uuid, ...]
     group_by: tuple[GroupBy, ...] = ()
-    k8s_namespace: tuple[RowFilter, ...] = ()
+    k8s_namespace: tuple[FilterText, ...] = ()
     k8s_node: tuple[RowFilter, ...] = ()
-    k8s_service: tuple[RowFilter, ...] = ()
+    k8s_service: tuple[FilterText, ...] = ()
 
 
 class K8sExpenses(MetroculusHandler):
@@ -42,6 +39,26 @@ class K8sExpenses(MetroculusHandler):
     async def get(self, query: ExpensesQuery) -> Expenses:
         filters = Filters(query.k8s_namespace, query.k8s_node, query.k8s_service)
         return await self.expenses.expenses(query.cloud_account_id, self.window_of(query), query.group_by, filters)
+
+
+class MonthCount(Text):
+    pattern = r"[1-9]|1[0-9]|2[0-5]"
+    what = "1 to 25"
+
+
+class MonthlyQuery(Struct, frozen=True, kw_only=True):
+    cloud_account_id: Uuid
+    months: MonthCount = MonthCount("12")
+
+
+class K8sMonthly(MetroculusHandler):
+    """Month by month (USD), with where the running month is going."""
+
+    monthly: MonthlyController
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=MonthlyQuery, answer=Months)
+    async def get(self, query: MonthlyQuery) -> Months:
+        return await self.monthly.months(query.cloud_account_id, int(query.months))
 
 
 class Backfills(MetroculusHandler):

@@ -9,9 +9,11 @@ from msgspec import Struct
 
 from rest_api.rest_api_server.auth import Needs, RestHandler
 from rest_api.rest_api_server.controllers.costs import CostsController
+from rest_api.rest_api_server.controllers.expenses import ExpensesController
 from rest_api.rest_api_server.directory.model import Cluster, Role
 from rest_api.rest_api_server.errors import CODES, NOT_FOUND, SEVERAL_CLUSTERS
 from rest_api.rest_api_server.handlers.v2.clusters import DEFAULT_WINDOW
+from rest_api.rest_api_server.handlers.v2.expenses import Months
 from tools.tornado_service.application import OpenHandler
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import NoQuery, Operation, operation
@@ -75,7 +77,7 @@ class KubecentNamespaces(Kubecent):
     @operation(needs=Needs.READ_COSTS, query=NamespacesQuery, answer=Json)
     async def get(self, query: NamespacesQuery) -> Json:
         cluster, window = await self.chosen(query.cluster_id), self.window_of(query)
-        about, rows = await self.costs.costs(cluster, window, ("namespace",), None, self.request_id)
+        about, rows = await self.costs.costs(cluster, window, ("namespace",), {}, self.request_id)
         items = [_item(row) | {"name": row["namespace"]} for row in rows]
         if query.idle == "true" and about["idle_cost"] is not None:
             items.append(_idle_item(about["idle_cost"]))
@@ -161,6 +163,22 @@ class KubecentRecommendations(Kubecent):
         }
 
 
+class KubecentMonthlyQuery(Struct, frozen=True, kw_only=True):
+    cluster_id: Uuid | None = None
+    months: Months = Months("12")
+
+
+class KubecentMonthly(Kubecent):
+    """A cluster's cost month by month."""
+
+    expenses: ExpensesController
+
+    @operation(needs=Needs.READ_COSTS, query=KubecentMonthlyQuery, answer=Json)
+    async def get(self, query: KubecentMonthlyQuery) -> Json:
+        cluster = await self.chosen(query.cluster_id)
+        return await self.expenses.monthly([cluster], int(query.months), self.request_id)
+
+
 class NamedCluster(Text):
     """An id, or a name where that is the only one."""
 
@@ -193,7 +211,7 @@ class KubernetesCosts(Kubecent):
         return await self.gate.cluster(self.identity, found[0].id, self.needed)
 
     async def view(self, cluster: Cluster, window: Window) -> Json:
-        about, rows = await self.costs.costs(cluster, window, ("namespace",), None, self.request_id)
+        about, rows = await self.costs.costs(cluster, window, ("namespace",), {}, self.request_id)
         return about | {"costs": rows}
 
 
@@ -210,7 +228,7 @@ class KubernetesWorkloads(KubernetesCosts):
 
     async def view(self, cluster: Cluster, window: Window) -> Json:
         aggregate = ("namespace", "controller", "controllerKind")
-        about, rows = await self.costs.costs(cluster, window, aggregate, None, self.request_id)
+        about, rows = await self.costs.costs(cluster, window, aggregate, {}, self.request_id)
         return about | {"workloads": rows}
 
 

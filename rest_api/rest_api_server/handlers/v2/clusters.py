@@ -113,6 +113,7 @@ class ClusterRowsQuery(PageQuery, frozen=True, kw_only=True):
 class ClusterCostsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
     aggregate: tuple[Aggregate, ...] = (Aggregate("namespace"),)
     idle: Literal["separate", "share", "hide"] | None = None
+    step: Literal["hour", "day", "week", "month"] | None = None
 
 
 class ClusterCosts(CostHandler):
@@ -121,7 +122,8 @@ class ClusterCosts(CostHandler):
     @operation(needs=Needs.READ_COSTS, query=ClusterCostsQuery, answer=Json)
     async def get(self, query: ClusterCostsQuery) -> Json:
         window = self.window_of(query)
-        about, rows = await self.costs.costs(self.cluster, window, query.aggregate, query.idle, self.request_id)
+        asked = {"idle": query.idle, "step": query.step}
+        about, rows = await self.costs.costs(self.cluster, window, query.aggregate, asked, self.request_id)
         return about | {"aggregate": ",".join(query.aggregate)} | page(rows, query, "costs")
 
 

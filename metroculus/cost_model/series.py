@@ -1,0 +1,89 @@
+"""A statement in steps: the same figures, hour by hour, day by day, week by week or month by month, UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from math import fsum
+from typing import Literal
+
+from metroculus.cost_model.allocation import COMPONENTS, Costs
+from metroculus.cost_model.statement import Statement, Summary
+from tools.window import DAY, HOUR, Window, iso
+
+StepName = Literal["hour", "day", "week", "month"]
+
+
+class Point(Summary, frozen=True, kw_only=True):
+    """One step: ``[start, end)`` in RFC 3339, every cost column of a summary, and whether it is known whole."""
+
+    start: str
+    end: str
+    complete: bool
+    idle_cost: float | None
+
+
+def steps(window: Window, step: StepName) -> list[Window]:
+    """The window cut at the edges of UTC hours, days, weeks (from Sunday) or months."""
+    cut = []
+    start = window.start
+    while start < window.end:
+        end = min(_next_edge(start, step), window.end)
+        cut.append(Window(start, end, max(start, min(end, window.final_until))))
+        start = end
+    return cut
+
+
+def _next_edge(stamp: int, step: StepName) -> int:
+    if step == "hour":
+        return stamp - stamp % HOUR + HOUR
+    day = stamp - stamp % DAY
+    if step == "day":
+        return day + DAY
+    date = datetime.fromtimestamp(day, UTC)
+    if step == "week":
+        return day + (7 - date.isoweekday() % 7) * DAY
+    following = date.replace(year=date.year + date.month // 12, month=date.month % 12 + 1, day=1)
+    return int(following.timestamp())
+
+
+def point_of(window: Window, statement: Statement) -> Point:
+    """A statement of one step as a point."""
+    summary = statement.summary
+    return Point(
+        start=iso(window.start),
+        end=iso(window.end),
+        complete=statement.complete,
+        idle_cost=statement.idle_cost,
+        **{name: getattr(summary, name) for name in summary.__struct_fields__},
+    )
+
+
+def stored_point(
+    window: Window,
+    parts: Iterable[tuple[Costs, float]],
+    idle: float,
+    unknown: Iterable[str],
+    not_covered: Iterable[str],
+) -> Point:
+    """A point of hours that are all stored.
+
+    Args:
+        parts: costs and management of what makes up the step, USD.
+        unknown: components that some hour does not tell.
+        not_covered: components that some hour had no source for; the total is that of the rest.
+    """
+    gathered = list(parts)
+    costs = Costs.sum(one for one, _ in gathered).by_component()
+    known = dict(zip((*COMPONENTS, "management"), (*costs, fsum(usd for _, usd in gathered)), strict=True))
+    lacking, apart = set(unknown), set(not_covered)
+    shown = {f"{name}_cost": None if name in lacking | apart else usd for name, usd in known.items()}
+    return Point(
+        start=iso(window.start),
+        end=iso(window.end),
+        complete=not lacking,
+        idle_cost=idle,
+        total_cost=None if lacking else fsum(usd for usd in shown.values() if usd is not None),
+        known_cost=fsum(known.values()),
+        **shown,
+    )

@@ -1,0 +1,108 @@
+"""Month by month out of the store, and where the running month is going."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from metroculus.cost_model.allocation import Filters
+from metroculus.cost_model.series import Point, steps, stored_point
+from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, project
+from metroculus.metroculus_api.controllers.stored import source_of
+from metroculus.metroculus_api.errors import NoHistory
+from metroculus.storage.ledger import Held
+from metroculus.storage.store import Store
+from metroculus.storage.summaries import period_of
+from tools.window import DAY, HOUR, SETTLING_SECONDS, Window, iso
+
+COVERED = 0.99
+
+
+class Month(Struct, frozen=True, kw_only=True):
+    """One calendar month, UTC, as far as it is stored; ``costs`` is None where nothing of it is."""
+
+    month: str
+    start: str
+    end: str
+    coverage: float | None
+    complete: bool
+    costs: Point | None
+    projection: Projection | None
+    """Of the running month alone."""
+
+
+class Months(Struct, frozen=True, kw_only=True):
+    """The months of one account, the running one last."""
+
+    cloud_account_id: str
+    currency: str
+    months: tuple[Month, ...]
+
+
+class MonthlyController:
+    def __init__(self, store: Store | None, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def months(self, account: str, count: int) -> Months:
+        """The last ``count`` months, the running one among them.
+
+        Raises:
+            NoHistory, StoreError
+        """
+        store = self._store
+        if store is None:
+            raise NoHistory
+        now = int(self._clock())
+        this_month, next_month = period_of(now, "month")
+        first = this_month
+        for _ in range(count - 1):
+            first = period_of(first - DAY, "month")[0]
+        settled = now - SETTLING_SECONDS
+        window = Window(first, next_month, settled - settled % HOUR)
+        sums = await store.run(store.summaries.measured, account, first, next_month, ("month",), Filters())
+        idle = await store.run(
+            store.summaries.measured, account, first, next_month, ("month",), Filters(namespaces=("__idle__",))
+        )
+        parts = {int(one.keys[0]): (one.costs, one.management) for one in sums.measured}
+        idle_usd = {int(one.keys[0]): one.total for one in idle.measured}
+        months = []
+        for month in steps(window, "month"):
+            hours = {h: m for h, m in sums.held.hours.items() if month.start <= h < month.end}
+            held = Held(account, month.start, month.end, hours)
+            source = source_of(held, month)
+            point = None
+            if hours:
+                point = stored_point(
+                    month,
+                    [parts[month.start]] if month.start in parts else [],
+                    idle_usd.get(month.start, 0.0),
+                    {name for marker in hours.values() for name in marker.unknown},
+                    {name for marker in hours.values() for name in marker.not_covered},
+                )
+            projection = None
+            if month.start == this_month and point is not None:
+                projection = await self._project(account, point.known_cost or 0.0, max(hours) + HOUR, next_month)
+            covered = source.coverage is None or source.coverage >= COVERED
+            months.append(
+                Month(
+                    month=iso(month.start)[:7],
+                    start=iso(month.start),
+                    end=iso(month.end),
+                    coverage=source.coverage,
+                    complete=point is not None and covered and source.status == "ok",
+                    costs=point,
+                    projection=projection,
+                )
+            )
+        return Months(cloud_account_id=account, currency="USD", months=tuple(months))
+
+    async def _project(self, account: str, booked: float, stored_until: int, end: int) -> Projection:
+        assert self._store is not None
+        since = stored_until - LOOK_BACK_SECONDS
+        recent = await self._store.run(
+            self._store.summaries.measured, account, since, stored_until, ("hour",), Filters()
+        )
+        hours = {int(one.keys[0]): one.total for one in recent.measured}
+        return project(hours, booked, range(stored_until, end, HOUR))

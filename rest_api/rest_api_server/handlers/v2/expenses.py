@@ -1,0 +1,88 @@
+"""``/restapi/v2/…/clean_expenses`` and ``…/kubecost/monthly``: what is stored of an organization's clusters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from rest_api.rest_api_server.auth import Needs, RestHandler
+from rest_api.rest_api_server.controllers.expenses import ExpensesController
+from rest_api.rest_api_server.directory.model import Cluster, Role
+from rest_api.rest_api_server.errors import CODES, NOT_FOUND
+from rest_api.rest_api_server.handlers.v2.clusters import DEFAULT_WINDOW
+from rest_api.rest_api_server.paging import PageQuery, page
+from tools.tornado_service.errors import ApiError
+from tools.tornado_service.operation import Operation, operation
+from tools.tornado_service.params import FilterText, RowFilter, Text, Uuid, resolve_window
+
+Json = dict[str, Any]
+
+
+class CleanExpensesQuery(PageQuery, frozen=True, kw_only=True):
+    organization_id: Uuid
+    cloud_account_id: tuple[Uuid, ...] = ()
+    k8s_namespace: tuple[FilterText, ...] = ()
+    k8s_node: tuple[RowFilter, ...] = ()
+    k8s_service: tuple[FilterText, ...] = ()
+
+
+class OrganizationCleanExpenses(RestHandler):
+    """Stored expenses of an organization's clusters, and what the clusters say beside them."""
+
+    expenses: ExpensesController
+
+    @operation(needs=Needs.READ_COSTS, query=CleanExpensesQuery, answer=Json)
+    async def get(self, query: CleanExpensesQuery) -> Json:
+        window = resolve_window(query, self.service.clock(), CODES, DEFAULT_WINDOW)
+        clusters = await self.chosen(query)
+        asked = {"k8s_namespace": query.k8s_namespace, "k8s_node": query.k8s_node, "k8s_service": query.k8s_service}
+        filters = {name: values for name, values in asked.items() if values}
+        body, rows = await self.expenses.clean_expenses(clusters, window, filters, self.request_id)
+        return {"organization_id": query.organization_id} | body | page(rows, query, "clean_expenses")
+
+    async def chosen(self, query: CleanExpensesQuery) -> list[Cluster]:
+        """The organization's clusters, or those of them that are named.
+
+        Raises:
+            ApiError: 404 for one that is not there, or another's.
+        """
+        clusters = await self.gate.ask(lambda directory: directory.clusters(query.organization_id))
+        known = {cluster.id: cluster for cluster in clusters}
+        if any(id not in known for id in query.cloud_account_id):
+            raise ApiError(NOT_FOUND)
+        return [known[id] for id in query.cloud_account_id] or list(clusters)
+
+
+class CleanExpenses(OrganizationCleanExpenses):
+    """The same, with the organization in the query."""
+
+    async def authorize(self, operation: Operation, path: dict[str, str]) -> None:
+        self.identity = await self.gate.identity(self.request.headers.get_list("Authorization"))
+        self.needed: Role = operation.needs.role
+
+    async def chosen(self, query: CleanExpensesQuery) -> list[Cluster]:
+        await self.gate.organization(self.identity, query.organization_id, self.needed)
+        return await super().chosen(query)
+
+
+class Months(Text):
+    pattern = r"[1-9]|1[0-9]|2[0-5]"
+    what = "1 to 25"
+
+
+class MonthlyQuery(Struct, frozen=True, kw_only=True):
+    organization_id: Uuid
+    months: Months = Months("12")
+
+
+class OrganizationMonthly(RestHandler):
+    """Month by month, with month to date and projection."""
+
+    expenses: ExpensesController
+
+    @operation(needs=Needs.READ_COSTS, query=MonthlyQuery, answer=Json)
+    async def get(self, query: MonthlyQuery) -> Json:
+        clusters = await self.gate.ask(lambda directory: directory.clusters(query.organization_id))
+        body = await self.expenses.monthly(clusters, int(query.months), self.request_id)
+        return {"organization_id": query.organization_id} | body
