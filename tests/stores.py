@@ -48,13 +48,15 @@ class ClickHouse:
         end = time.monotonic() + 20
         while True:
             assert self.process.poll() is None, f"clickhouse-server ended with {self.process.returncode}"
+            engine = ServerEngine(self.url())
             try:
-                ServerEngine(self.url()).close()
+                assert engine.dialect.version
+                return
             except StoreError:
                 assert time.monotonic() < end, "clickhouse-server did not become ready"
                 time.sleep(0.05)
-            else:
-                return
+            finally:
+                engine.close()
 
     @contextmanager
     def database(self, name: str) -> Iterator[str]:

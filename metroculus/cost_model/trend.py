@@ -52,7 +52,8 @@ def project(hours: Mapping[int, float], booked: float, remaining: Sequence[int])
     low = high = None
     if spread is not None:
         days = sqrt(len(remaining) / 24)
-        low, high = max(booked, total + spread[0] * days), total + spread[1] * days
+        low, high = total + min(0.0, spread[0]) * days, total + max(0.0, spread[1]) * days
+        low = min(max(low, booked), total)
     return Projection(
         total_cost=total, low=low, high=high, method="hour_of_week" if weekly else "mean", hours_left=len(remaining)
     )

@@ -38,6 +38,7 @@ def test_the_demo_agrees_with_the_truth_in_every_view(tmp_path):
     connection = json.loads((tmp_path / ".demo" / "connection.json").read_text())
     assert set(connection) == {
         "metroculus_url", "rest_api_url", "secret", "token", "organization_id", "cluster_ids", "simulator_url",
+        "worker_url",
     }  # fmt: skip
 
 

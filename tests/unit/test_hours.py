@@ -1,0 +1,74 @@
+"""Hours against their control total, and brought to their day."""
+
+from math import fsum
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metroculus.cost_model.allocation import COMPONENTS, Allocation, Costs
+from metroculus.cost_model.hours import control, spread
+
+
+def row(**costs):
+    return Allocation(name="a", namespace="a", costs=Costs(**costs))
+
+
+@pytest.mark.parametrize(
+    ("told", "reconciled"),
+    [(10.0, True), (10.01, True), (9.99, True), (10.011, False), (9.9, False), (10.2, False), (0.0, False)],
+)
+def test_an_hour_further_than_a_cent_or_a_hundredth_from_its_control_is_unreconciled(told, reconciled):
+    found = control([row(cpu=10.0)], told)
+    assert found.residual == pytest.approx(told - 10.0)
+    assert found.reconciled is reconciled
+
+
+def test_what_rounding_explains_is_no_disagreement():
+    many = [row(cpu=1e-5)] * 1000
+    assert control(many, 0.02).reconciled
+    assert not control(many, 0.2).reconciled
+
+
+def test_a_small_hour_is_held_to_a_hundredth():
+    assert control([row(cpu=0.1)], 0.1009).reconciled
+    assert not control([row(cpu=0.1)], 0.105).reconciled
+
+
+def test_a_days_difference_is_spread_in_proportion_over_its_component():
+    hours = [[row(cpu=1.0, pv=1.0)], [row(cpu=3.0)]]
+    found = spread(hours, Costs(cpu=4.2, pv=1.0))
+    assert [one[0].costs.cpu for one in found.hours] == pytest.approx([1.05, 3.15])
+    assert found.hours[0][0].costs.pv == 1.0
+    assert found.usd == pytest.approx((0.05, 0.15))
+    assert found.reconciled
+
+
+def test_a_day_too_far_from_its_hours_is_left_and_said():
+    hours = [[row(cpu=1.0)], [row(cpu=3.0)]]
+    for day in (Costs(cpu=4.5), Costs(cpu=3.5), Costs(), Costs(cpu=4.0, ram=1.0)):
+        found = spread(hours, day)
+        assert (found.reconciled, found.usd) == (False, (0.0, 0.0))
+        assert [list(one) for one in found.hours] == hours
+
+
+def test_a_day_that_agrees_changes_nothing():
+    hours = [[row(cpu=0.1), row(cpu=0.2)]]
+    assert spread(hours, Costs(cpu=fsum((0.1, 0.2)))).hours[0] == tuple(hours[0])
+
+
+money = st.floats(0.001, 1e4)
+
+
+@given(
+    st.lists(st.lists(st.builds(row, cpu=money, ram=money, network=money), min_size=1), min_size=1),
+    st.floats(0.91, 1.09),
+)
+def test_hours_add_up_to_their_day_whatever_they_are(hours, factor):
+    sums = Costs.sum(a.costs for hour in hours for a in hour)
+    day = Costs(*(usd * factor for usd in sums.by_component()))
+    found = spread(hours, day)
+    after = Costs.sum(a.costs for hour in found.hours for a in hour)
+    for name in COMPONENTS:
+        assert getattr(after, name) == pytest.approx(getattr(day, name), rel=1e-12)
+    assert fsum(found.usd) == pytest.approx(day.total - sums.total, abs=1e-9 * sums.total)
