@@ -140,6 +140,9 @@ class Metroculus:
     def get(self, path: str, **params: Any) -> requests.Response:
         return requests.get(f"{self.url}/metroculus/v2/{path}", params=params, headers={"Secret": SECRET}, timeout=60)
 
+    def post(self, path: str, body: dict[str, Any]) -> requests.Response:
+        return requests.post(f"{self.url}/metroculus/v2/{path}", json=body, headers={"Secret": SECRET}, timeout=60)
+
 
 @dataclass
 class Tenant:

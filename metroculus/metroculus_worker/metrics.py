@@ -9,6 +9,7 @@ from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from metroculus.metroculus_worker.extract import Outcome
+from metroculus.storage.gaps import Gap
 from metroculus.storage.ledger import Marker
 from tools.window import HOUR
 
@@ -24,10 +25,13 @@ class Freshness(Struct, frozen=True, kw_only=True):
     passed_over: int
 
 
-def freshness(hours: Mapping[int, Marker], passed_over: int, last_complete: int) -> Freshness:
-    """Out of the committed hours of the days that are still open."""
+def freshness(hours: Mapping[int, Marker], asked: Mapping[int, Gap], passed_over: int, last_complete: int) -> Freshness:
+    """Out of the committed hours of the days that are still open, and those that were asked for in vain.
+
+    Before the first stored hour there may have been no cluster: what lacks there is no gap.
+    """
     last = max(hours, default=None)
-    first = min(hours, default=last_complete)
+    first = min(hours or asked, default=last_complete)
     return Freshness(
         stored_until=last + HOUR if last is not None else None,
         gaps=sum(hour not in hours for hour in range(first, last_complete, HOUR)),

@@ -219,7 +219,8 @@ class Worker:
         now = int(self._clock())
         start, end = now - now % HOUR - CLOSED_AFTER_SECONDS, last_complete_hour(now)
         held = await self._store.run(self._store.ledger.held, account, start, end)
-        state = freshness(held.hours, len(held.passed_over), end)
+        asked = await self._store.run(self._store.gaps.of, account, start, end)
+        state = freshness(held.hours, asked, len(held.passed_over), end)
         self.states[account] = state
         self._metrics.stands(account, state, now, succeeded)
         return state

@@ -24,7 +24,8 @@ log = logging.getLogger("storage")
 ANSWER_SECONDS = 150.0
 """Longer than any statement may run: who is silent for that long is hung."""
 
-_ENCODER = msgspec.json.Encoder()
+_ENCODER = msgspec.json.Encoder(enc_hook=str)
+"""Kinds of text (ids) are text."""
 _ROW = msgspec.json.Decoder(list[Value])
 
 

@@ -6,12 +6,15 @@ from math import fsum
 from typing import Any
 
 import pytest
+import requests
 
 from metroculus.metroculus_worker.backfill import Progress
+from metroculus.sources.registry import Credentials
 from simulator.costs import truth
 from simulator.server import Habits, Simulator
 from standalone.running import Running
-from tests.support import ACCOUNT, DAY, END, NOW, Metroculus, Stack, exact_world
+from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack, exact_world
+from tools.window import parse_rfc3339_utc
 
 WORLD = exact_world()
 WINDOW = {"cloud_account_id": ACCOUNT, "start_date": WORLD.start, "end_date": END}
@@ -144,3 +147,346 @@ def test_the_store_alone_gives_the_exact_truth(history: History) -> None:
     days = [the_truth(day, day + DAY)["total_cost"] for day in range(WORLD.start, END, DAY)]
     assert [row["total_cost"] for row in by_day] == days
     assert fsum(days) == true["total_cost"]
+
+
+def scaled(factor: float, hour_from: int = 0, hour_to: int = 2**32) -> Any:
+    """A rewrite that changes what Kubecost says of cpu in some hours."""
+
+    def rewrite(path: str, answer: Any) -> Any:
+        if not path.endswith("allocation"):
+            return answer
+        for one in answer["data"]:
+            for row in one.values():
+                if hour_from <= (parse_rfc3339_utc(row["window"]["start"]) or 0) < hour_to:
+                    for key in ("cpuCost", "cpuCostAdjustment"):
+                        row[key] *= factor
+        return answer
+
+    return rewrite
+
+
+def test_a_restatement_moves_the_month_once(stack: Stack) -> None:
+    """Up, down and back, each seen when the day is read again; reading twice changes nothing."""
+    history = History(stack, flavour="opencost")
+    history.fill()
+    true = the_truth(adjusted=False)["allocation_total"]
+    last_day = END - DAY
+    cpu = the_truth(last_day, END, adjusted=False)["summary"]["cpu_cost"]
+    assert history.costs()["total_cost"] == true
+    for age, factor in ((1, 1.25), (3, 0.75), (6, 0.0), (12, 1.0)):
+        history.simulator.habits.rewrite = scaled(factor, last_day, END)
+        history.clock.now = END + age * HOUR + 60
+        history.extract()
+        history.extract()
+        assert history.costs()["total_cost"] == true + (factor - 1.0) * cpu, age
+
+
+def test_a_day_that_differs_up_to_a_tenth_is_followed_and_told(history: History) -> None:
+    """The upstream bills more by the day than by its hours: hours follow, and say by how much."""
+    day = END - DAY
+
+    def rewrite(path: str, answer: Any) -> Any:
+        if path.endswith("allocation"):
+            for one in answer["data"]:
+                for row in one.values():
+                    if row["window"]["end"][11:13] == "00" and row["window"]["start"][11:13] == "00":
+                        row["pvCost"] *= 1.0625
+        return answer
+
+    history.simulator.habits.rewrite = rewrite
+    history.fill(day, END)
+    held = history.running.metroculus.parts.store.ledger.held(ACCOUNT, day, END)
+    true = the_truth(day, END)
+    assert fsum(m.spread for m in held.hours.values()) == pytest.approx(0.0625 * true["summary"]["pv_cost"], rel=1e-9)
+    statement = history.costs(start_date=day)
+    assert statement["summary"]["pv_cost"] == pytest.approx(1.0625 * true["summary"]["pv_cost"], rel=1e-12)
+    assert statement["complete"] is True
+
+
+def test_a_day_that_differs_more_is_unreconciled_and_said(history: History) -> None:
+    day = END - DAY
+
+    def rewrite(path: str, answer: Any) -> Any:
+        if path.endswith("allocation"):
+            for one in answer["data"]:
+                for row in one.values():
+                    if row["window"]["end"][11:13] == "00" and row["window"]["start"][11:13] == "00":
+                        row["cpuCost"] *= 1.5
+        return answer
+
+    history.simulator.habits.rewrite = rewrite
+    history.fill(day, END)
+    statement = history.costs(start_date=day)
+    assert statement["total_cost"] == the_truth(day, END)["total_cost"]
+    assert any("unreconciled" in note for note in statement["sources"][0]["warnings"])
+
+
+def test_hours_that_do_not_meet_their_control_total_are_shown(history: History) -> None:
+    day = END - DAY
+
+    def rewrite(path: str, answer: Any) -> Any:
+        if path.endswith("allocation") and any(
+            row["properties"].get("pod") is None and row["name"] != "__idle__"
+            for one in answer["data"]
+            for row in one.values()
+        ):
+            for one in answer["data"]:
+                for row in one.values():
+                    row["cpuCost"] += 1.0
+        return answer
+
+    history.simulator.habits.rewrite = rewrite
+    history.fill(day, day + 6 * HOUR)
+    held = history.running.metroculus.parts.store.ledger.held(ACCOUNT, day, day + 6 * HOUR)
+    assert held.hours and not any(marker.reconciled for marker in held.hours.values())
+    assert all(abs(marker.residual) > 0.5 for marker in held.hours.values())
+
+
+def test_what_is_not_stored_is_asked_live_and_joins_without_overlap_or_gap(history: History) -> None:
+    middle = (WORLD.start + DAY + 5 * HOUR, WORLD.start + 2 * DAY + 7 * HOUR)
+    live = history.costs(aggregate="namespace")
+    history.fill(*middle)
+    joined = history.costs(aggregate="namespace")
+    assert joined["total_cost"] == live["total_cost"] == the_truth()["total_cost"]
+    assert joined["complete"] is True
+    assert_rows_agree(joined["breakdown_by_aggregate"], live["breakdown_by_aggregate"])
+    assert [source["name"] for source in joined["sources"]][:2] == ["store", "allocation"]
+
+
+def test_live_down_and_some_hours_stored(history: History) -> None:
+    """Nine of 24 hours stored: what they cost, a coverage of 0.375, and who failed."""
+    day = END - DAY
+    history.simulator.habits.rewrite = only_hours(day + 15 * HOUR)
+    history.fill(day, END)
+    history.simulator.habits.fail_with = (503, "down")
+    statement = history.costs(start_date=day)
+    store, allocation = statement["sources"][:2]
+    assert (store["name"], store["status"], store["coverage"]) == ("store", "stale", 0.375)
+    assert allocation["status"] == "unavailable"
+    assert statement["complete"] is False
+    assert statement["total_cost"] == the_truth(day + 15 * HOUR, END)["total_cost"]
+
+
+def only_hours(since: int) -> Any:
+    def rewrite(path: str, answer: Any) -> Any:
+        if path.endswith("allocation"):
+            answer["data"] = [
+                one if one and (parse_rfc3339_utc(next(iter(one.values()))["window"]["start"]) or 0) >= since else {}
+                for one in answer["data"]
+            ]
+        return answer
+
+    return rewrite
+
+
+def test_an_hour_that_is_still_empty_is_a_gap_and_not_a_zero_and_is_refilled(history: History) -> None:
+    history.fill(WORLD.start, END - 4 * HOUR)
+    history.clock.now = END + 120
+    history.simulator.habits.rewrite = only_hours(END)
+    assert history.extract() is True, "the hour that has just ended is to be asked for again soon"
+    store = history.running.metroculus.parts.store
+    assert END - HOUR not in store.ledger.held(ACCOUNT, END - DAY, END).hours
+    assert "knows nothing" in store.gaps.of(ACCOUNT, END - DAY, END)[END - HOUR].reason
+    history.simulator.habits.rewrite = None
+    history.clock.now += 60
+    assert history.extract() is False, "from the hour's end to the store in under five minutes"
+    assert END - HOUR in store.ledger.held(ACCOUNT, END - DAY, END).hours
+    assert history.clock.now - END < 300
+    history.simulator.habits.fail_with = (503, "down")
+    assert (
+        history.costs(start_date=END - HOUR)["total_cost"]
+        == the_truth(END - HOUR, END, history.clock.now)["total_cost"]
+    )
+
+
+def test_closed_hours_change_only_by_a_repair_that_is_audited(stack: Stack) -> None:
+    clock = Clock(END + 9 * DAY)
+    history = History(stack, clock=clock)
+    history.fill()
+    true = the_truth(now=clock.now)["total_cost"]
+    assert history.costs()["total_cost"] == true
+    history.simulator.habits.rewrite = scaled(2.0, WORLD.start, WORLD.start + DAY)
+    history.fill()
+    history.extract()
+    assert history.costs()["total_cost"] == true
+    asked = history.metroculus.post(
+        "backfills",
+        {"cloud_account_id": ACCOUNT, "start_date": WORLD.start, "end_date": END, "repair": "the bill was corrected"},
+    )
+    assert asked.status_code == 202, asked.text
+    history.stack.thread.run(history.worker.work_off())
+    job = history.metroculus.get(f"backfills/{asked.json()['id']}").json()
+    assert (job["state"], job["hours_done"], job["repair"]) == ("done", 96, True)
+    cpu = truth(WORLD, WORLD.start, WORLD.start + DAY, now=clock.now, adjusted=True)["summary"]["cpu_cost"]
+    assert history.costs()["total_cost"] == true + cpu
+    audited = history.running.metroculus.parts.store.jobs.audited(ACCOUNT)
+    assert len(audited) == 24 and {one.why for one in audited} == {"the bill was corrected"}
+    assert fsum(one.after - one.before for one in audited) == pytest.approx(cpu, rel=1e-12)
+
+
+def test_a_backfill_over_http_tells_how_far_it_is(history: History) -> None:
+    body = {"cloud_account_id": ACCOUNT, "start_date": "2026-11-19T00:00:00Z", "end_date": END}
+    asked = history.metroculus.post("backfills", body)
+    assert asked.status_code == 202 and asked.json()["state"] == "queued"
+    history.stack.thread.run(history.worker.work_off())
+    job = history.metroculus.get(f"backfills/{asked.json()['id']}").json()
+    assert (job["state"], job["hours_total"], job["hours_done"], job["hours_missing"]) == ("done", 48, 48, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "named"),
+    [
+        ({"cloud_account_id": "nonsense"}, 400, "cloud_account_id"),
+        ({"start_date": "2026-02-30T00:00:00Z"}, 400, "start_date"),
+        ({"start_date": END, "end_date": END}, 400, "start_date"),
+        ({"start_date": END + DAY, "end_date": END + 2 * DAY}, 400, "start_date"),
+        ({"parallel": 99}, 400, "parallel"),
+        ({"repair": "  "}, 400, "repair"),
+        ({"unknown": 1}, 400, "unknown"),
+    ],
+)
+def test_a_backfill_that_cannot_be_is_refused(history: History, change: Any, status: int, named: str) -> None:
+    body = {"cloud_account_id": ACCOUNT, "start_date": WORLD.start, "end_date": END} | change
+    answer = history.metroculus.post("backfills", body)
+    assert (answer.status_code, answer.json()["error"]["params"][0]) == (status, named)
+
+
+def test_a_backfill_that_is_absent_is_not_found(history: History) -> None:
+    assert history.metroculus.get(f"backfills/{ACCOUNT}").status_code == 404
+
+
+def test_one_cluster_that_fails_leaves_the_others_whole(stack: Stack) -> None:
+    history = History(stack, kubecost_api_url=None, kubecost_account_id=None)
+    other = "00000000-0000-4000-8000-00000000000b"
+    _, second_url = stack.simulate(WORLD, Habits(fail_with=(500, "broken")), history.clock)
+    first_url = stack.serve(history.simulator.application())
+    registry = history.running.metroculus.parts.registry
+    for account, url in ((ACCOUNT, first_url), (other, second_url)):
+        stack.thread.run(registry.put(account, "kubecost", url, Credentials()))
+    history.extract()
+    store = history.running.metroculus.parts.store
+    assert len(store.ledger.held(ACCOUNT, WORLD.start, END).hours) == 96
+    assert len(store.ledger.held(other, WORLD.start, END).hours) == 0
+    assert len(store.gaps.of(other, WORLD.start, END)) == 96
+    base = history.running.worker_listener.url
+    metrics = requests.get(f"{base}/metrics", timeout=5).text
+    assert f'metroculus_extraction_hours_total{{cloud_account_id="{ACCOUNT}",result="written"}} 96.0' in metrics
+    assert f'metroculus_extraction_lag_seconds{{cloud_account_id="{ACCOUNT}"}} {float(NOW - END)}' in metrics
+    assert f'metroculus_history_gap_hours{{cloud_account_id="{ACCOUNT}"}} 0.0' in metrics
+    ready = requests.get(f"{base}/readyz", timeout=5).json()
+    assert ready["dependencies"] == {"store": "ok", ACCOUNT: "ok", other: "gaps"}
+
+
+def test_expenses_by_filters_and_over_accounts(history: History) -> None:
+    history.fill()
+    true = the_truth()
+
+    def total(**asked: Any) -> float:
+        answer = history.metroculus.get("k8s_expenses", **WINDOW | asked)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["total_cost"]
+
+    assert total(k8s_namespace="shop") == true["namespaces"]["shop"]
+    assert total(k8s_namespace="shop,api") == true["namespaces"]["shop"] + true["namespaces"]["api"]
+    nodes = {node.name for node in WORLD.nodes}
+    assert total(k8s_node=",".join(sorted(nodes))) == fsum(true["namespaces"].values())
+    assert total(k8s_service="absent") == 0.0
+    for one in ("hour", "day", "month", "label:team", "service", "node", "controller", "pod"):
+        answer = history.metroculus.get("k8s_expenses", **WINDOW, group_by=one).json()
+        assert fsum(row["total_cost"] for row in answer["expenses"]) == true["total_cost"], one
+    both = history.metroculus.get(
+        "k8s_expenses", **WINDOW | {"cloud_account_id": f"{ACCOUNT},00000000-0000-4000-8000-00000000000b"}
+    ).json()
+    assert (both["total_cost"], both["complete"], both["coverage"]) == (true["total_cost"], False, 0.5)
+
+
+def test_statement_filters_are_those_of_expenses(history: History) -> None:
+    for stage in ("live", "stored"):
+        true = the_truth()
+        for asked in ({"k8s_namespace": "shop,api"}, {"k8s_node": WORLD.nodes[0].name}, {"k8s_service": "web"}):
+            statement = history.costs(**asked)
+            if stage == "stored":
+                expenses = history.metroculus.get("k8s_expenses", **WINDOW | asked).json()
+                assert statement["total_cost"] == expenses["total_cost"], asked
+            if "k8s_namespace" in asked:
+                assert statement["total_cost"] == true["namespaces"]["shop"] + true["namespaces"]["api"]
+        idle = history.costs(k8s_namespace="__idle__")
+        assert idle["total_cost"] == idle["idle_cost"] == true["idle_cost"]
+        history.fill()
+
+
+@pytest.mark.parametrize("step", ["hour", "day", "week", "month"])
+def test_points_are_the_same_live_and_stored_and_add_up(history: History, step: str) -> None:
+    window = {"start_date": END - 2 * DAY} if step == "hour" else {}
+    start = window.get("start_date", WORLD.start)
+    total = the_truth(start, END)["total_cost"]
+    live = history.costs(step=step, **window)["data_points"]
+    history.fill()
+    history.simulator.habits.fail_with = (503, "down")
+    stored = history.costs(step=step, **window)["data_points"]
+    assert fsum(point["total_cost"] for point in stored) == total
+    assert [(p["start"], p["end"], p["total_cost"], p["idle_cost"], p["cpu_cost"]) for p in stored] == [
+        (p["start"], p["end"], p["total_cost"], p["idle_cost"], p["cpu_cost"]) for p in live
+    ]
+    assert all(point["complete"] for point in stored)
+
+
+def test_too_many_points_live_are_refused_with_what_to_do(history: History) -> None:
+    answer = history.metroculus.get("kubecost_cluster_costs", **WINDOW, step="hour")
+    assert answer.status_code == 400
+    assert "back-fill" in answer.json()["error"]["reason"]
+
+
+def test_months_and_where_they_go(history: History) -> None:
+    history.fill()
+    body = history.metroculus.get("k8s_monthly", cloud_account_id=ACCOUNT, months=2).json()
+    october, november = body["months"]
+    assert (october["month"], october["costs"], october["complete"]) == ("2026-10", None, False)
+    assert november["costs"]["total_cost"] == the_truth()["total_cost"]
+    assert november["coverage"] == pytest.approx(96 / (20 * 24))
+    projection = november["projection"]
+    assert projection["hours_left"] == 240 and projection["method"] == "mean"
+    mean = the_truth()["total_cost"] / 96
+    assert projection["total_cost"] == pytest.approx(the_truth()["total_cost"] + 240 * mean, rel=1e-9)
+
+
+def test_without_a_store_history_is_refused_with_how_to_have_one(stack: Stack) -> None:
+    running = stack.start()
+    metroculus = Metroculus(running)
+    for path, asked in (("k8s_expenses", WINDOW), ("k8s_monthly", {"cloud_account_id": ACCOUNT})):
+        answer = metroculus.get(path, **asked)
+        assert (answer.status_code, answer.json()["error"]["error_code"]) == (409, "OM0023")
+
+
+def test_a_cluster_that_only_pushes_metrics_has_history_too(stack: Stack, prometheus_factory: Any) -> None:
+    world = exact_world(days=1)
+    prometheus = prometheus_factory()
+    prometheus.load_world(world, ACCOUNT)
+    prometheus.start()
+    history = History(stack, world, kubecost_api_url=None, kubecost_account_id=None, thanos_query_url=prometheus.url)
+    registry = history.running.metroculus.parts.registry
+    stack.thread.run(registry.put(ACCOUNT, "push", "", Credentials()))
+    history.fill(world.start, END)
+    prometheus.stop()
+    statement = history.costs(start_date=world.start, aggregate="namespace")
+    true = truth(world, world.start, END, now=NOW)
+    assert statement["sources"][0]["coverage"] == pytest.approx(1.0, abs=0.02)
+    assert statement["total_cost"] == pytest.approx(true["total_cost"], rel=0.005)
+    rows = {row["namespace"]: row["total_cost"] for row in statement["breakdown_by_aggregate"]}
+    for name, usd in true["namespaces"].items():
+        assert rows[name] == pytest.approx(usd, rel=0.03), name
+
+
+def test_assets_of_past_days_are_kept(history: History) -> None:
+    history.fill()
+    store = history.running.metroculus.parts.store
+    days = store.assets.days(ACCOUNT, WORLD.start, END)
+    assert sorted(days) == list(range(WORLD.start, END, DAY))
+    true = the_truth()
+    nodes = [asset for asset in store.assets.read(ACCOUNT, list(days.values())) if asset.type == "node"]
+    assert fsum(asset.total_cost for asset in nodes) == pytest.approx(fsum(true["nodes"].values()), abs=1e-4)
+
+
+def test_files_of_the_store_are_its_owners_alone(history: History, stack: Stack) -> None:
+    assert (stack.folder / "store").stat().st_mode & 0o077 == 0
+    assert (stack.folder / "store" / "owner.lock").stat().st_mode & 0o077 == 0
