@@ -14,6 +14,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from benchmarks.history import history
 from metroculus.cost_model.statement import Question, judge_sets, reconcile
 from metroculus.sources.kubecost_json import decode_allocation
 from simulator import answers
@@ -103,13 +104,13 @@ async def service() -> dict[str, tuple[float, str, float, bool]]:
 
 def main() -> int:
     """Measure, print and write; 1 where a goal is missed."""
-    found = cost_model() | asyncio.run(service())
+    found = cost_model() | asyncio.run(service()) | history()
     report = {}
     for name, (value, unit, goal, more_is_better) in found.items():
         ok = value >= goal if more_is_better else value <= goal
         report[name] = {"value": round(value, 4), "unit": unit, "goal": goal or None, "ok": ok}
-        wanted = f"{'at least' if more_is_better else 'at most'} {goal}" if goal else ""
-        print(f"{name:<28}{value:>14,.2f} {unit:<8}{wanted:<16}{'' if ok else 'MISSED'}")
+        wanted = f"{'at least' if more_is_better else 'at most'} {goal:,g}" if goal else ""
+        print(f"{name:<34}{value:>14,.2f} {unit:<8}{wanted:<22}{'' if ok else 'MISSED'}")
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(report, indent=1))
     return 0 if all(one["ok"] for one in report.values()) else 1

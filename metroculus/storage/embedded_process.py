@@ -12,21 +12,23 @@ import struct
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO
 
 import msgspec
 
-LOCK_SECONDS = 5.0
-"""How long a folder is waited for: an owner that was killed lets go a moment later."""
+LEAVING_SECONDS = 60.0
+"""How long a folder is waited for whose owner is gone: its engine ends with the statement that it is at."""
 
 BLOCK, DONE, FAILED, OWNED = b"b", b"d", b"f", b"o"
 FORMAT = "JSONCompactEachRow"
 SETTINGS = (
     "SET max_query_size = 67108864, max_ast_elements = 5000000, max_expanded_ast_elements = 5000000,"
     " max_partitions_per_insert_block = 0, max_execution_time = 120, input_format_json_named_tuples_as_objects = 0,"
-    " output_format_json_quote_denormals = 0, session_timezone = 'UTC', max_block_size = 16384"
+    " output_format_json_quote_denormals = 0, session_timezone = 'UTC', max_block_size = 65409,"
+    " input_format_parallel_parsing = 0"
 )
 _HEAD = struct.Struct("<I")
 
@@ -56,22 +58,34 @@ def _exactly(source: IO[bytes], size: int) -> bytes | None:
 
 
 def own(folder: Path) -> int:
-    """Take the folder's lock; its descriptor must stay open.
+    """Take the folder's lock; its descriptor must stay open. The lock file names the process that we work for.
 
     Raises:
-        BlockingIOError: somebody else has it.
+        BlockingIOError: somebody else has it, and lives.
     """
     descriptor = os.open(folder / "owner.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    end = time.monotonic() + LOCK_SECONDS
+    end = time.monotonic() + LEAVING_SECONDS
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > end:
+            if time.monotonic() > end or _alive(os.pread(descriptor, 20, 0)):
                 raise
             time.sleep(0.05)
         else:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, b"%d" % os.getppid(), 0)
             return descriptor
+
+
+def _alive(pid: bytes) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def main(folder: Path) -> None:
@@ -104,18 +118,20 @@ def main(folder: Path) -> None:
         return write_frame(answers, FAILED, str(problem).encode())
     write_frame(answers, DONE, str(session.query("SELECT version()", "TabSeparated")).encode())
     threading.Thread(target=listen, daemon=True).start()
-    while True:
-        kind, sql = msgspec.msgpack.decode(requests.get(), type=tuple[str, str])
-        try:
-            if kind == "query":
-                for block in session.send_query(sql, FORMAT):
-                    write_frame(answers, BLOCK, block.bytes())
+    with suppress(BrokenPipeError):  # whoever asked is gone, and so are we
+        while True:
+            kind, sql = msgspec.msgpack.decode(requests.get(), type=tuple[str, str])
+            try:
+                if kind == "query":
+                    for block in session.send_query(sql, FORMAT):
+                        write_frame(answers, BLOCK, block.bytes())
+                else:
+                    session.query(sql)
+            except chdb.ChdbError as problem:
+                write_frame(answers, FAILED, str(problem).encode())
             else:
-                session.query(sql)
-        except chdb.ChdbError as problem:
-            write_frame(answers, FAILED, str(problem).encode())
-        else:
-            write_frame(answers, DONE)
+                write_frame(answers, DONE)
+    os._exit(0)  # the thread that listens would hold up an orderly end
 
 
 if __name__ == "__main__":

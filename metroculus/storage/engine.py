@@ -37,8 +37,14 @@ class Dialect(Struct, frozen=True):
         return wanted.replace("LowCardinality(String)", "String") if self.version < (19, 0) else wanted
 
     @property
-    def codecs(self) -> bool:
-        return self.version >= (19, 11)
+    def in_order(self) -> str:
+        """Rows lie in the order of their batches: counting them needs no table of all batches."""
+        return " SETTINGS optimize_aggregation_in_order = 1" if self.version >= (20, 3) else ""
+
+    @property
+    def part_settings(self) -> str:
+        """A block that was just inserted is one file, not one a column: it is merged with others soon enough."""
+        return " SETTINGS min_bytes_for_wide_part = 67108864" if self.version >= (20, 3) else ""
 
 
 class Engine(Protocol):

@@ -27,8 +27,9 @@ from metroculus.storage.ledger import Held
 from metroculus.storage.schema import ALLOCATIONS, AMOUNT_COLUMNS, COST_COLUMNS, EGRESS_COLUMNS, USAGE_COLUMNS
 from tools.window import HOUR
 
-MEASURES = (*COST_COLUMNS, *EGRESS_COLUMNS, *USAGE_COLUMNS, *AMOUNT_COLUMNS)
-SUMS = ", ".join(f"sumKahan({name})" for name in MEASURES)
+COSTS_AND_USAGE = (*COST_COLUMNS, *USAGE_COLUMNS)
+MEASURES = (*COSTS_AND_USAGE, *EGRESS_COLUMNS, *AMOUNT_COLUMNS)
+"""What rows are summed by; a question takes ``COST_COLUMNS``, ``COSTS_AND_USAGE`` or all of it."""
 
 PROPERTIES = {
     "cluster": "cluster",
@@ -71,7 +72,7 @@ def filtered(filters: Filters) -> str:
     return "".join(f" AND {part}" for part in parts)
 
 
-class Measured(Struct, frozen=True):
+class Measured(Struct, frozen=True, gc=False):
     """One group: its keys, and the sums of its rows; money in USD."""
 
     keys: tuple[str | int, ...]
@@ -86,10 +87,21 @@ class Measured(Struct, frozen=True):
         return fsum((*self.costs.by_component(), self.management))
 
     @staticmethod
-    def read(keys: Sequence[Any], sums: Sequence[Any]) -> Measured:
-        """Out of ``MEASURES``, in their order."""
-        costs, management, egress = Costs(*sums[0:8]), sums[8], Egress(*sums[9:12])
-        return Measured(tuple(keys), costs, management, egress, Usage(*sums[12:16]), Amounts(*sums[16:20]))
+    def read(keys: Sequence[Any], sums: Sequence[float]) -> Measured:
+        """Out of the sums of ``COST_COLUMNS``, ``COSTS_AND_USAGE`` or ``MEASURES``."""
+        costs, management = Costs(*sums[0:8]), sums[8]
+        usage = Usage(*sums[9:13]) if len(sums) > 9 else _NO_USAGE
+        egress, amounts = (Egress(*sums[13:16]), Amounts(*sums[16:20])) if len(sums) > 13 else (_NO_EGRESS, _NOTHING)
+        return Measured(tuple(keys), costs, management, egress, usage, amounts)
+
+
+_NO_USAGE, _NO_EGRESS, _NOTHING = Usage(), Egress(), Amounts()
+
+
+def sums_of(measures: Sequence[str], held: Held | None = None) -> str:
+    """Sums to select; a cost that no committed hour has any of is 0, for a column of zeros takes as long to read."""
+    there = {name for marker in held.hours.values() for name in marker.components} if held else set(measures)
+    return ", ".join(f"sumKahan({name})" if name in there or name not in COST_COLUMNS else "0." for name in measures)
 
 
 def where_held(held: Held) -> str:
@@ -117,17 +129,17 @@ class History:
             StoreError
         """
         asked = list(dict.fromkeys(properties))
-        grouped = ", ".join(f"k{number}" for number in range(len(asked)))
+        grouped = ", ".join(["owned", "namespace", *(f"k{number}" for number in range(len(asked)))])
         named = ", ".join(["owned", "namespace", *(f"{expression(n)} AS k{i}" for i, n in enumerate(asked))])
         services = "arraySort(any(services))" if "pod" in asked else "emptyArrayString()"
         rows = self._engine.query(
-            f"SELECT {named}, {services}, min(ran_from), max(ran_until), {SUMS} FROM {ALLOCATIONS.name}"
-            f" WHERE {where_held(held)} GROUP BY owned, namespace{', ' + grouped if grouped else ''}"
+            f"SELECT {named}, {services}, min(ran_from), max(ran_until), {sums_of(MEASURES, held)}"
+            f" FROM {ALLOCATIONS.name} WHERE {where_held(held)} GROUP BY {grouped}"
         )
         found: list[Allocation] = []
         management: list[float] = []
         for owned, namespace, *rest in rows:
-            values, (served, since, until), sums = rest[: len(asked)], rest[len(asked) : len(asked) + 3], rest[-20:]
+            values, (served, since, until, *sums) = rest[: len(asked)], rest[len(asked) :]
             one = Measured.read((), sums)
             if namespace == MANAGEMENT and not owned:
                 management.append(one.management)
@@ -142,7 +154,9 @@ class History:
         told = AllocationSet(start, end, tuple(found), quarantined, seconds=seconds)
         return told, fsum(management) if management else None
 
-    def measured(self, held: Held, group_by: Sequence[str], filters: Filters) -> list[Measured]:
+    def measured(
+        self, held: Held, group_by: Sequence[str], filters: Filters, measures: Sequence[str] = COST_COLUMNS
+    ) -> list[Measured]:
         """Sums of the rows by properties and by ``hour``, ``day`` or ``month`` (their first second).
 
         Special entities keep their own name under every property but labels.
@@ -150,14 +164,21 @@ class History:
         Raises:
             StoreError
         """
-        keys = [grouping(name) for name in group_by]
-        names = [f"k{number}" for number in range(len(keys))]
-        chosen = ", ".join([*(f"{key} AS {name}" for key, name in zip(keys, names, strict=True)), SUMS])
-        group = f" GROUP BY {', '.join(names)}" if names else ""
+        if not held.hours:
+            return []
+        chosen, group = grouped_by([grouping(name) for name in group_by])
         rows = self._engine.query(
-            f"SELECT {chosen} FROM {ALLOCATIONS.name} WHERE {where_held(held)}{filtered(filters)}{group}"
+            f"SELECT {chosen}{sums_of(measures, held)} FROM {ALLOCATIONS.name}"
+            f" WHERE {where_held(held)}{filtered(filters)}{group}"
         )
-        return [Measured.read(row[: len(keys)], row[len(keys) :]) for row in rows] if held.hours else []
+        return [Measured.read(row[: len(group_by)], row[len(group_by) :]) for row in rows]
+
+
+def grouped_by(keys: Sequence[str]) -> tuple[str, str]:
+    """What to select before the sums, and what to group by."""
+    names = [f"k{number}" for number in range(len(keys))]
+    chosen = "".join(f"{key} AS {name}, " for key, name in zip(keys, names, strict=True))
+    return chosen, f" GROUP BY {', '.join(names)}" if names else ""
 
 
 TIMES = {

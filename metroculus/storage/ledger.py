@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import islice
 from math import fsum
+from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from metroculus.cost_model.allocation import Allocation
+from metroculus.cost_model.allocation import COMPONENTS, Allocation
 from metroculus.storage.engine import Engine, literal, moment, numbers
 from metroculus.storage.rows import BLOCK_ROWS, Line, NodeKind, lines_of
 from metroculus.storage.schema import ALLOCATIONS, EXTRACTIONS
@@ -25,6 +30,7 @@ from tools.window import DAY, HOUR
 log = logging.getLogger("ledger")
 
 COUNTER_BITS = 32
+BLOCKS_AT_ONCE = 2
 ORPHANED_AFTER_SECONDS = DAY
 """A batch that is this old and that no marker needs is swept."""
 
@@ -61,12 +67,14 @@ class HourBatch(Struct, frozen=True, kw_only=True):
     def rows(self) -> int:
         return len(self.allocations) + (self.management is not None)
 
-    @property
-    def total(self) -> float:
-        return fsum([*(usd for a in self.allocations for usd in a.costs.by_component()), self.management or 0.0])
+    def sums(self) -> dict[str, float]:
+        """USD by cost column, of the columns that have any."""
+        columns = list(zip(*(a.costs.by_component() for a in self.allocations), strict=True))
+        costs = {name: fsum(column) for name, column in zip(COMPONENTS, columns, strict=False) if any(column)}
+        return costs | ({"management": self.management} if self.management else {})
 
 
-class Marker(Struct, frozen=True):
+class Marker(Struct, frozen=True, gc=False):
     """One committed batch, as ``k8s_extractions`` holds it (its account apart)."""
 
     hour: int
@@ -74,6 +82,8 @@ class Marker(Struct, frozen=True):
     sequence: int
     rows: int
     total: float
+    components: tuple[str, ...]
+    """The cost columns that have any."""
     residual: float
     spread: float
     reconciled: bool
@@ -178,43 +188,32 @@ class Ledger:
             for line in lines_of(batch.hour, number, batch.allocations, batch.management, batch.nodes)
         )
         account = accounts.pop()
-        for block in _blocks(lines):
-            self._engine.insert_lines(account, block)
-        markers = [
-            Marker(
-                b.hour, number, pen.sequence(), b.rows, b.total, b.residual, b.spread, b.reconciled, b.seconds,
-                b.quarantined, b.unknown, b.not_covered, b.fetched_at, b.digest,
-            )
-            for b, number in numbered
-        ]  # fmt: skip
+        with self._inserting(account, lines):
+            markers = [_marker(one, number, pen.sequence()) for one, number in numbered]
         self._mark(account, markers)
         return markers
 
+    @contextmanager
+    def _inserting(self, account: str, lines: Iterator[Line]) -> Iterator[None]:
+        """Rows in blocks: while the engine takes one, the next is made; no more than two are ever held."""
+        with ThreadPoolExecutor(BLOCKS_AT_ONCE) as hands:
+            pending: deque[Future[None]] = deque()
+            for block in _blocks(lines):
+                if len(pending) == BLOCKS_AT_ONCE:
+                    pending.popleft().result()
+                pending.append(hands.submit(self._engine.insert_lines, account, block))
+            yield
+            for one in pending:
+                one.result()
+
     def confirm(self, account: str, markers: Sequence[Marker], pen: Pen, fetched_at: int) -> None:
         """Say that hours were read again and are as they were: the same batches under a newer sequence."""
-        self._mark(
-            account,
-            [
-                Marker(
-                    m.hour, m.batch, pen.sequence(), m.rows, m.total, m.residual, m.spread, m.reconciled, m.seconds,
-                    m.quarantined, m.unknown, m.not_covered, fetched_at, m.digest,
-                )
-                for m in markers
-            ],
-        )  # fmt: skip
+        again = [replace(m, sequence=pen.sequence(), fetched_at=fetched_at) for m in markers]
+        self._mark(account, again)
 
     def _mark(self, account: str, markers: Sequence[Marker]) -> None:
-        self._engine.insert(
-            EXTRACTIONS.name,
-            EXTRACTIONS.names,
-            [
-                (
-                    account, m.hour, m.batch, m.sequence, m.rows, m.total, m.residual, m.spread, int(m.reconciled),
-                    m.seconds, m.quarantined, list(m.unknown), list(m.not_covered), m.fetched_at, m.digest,
-                )
-                for m in markers
-            ],
-        )  # fmt: skip
+        rows = [(account, *(_stored(getattr(m, name)) for name in EXTRACTIONS.names[1:])) for m in markers]
+        self._engine.insert(EXTRACTIONS.name, EXTRACTIONS.names, rows)
 
     def held(self, account: str, start: int, end: int) -> Held:
         """The committed hours that lie wholly in ``[start, end)``.
@@ -228,10 +227,11 @@ class Ledger:
         markers = list(self._markers(where))
         if not markers:
             return Held(account, start, end, {})
+        in_order = self._engine.dialect.in_order
         counts = {
             batch: rows
             for batch, rows in self._engine.query(
-                f"SELECT batch, count() FROM {ALLOCATIONS.name} WHERE {where} GROUP BY hour, batch"
+                f"SELECT batch, count() FROM {ALLOCATIONS.name} WHERE {where} GROUP BY hour, batch{in_order}"
             )
         }
         winners, passed = choose(markers, counts)
@@ -252,12 +252,7 @@ class Ledger:
     def _markers(self, where: str) -> Iterator[Marker]:
         columns = ", ".join(f"toUInt32({name})" if name == "hour" else name for name in EXTRACTIONS.names[1:])
         for row in self._engine.query(f"SELECT {columns} FROM {EXTRACTIONS.name} WHERE {where}"):
-            hour, batch, sequence, rows, total, residual, spread, reconciled, *more = row
-            seconds, quarantined, unknown, not_covered, fetched_at, digest = more
-            yield Marker(
-                hour, batch, sequence, rows, total, residual, spread, bool(reconciled), seconds, quarantined,
-                tuple(unknown), tuple(not_covered), fetched_at, digest,
-            )  # fmt: skip
+            yield _read_marker(row)
 
     def highest_fence(self) -> int:
         """The highest fence that ever wrote; a new one starts above it."""
@@ -320,6 +315,30 @@ class Ledger:
     def new_batch(self) -> int:
         """Seconds and chance: dated, so that what was orphaned can be told from what is being written."""
         return int(self._clock()) << COUNTER_BITS | secrets.randbits(COUNTER_BITS)
+
+
+def _marker(batch: HourBatch, number: int, sequence: int) -> Marker:
+    sums = batch.sums()
+    return Marker(
+        batch.hour, number, sequence, batch.rows, fsum(sums.values()), tuple(sums), batch.residual, batch.spread,
+        batch.reconciled, batch.seconds, batch.quarantined, batch.unknown, batch.not_covered, batch.fetched_at,
+        batch.digest,
+    )  # fmt: skip
+
+
+def _stored(value: object) -> object:
+    """A field as a column holds it."""
+    return list(value) if isinstance(value, tuple) else int(value) if isinstance(value, bool) else value
+
+
+def _read_marker(row: Sequence[Any]) -> Marker:
+    """The columns stand in the order of the fields."""
+    hour, batch, sequence, rows, total, components, residual, spread, reconciled, seconds, quarantined, *more = row
+    unknown, not_covered, fetched_at, digest = more
+    return Marker(
+        hour, batch, sequence, rows, total, tuple(components), residual, spread, bool(reconciled), seconds, quarantined,
+        tuple(unknown), tuple(not_covered), fetched_at, digest,
+    )  # fmt: skip
 
 
 def built_from(markers: Iterable[Marker]) -> int:

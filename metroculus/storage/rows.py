@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from metroculus.cost_model.allocation import MANAGEMENT, Allocation, as_prometheus_spells
+from metroculus.cost_model.allocation import IDLE, MANAGEMENT, SPECIAL_NAMES, Allocation, as_prometheus_spells
 
 BLOCK_ROWS = 50_000
 """Rows in one insert: one block of the engine, some tens of megabytes on the way."""
@@ -44,28 +44,36 @@ def lines_of(
 ) -> Iterator[Line]:
     """The rows of one batch."""
     for allocation in allocations:
-        special = allocation.special
-        stored = _spelled(allocation)
-        if special is not None:
-            stored = replace(stored, namespace=special)
         kind = nodes.get(allocation.node, UNKNOWN_NODE)
-        yield Line(hour, batch, special is None, 0.0, kind.instance_type, kind.zone, stored)
+        if allocation.namespace in SPECIAL_NAMES or allocation.name.endswith(IDLE):
+            special = allocation.special
+            stored = allocation if special is None else replace(allocation, namespace=special)
+            yield Line(hour, batch, special is None, 0.0, kind.instance_type, kind.zone, _spelled(stored))
+        else:
+            yield Line(hour, batch, True, 0.0, kind.instance_type, kind.zone, _spelled(allocation))
     if management is not None:
         row = Allocation(name=MANAGEMENT, namespace=MANAGEMENT, start=hour, end=hour + 3600)
         yield Line(hour, batch, False, management, "", "", row)
 
 
+_PLAIN: set[str] = set()
+"""Names that Prometheus spells as they are: they are few, and asked about millions of times."""
+_PLAIN_KEPT = 65_536
+
+
 def _spelled(allocation: Allocation) -> Allocation:
     """Labels and annotations are found by either spelling of their names."""
-    labels, annotations = _either(allocation.labels), _either(allocation.annotations)
-    if labels is allocation.labels and annotations is allocation.annotations:
+    labels, annotations = allocation.labels, allocation.annotations
+    if labels.keys() <= _PLAIN and annotations.keys() <= _PLAIN:
         return allocation
-    return replace(allocation, labels=labels, annotations=annotations)
+    return replace(allocation, labels=_either(labels), annotations=_either(annotations))
 
 
 def _either(named: dict[str, str]) -> dict[str, str]:
-    spelled = {as_prometheus_spells(name): value for name, value in named.items()}
-    return named if spelled.keys() <= named.keys() else spelled | named
+    spelled = {name: as_prometheus_spells(name) for name in named}
+    if len(_PLAIN) < _PLAIN_KEPT:
+        _PLAIN.update(name for name, plain in spelled.items() if name == plain)
+    return {plain: named[name] for name, plain in spelled.items()} | named
 
 
 Flat = tuple[object, ...]

@@ -101,6 +101,7 @@ EXTRACTIONS = Table(
         Column("sequence", "UInt64"),
         Column("rows", "UInt64"),
         Column("total", "Float64"),
+        Column("components", "Array(String)"),
         Column("residual", "Float64"),
         Column("spread", "Float64"),
         Column("reconciled", "UInt8"),
@@ -167,7 +168,7 @@ SUMMARIES = Table(
         Column("version", "UInt64"),
         Column("owned", "UInt8"),
         Column("namespace", TEXT),
-        *(Column(name, "Float64") for name in (*COST_COLUMNS, *EGRESS_COLUMNS, *USAGE_COLUMNS, *AMOUNT_COLUMNS)),
+        *(Column(name, "Float64") for name in (*COST_COLUMNS, *USAGE_COLUMNS, *EGRESS_COLUMNS, *AMOUNT_COLUMNS)),
         Column("total_cost", "Float64"),
         Column("cpu_efficiency", "Float64"),
         Column("ram_efficiency", "Float64"),
@@ -249,7 +250,7 @@ def create(table: Table, dialect: Dialect) -> list[str]:
     """The statements that make a table; on a cluster its replicated part and the distributed whole."""
     columns = ", ".join(f"`{c.name}` {dialect.type_of(c.type)}" for c in table.columns)
     partition = f" PARTITION BY {table.partition}" if table.partition else ""
-    order = f"{partition} ORDER BY ({table.order})"
+    order = f"{partition} ORDER BY ({table.order}){dialect.part_settings}"
     if dialect.cluster is None:
         return [f"CREATE TABLE IF NOT EXISTS {table.name} ({columns}) ENGINE = MergeTree(){order}"]
     cluster, local = dialect.cluster, f"{table.name}_local"

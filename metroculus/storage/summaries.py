@@ -16,9 +16,19 @@ from msgspec import Struct
 
 from metroculus.cost_model.allocation import Costs, Filters, Group
 from metroculus.storage.engine import Engine, literal, moment, numbers
-from metroculus.storage.history import SUMS, TIMES, History, Measured, by_key, filtered, where_held
+from metroculus.storage.history import (
+    MEASURES,
+    TIMES,
+    History,
+    Measured,
+    by_key,
+    filtered,
+    grouped_by,
+    sums_of,
+    where_held,
+)
 from metroculus.storage.ledger import Held, Ledger, Marker, Pen, built_from
-from metroculus.storage.schema import ALLOCATIONS, SUMMARIES, SUMMARY_BUILDS
+from metroculus.storage.schema import ALLOCATIONS, COST_COLUMNS, SUMMARIES, SUMMARY_BUILDS
 from tools.window import DAY, HOUR
 
 log = logging.getLogger("summaries")
@@ -93,21 +103,21 @@ class Summaries:
     def _build(self, account: str, granularity: Granularity, periods: Mapping[int, list[Marker]], pen: Pen) -> None:
         hours = {marker.hour: marker for markers in periods.values() for marker in markers}
         held = Held(account, min(hours), max(hours) + HOUR, hours)
-        version = self._ledger.new_batch()
+        versions = {start: self._ledger.new_batch() for start in periods}
         rows: list[tuple[object, ...]] = []
         counts = dict.fromkeys(periods, 0)
         answer = self._engine.query(
-            f"SELECT {TIMES[granularity]} AS period, owned, namespace, {SUMS}, uniqExact(pod), min(ran_from),"
-            f" max(ran_until) FROM {ALLOCATIONS.name} WHERE {where_held(held)} GROUP BY period, owned, namespace"
+            f"SELECT {TIMES[granularity]} AS period, owned, namespace, {sums_of(MEASURES, held)}, uniqExact(pod)"
+            f" FROM {ALLOCATIONS.name} WHERE {where_held(held)} GROUP BY period, owned, namespace"
         )
         for start, owned, namespace, *sums in answer:
-            one = Measured.read((), sums[:20])
+            one = Measured.read((), sums[: len(MEASURES)])
             ratios = Group(one.costs, one.usage, 0, 0.0).efficiency
             counts[start] += 1
             rows.append(
                 (
-                    account, granularity, start, version, owned, namespace, *sums[:20], one.total,
-                    ratios.cpu_efficiency, ratios.ram_efficiency, ratios.total_efficiency, sums[20],
+                    account, granularity, start, versions[start], owned, namespace, *sums[: len(MEASURES)], one.total,
+                    ratios.cpu_efficiency, ratios.ram_efficiency, ratios.total_efficiency, sums[len(MEASURES)],
                 )
             )  # fmt: skip
         for first in range(0, len(rows), 20_000):
@@ -116,7 +126,7 @@ class Summaries:
             SUMMARY_BUILDS.name,
             SUMMARY_BUILDS.names,
             [
-                (account, granularity, start, version, pen.sequence(), counts[start], built_from(markers))
+                (account, granularity, start, versions[start], pen.sequence(), counts[start], built_from(markers))
                 for start, markers in periods.items()
             ],
         )
@@ -134,7 +144,15 @@ class Summaries:
                 found[build.start] = build
         return found
 
-    def measured(self, account: str, start: int, end: int, group_by: Sequence[str], filters: Filters) -> Answer:
+    def measured(
+        self,
+        account: str,
+        start: int,
+        end: int,
+        group_by: Sequence[str],
+        filters: Filters,
+        measures: Sequence[str] = COST_COLUMNS,
+    ) -> Answer:
         """Sums of the committed hours in ``[start, end)``: from summaries where they are good, else from rows.
 
         Raises:
@@ -142,7 +160,7 @@ class Summaries:
         """
         if not SUMMARISED.issuperset(group_by) or (filters.nodes or filters.services):
             held = self._ledger.held(account, start, end)
-            return Answer(held, tuple(self._history.measured(held, group_by, filters)))
+            return Answer(held, tuple(self._history.measured(held, group_by, filters, measures)))
         newest = self._ledger.newest(account, start, end)
         left = dict(newest)
         parts: list[Measured] = []
@@ -154,7 +172,7 @@ class Summaries:
             }
             good = self._good(account, granularity, periods)
             if good:
-                parts += self._read(account, granularity, good, group_by, filters)
+                parts += self._read(account, granularity, good, group_by, filters, measures)
             for first in good:
                 for marker in periods[first]:
                     del left[marker.hour]
@@ -166,7 +184,7 @@ class Summaries:
             for hour in left:
                 newest.pop(hour)
             newest |= rest
-            parts += self._history.measured(Held(account, start, end, rest), group_by, filters)
+            parts += self._history.measured(Held(account, start, end, rest), group_by, filters, measures)
         held = Held(account, start, end, dict(sorted(newest.items())), passed)
         return Answer(held, tuple(by_key(parts)))
 
@@ -189,14 +207,14 @@ class Summaries:
         }
         if not fitting:
             return {}
-        counted = {
-            (int(row[0]), int(row[1])): int(row[2])
-            for row in self._engine.query(
-                f"SELECT toUInt32(start) AS s, version, count() FROM {SUMMARIES.name}"
-                f" WHERE {self._where(account, granularity, fitting)} GROUP BY s, version"
+        counted: dict[int, int] = {
+            version: rows
+            for version, rows in self._engine.query(
+                f"SELECT version, count() FROM {SUMMARIES.name}"
+                f" WHERE {self._where(account, granularity, fitting)} GROUP BY version"
             )
         }
-        return {s: build for s, build in fitting.items() if counted.get((s, build.version), 0) == build.rows}
+        return {start: build for start, build in fitting.items() if counted.get(build.version, 0) == build.rows}
 
     @staticmethod
     def _where(account: str, granularity: Granularity, builds: Mapping[int, Build]) -> str:
@@ -213,23 +231,16 @@ class Summaries:
         builds: Mapping[int, Build],
         group_by: Sequence[str],
         filters: Filters,
+        measures: Sequence[str],
     ) -> list[Measured]:
-        """Sums over good builds.
-
-        A version stands for all periods that were built together, and some of them may have been built again since:
-        pairs of period and version are what is asked for.
-        """
+        """Sums over good builds."""
         times = {name: TIMES[name].replace("hour", "start") for name in TIMES}
-        keys = [times.get(name, name) for name in group_by]
-        names = [f"k{number}" for number in range(len(keys))]
-        chosen = ", ".join([*(f"{key} AS {name}" for key, name in zip(keys, names, strict=True)), SUMS])
-        pairs = ", ".join(f"({moment(start)}, toUInt64({build.version}))" for start, build in builds.items())
-        group = f" GROUP BY {', '.join(names)}" if names else ""
+        chosen, group = grouped_by([times.get(name, name) for name in group_by])
         rows = self._engine.query(
-            f"SELECT {chosen} FROM {SUMMARIES.name} WHERE {self._where(account, granularity, builds)}"
-            f" AND (start, version) IN ({pairs}){filtered(filters)}{group}"
+            f"SELECT {chosen}{sums_of(measures)} FROM {SUMMARIES.name}"
+            f" WHERE {self._where(account, granularity, builds)}{filtered(filters)}{group}"
         )
-        return [Measured.read(row[: len(keys)], row[len(keys) :]) for row in rows]
+        return [Measured.read(row[: len(group_by)], row[len(group_by) :]) for row in rows]
 
 
 class Answer(Struct, frozen=True):

@@ -11,7 +11,7 @@ MINUTE = 60
 
 
 def marker(hour, fetched_at):
-    return Marker(hour, 1, 1, 1, 1.0, 0.0, 0.0, True, 3600, 0, (), (), fetched_at, 0)
+    return Marker(hour, 1, 1, 1, 1.0, (), 0.0, 0.0, True, 3600, 0, (), (), fetched_at, 0)
 
 
 def stored(start, end, age=0):

@@ -14,7 +14,7 @@ from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.statement import Source, StatementWindow
 from metroculus.metroculus_api.controllers.stored import source_of
 from metroculus.metroculus_api.errors import NoHistory
-from metroculus.storage.history import Measured, by_key
+from metroculus.storage.history import COSTS_AND_USAGE, Measured, by_key
 from metroculus.storage.ledger import Held
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
@@ -65,7 +65,9 @@ class ExpensesController:
         properties = [name for name in group_by if name != "cluster"]
 
         async def one(account: str) -> Answer:
-            return await store.run(store.summaries.measured, account, window.start, window.end, properties, filters)
+            return await store.run(
+                store.summaries.measured, account, window.start, window.end, properties, filters, COSTS_AND_USAGE
+            )
 
         answers = await asyncio.gather(*(one(account) for account in accounts))
         told = list(zip(accounts, answers, strict=True))
@@ -121,12 +123,6 @@ def row_of(group_by: Sequence[str], account: str, properties: Sequence[str], one
         "cpu_efficiency": ratios.cpu_efficiency,
         "ram_efficiency": ratios.ram_efficiency,
         "total_efficiency": ratios.total_efficiency,
-        "cpu_core_hours": one.amounts.cpu,
-        "ram_gib_hours": one.amounts.ram,
-        "cpu_request_core_minutes": one.usage.cpu_request,
-        "cpu_usage_core_minutes": one.usage.cpu_usage,
-        "ram_request_byte_minutes": one.usage.ram_request,
-        "ram_usage_byte_minutes": one.usage.ram_usage,
     }
 
 
