@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo "make demo    the product against two simulated clusters (DEMO_ARGS=--check compares with the truth)"
-	@echo "make test    every test, on real Prometheus and etcd (PYTEST_ARGS=... goes to pytest)"
+	@echo "make test    every test, on real Prometheus, etcd and ClickHouse (PYTEST_ARGS=... goes to pytest)"
 	@echo "make lint    ruff, mypy --strict, import rules"
 	@echo "make bench   the figures of docs/benchmarks.md into build/bench.json"
 	@echo "make setup   .venv with the console scripts and all that the tests need"

@@ -93,7 +93,7 @@ async def backfill(
         for task in days:
             task.cancel()
         await asyncio.gather(*days, return_exceptions=True)
-    log.info("account %s: %d of %d hours are stored", account, progress.done, total)
+    log.debug("account %s: %d of %d hours are stored", account, progress.done, total)
     return progress
 
 

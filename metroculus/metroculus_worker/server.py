@@ -113,6 +113,7 @@ def make_worker(
     """
     if parts.store is None:
         raise ValueError("a worker needs a store")
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)  # a line a second says nothing
     settings = config.worker or WorkerConfig()
     store = parts.store
 

@@ -176,7 +176,7 @@ class Worker:
                 if latest is not told:
                     told = latest
                     written = await self._store.run(
-                        self._store.jobs.advance, written, "running", told.done, told.missing
+                        self._store.jobs.advance, written, "running", told.total, told.done, told.missing
                     )
                 await asyncio.sleep(0.5)
 
@@ -188,7 +188,7 @@ class Worker:
             await asyncio.gather(telling, return_exceptions=True)
         state: State = "done" if done.complete else "incomplete"
         reason = job.reason if done.complete else done.last_reason
-        await self._store.run(self._store.jobs.advance, written, state, done.done, done.missing, reason)
+        await self._store.run(self._store.jobs.advance, written, state, done.total, done.done, done.missing, reason)
 
     async def _extract(self, account: str, owned: Owned) -> bool:
         """One cluster's round; whether an hour that has just ended is still to come."""

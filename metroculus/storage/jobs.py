@@ -72,14 +72,16 @@ class Jobs:
         self._write(job)
         return job
 
-    def advance(self, job: Backfill, state: State, done: int, missing: int, reason: str | None = None) -> Backfill:
-        """Say how far one is.
+    def advance(
+        self, job: Backfill, state: State, total: int, done: int, missing: int, reason: str | None = None
+    ) -> Backfill:
+        """Say how far one is, in hours.
 
         Raises:
             StoreError
         """
         next_one = replace(
-            job, sequence=job.sequence + 1, state=state, hours_done=done, hours_missing=missing,
+            job, sequence=job.sequence + 1, state=state, hours_total=total, hours_done=done, hours_missing=missing,
             reason=job.reason if reason is None else reason[:500], updated_at=int(self._clock()),
         )  # fmt: skip
         self._write(next_one)

@@ -285,9 +285,9 @@ def test_assets_of_a_day_are_replaced_as_a_whole(store: Store) -> None:
 def test_jobs_are_taken_up_where_they_stand(store: Store) -> None:
     job = store.jobs.ask(ACCOUNT, H, END, 2)
     assert store.jobs.open() == [job]
-    running = store.jobs.advance(job, "running", 5, 0)
+    running = store.jobs.advance(job, "running", 24, 5, 0)
     assert store.jobs.get(job.id) == running
-    store.jobs.advance(running, "done", 24, 0)
+    store.jobs.advance(running, "done", 24, 24, 0)
     assert store.jobs.open() == []
     assert store.jobs.get("absent") is None
 
