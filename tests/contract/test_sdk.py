@@ -60,6 +60,28 @@ def test_every_endpoint_of_the_real_service(served):
         client.get_kubecost_source(ACCOUNT)
 
 
+def test_history_of_the_real_service(stack):
+    world = exact_world(days=2)
+    _, url = stack.simulate(world)
+    running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}", rounds=False)
+    dates = (world.start, world.end)
+    true = truth(world, now=NOW, adjusted=True)
+    with Client(url=running.metroculus_listener.url, secret=SECRET) as client:
+        client.put_kubecost_source(ACCOUNT, "kubecost", url)
+        status, job = client.create_backfill(ACCOUNT, *dates, parallel=1)
+        assert status == 202 and job["state"] == "queued"
+        stack.thread.run(running.worker.worker.work_off())
+        assert client.get_backfill(job["id"])[1]["state"] == "done"
+        assert client.create_backfill(ACCOUNT, *dates, repair="asked for")[1]["repair"] is True
+        body = client.get_k8s_expenses([ACCOUNT], *dates, group_by=["namespace", "day"], k8s_namespace=["shop"])[1]
+        assert body["total_cost"] == true["namespaces"]["shop"] and len(body["expenses"]) == 2
+        assert client.get_k8s_monthly(ACCOUNT, 1)[1]["months"][0]["costs"]["total_cost"] == true["total_cost"]
+        points = client.get_kubecost_cluster_costs(ACCOUNT, *dates, step="day")[1]["data_points"]
+        assert len(points) == 2
+        with pytest.raises(NotFound):
+            client.get_backfill(ACCOUNT)
+
+
 def test_errors_are_http_errors_that_say_what_and_where(served):
     client, _, _ = served
     with pytest.raises(requests.HTTPError) as failure:

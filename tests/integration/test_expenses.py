@@ -1,0 +1,137 @@
+"""Expenses and months as organizations see them: exact, filtered, behind walls, and never failing with a cluster."""
+
+from __future__ import annotations
+
+from math import fsum
+
+import pytest
+
+from simulator.costs import truth
+from simulator.server import Habits
+from tests.integration.test_services import link
+from tests.support import ACCOUNT, END, NOW, ask, exact_world, make_tenant
+
+WORLDS = {7: exact_world(7, days=3), 13: exact_world(13, days=3)}
+WINDOW = f"window={WORLDS[7].start},{END}"
+
+
+class Organization:
+    """Two clusters, one with history, and a stranger beside."""
+
+    def __init__(self, stack):
+        self.simulators, urls = zip(*(stack.simulate(world, Habits()) for world in WORLDS.values()), strict=True)
+        self.running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}", rounds=False)
+        self.tenant, self.other = make_tenant(self.running, "acme"), make_tenant(self.running, "other")
+        self.ids = [link(self.running, self.tenant, f"c{n}", "kubecost", url) for n, url in enumerate(urls)]
+        self.foreign = link(self.running, self.other, "theirs", "kubecost", urls[0])
+        for account in (*self.ids, self.foreign):
+            stack.thread.run(self.running.worker.worker.fill(account, (WORLDS[7].start, END), 2, lambda progress: None))
+        self.truths = [truth(world, now=NOW, adjusted=True) for world in WORLDS.values()]
+
+    def get(self, path, role="viewer", tenant=None):
+        return ask(self.running, (tenant or self.tenant).tokens[role], path)
+
+    @property
+    def path(self):
+        return f"/restapi/v2/organizations/{self.tenant.organization_id}"
+
+
+@pytest.fixture
+def acme(stack):
+    return Organization(stack)
+
+
+def test_stored_rows_and_statements_tell_the_same_money(acme):
+    body = acme.get(f"{acme.path}/clean_expenses?{WINDOW}&limit=1000").json()
+    total = fsum(true["total_cost"] for true in acme.truths)
+    assert body["total_cost"] == total == fsum(row["cost"] for row in body["clean_expenses"])
+    assert body["k8s_costs"]["k8s_total_cost"] == total
+    parts = body["k8s_costs"]["k8s_cost_breakdown"]
+    assert [(one["cloud_account_id"], one["cloud_account_name"], one["cost"]) for one in parts] == [
+        (id, f"c{n}", true["total_cost"]) for n, (id, true) in enumerate(zip(acme.ids, acme.truths, strict=True))
+    ]
+    assert body["complete"] is True and body["coverage"] == 1.0
+    by_query = acme.get(f"/restapi/v2/clean_expenses?organization_id={acme.tenant.organization_id}&{WINDOW}&limit=1000")
+    assert by_query.json() == body
+
+
+@pytest.mark.parametrize("role", ["viewer", "manager", "admin"])
+def test_filters_hold_for_both(acme, role):
+    node = WORLDS[7].nodes[0].name
+    for asked, cluster in (("k8s_namespace=shop", None), (f"k8s_node={node}", None), ("k8s_service=shop-web", None)):
+        body = acme.get(f"{acme.path}/clean_expenses?{WINDOW}&{asked}", role).json()
+        assert body["total_cost"] == body["k8s_costs"]["k8s_total_cost"], (asked, cluster)
+    shop = acme.get(
+        f"{acme.path}/clean_expenses?{WINDOW}&k8s_namespace=shop&cloud_account_id={acme.ids[1]}", role
+    ).json()
+    assert shop["total_cost"] == acme.truths[1]["namespaces"]["shop"]
+    assert shop["total_cost"] * 32 % 13 == 0, "a foreign cent would show"
+
+
+def test_a_cluster_that_is_down_fails_nothing(acme):
+    for simulator in acme.simulators:
+        simulator.habits.fail_with = (503, "down")
+    wider = f"window={WORLDS[7].start - 86400},{END}"
+    body = acme.get(f"{acme.path}/clean_expenses?{wider}")
+    assert body.status_code == 200
+    found = body.json()
+    assert found["total_cost"] == fsum(true["total_cost"] for true in acme.truths)
+    assert found["complete"] is False and found["coverage"] == 0.75
+    for part in found["k8s_costs"]["k8s_cost_breakdown"]:
+        assert part["complete"] is False
+        assert {source["name"]: source["status"] for source in part["sources"]}["store"] == "stale"
+
+
+def test_months_of_all_clusters(acme):
+    body = acme.get(f"{acme.path}/kubecost/monthly?months=2").json()
+    november = body["months"][-1]
+    total = fsum(true["total_cost"] for true in acme.truths)
+    assert (november["month"], november["total_cost"], november["month_to_date"]) == ("2026-11", total, total)
+    assert fsum(one["total_cost"] for one in november["clusters"]) == total
+    assert november["projection"]["total_cost"] == pytest.approx(total / 72 * (72 + 240), rel=1e-9)
+    assert body["months"][0]["total_cost"] is None and body["unavailable"] == []
+    older = acme.get(f"/api/v1/cost/monthly?cluster_id={acme.ids[0]}&months=1").json()
+    assert older["months"][0]["total_cost"] == acme.truths[0]["total_cost"]
+
+
+def test_the_walls_stand_around_history_too(acme):
+    nobody = "00000000-0000-4000-8000-000000000000"
+    for path in (
+        f"{acme.path}/clean_expenses",
+        f"{acme.path}/kubecost/monthly",
+        f"/restapi/v2/clean_expenses?organization_id={acme.tenant.organization_id}",
+        f"/api/v1/cost/monthly?cluster_id={acme.ids[0]}",
+    ):
+        foreign = acme.get(path, "admin", acme.other)
+        absent = acme.get(
+            path.replace(acme.tenant.organization_id, nobody).replace(acme.ids[0], nobody), "admin", acme.other
+        )
+        assert foreign.status_code == absent.status_code == 404 and foreign.content == absent.content
+        assert ask(acme.running, None, path).status_code == 401
+    other = acme.get(f"{acme.path}/clean_expenses?{WINDOW}&cloud_account_id={acme.foreign}", "admin")
+    absent = acme.get(f"{acme.path}/clean_expenses?{WINDOW}&cloud_account_id={nobody}", "admin")
+    assert other.status_code == 404 and other.content == absent.content
+
+
+def test_without_a_store_expenses_say_so_and_statements_stand(stack):
+    _, url = stack.simulate(WORLDS[7])
+    running = stack.start()
+    tenant = make_tenant(running, "acme")
+    link(running, tenant, "c", "kubecost", url)
+    path = f"/restapi/v2/organizations/{tenant.organization_id}"
+    body = ask(running, tenant.tokens["viewer"], f"{path}/clean_expenses?{WINDOW}").json()
+    assert (body["clean_expenses"], body["total_cost"], body["complete"]) == ([], None, False)
+    assert body["error"]["error_code"] == "OE0911"
+    assert body["k8s_costs"]["k8s_total_cost"] == truth(WORLDS[7], now=NOW, adjusted=True)["total_cost"]
+    months = ask(running, tenant.tokens["viewer"], f"{path}/kubecost/monthly").json()
+    assert months["months"] == [] and months["unavailable"][0]["error"]["error_code"] == "OE0911"
+
+
+def test_an_organization_without_clusters_has_spent_nothing(stack):
+    running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}", rounds=False)
+    tenant = make_tenant(running, "empty")
+    path = f"/restapi/v2/organizations/{tenant.organization_id}"
+    body = ask(running, tenant.tokens["viewer"], f"{path}/clean_expenses?{WINDOW}").json()
+    assert (body["total_cost"], body["k8s_costs"]["k8s_total_cost"], body["total_count"]) == (0.0, 0.0, 0)
+    assert ask(running, tenant.tokens["viewer"], f"{path}/kubecost/monthly").json()["months"] == []
+    assert ACCOUNT not in str(body)
