@@ -1,0 +1,159 @@
+"""A store that is down, full or killed mid-write: nothing is half visible, and it goes on by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from metroculus.storage.embedded import EmbeddedEngine
+from metroculus.storage.engine import StoreError
+from metroculus.storage.history import Filters
+from metroculus.storage.ledger import HourBatch, Pen
+from metroculus.storage.store import Store, open_store
+from simulator.costs import truth
+from simulator.server import Habits
+from tests.stores import allocation
+from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack, exact_world
+
+ROWS = 20_000
+
+
+def hour_of(number: int, rows: int = ROWS) -> HourBatch:
+    hour = END - (number + 1) * HOUR
+    pods = [allocation(f"web-{n}-{number}-{'x' * 40}", 1.0 + n, hour=hour) for n in range(rows)]
+    return HourBatch(account=ACCOUNT, hour=hour, allocations=pods, fetched_at=NOW)
+
+
+def whole(store: Store) -> set[int]:
+    """The hours that can be seen, each of them whole."""
+    held = store.ledger.held(ACCOUNT, END - 400 * HOUR, END)
+    measured = store.history.measured(held, ("hour",), Filters())
+    sums = {one.keys[0]: one.total for one in measured}
+    assert sums == {hour: marker.total for hour, marker in held.hours.items()}
+    return set(held.hours)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        message = "a small tmpfs cannot be mounted here: run as root"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_shows_nothing_half_and_heals_with_room(small_disk: Path) -> None:
+    store = open_store(f"embedded:{small_disk / 'store'}", lambda: NOW)
+    pen, stored = Pen(1), set[int]()
+    try:
+        with pytest.raises(StoreError) as failure:
+            for number in range(100):
+                stored |= {m.hour for m in store.ledger.commit([hour_of(number)], pen)}
+        assert "\n" not in str(failure.value)
+        assert whole(store) >= stored, "what was acknowledged stays, also while the disk is full"
+        subprocess.run(["mount", "-o", "remount,size=400m", small_disk], check=True)
+        first = len(stored)
+        stored |= {m.hour for m in store.ledger.commit([hour_of(first), hour_of(first + 1)], pen)}
+        assert whole(store) == stored
+    finally:
+        store.close()
+
+
+def test_an_engine_that_is_killed_mid_write_comes_back_with_the_next_call(tmp_path: Path) -> None:
+    store = open_store(f"embedded:{tmp_path / 'store'}", lambda: NOW)
+    engine: Any = store.engine
+    assert isinstance(engine, EmbeddedEngine)
+    pen, failed = Pen(1), 0
+    try:
+        store.ledger.commit([hour_of(0, 100)], pen)
+        for number in range(1, 6):
+            killer = threading.Timer(0.02 * number, os.kill, (engine.process_id, signal.SIGKILL))
+            killer.start()
+            try:
+                store.ledger.commit([hour_of(number, 60_000)], pen)
+            except StoreError as failure:
+                failed += 1
+                assert "engine" in str(failure)
+            killer.join()
+            seen = whole(store)
+            assert END - HOUR in seen
+        assert failed, "none of the kills came in time"
+        store.ledger.commit([hour_of(number, 100) for number in range(6)], pen)
+        assert len(whole(store)) == 6
+    finally:
+        store.close()
+
+
+def test_a_killed_server_is_waited_for_and_the_worker_goes_on_by_itself(clickhouse: Any, stack: Stack) -> None:
+    """Also: the service answers what it can while the store is away, and says that it is."""
+    world = exact_world(days=2)
+    simulator, url = stack.simulate(world, Habits(serves=frozenset({"kubecost"})))
+    engine_url = clickhouse.url("going")
+    admin = open_store(clickhouse.url(), lambda: NOW)
+    admin.engine.command("CREATE DATABASE IF NOT EXISTS going")
+    admin.close()
+    running = stack.start(clickhouse_url=engine_url, kubecost_api_url=url, kubecost_account_id=ACCOUNT, rounds=False)
+    worker: Any = running.worker
+    store: Any = running.metroculus.parts.store
+    asked = {"cloud_account_id": ACCOUNT, "start_date": world.start, "end_date": END}
+    true = truth(world, now=NOW, adjusted=True)["total_cost"]
+    stack.thread.run(worker.worker.fill(ACCOUNT, (world.start, END - DAY), 1, lambda progress: None))
+    clickhouse.stop(kill=True)
+    try:
+        stack.thread.run(worker.worker.extract_all())
+        assert "could not be reached" in worker.worker.failing[ACCOUNT]
+        live = Metroculus(running).get("kubecost_cluster_costs", **asked).json()
+        assert live["total_cost"] == true and live["complete"] is False
+        assert live["sources"][0] | {"warnings": []} == {
+            "name": "store", "status": "unavailable", "fetched_at": None, "coverage": None,
+            "error": "the store cannot be used", "warnings": [],
+        }  # fmt: skip
+        expenses = Metroculus(running).get("k8s_expenses", **asked)
+        assert (expenses.status_code, expenses.json()["error"]["error_code"]) == (503, "OM0025")
+        assert "Retry-After" in expenses.headers
+        ready = requests.get(f"{running.metroculus_listener.url}/readyz", timeout=10)
+        assert (ready.status_code, ready.json()["dependencies"]["store"]) == (200, "failing")
+    finally:
+        clickhouse.start()
+    stack.thread.run(worker.worker.extract_all())
+    assert ACCOUNT not in worker.worker.failing
+    simulator.habits.fail_with = (503, "down")
+    after = Metroculus(running).get("kubecost_cluster_costs", **asked).json()
+    assert (after["total_cost"], after["complete"]) == (true, True)
+    assert len(store.ledger.held(ACCOUNT, world.start, END).hours) == 48
+    store.engine.command("DROP DATABASE going")
+
+
+def test_a_service_starts_while_its_server_is_away_and_uses_it_when_it_is_back(clickhouse: Any) -> None:
+    clickhouse.stop()
+    store = open_store(clickhouse.url(), lambda: NOW)
+    try:
+        assert store.failed is not None and "could not be reached" in store.failed
+        with pytest.raises(StoreError):
+            store.migrate()
+    finally:
+        clickhouse.start()
+    until = time.monotonic() + 20
+    while True:
+        try:
+            store.migrate()
+            break
+        except StoreError:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    assert store.ledger.held(ACCOUNT, END - DAY, END).hours == {}
+    store.close()
