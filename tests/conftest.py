@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from simulator import openmetrics
 from simulator.world import World
+from tests.native import NativeListener
 from tests.stores import ClickHouse
 from tests.support import Stack
 
@@ -176,11 +177,16 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
     server.stop()
 
 
-@pytest.fixture(params=["embedded", "server"])
+@pytest.fixture(params=["embedded", "server", "newest"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """``CLICKHOUSE_URL`` of an empty store, for each engine."""
+    """``CLICKHOUSE_URL`` of an empty store: embedded, the oldest server, the newest dialect over the server's driver."""
     if request.param == "embedded":
         yield f"embedded:{tmp_path / 'store'}"
+        return
+    if request.param == "newest":
+        listener = NativeListener(tmp_path / "native")
+        yield listener.url
+        listener.close()
         return
     server: ClickHouse = request.getfixturevalue("clickhouse")
     with server.database(f"d{uuid4().hex}") as url:

@@ -146,7 +146,7 @@ class EmbeddedEngine(Engine):
             pass
 
     def query(self, sql: str) -> Iterator[Sequence[Value]]:
-        for block in self._ask("query", sql):
+        for block in self._ask("stream" if sql.startswith("SELECT") else "query", sql):
             yield from _ROW.decode_lines(block)
 
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:

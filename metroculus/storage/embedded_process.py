@@ -101,6 +101,7 @@ def main(folder: Path) -> None:
     import chdb  # after the lock: importing the engine takes a second, refusing should not
     from chdb.session import Session
 
+    failures = (chdb.ChdbError, RuntimeError)  # sessions raise another class of the same name, which is a RuntimeError
     requests: SimpleQueue[bytes] = SimpleQueue()
 
     def listen() -> None:
@@ -114,7 +115,7 @@ def main(folder: Path) -> None:
         session.query(SETTINGS)
         session.query("CREATE DATABASE IF NOT EXISTS metroculus")
         session.query("USE metroculus")
-    except chdb.ChdbError as problem:
+    except failures as problem:
         return write_frame(answers, FAILED, str(problem).encode())
     write_frame(answers, DONE, str(session.query("SELECT version()", "TabSeparated")).encode())
     threading.Thread(target=listen, daemon=True).start()
@@ -122,12 +123,14 @@ def main(folder: Path) -> None:
         while True:
             kind, sql = msgspec.msgpack.decode(requests.get(), type=tuple[str, str])
             try:
-                if kind == "query":
+                if kind == "stream":
                     for block in session.send_query(sql, FORMAT):
                         write_frame(answers, BLOCK, block.bytes())
+                elif kind == "query":  # the engine streams nothing but SELECT
+                    write_frame(answers, BLOCK, session.query(sql, FORMAT).bytes())
                 else:
                     session.query(sql)
-            except chdb.ChdbError as problem:
+            except failures as problem:
                 write_frame(answers, FAILED, str(problem).encode())
             else:
                 write_frame(answers, DONE)

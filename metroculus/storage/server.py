@@ -119,4 +119,6 @@ def _told(problem: BaseException) -> str:
         return f"the store answered with error {problem.code}: {problem.message.splitlines()[0][:200]}"
     if isinstance(problem, EOFError):
         return "the store closed the connection"
-    return f"the store could not be reached ({type(problem).__name__})"
+    if isinstance(problem, (driver.NetworkError, driver.SocketTimeoutError, OSError)):
+        return f"the store could not be reached ({type(problem).__name__})"
+    return f"the store was not understood ({type(problem).__name__}: {str(problem).splitlines()[0][:200]})"

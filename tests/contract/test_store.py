@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Allocation, Costs, Filters
 from metroculus.cost_model.assets import Asset
-from metroculus.storage.engine import literal
+from metroculus.storage.engine import StoreError, literal
 from metroculus.storage.gaps import Gap
 from metroculus.storage.jobs import Repair
 from metroculus.storage.ledger import HourBatch, Pen
@@ -318,3 +318,21 @@ def test_an_empty_store_answers_with_nothing(store: Store) -> None:
     assert store.ledger.span(ACCOUNT) is None
     assert store.ledger.highest_fence() == 0
     assert store.summaries.measured(ACCOUNT, H, END, ("namespace",), Filters()).measured == ()
+
+
+@pytest.mark.parametrize("sql", ["SELECT nonsense FROM nowhere", "DROP TABLE nowhere", "SELECT throwIf(1)"])
+def test_a_statement_that_fails_is_an_error_and_nothing_else_fails(store: Store, sql: str) -> None:
+    before = getattr(store.engine, "process_id", None)
+    for ask in (store.engine.command, lambda text: list(store.engine.query(text))):
+        with pytest.raises(StoreError) as failure:
+            ask(sql)
+        assert "\n" not in str(failure.value)
+    assert list(store.engine.query("SELECT 1"))[0][0] == 1
+    assert getattr(store.engine, "process_id", None) == before
+
+
+def test_an_answer_that_is_not_read_to_its_end_does_not_hold_up_the_next(store: Store) -> None:
+    many = "SELECT number FROM system.numbers LIMIT 300000"
+    assert next(iter(store.engine.query(many)))[0] == 0
+    assert [row[0] for row in store.engine.query("SELECT 7")] == [7]
+    assert sum(1 for _ in store.engine.query(many)) == 300_000

@@ -75,6 +75,10 @@ def finish(store_url: str, folder: Path, upstreams: list[str]) -> None:
     assert what_is_stored_is_true(store_url) == 3 * DAYS * 24
 
 
+ENGINES = pytest.mark.parametrize("store_url", ["embedded", "server"], indirect=True)
+
+
+@ENGINES
 def test_killed_at_random_moments(store_url: str, tmp_path: Path, upstreams: list[str]) -> None:
     rng = random.Random(4)
     seen = 0
@@ -95,6 +99,7 @@ def test_killed_at_random_moments(store_url: str, tmp_path: Path, upstreams: lis
     finish(store_url, tmp_path, upstreams)
 
 
+@ENGINES
 def test_killed_at_each_step(store_url: str, tmp_path: Path, upstreams: list[str]) -> None:
     """Rows, marker, assets, their marker, summaries, their marker: before and after each kind of write."""
     for step in ("1", "1+", "2", "2+", "3", "4+", "9", "14+", "20", "23+", "24"):
