@@ -65,7 +65,7 @@ def make_app(
     controllers = {
         "costs": CostController(accounts, savings, store),
         "savings": savings,
-        "inventory": InventoryController(accounts, clock),
+        "inventory": InventoryController(accounts, store, clock),
         "sources": SourcesController(accounts, config.upstream_allow),
         "expenses": ExpensesController(store),
         "monthly": MonthlyController(store, clock),

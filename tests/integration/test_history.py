@@ -487,6 +487,22 @@ def test_assets_of_past_days_are_kept(history: History) -> None:
     assert fsum(asset.total_cost for asset in nodes) == pytest.approx(fsum(true["nodes"].values()), abs=1e-4)
 
 
+def test_assets_of_stored_days_answer_when_the_source_is_down(history: History) -> None:
+    live = history.metroculus.get("kubecost_assets", **WINDOW).json()
+    history.fill()
+    history.simulator.habits.fail_with = (503, "down")
+    stored = history.metroculus.get("kubecost_assets", **WINDOW).json()
+    assert stored["complete"] is True and stored["sources"][0]["name"] == "store"
+    assert stored["totals"] == pytest.approx(live["totals"], rel=1e-9)
+    for key in ("nodes", "disks", "load_balancers", "cluster_management"):
+        assert [one["name"] for one in stored[key]] == [one["name"] for one in live[key]]
+    wider = history.metroculus.get("kubecost_assets", **WINDOW | {"start_date": WORLD.start - DAY}).json()
+    assert wider["complete"] is False
+    assert [source["status"] for source in wider["sources"]] == ["ok", "unavailable"]
+    beyond = {"cloud_account_id": ACCOUNT, "start_date": WORLD.start - 2 * DAY, "end_date": WORLD.start}
+    assert history.metroculus.get("kubecost_assets", **beyond).status_code in (502, 503)
+
+
 def test_files_of_the_store_are_its_owners_alone(history: History, stack: Stack) -> None:
     assert (stack.folder / "store").stat().st_mode & 0o077 == 0
     assert (stack.folder / "store" / "owner.lock").stat().st_mode & 0o077 == 0

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from math import ceil
 
 from msgspec import Struct
 
-from metroculus.cost_model.assets import Asset, totals
+from metroculus.cost_model.assets import Asset, merge, totals
 from metroculus.cost_model.promql import selector
 from metroculus.cost_model.statement import Source, StatementWindow
 from metroculus.metroculus_api.errors import NoMetricsSource, NoSource
 from metroculus.sources.accounts import Accounts
+from metroculus.sources.errors import SourceError
 from metroculus.sources.http import Deadline
 from metroculus.sources.thanos import Series, ThanosSource
 from metroculus.sources.thanos_assets import assets_by_metrics
 from metroculus.sources.thanos_usage import NodeSpecification, Quota, WorkloadResources, metadata
-from tools.window import Window
+from metroculus.storage.engine import StoreError
+from metroculus.storage.store import Store
+from tools.window import DAY, Window
+
+log = logging.getLogger("inventory")
 
 MAX_POINTS = 1000
 MIN_STEP_SECONDS = 60
@@ -81,33 +87,50 @@ class MetadataAnswer(Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeSpecification, ...]
 
 
+class _StoredDays(Struct, frozen=True):
+    days: frozenset[int]
+    assets: tuple[Asset, ...]
+    source: Source
+
+
+def _without_days(window: Window, days: frozenset[int]) -> list[tuple[int, int]]:
+    """The stretches of a window that are not of stored days."""
+    return [(start, end) for start, end in window.days() if start not in days]
+
+
 class InventoryController:
     """What is there, rather than what it adds up to."""
 
-    def __init__(self, accounts: Accounts, clock: Callable[[], float]) -> None:
+    def __init__(self, accounts: Accounts, store: Store | None, clock: Callable[[], float]) -> None:
         self._accounts = accounts
+        self._store = store
         self._clock = clock
 
     async def assets(self, account: str, window: Window, kind: str | None, deadline: Deadline) -> Assets:
-        """Assets of a window, of one type or all.
+        """Assets of a window, of one type or all: of stored days out of the store, of the rest live.
 
         Raises:
-            NoSource, SourceError
+            NoSource: nothing is configured or stored that could answer.
+            SourceError: the live source failed, and nothing is stored.
         """
-        sources = await self._accounts.of(account)
-        if sources.kubecost is not None:
-            reading = await sources.kubecost.assets(window, deadline)
-            found, source = reading.assets, reading.source
-        elif sources.thanos is not None:
-            found, source = await assets_by_metrics(sources.thanos, account, window, deadline)
-        else:
-            raise NoSource
-        kept = [asset for asset in found if kind in (None, asset.type)]
+        stored = await self._stored(account, window)
+        rest = window.only(_without_days(window, stored.days)) if stored else window
+        found, sources = list(stored.assets) if stored else [], [stored.source] if stored else []
+        if rest.stretches:
+            try:
+                live, source = await self._live(account, rest, deadline)
+            except (SourceError, NoSource) as failure:
+                if stored is None:
+                    raise
+                live, source = (), Source(name="assets", status="unavailable", error=str(failure))
+            found += live
+            sources.append(source)
+        kept = [asset for asset in merge(found) if kind in (None, asset.type)]
 
         def of(name: str) -> tuple[Asset, ...]:
             return tuple(asset for asset in kept if asset.type == name)
 
-        known = source.status in ("ok", "partial")
+        known = any(source.status in ("ok", "partial") for source in sources)
         by_type = totals(kept)
         return Assets(
             cloud_account_id=account,
@@ -115,8 +138,8 @@ class InventoryController:
             end_date=window.end,
             window=StatementWindow.of(window),
             currency="USD",
-            complete=source.status == "ok",
-            sources=(source,),
+            complete=all(source.status == "ok" for source in sources),
+            sources=tuple(sources),
             nodes=of("node"),
             disks=of("disk"),
             load_balancers=of("load_balancer"),
@@ -125,6 +148,37 @@ class InventoryController:
             totals=by_type,
             total_cost=sum(by_type.values()) if known else None,
         )
+
+    async def _live(self, account: str, window: Window, deadline: Deadline) -> tuple[Sequence[Asset], Source]:
+        """Assets that the account's source tells of.
+
+        Raises:
+            NoSource, SourceError
+        """
+        sources = await self._accounts.of(account)
+        if sources.kubecost is not None:
+            reading = await sources.kubecost.assets(window, deadline)
+            return reading.assets, reading.source
+        if sources.thanos is not None:
+            return await assets_by_metrics(sources.thanos, account, window, deadline)
+        raise NoSource
+
+    async def _stored(self, account: str, window: Window) -> _StoredDays | None:
+        """The stored days that lie in a window; None where there are none, or the store cannot be asked."""
+        if self._store is None or window.seconds < DAY:
+            return None
+        try:
+            days = await self._store.run(self._store.assets.days, account, window.start, window.end)
+            assets = await self._store.run(self._store.assets.read, account, list(days.values()))
+        except StoreError as failure:
+            log.warning("the store failed: %s", failure)
+            return None
+        if not days:
+            return None
+        share = len(days) * DAY / window.seconds
+        fetched = min(day.fetched_at for day in days.values())
+        source = Source(name="store", status="ok", fetched_at=fetched, coverage=share)
+        return _StoredDays(frozenset(days), tuple(assets), source)
 
     async def metrics(
         self, account: str, window: Window, names: Sequence[str], step: int | None, deadline: Deadline
