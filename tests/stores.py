@@ -17,7 +17,7 @@ SERVER_CONFIG = """<yandex>
  <tcp_port>{port}</tcp_port><listen_host>127.0.0.1</listen_host>
  <path>{folder}/data/</path><tmp_path>{folder}/tmp/</tmp_path><users_config>{folder}/users.xml</users_config>
  <default_profile>default</default_profile><default_database>default</default_database>
- <mark_cache_size>67108864</mark_cache_size><timezone>UTC</timezone>
+ <mark_cache_size>67108864</mark_cache_size><timezone>UTC</timezone>{more}
 </yandex>"""
 USERS = """<yandex><profiles><default></default></profiles>
 <users><default><password>{password}</password><networks><ip>127.0.0.1</ip></networks>
@@ -28,12 +28,12 @@ PASSWORD = "canary-of-the-store"
 class ClickHouse:
     """A ClickHouse server of our own, in one folder, that can be stopped, killed and started again."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, more: str = "") -> None:
         self.folder = folder
         self.port = port
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.xml").write_text(SERVER_CONFIG.format(folder=folder, port=port))
+        (folder / "config.xml").write_text(SERVER_CONFIG.format(folder=folder, port=port, more=more))
         (folder / "users.xml").write_text(USERS.format(password=PASSWORD))
 
     def url(self, database: str = "default") -> str:

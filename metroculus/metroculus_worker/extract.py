@@ -45,6 +45,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     missing: dict[int, str] = {}
     kept: tuple[int, ...] = ()
     """Closed hours that differ now and were left as they are."""
+    failure: str | None = None
+    """Why the source failed, where that is why hours lack."""
 
     @property
     def rows(self) -> int:
@@ -113,7 +115,9 @@ class Extractor:
         if order is not None:
             await self._audit(account, order, held, written, now)
         told = await self._with_gaps(account, missing, now)
-        return replace(told, written=tuple(written), confirmed=tuple(m.hour for m in same), kept=tuple(kept))
+        return replace(
+            told, written=tuple(written), confirmed=tuple(m.hour for m in same), kept=tuple(kept), failure=read.failure
+        )
 
     async def _day(self, source: HourSource, stretch: Stretch, hours: int) -> tuple[Costs | None, bool]:
         """The set of a day that is over and whose hours are all there, and whether it could be asked for."""

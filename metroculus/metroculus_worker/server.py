@@ -114,6 +114,8 @@ def make_worker(
     if parts.store is None:
         raise ValueError("a worker needs a store")
     logging.getLogger("apscheduler").setLevel(logging.WARNING)  # a line a second says nothing
+    if parts.accounts.one_cluster:
+        log.warning("KUBECOST_ACCOUNT_ID is not set: history is kept only of accounts that were back-filled")
     settings = config.worker or WorkerConfig()
     store = parts.store
 

@@ -198,21 +198,20 @@ class Worker:
         start -= start % DAY
         held = await self._store.run(self._store.ledger.held, account, start, end)
         gaps = await self._store.run(self._store.gaps.of, account, start, end)
-        failure: Exception | None = None
+        failures = []
         for stretch in due(start, now, held.hours, gaps):
-            try:
-                await self._extract_one(account, owned, stretch)
-            except SourceError as problem:
-                failure = problem
-        state = await self._look(account, succeeded=failure is None)
-        if failure is not None:
-            raise failure
+            failures += await self._extract_one(account, owned, stretch)
+        state = await self._look(account, succeeded=not failures)
+        if failures:
+            raise SourceError(failures[0])
         return state.stored_until is None or (state.stored_until < end and now - end < YOUNG_GAP_SECONDS)
 
-    async def _extract_one(self, account: str, owned: Owned, stretch: Stretch) -> None:
+    async def _extract_one(self, account: str, owned: Owned, stretch: Stretch) -> list[str]:
+        """Why the source failed, where it did."""
         began = time.monotonic()
         outcome = await self.extractor.extract(account, owned, stretch)
         self._metrics.extracted(account, outcome, time.monotonic() - began)
+        return [outcome.failure] if outcome.failure is not None else []
 
     async def _look(self, account: str, succeeded: bool) -> Freshness:
         """How the cluster's open days stand now."""
@@ -229,7 +228,9 @@ class Worker:
         """The clusters that there are; those that are gone are let go."""
         try:
             known = await self._accounts.known()
-        except RegistryError as failure:
+            if self._accounts.one_cluster:  # every account is that cluster: those that anybody ever filled
+                known = await self._store.run(self._store.ledger.accounts)
+        except (RegistryError, StoreError) as failure:
             log.warning("the clusters cannot be read: %s", failure)
             return []
         for account in [one for one in self._owned if one not in known and not self._lock(one).locked()]:

@@ -24,6 +24,8 @@ from tools.window import DAY, HOUR, Window, split
 METRIC_LABELS = ("label_app", "label_app_kubernetes_io_name", "label_owner", "label_team")
 """Pod labels that are kept where metrics are all there is: there they have to be asked for by name."""
 
+NOTHING_KNOWN = "the source knows nothing of this hour"
+
 HOURS_AT_ONCE = 4
 """Hours of one account that metrics are asked for side by side."""
 
@@ -48,10 +50,11 @@ class HourReading(Struct, frozen=True, kw_only=True):
 
 
 class HoursRead(Struct, frozen=True):
-    """The hours that were told, and why the others were not."""
+    """The hours that were told, and why the others were not; ``failure`` where that is the source's fault."""
 
     hours: dict[int, HourReading]
     missing: dict[int, str]
+    failure: str | None = None
 
 
 class HourSource(Protocol):
@@ -104,7 +107,8 @@ class KubecostHours:
                 return _none(start, end, failure)
             middle = start + (end - start) // HOUR // 2 * HOUR
             first, second = await self.hours(start, middle), await self.hours(middle, end)
-            return HoursRead(first.hours | second.hours, first.missing | second.missing)
+            failed = first.failure or second.failure
+            return HoursRead(first.hours | second.hours, first.missing | second.missing, failed)
         except SourceError as failure:
             return _none(start, end, failure)
 
@@ -122,7 +126,7 @@ class KubecostHours:
         missing: dict[int, str] = {}
         for hour, _ in split(start, end, HOUR):
             if hour not in sets:
-                missing[hour] = "the source knows nothing of this hour"
+                missing[hour] = NOTHING_KNOWN
                 continue
             whole = await self._with_idle(sets[hour], assets.get(hour))
             if whole is None:
@@ -220,27 +224,34 @@ class MetricHours:
         hours = [hour for hour, _ in split(start, end, HOUR)]
         gate = asyncio.Semaphore(HOURS_AT_ONCE)
 
-        async def one(hour: int) -> HourReading | str:
+        async def one(hour: int) -> HourReading | SourceError | None:
             async with gate:
                 try:
                     return await self._hour(hour)
                 except SourceError as failure:
-                    return str(failure)
+                    return failure
 
         read = dict(zip(hours, await asyncio.gather(*(one(hour) for hour in hours)), strict=True))
+        failures = [str(said) for said in read.values() if isinstance(said, SourceError)]
         return HoursRead(
-            {hour: said for hour, said in read.items() if not isinstance(said, str)},
-            {hour: said for hour, said in read.items() if isinstance(said, str)},
+            {hour: said for hour, said in read.items() if isinstance(said, HourReading)},
+            {hour: str(said or NOTHING_KNOWN) for hour, said in read.items() if not isinstance(said, HourReading)},
+            failures[0] if failures else None,
         )
 
-    async def _hour(self, hour: int) -> HourReading | str:
+    async def _hour(self, hour: int) -> HourReading | None:
+        """An hour, None where the metrics know nothing of it.
+
+        Raises:
+            SourceError
+        """
         window = Window.past(hour, hour + HOUR)
         reading, management = await asyncio.gather(
             allocation_by_metrics(self._thanos, self._account, window, Deadline(self._timeout), METRIC_LABELS),
             management_by_metrics(self._thanos, self._account, window, Deadline(self._timeout)),
         )
         if not reading.usable:
-            return "the metrics tell nothing of this hour"
+            return None
         unknown = (*reading.missing, *(("management",) if management.usd is None else ()))
         return HourReading(
             hour=hour,
@@ -282,4 +293,4 @@ def node_kinds(assets: Sequence[Asset]) -> dict[str, tuple[str, str]]:
 
 
 def _none(start: int, end: int, failure: SourceError) -> HoursRead:
-    return HoursRead({}, {hour: str(failure) for hour, _ in split(start, end, HOUR)})
+    return HoursRead({}, {hour: str(failure) for hour, _ in split(start, end, HOUR)}, str(failure))

@@ -5,6 +5,8 @@ missing=""
 command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$missing prometheus"
 command -v etcd >/dev/null || missing="$missing etcd-server"
 command -v clickhouse-server >/dev/null || missing="$missing clickhouse-server"
+command -v java >/dev/null || missing="$missing default-jre-headless"
+[ -e /usr/share/java/zookeeper.jar ] || missing="$missing zookeeper"
 [ -z "$missing" ] && exit 0
 echo "installing for the tests:$missing ..."
 if [ "$(id -u)" = 0 ]; then sudo=""; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; else sudo="none"; fi

@@ -1,0 +1,119 @@
+"""Two replicas behind a ZooKeeper: tables are Replicated and Distributed by the cluster's name alone."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from metroculus.cost_model.allocation import Filters
+from metroculus.storage.engine import StoreError
+from metroculus.storage.ledger import HourBatch, Pen
+from metroculus.storage.store import Store, open_store
+from tests.conftest import free_port, need
+from tests.stores import PASSWORD, ClickHouse, allocation
+from tests.support import ACCOUNT, END, HOUR, NOW
+
+REPLICA = (
+    "<replica><host>127.0.0.1</host><port>{port}</port><user>default</user><password>{password}</password></replica>"
+)
+CONFIG = """
+ <interserver_http_host>127.0.0.1</interserver_http_host><interserver_http_port>{interserver}</interserver_http_port>
+ <remote_servers><main><shard><internal_replication>true</internal_replication>{replicas}</shard></main></remote_servers>
+ <zookeeper><node><host>127.0.0.1</host><port>{zookeeper}</port></node></zookeeper>
+ <macros><shard>1</shard><replica>{name}</replica></macros>
+ <distributed_ddl><path>/clickhouse/task_queue/ddl</path></distributed_ddl>"""
+
+
+@pytest.fixture
+def zookeeper(tmp_path: Path) -> Iterator[int]:
+    need("java", "/usr/share/java/zookeeper.jar", package="zookeeper default-jre-headless")
+    port = free_port()
+    (tmp_path / "zoo.cfg").write_text(
+        f"dataDir={tmp_path / 'zookeeper'}\nclientPort={port}\nclientPortAddress=127.0.0.1\nadmin.enableServer=false\ntickTime=500\n"
+    )
+    process = subprocess.Popen(
+        ["java", "-cp", "/usr/share/java/*", "org.apache.zookeeper.server.quorum.QuorumPeerMain", tmp_path / "zoo.cfg"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 30
+    while True:
+        assert process.poll() is None and time.monotonic() < until, "ZooKeeper did not start"
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield port
+    process.terminate()
+    process.wait(20)
+
+
+@pytest.fixture
+def replicas(zookeeper: int, tmp_path: Path) -> Iterator[list[ClickHouse]]:
+    need("clickhouse-server", package="clickhouse-server")
+    ports = [free_port(), free_port()]
+    everyone = "".join(REPLICA.format(port=port, password=PASSWORD) for port in ports)
+    made = [
+        ClickHouse(
+            tmp_path / f"r{n}",
+            port,
+            CONFIG.format(interserver=free_port(), replicas=everyone, zookeeper=zookeeper, name=f"r{n}"),
+        )
+        for n, port in enumerate(ports)
+    ]
+    for one in made:
+        one.start()
+    yield made
+    for one in made:
+        one.stop()
+
+
+def total(store: Store) -> float:
+    held = store.ledger.held(ACCOUNT, END - 24 * HOUR, END)
+    return sum(one.total for one in store.history.measured(held, (), Filters()))
+
+
+def eventually(store: Store, expected: float) -> None:
+    """A replica is behind for a moment; what it does not have whole it does not show."""
+    until = time.monotonic() + 20
+    while True:
+        try:
+            if total(store) == expected:
+                return
+        except StoreError:
+            pass
+        assert time.monotonic() < until, f"{total(store)} is not {expected}"
+        time.sleep(0.1)
+
+
+def test_what_one_replica_took_the_other_has_and_keeps_when_the_first_is_gone(replicas: list[ClickHouse]) -> None:
+    first, second = (open_store(f"{one.url()}?cluster=main", lambda: NOW) for one in replicas)
+    tables = dict(
+        first.engine.query(
+            "SELECT name, engine FROM system.tables WHERE database = 'default' AND name LIKE 'k8s_alloc%'"
+        )
+    )
+    assert tables == {"k8s_allocations": "Distributed", "k8s_allocations_local": "ReplicatedMergeTree"}
+    hours = [END - (n + 1) * HOUR for n in range(6)]
+    batches = [
+        HourBatch(account=ACCOUNT, hour=hour, allocations=[allocation(f"web-{n}", 8.0, hour=hour) for n in range(100)])
+        for hour in hours
+    ]
+    first.ledger.commit(batches, Pen(1))
+    assert total(first) == 6 * 100 * 12.25
+    eventually(second, 6 * 100 * 12.25)
+    second.ledger.commit([HourBatch(account=ACCOUNT, hour=hours[0], allocations=[allocation("web-1", 8.0)])], Pen(2))
+    second.summaries.rebuild(ACCOUNT, hours[-1], END, Pen(2))
+    eventually(first, 500 * 12.25 + 12.25)
+    assert first.maintenance.clean(NOW + 3 * 86400, 400).batches == 1
+    eventually(second, 500 * 12.25 + 12.25)
+    first.close()
+    replicas[0].stop(kill=True)
+    eventually(second, 500 * 12.25 + 12.25)
+    second.close()
