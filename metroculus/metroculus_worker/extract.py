@@ -106,14 +106,10 @@ class Extractor:
         changed = [b for b in changed if b.hour not in kept]
         if not owned.still():
             raise LostOwnership(account)
-        if changed:
-            written = await self._store.run(self._store.ledger.commit, changed, owned.pen)
-        else:
-            written = []
-        if same:
-            await self._store.run(self._store.ledger.confirm, account, same, owned.pen, now)
-        if order is not None:
-            await self._audit(account, order, held, written, now)
+        if order is not None:  # first: a change that nobody knows of would be worse than one that did not come about
+            await self._audit(order, held, changed, now)
+        written = await self._store.run(self._store.ledger.commit, changed, owned.pen)
+        await self._store.run(self._store.ledger.confirm, account, same, owned.pen, now)
         told = await self._with_gaps(account, missing, now)
         return replace(
             told, written=tuple(written), confirmed=tuple(m.hour for m in same), kept=tuple(kept), failure=read.failure
@@ -136,15 +132,15 @@ class Extractor:
         return Outcome(missing=missing)
 
     async def _audit(
-        self, account: str, order: RepairOrder, held: Mapping[int, Marker], written: list[Marker], now: int
+        self, order: RepairOrder, held: Mapping[int, Marker], changed: Sequence[HourBatch], now: int
     ) -> None:
         repairs = [
             Repair(
-                account=account, hour=m.hour, repair=order.id, who=order.who, why=order.why,
-                before=held[m.hour].total if m.hour in held else 0.0, after=m.total,
-                before_batch=held[m.hour].batch if m.hour in held else 0, after_batch=m.batch, repaired_at=now,
+                account=batch.account, hour=batch.hour, repair=order.id, who=order.who, why=order.why,
+                before=held[batch.hour].total if batch.hour in held else 0.0, after=fsum(batch.sums().values()),
+                before_batch=held[batch.hour].batch if batch.hour in held else 0, repaired_at=now,
             )
-            for m in written
+            for batch in changed
         ]  # fmt: skip
         await self._store.run(self._store.jobs.audit, repairs)
 

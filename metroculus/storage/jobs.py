@@ -36,7 +36,7 @@ class Backfill(Struct, frozen=True, kw_only=True):
 
 
 class Repair(Struct, frozen=True, kw_only=True):
-    """What a repair changed of one closed hour; USD."""
+    """What a repair was to change of one hour, USD; written before it does."""
 
     account: str
     hour: int
@@ -46,7 +46,6 @@ class Repair(Struct, frozen=True, kw_only=True):
     before: float
     after: float
     before_batch: int
-    after_batch: int
     repaired_at: int
 
 

@@ -227,7 +227,6 @@ AUDIT = Table(
         Column("before", "Float64"),
         Column("after", "Float64"),
         Column("before_batch", "UInt64"),
-        Column("after_batch", "UInt64"),
         Column("repaired_at", "UInt32"),
     ),
     order="account, repaired_at, hour",

@@ -295,7 +295,7 @@ def test_jobs_are_taken_up_where_they_stand(store: Store) -> None:
 def test_repairs_are_audited(store: Store) -> None:
     one = Repair(
         account=ACCOUNT, hour=H, repair="id", who="ann", why="the bill was late", before=1.0, after=2.0,
-        before_batch=1, after_batch=2, repaired_at=NOW,
+        before_batch=1, repaired_at=NOW,
     )  # fmt: skip
     store.jobs.audit([one])
     assert store.jobs.audited(ACCOUNT) == [one]
