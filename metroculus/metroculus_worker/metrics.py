@@ -60,6 +60,7 @@ class WorkerMetrics:
         self._broken = gauge("history_passed_over_batches", "Batches that are not whole", account)
         self._rows = counter("extraction_rows", "Rows written", account)
         self._hours = counter("extraction_hours", "Hours by what became of them", account, "result")
+        self._rounds = counter("extraction_rounds", "Rounds of extraction, failed ones among them", account)
         self._failures = counter("extraction_failures", "Extractions that failed", account)
         self._seconds = Histogram(
             "metroculus_extraction_seconds",
@@ -81,6 +82,7 @@ class WorkerMetrics:
         self._failures.labels(account).inc()
 
     def stands(self, account: str, state: Freshness, now: int, succeeded: bool) -> None:
+        self._rounds.labels(account).inc()
         if succeeded:
             self._success.labels(account).set(now)
         if state.stored_until is not None:

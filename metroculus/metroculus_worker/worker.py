@@ -97,12 +97,15 @@ class Worker:
                 await self._store.run(self._store.summaries.rebuild, account, first, span[1], owned.pen)
 
         await self._each(await self._known(), one)
+        try:
+            self._metrics.store_bytes.set(await self._store.run(self._store.maintenance.bytes_on_disk))
+        except StoreError as failure:
+            log.info("the size of the store cannot be read: %s", failure)
 
     async def clean(self) -> None:
         """Drop what is older than is kept, sweep, and sum up whatever was left out."""
         try:
             cleaned = await self._store.run(self._store.maintenance.clean, int(self._clock()), self._retention_days)
-            self._metrics.store_bytes.set(await self._store.run(self._store.maintenance.bytes_on_disk))
         except StoreError as failure:
             log.warning("cleaning failed: %s", failure)
             return
