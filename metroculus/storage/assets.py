@@ -15,6 +15,9 @@ from metroculus.storage.ledger import Pen
 from metroculus.storage.schema import ASSET_DAYS, ASSETS
 from tools.window import DAY
 
+END_OF_TIME = 2**32 - 1
+"""DateTime ends in 2106."""
+
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(Asset)
 
@@ -80,6 +83,18 @@ class AssetDays:
             if counts.get(mark.batch, 0) == mark.rows:
                 found[mark.day] = mark
         return found
+
+    def batches(self, account: str) -> set[int]:
+        """The batches that are read, of all days, and newer ones that are not whole.
+
+        Raises:
+            StoreError
+        """
+        rows = self._engine.query(
+            f"SELECT argMax(batch, sequence) FROM {ASSET_DAYS.name} WHERE account = {literal(account)} GROUP BY day"
+        )
+        newest = {int(row[0]) for row in rows}
+        return newest | {day.batch for day in self.days(account, 0, END_OF_TIME).values()}
 
     def read(self, account: str, days: Sequence[AssetDay]) -> list[Asset]:
         """The assets of committed days, one entry a day and thing.

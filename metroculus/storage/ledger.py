@@ -22,17 +22,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import COMPONENTS, Allocation
-from metroculus.storage.engine import Engine, literal, moment, numbers
+from metroculus.storage.engine import Engine, literal, moment
 from metroculus.storage.rows import BLOCK_ROWS, Line, NodeKind, lines_of
 from metroculus.storage.schema import ALLOCATIONS, EXTRACTIONS
-from tools.window import DAY, HOUR
+from tools.window import HOUR
 
 log = logging.getLogger("ledger")
 
 COUNTER_BITS = 32
 BLOCKS_AT_ONCE = 2
-ORPHANED_AFTER_SECONDS = DAY
-"""A batch that is this old and that no marker needs is swept."""
 
 
 class HourBatch(Struct, frozen=True, kw_only=True):
@@ -273,44 +271,17 @@ class Ledger:
         )
         return (int(rows[0][1]), int(rows[0][2]) + HOUR) if rows[0][0] else None
 
-    def sweep(self, now: int) -> int:
-        """Remove the rows of batches that no marker needs and that are older than a day.
+    def batches(self, account: str) -> set[int]:
+        """The batches that are read, and newer ones that are not whole: they are evidence.
 
-        Returns:
-            how many batches went.
+        Raises:
+            StoreError
         """
-        old = (now - ORPHANED_AFTER_SECONDS) << COUNTER_BITS
-        gone = 0
-        for account in self._with_rows():
-            where = f"account = {literal(account)}"
-            needed = self._needed(account)
-            batches = [
-                int(row[0])
-                for row in self._engine.query(
-                    f"SELECT batch FROM {ALLOCATIONS.name} WHERE {where} AND batch < {old} GROUP BY batch"
-                )
-            ]
-            dead = [batch for batch in batches if batch not in needed]
-            for part in _chunks(dead, 5_000):
-                self._delete(f"{where} AND batch IN ({numbers(part)})")
-            gone += len(dead)
-        return gone
-
-    def _with_rows(self) -> list[str]:
-        return sorted(str(row[0]) for row in self._engine.query(f"SELECT DISTINCT account FROM {ALLOCATIONS.name}"))
-
-    def _needed(self, account: str) -> set[int]:
-        """The batches that are read, and newer ones that are not whole: they are evidence."""
         span = self.span(account)
         if span is None:
             return set()
         held = self.held(account, *span)
         return {m.batch for m in held.passed_over} | {m.batch for m in held.hours.values()}
-
-    def _delete(self, where: str) -> None:
-        cluster = self._engine.dialect.cluster
-        table = f"{ALLOCATIONS.name}_local ON CLUSTER {cluster}" if cluster else ALLOCATIONS.name
-        self._engine.command(f"ALTER TABLE {table} DELETE WHERE {where}")
 
     def new_batch(self) -> int:
         """Seconds and chance: dated, so that what was orphaned can be told from what is being written."""
@@ -351,8 +322,3 @@ def _blocks(lines: Iterable[Line]) -> Iterator[list[Line]]:
     stream = iter(lines)
     while block := list(islice(stream, BLOCK_ROWS)):
         yield block
-
-
-def _chunks(values: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for first in range(0, len(values), size):
-        yield values[first : first + size]

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgspec import Struct
 
-from metroculus.storage.engine import Engine, literal
-from metroculus.storage.ledger import Ledger
-from metroculus.storage.schema import PARTITIONED
-from metroculus.storage.summaries import period_of
+from metroculus.storage.assets import AssetDays
+from metroculus.storage.engine import Engine, literal, numbers
+from metroculus.storage.ledger import COUNTER_BITS, Ledger
+from metroculus.storage.schema import ALLOCATIONS, ASSETS, PARTITIONED, SUMMARIES
+from metroculus.storage.summaries import Summaries, period_of
 from tools.window import DAY, iso
+
+ORPHANED_AFTER_SECONDS = DAY
+"""A batch or a version that is this old and that nobody reads is swept."""
+
+NAMED_AT_ONCE = 5_000
 
 
 class Cleaned(Struct, frozen=True):
-    """Months that were dropped (as ``YYYYMM``), and batches that were swept."""
+    """Months that were dropped (as ``YYYYMM``), and batches and versions that were swept."""
 
     months: tuple[int, ...]
     batches: int
 
 
 class Maintenance:
-    def __init__(self, engine: Engine, ledger: Ledger) -> None:
+    def __init__(self, engine: Engine, ledger: Ledger, assets: AssetDays, summaries: Summaries) -> None:
         self._engine = engine
-        self._ledger = ledger
+        self._read_of: tuple[tuple[str, str, Callable[[str], set[int]]], ...] = (
+            (ALLOCATIONS.name, "batch", ledger.batches),
+            (ASSETS.name, "batch", assets.batches),
+            (SUMMARIES.name, "version", summaries.versions),
+        )
 
     def clean(self, now: int, keep_days: int) -> Cleaned:
         """Drop the months that lie wholly before ``keep_days`` ago, and sweep.
@@ -38,7 +50,24 @@ class Maintenance:
                     target = self._target(table.name)
                     self._engine.command(f"ALTER TABLE {target} DROP PARTITION {month}")
                     dropped.add(month)
-        return Cleaned(tuple(sorted(dropped)), self._ledger.sweep(now))
+        return Cleaned(tuple(sorted(dropped)), sum(self._sweep(now, *one) for one in self._read_of))
+
+    def _sweep(self, now: int, table: str, column: str, read_of: Callable[[str], set[int]]) -> int:
+        """Remove the rows of what is old and not read; how many batches or versions went."""
+        old = (now - ORPHANED_AFTER_SECONDS) << COUNTER_BITS
+        gone = 0
+        accounts = sorted(str(row[0]) for row in self._engine.query(f"SELECT DISTINCT account FROM {table}"))
+        for account in accounts:
+            where = f"account = {literal(account)}"
+            there = self._engine.query(f"SELECT DISTINCT {column} FROM {table} WHERE {where} AND {column} < {old}")
+            stored = [int(row[0]) for row in there]
+            read = read_of(account)
+            dead = [one for one in stored if one not in read]
+            for first in range(0, len(dead), NAMED_AT_ONCE):
+                part = numbers(dead[first : first + NAMED_AT_ONCE])
+                self._engine.command(f"ALTER TABLE {self._target(table)} DELETE WHERE {where} AND {column} IN ({part})")
+            gone += len(dead)
+        return gone
 
     def _target(self, table: str) -> str:
         cluster = self._engine.dialect.cluster

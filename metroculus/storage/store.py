@@ -44,7 +44,7 @@ class Store:
         self.assets = AssetDays(engine)
         self.gaps = Gaps(engine)
         self.jobs = Jobs(engine, clock)
-        self.maintenance = Maintenance(engine, self.ledger)
+        self.maintenance = Maintenance(engine, self.ledger, self.assets, self.summaries)
         self.failed: str | None = None
         """Why the last call failed; None where it did not."""
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")

@@ -14,7 +14,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from metroculus.cost_model.allocation import Costs, Filters, Group
+from metroculus.cost_model.allocation import Filters, Group
 from metroculus.storage.engine import Engine, literal, moment, numbers
 from metroculus.storage.history import (
     MEASURES,
@@ -144,6 +144,14 @@ class Summaries:
                 found[build.start] = build
         return found
 
+    def versions(self, account: str) -> set[int]:
+        """The versions that are read, of all periods."""
+        rows = self._engine.query(
+            f"SELECT argMax(version, sequence) FROM {SUMMARY_BUILDS.name} WHERE account = {literal(account)}"
+            " GROUP BY granularity, start"
+        )
+        return {int(row[0]) for row in rows}
+
     def measured(
         self,
         account: str,
@@ -248,7 +256,3 @@ class Answer(Struct, frozen=True):
 
     held: Held
     measured: tuple[Measured, ...]
-
-    @property
-    def costs(self) -> Costs:
-        return Costs.sum(one.costs for one in self.measured)

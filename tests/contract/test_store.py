@@ -255,6 +255,21 @@ def test_sweeping_takes_what_is_old_and_unread_and_nothing_else(store: Store) ->
     assert next(iter(store.engine.query("SELECT count() FROM k8s_allocations")))[0] == 1
 
 
+def test_sweeping_takes_superseded_summaries_and_assets_too(store: Store) -> None:
+    pen = Pen(1)
+    for figure in (9.0, 8.0):
+        store.ledger.commit([batch(H, allocation("web-1", figure))], pen)
+        store.summaries.rebuild(ACCOUNT, H, END, pen)
+        node = Asset(type="node", name="a", total_cost=figure)
+        store.assets.commit(ACCOUNT, H, [node], store.ledger.new_batch(), NOW, pen)
+    assert store.maintenance.clean(NOW + 2 * DAY, 400).batches == 1 + 3 + 1
+    wait_for_mutations(store)
+    for table, rows in (("k8s_allocations", 1), ("k8s_cost_summaries", 3), ("k8s_assets", 1)):
+        assert next(iter(store.engine.query(f"SELECT count() FROM {table}")))[0] == rows
+    assert total(store) == 12.25
+    assert store.assets.read(ACCOUNT, list(store.assets.days(ACCOUNT, H, END).values()))[0].total_cost == 8.0
+
+
 def test_retention_drops_whole_months(store: Store) -> None:
     pen = Pen(1)
     old = H - 60 * DAY
