@@ -39,6 +39,7 @@ class _Connection(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         peer: socket.socket = self.request
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.fin, self.fout = BufferedSocketReader(peer, BUFFER), BufferedSocketWriter(peer, BUFFER)
         context = Context()
         context.server_info = SimpleNamespace(used_revision=REVISION, get_timezone=lambda: "UTC")

@@ -57,6 +57,10 @@ class EmbeddedEngine(Engine):
         return self._dialect
 
     @property
+    def alone(self) -> bool:
+        return True
+
+    @property
     def process_id(self) -> int | None:
         """Of the engine's own process."""
         return self._process.pid if self._process is not None else None

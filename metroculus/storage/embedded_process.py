@@ -22,6 +22,8 @@ import msgspec
 LEAVING_SECONDS = 60.0
 """How long a folder is waited for whose owner is gone: its engine ends with the statement that it is at."""
 
+NOT_INSTALLED = "pip install 'metroculus[embedded]', or set CLICKHOUSE_URL to a server"
+
 BLOCK, DONE, FAILED, OWNED = b"b", b"d", b"f", b"o"
 FORMAT = "JSONCompactEachRow"
 SETTINGS = (
@@ -98,8 +100,11 @@ def main(folder: Path) -> None:
         return write_frame(answers, OWNED)
     for left in folder.glob("block-*"):
         left.unlink(missing_ok=True)
-    import chdb  # after the lock: importing the engine takes a second, refusing should not
-    from chdb.session import Session
+    try:
+        import chdb  # after the lock: importing the engine takes a second, refusing should not
+        from chdb.session import Session
+    except ImportError:
+        return write_frame(answers, FAILED, NOT_INSTALLED.encode())
 
     failures = (chdb.ChdbError, RuntimeError)  # sessions raise another class of the same name, which is a RuntimeError
     requests: SimpleQueue[bytes] = SimpleQueue()

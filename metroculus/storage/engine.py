@@ -55,6 +55,11 @@ class Engine(Protocol):
         """What it is; asks it the first time."""
         ...
 
+    @property
+    def alone(self) -> bool:
+        """Whether nobody else can change what it holds: rows that were there once are still there."""
+        ...
+
     def command(self, sql: str) -> None:
         """Run a statement without an answer."""
         ...

@@ -22,7 +22,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import COMPONENTS, Allocation
-from metroculus.storage.engine import Engine, literal, moment
+from metroculus.storage.engine import Engine, literal, moment, numbers
 from metroculus.storage.rows import BLOCK_ROWS, Line, NodeKind, lines_of
 from metroculus.storage.schema import ALLOCATIONS, EXTRACTIONS
 from tools.window import HOUR
@@ -31,6 +31,7 @@ log = logging.getLogger("ledger")
 
 COUNTER_BITS = 32
 BLOCKS_AT_ONCE = 2
+COUNTED_KEPT = 100_000
 
 
 class HourBatch(Struct, frozen=True, kw_only=True):
@@ -167,6 +168,8 @@ class Ledger:
     def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
         self._engine = engine
         self._clock = clock
+        self._counted: dict[int, int] = {}
+        """Rows of batches that were found whole, where nobody else could take any away since."""
 
     def commit(self, batches: Sequence[HourBatch], pen: Pen) -> list[Marker]:
         """Store hours of one account; when it returns they are there, whole, and survive the process.
@@ -225,17 +228,30 @@ class Ledger:
         markers = list(self._markers(where))
         if not markers:
             return Held(account, start, end, {})
-        in_order = self._engine.dialect.in_order
-        counts = {
-            batch: rows
-            for batch, rows in self._engine.query(
-                f"SELECT batch, count() FROM {ALLOCATIONS.name} WHERE {where} GROUP BY hour, batch{in_order}"
-            )
-        }
+        counts = self._counts(where, markers)
         winners, passed = choose(markers, counts)
         if passed:
             log.error("%d batches of account %s are not whole and were passed over", len(passed), account)
         return Held(account, start, end, winners, passed)
+
+    def _counts(self, where: str, markers: Sequence[Marker]) -> Mapping[int, int]:
+        """Rows that are there, by batch."""
+        known = self._counted if self._engine.alone else {}
+        unknown = sorted({marker.batch for marker in markers} - known.keys())
+        if not unknown:
+            return known
+        counts: dict[int, int] = {
+            batch: rows
+            for batch, rows in self._engine.query(
+                f"SELECT batch, count() FROM {ALLOCATIONS.name} WHERE {where} AND batch IN ({numbers(unknown)})"
+                f" GROUP BY hour, batch{self._engine.dialect.in_order}"
+            )
+        }
+        if self._engine.alone:
+            if len(self._counted) > COUNTED_KEPT:
+                self._counted.clear()
+            self._counted |= {m.batch: m.rows for m in markers if m.rows and counts.get(m.batch) == m.rows}
+        return {**known, **counts}
 
     def newest(self, account: str, start: int, end: int) -> dict[int, Marker]:
         """The newest marker of each hour, its rows not counted: for what was built from rows that were."""

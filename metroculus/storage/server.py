@@ -66,6 +66,11 @@ class ServerEngine(Engine):
             self._dialect = Dialect((int(version[0]), int(version[1])), self._cluster)
         return self._dialect
 
+    @property
+    def alone(self) -> bool:
+        """Another replica may answer next, and lag behind the one that answered last."""
+        return False
+
     @contextmanager
     def _client(self) -> Iterator[Client]:
         if self._closed:

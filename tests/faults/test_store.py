@@ -157,3 +157,12 @@ def test_a_service_starts_while_its_server_is_away_and_uses_it_when_it_is_back(c
             time.sleep(0.1)
     assert store.ledger.held(ACCOUNT, END - DAY, END).hours == {}
     store.close()
+
+
+def test_without_the_engine_it_is_said_how_to_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "chdb.py").write_text("raise ImportError('not installed')\n")
+    monkeypatch.syspath_prepend(blocked)
+    with pytest.raises(StoreError, match=r"pip install 'metroculus\[embedded\]'"):
+        open_store(f"embedded:{tmp_path / 'store'}", lambda: NOW)
