@@ -69,7 +69,16 @@ class WorkerMetrics:
             buckets=(0.1, 0.5, 1, 5, 15, 60, 300),
             registry=registry,
         )
+        self._upstream = Histogram(
+            "metroculus_upstream_seconds",
+            "Time of each call to an upstream, retries by themselves",
+            ["upstream", "result"],
+            registry=registry,
+        )
         self.store_bytes = gauge("store_bytes", "Size of the store on disk")
+
+    def called(self, upstream: str, succeeded: bool, seconds: float) -> None:
+        self._upstream.labels(upstream.removeprefix("the "), "ok" if succeeded else "failed").observe(seconds)
 
     def extracted(self, account: str, outcome: Outcome, seconds: float) -> None:
         self._rows.labels(account).inc(outcome.rows)

@@ -128,11 +128,13 @@ def make_worker(
         return states
 
     service = Service("metroculus-worker", VERSION, CODES, ready, clock=clock)
+    metrics = WorkerMetrics(service.registry)
+    parts.http.observers.append(metrics.called)
     worker = Worker(
         store,
         parts.accounts,
         owners or FileOwners(config.data_dir / "locks"),
-        WorkerMetrics(service.registry),
+        metrics,
         clock,
         config.kubecost_timeout,
         settings.retention_days,

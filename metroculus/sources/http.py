@@ -128,6 +128,10 @@ class Upstream:
     """Set by the operator, and so not bound to ``UPSTREAM_ALLOW``."""
 
 
+Observer = Callable[[str, bool, float], None]
+"""Told of each call: what was asked, whether it answered, and in how many seconds."""
+
+
 class SourceHttp:
     """Tornado's own client under the rules of this module.
 
@@ -146,6 +150,7 @@ class SourceHttp:
         self._trusted = SimpleAsyncHTTPClient(force_instance=True, **limits)
         self._guarded = SimpleAsyncHTTPClient(force_instance=True, resolver=GuardedResolver(allowed=allowed), **limits)
         self._health: dict[str, _Health] = {}
+        self.observers: list[Observer] = []
 
     def close(self) -> None:
         self._trusted.close()
@@ -194,7 +199,7 @@ class SourceHttp:
             raise DeadlineExceeded(f"{upstream.name} is busy: the deadline passed in the queue") from None
         try:
             health.admit()
-            succeeded = True
+            succeeded, began = True, monotonic()
             try:
                 return await self._fetch(upstream, url, headers, deadline)
             except _Retryable:
@@ -208,6 +213,8 @@ class SourceHttp:
                 raise failure.error from None
             finally:
                 health.record(succeeded)
+                for observe in self.observers:
+                    observe(upstream.name, succeeded, monotonic() - began)
         finally:
             health.places.release()
 

@@ -166,3 +166,21 @@ def test_without_the_engine_it_is_said_how_to_have_it(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(blocked)
     with pytest.raises(StoreError, match=r"pip install 'metroculus\[embedded\]'"):
         open_store(f"embedded:{tmp_path / 'store'}", lambda: NOW)
+
+
+@pytest.mark.parametrize("kind", ["embedded", "server"])
+def test_a_store_that_stands_still_mid_write_loses_nothing(kind: str, clickhouse: Any, tmp_path: Path) -> None:
+    with clickhouse.database("slow") as url:
+        store = open_store(url if kind == "server" else f"embedded:{tmp_path / 'store'}", lambda: NOW)
+        process = clickhouse.process.pid if kind == "server" else store.engine.process_id  # type: ignore[attr-defined]
+        stop = threading.Timer(0.1, os.kill, (process, signal.SIGSTOP))
+        go_on = threading.Timer(2.5, os.kill, (process, signal.SIGCONT))
+        began = time.monotonic()
+        stop.start(), go_on.start()
+        try:
+            store.ledger.commit([hour_of(0, 60_000), hour_of(1, 60_000)], Pen(1))
+            assert time.monotonic() - began > 2.0, "it did not stand still in time"
+            assert len(whole(store)) == 2
+        finally:
+            stop.join(), go_on.join()
+            store.close()

@@ -375,6 +375,8 @@ def test_one_cluster_that_fails_leaves_the_others_whole(stack: Stack) -> None:
     assert f'metroculus_history_gap_hours{{cloud_account_id="{ACCOUNT}"}} 0.0' in metrics
     assert f'metroculus_extraction_failures_total{{cloud_account_id="{other}"}} 1.0' in metrics
     assert f'metroculus_extraction_last_success_timestamp_seconds{{cloud_account_id="{other}"}}' not in metrics
+    assert 'metroculus_upstream_seconds_count{result="failed",upstream="cost source"}' in metrics
+    assert 'metroculus_upstream_seconds_count{result="ok",upstream="cost source"}' in metrics
     ready = requests.get(f"{base}/readyz", timeout=5).json()
     assert ready["dependencies"] == {"store": "ok", ACCOUNT: "ok", other: "failing"}
 
