@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -31,6 +32,7 @@ from tools.tornado_service.application import listen, stop_signal
 from tools.window import parse_rfc3339_utc, parse_stamp
 
 POLL_SECONDS = 0.5
+WIDEST = 100
 
 
 class Owner(Struct, frozen=True):
@@ -90,7 +92,9 @@ class Bar:
         settled = progress.done + progress.missing
         if self._terminal:
             if self._bar is None:
-                self._bar = tqdm(total=progress.total, unit="h", desc=self._what)
+                size = shutil.get_terminal_size()  # where a terminal tells none, tqdm shows nothing
+                width = min(size.columns, WIDEST)
+                self._bar = tqdm(total=progress.total, unit="h", desc=self._what, ncols=width, nrows=size.lines)
             self._bar.update(settled - self._bar.n)
             return
         tenth = settled * 10 // progress.total if progress.total else 10

@@ -95,16 +95,19 @@ def _trouble(source: dict[str, Any]) -> str:
 
 
 def how_to_ask(running: Running, organization_id: str, cluster_id: str, token: str) -> str:
-    """Two commands that can be pasted."""
+    """Commands that can be pasted."""
     base = f"{running.rest_api_listener.url}/restapi/v2"
     ask = f"curl -s -H 'Authorization: Bearer {token}'"
+    watched = f"Worker {running.worker_listener.url}/metrics\n" if running.worker_listener else ""
     return (
         f"\nEvery cluster of the organization, with its cost:\n"
         f"  {ask} '{base}/organizations/{organization_id}/kubecost/clusters?window=7d'\n"
         f"One cluster by namespace:\n"
         f"  {ask} '{base}/kubecost/clusters/{cluster_id}/costs?window=7d'\n"
+        f"What is stored, month by month, and where this one is going:\n"
+        f"  {ask} '{base}/organizations/{organization_id}/kubecost/monthly?months=2'\n"
         f"\nREST API {running.rest_api_listener.url}   Metroculus {running.metroculus_listener.url}"
-        f"   (/openapi.json on both)\nCtrl-C stops."
+        f"   (/openapi.json on both)\n{watched}Ctrl-C stops."
     )
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,24 @@ def fill_and_go_on(operator, end):
     beyond = operator.fill(end - 5 * DAY, end)
     assert beyond.returncode == 1
     assert "72 of 120 hours are stored, 48 could not be had: the source knows nothing of this hour" in beyond.stdout
+
+
+def test_a_terminal_gets_a_bar_also_where_it_does_not_tell_its_size(tmp_path, cluster):
+    url, end = cluster
+    operator = Operator(tmp_path, url)
+    ours, theirs = os.openpty()
+    words = ["--cloud-account", ACCOUNT, "--from", str(end - DAY), "--to", str(end)]
+    process = subprocess.Popen(
+        [BIN / "metroculus", "backfill", *words], cwd=tmp_path, env=operator.environment, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # how the end of a terminal is told
+        while part := os.read(ours, 4096):
+            shown += part
+    assert process.wait(60) == 0
+    assert b"back-filling: 100%" in shown and b"24/24" in shown
+    os.close(ours)
 
 
 @pytest.mark.parametrize(
