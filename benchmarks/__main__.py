@@ -107,7 +107,7 @@ def main() -> int:
     found = cost_model() | asyncio.run(service()) | history()
     report = {}
     for name, (value, unit, goal, more_is_better) in found.items():
-        ok = value >= goal if more_is_better else value <= goal
+        ok = not goal or (value >= goal if more_is_better else value <= goal)
         report[name] = {"value": round(value, 4), "unit": unit, "goal": goal or None, "ok": ok}
         wanted = f"{'at least' if more_is_better else 'at most'} {goal:,g}" if goal else ""
         print(f"{name:<34}{value:>14,.2f} {unit:<8}{wanted:<22}{'' if ok else 'MISSED'}")

@@ -5,7 +5,8 @@ Upstream rounds, and bills some things of an hour for longer than the hour: a da
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from math import fsum, isclose
 
 from msgspec import Struct
@@ -53,27 +54,68 @@ class Spread(Struct, frozen=True):
     reconciled: bool
 
 
-def spread(hours: Sequence[Sequence[Allocation]], day: Costs) -> Spread:
+def spread(hours: Sequence[Sequence[Allocation]], day: Mapping[str, Costs]) -> Spread:
     """Bring the hours of a day, all of them, to the day's own set, component by component.
 
-    Each row of a component gets its share in proportion to its cost. Where a component is further apart than
-    ``SPREAD_SHARE`` nothing is changed and the day is unreconciled.
+    Each row of a component gets its share in proportion to its cost: first within its owner, so that namespaces add up
+    to what the day says of them, then within the cluster for what no owner could take. Where a component of the cluster
+    is further apart than ``SPREAD_SHARE`` nothing is changed and the day is unreconciled.
+
+    Args:
+        day: what the day says, by owner: a namespace, or the name of a special entity.
     """
-    rows = [a.costs.by_component() for hour in hours for a in hour]
-    sums = Costs(*(fsum(row[n] for row in rows) for n in range(len(COMPONENTS)))).by_component()
-    rounding = ROUNDING_USD / 2 * (len(rows) + len(COMPONENTS))
-    factors: list[float] = []
-    for have, want in zip(sums, day.by_component(), strict=True):
-        difference = abs(want - have)
-        within = difference <= SPREAD_SHARE * abs(have)
-        if not within and difference > rounding:
-            return Spread(tuple(tuple(hour) for hour in hours), (0.0,) * len(hours), False)
-        factors.append(want / have if within and have and not isclose(want, have, rel_tol=1e-13) else 1.0)
-    if all(factor == 1.0 for factor in factors):
-        return Spread(tuple(tuple(hour) for hour in hours), (0.0,) * len(hours), True)
-    scaled = tuple(tuple(_scaled(a, factors) for a in hour) for hour in hours)
-    usd = tuple(_total(after) - _total(before) for before, after in zip(hours, scaled, strict=True))
+    owned: dict[str, list[Costs]] = defaultdict(list)
+    for hour in hours:
+        for allocation in hour:
+            owned[owner(allocation)].append(allocation.costs)
+    have = {name: Costs.sum(costs).by_component() for name, costs in owned.items()}
+    wanted = Costs.sum(day.values()).by_component()
+    rows = sum(map(len, hours))
+    kept = Spread(tuple(tuple(hour) for hour in hours), (0.0,) * len(hours), True)
+    for told, want in zip(_sums(have.values()), wanted, strict=True):
+        if abs(want - told) > SPREAD_SHARE * abs(told) and abs(want - told) > _rounding(rows):
+            return replace(kept, reconciled=False)
+    said = {name: day[name].by_component() if name in day else sums for name, sums in have.items()}
+    factors = {
+        name: [_factor(told, want, _rounding(len(owned[name]))) for told, want in zip(sums, said[name], strict=True)]
+        for name, sums in have.items()
+    }
+    after = _sums([usd * factor for usd, factor in zip(have[name], factors[name], strict=True)] for name in have)
+    last = [_factor(told, want, _rounding(rows)) for told, want in zip(after, wanted, strict=True)]
+    factors = {name: [a * b for a, b in zip(own, last, strict=True)] for name, own in factors.items()}
+    if all(factor == 1.0 for own in factors.values() for factor in own):
+        return kept
+    scaled = tuple(tuple(_scaled(a, factors[owner(a)]) for a in hour) for hour in hours)
+    usd = tuple(_total(new) - _total(old) for old, new in zip(hours, scaled, strict=True))
     return Spread(scaled, usd, True)
+
+
+def owner(allocation: Allocation) -> str:
+    """Whose cost it is: a namespace's, or a special entity's."""
+    return allocation.namespace if allocation.special is None else allocation.special
+
+
+def by_owner(allocations: Iterable[Allocation]) -> dict[str, Costs]:
+    """Sums of costs by owner."""
+    owned: dict[str, list[Costs]] = defaultdict(list)
+    for allocation in allocations:
+        owned[owner(allocation)].append(allocation.costs)
+    return {name: Costs.sum(costs) for name, costs in owned.items()}
+
+
+def _sums(many: Iterable[Sequence[float]]) -> list[float]:
+    return [fsum(column) for column in zip(*many, strict=True)] or [0.0] * len(COMPONENTS)
+
+
+def _rounding(rows: int) -> float:
+    """What rounding each of some figures can come to."""
+    return ROUNDING_USD / 2 * (rows + len(COMPONENTS))
+
+
+def _factor(have: float, want: float, rounding: float) -> float:
+    """What brings one sum to another, where they are near enough."""
+    near = abs(want - have) <= max(SPREAD_SHARE * abs(have), rounding)
+    return want / have if have and want and near and not isclose(want, have, rel_tol=1e-13) else 1.0
 
 
 def _scaled(allocation: Allocation, factors: Sequence[float]) -> Allocation:

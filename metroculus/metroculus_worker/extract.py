@@ -115,7 +115,7 @@ class Extractor:
             told, written=tuple(written), confirmed=tuple(m.hour for m in same), kept=tuple(kept), failure=read.failure
         )
 
-    async def _day(self, source: HourSource, stretch: Stretch, hours: int) -> tuple[Costs | None, bool]:
+    async def _day(self, source: HourSource, stretch: Stretch, hours: int) -> tuple[dict[str, Costs] | None, bool]:
         """The set of a day that is over and whose hours are all there, and whether it could be asked for."""
         if not stretch.whole or hours * HOUR != DAY:
             return None, True
@@ -145,7 +145,9 @@ class Extractor:
         await self._store.run(self._store.jobs.audit, repairs)
 
 
-def assemble(account: str, readings: Sequence[HourReading], day: Costs | None, now: int) -> list[HourBatch]:
+def assemble(
+    account: str, readings: Sequence[HourReading], day: Mapping[str, Costs] | None, now: int
+) -> list[HourBatch]:
     """What to store of hours, in order; with a day's own set they are all of its hours, and follow it."""
     rows: Sequence[Sequence[Allocation]] = [sorted(reading.allocations, key=_by_name) for reading in readings]
     usd: Sequence[float] = (0.0,) * len(readings)

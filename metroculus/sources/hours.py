@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import IDLE, Allocation, AllocationSet, Costs
 from metroculus.cost_model.assets import Asset
+from metroculus.cost_model.hours import by_owner
 from metroculus.cost_model.prices import CustomPrices, unpriced, with_prices
 from metroculus.cost_model.statement import AllocationReading, Source
 from metroculus.sources.accounts import AccountSources
@@ -62,8 +63,8 @@ class HourSource(Protocol):
         """The hours of a stretch of one UTC day; a source that fails is a reason for each hour."""
         ...
 
-    async def day(self, day: int) -> Costs | None:
-        """What the source says that a complete UTC day cost, by component; None where it does not say.
+    async def day(self, day: int) -> dict[str, Costs] | None:
+        """What the source says that a complete UTC day cost, by owner and component; None where it does not say.
 
         Raises:
             SourceError
@@ -204,12 +205,12 @@ class KubecostHours:
         bare = Allocation(name=IDLE, start=told.start, end=told.end, costs=costs)
         return replace(priced, allocations=(*priced.allocations, bare))
 
-    async def day(self, day: int) -> Costs | None:
+    async def day(self, day: int) -> dict[str, Costs] | None:
         if self._prices is not None:
             return None
-        reading = await self._kubecost.allocation(Window.past(day, day + DAY), ("cluster",), self._deadline())
+        reading = await self._kubecost.allocation(Window.past(day, day + DAY), ("namespace",), self._deadline())
         whole = reading.source.status == "ok" and any(a.special == IDLE for a in reading.allocations())
-        return Costs.sum(a.costs for a in reading.allocations()) if whole else None
+        return by_owner(reading.allocations()) if whole else None
 
 
 class MetricHours:
@@ -263,10 +264,10 @@ class MetricHours:
             not_covered=reading.not_covered,
         )
 
-    async def day(self, day: int) -> Costs | None:
+    async def day(self, day: int) -> dict[str, Costs] | None:
         window = Window.past(day, day + DAY)
         reading = await allocation_by_metrics(self._thanos, self._account, window, Deadline(self._timeout))
-        return Costs.sum(a.costs for a in reading.allocations()) if reading.source.status == "ok" else None
+        return by_owner(reading.allocations()) if reading.source.status == "ok" else None
 
 
 async def management_hours(

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import islice
 from math import fsum
+from operator import attrgetter
 from typing import Any
 
 from msgspec import Struct
@@ -30,6 +31,8 @@ from tools.window import HOUR
 log = logging.getLogger("ledger")
 
 COUNTER_BITS = 32
+_READ_COST = {name: attrgetter(name) for name in COMPONENTS}
+
 BLOCKS_AT_ONCE = 2
 COUNTED_KEPT = 100_000
 
@@ -68,8 +71,12 @@ class HourBatch(Struct, frozen=True, kw_only=True):
 
     def sums(self) -> dict[str, float]:
         """USD by cost column, of the columns that have any."""
-        columns = list(zip(*(a.costs.by_component() for a in self.allocations), strict=True))
-        costs = {name: fsum(column) for name, column in zip(COMPONENTS, columns, strict=False) if any(column)}
+        costs: dict[str, float] = {}
+        every = [a.costs for a in self.allocations]
+        for name, read in _READ_COST.items():
+            column = list(map(read, every))
+            if any(column):
+                costs[name] = fsum(column)
         return costs | ({"management": self.management} if self.management else {})
 
 

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metroculus.cost_model.allocation import COMPONENTS, Allocation, Costs
-from metroculus.cost_model.hours import control, spread
+from metroculus.cost_model.hours import by_owner, control, spread
 
 
-def row(**costs):
-    return Allocation(name="a", namespace="a", costs=Costs(**costs))
+def row(namespace="a", **costs):
+    return Allocation(name=namespace, namespace=namespace, costs=Costs(**costs))
 
 
 @pytest.mark.parametrize(
@@ -37,24 +37,40 @@ def test_a_small_hour_is_held_to_a_hundredth():
 
 def test_a_days_difference_is_spread_in_proportion_over_its_component():
     hours = [[row(cpu=1.0, pv=1.0)], [row(cpu=3.0)]]
-    found = spread(hours, Costs(cpu=4.2, pv=1.0))
+    found = spread(hours, {"a": Costs(cpu=4.2, pv=1.0)})
     assert [one[0].costs.cpu for one in found.hours] == pytest.approx([1.05, 3.15])
     assert found.hours[0][0].costs.pv == 1.0
     assert found.usd == pytest.approx((0.05, 0.15))
     assert found.reconciled
 
 
+def test_each_namespace_follows_what_the_day_says_of_it():
+    hours = [[row("a", cpu=1.0), row("b", cpu=1.0)], [row("a", cpu=1.0), row("__idle__", cpu=7.0)]]
+    found = spread(hours, {"a": Costs(cpu=2.1), "b": Costs(cpu=0.95), "__idle__": Costs(cpu=7.0)})
+    sums = by_owner(a for hour in found.hours for a in hour)
+    assert {name: costs.cpu for name, costs in sums.items()} == pytest.approx({"a": 2.1, "b": 0.95, "__idle__": 7.0})
+    assert found.reconciled
+
+
+def test_what_an_owner_cannot_take_is_spread_over_the_cluster():
+    hours = [[row("a", cpu=9.0), row("b", cpu=1.0)]]
+    found = spread(hours, {"a": Costs(cpu=9.0), "c": Costs(cpu=1.5)})
+    sums = by_owner(found.hours[0])
+    assert {name: costs.cpu for name, costs in sums.items()} == pytest.approx({"a": 9.45, "b": 1.05})
+    assert found.reconciled
+
+
 def test_a_day_too_far_from_its_hours_is_left_and_said():
     hours = [[row(cpu=1.0)], [row(cpu=3.0)]]
     for day in (Costs(cpu=4.5), Costs(cpu=3.5), Costs(), Costs(cpu=4.0, ram=1.0)):
-        found = spread(hours, day)
+        found = spread(hours, {"a": day})
         assert (found.reconciled, found.usd) == (False, (0.0, 0.0))
         assert [list(one) for one in found.hours] == hours
 
 
 def test_a_day_that_agrees_changes_nothing():
     hours = [[row(cpu=0.1), row(cpu=0.2)]]
-    assert spread(hours, Costs(cpu=fsum((0.1, 0.2)))).hours[0] == tuple(hours[0])
+    assert spread(hours, {"a": Costs(cpu=fsum((0.1, 0.2)))}).hours[0] == tuple(hours[0])
 
 
 money = st.floats(0.001, 1e4)
@@ -67,7 +83,7 @@ money = st.floats(0.001, 1e4)
 def test_hours_add_up_to_their_day_whatever_they_are(hours, factor):
     sums = Costs.sum(a.costs for hour in hours for a in hour)
     day = Costs(*(usd * factor for usd in sums.by_component()))
-    found = spread(hours, day)
+    found = spread(hours, {"a": day})
     after = Costs.sum(a.costs for hour in found.hours for a in hour)
     for name in COMPONENTS:
         assert getattr(after, name) == pytest.approx(getattr(day, name), rel=1e-12)
