@@ -169,6 +169,7 @@ class Summaries:
         if not SUMMARISED.issuperset(group_by) or (filters.nodes or filters.services):
             held = self._ledger.held(account, start, end)
             return Answer(held, tuple(self._history.measured(held, group_by, filters, measures)))
+        asked = _Asked(group_by, filters, measures)
         newest = self._ledger.newest(account, start, end)
         left = dict(newest)
         parts: list[Measured] = []
@@ -178,9 +179,8 @@ class Summaries:
                 for first, markers in by_period(left.values(), granularity).items()
                 if first >= start and period_of(first, granularity)[1] <= end
             }
-            good = self._good(account, granularity, periods)
-            if good:
-                parts += self._read(account, granularity, good, group_by, filters, measures)
+            good, found = self._whole(account, granularity, self._fitting(account, granularity, periods), asked)
+            parts += found
             for first in good:
                 for marker in periods[first]:
                     del left[marker.hour]
@@ -203,26 +203,37 @@ class Summaries:
             return ("hour",)
         return ("day", "hour") if "day" in group_by else GRANULARITIES
 
-    def _good(self, account: str, granularity: Granularity, periods: Mapping[int, list[Marker]]) -> dict[int, Build]:
-        """The builds of these periods that are whole and made of just these batches."""
+    def _fitting(self, account: str, granularity: Granularity, periods: Mapping[int, list[Marker]]) -> dict[int, Build]:
+        """The builds of these periods that are made of just these batches."""
         if not periods:
             return {}
         builds = self._builds(account, granularity, min(periods), max(periods) + 1)
-        fitting = {
+        return {
             start: build
             for start, build in builds.items()
             if start in periods and build.built_from == built_from(periods[start])
         }
-        if not fitting:
-            return {}
+
+    def _whole(
+        self, account: str, granularity: Granularity, builds: dict[int, Build], asked: _Asked
+    ) -> tuple[dict[int, Build], list[Measured]]:
+        """The builds whose rows are all there, and what they say; where all rows are read they are counted with it."""
+        if builds and not asked.filters.any:
+            found, rows = self._read(account, granularity, builds, asked)
+            if rows == sum(build.rows for build in builds.values()):
+                return builds, found
+        good = self._counted(account, granularity, builds) if builds else {}
+        return good, self._read(account, granularity, good, asked)[0] if good else []
+
+    def _counted(self, account: str, granularity: Granularity, builds: Mapping[int, Build]) -> dict[int, Build]:
         counted: dict[int, int] = {
             version: rows
             for version, rows in self._engine.query(
                 f"SELECT version, count() FROM {SUMMARIES.name}"
-                f" WHERE {self._where(account, granularity, fitting)} GROUP BY version"
+                f" WHERE {self._where(account, granularity, builds)} GROUP BY version"
             )
         }
-        return {start: build for start, build in fitting.items() if counted.get(build.version, 0) == build.rows}
+        return {start: build for start, build in builds.items() if counted.get(build.version, 0) == build.rows}
 
     @staticmethod
     def _where(account: str, granularity: Granularity, builds: Mapping[int, Build]) -> str:
@@ -233,22 +244,25 @@ class Summaries:
         )
 
     def _read(
-        self,
-        account: str,
-        granularity: Granularity,
-        builds: Mapping[int, Build],
-        group_by: Sequence[str],
-        filters: Filters,
-        measures: Sequence[str],
-    ) -> list[Measured]:
-        """Sums over good builds."""
+        self, account: str, granularity: Granularity, builds: Mapping[int, Build], asked: _Asked
+    ) -> tuple[list[Measured], int]:
+        """Sums over builds, and of how many rows."""
         times = {name: TIMES[name].replace("hour", "start") for name in TIMES}
-        chosen, group = grouped_by([times.get(name, name) for name in group_by])
-        rows = self._engine.query(
-            f"SELECT {chosen}{sums_of(measures)} FROM {SUMMARIES.name}"
-            f" WHERE {self._where(account, granularity, builds)}{filtered(filters)}{group}"
+        keys = len(asked.group_by)
+        chosen, group = grouped_by([times.get(name, name) for name in asked.group_by])
+        rows = list(
+            self._engine.query(
+                f"SELECT {chosen}count(), {sums_of(asked.measures)} FROM {SUMMARIES.name}"
+                f" WHERE {self._where(account, granularity, builds)}{filtered(asked.filters)}{group}"
+            )
         )
-        return [Measured.read(row[: len(group_by)], row[len(group_by) :]) for row in rows]
+        return [Measured.read(row[:keys], row[keys + 1 :]) for row in rows], sum(row[keys] for row in rows)
+
+
+class _Asked(Struct, frozen=True):
+    group_by: Sequence[str]
+    filters: Filters
+    measures: Sequence[str]
 
 
 class Answer(Struct, frozen=True):
