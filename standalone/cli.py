@@ -20,6 +20,7 @@ from metroculus.parts import make_parts
 from metroculus.sources.addresses import parse_upstream_url
 from metroculus.sources.registry import RegistryError
 from metroculus.storage.engine import StoreError
+from metroculus.storage.jobs import DEFAULT_PARALLEL, MAX_PARALLEL
 from metroculus.storage.store import EMBEDDED, is_embedded
 from optscale_client.config_client import ConfigError, EtcdConfig
 from rest_api.rest_api_server.directory.model import DirectoryError
@@ -134,7 +135,13 @@ def worker(**flags: Any) -> None:
 def filling(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of what fills a stretch of the past."""
     for option in (
-        click.option("--parallel", type=click.IntRange(1, 8), default=2, show_default=True, help="Days read at once."),
+        click.option(
+            "--parallel",
+            type=click.IntRange(1, MAX_PARALLEL),
+            default=DEFAULT_PARALLEL,
+            show_default=True,
+            help="Days read at once.",
+        ),
         click.option("--to", "end", required=True, help="Until then, not with it."),
         click.option("--from", "start", required=True, help="RFC 3339 (2026-11-01T00:00:00Z) or Unix seconds."),
         click.option("--cloud-account", "account", required=True, help="The cluster's cloud account id."),

@@ -17,16 +17,16 @@ import requests
 
 from metroculus.metroculus_worker.backfill import Progress
 from metroculus.metroculus_worker.worker import FAILURES, NotOurs
+from metroculus.storage.jobs import DEFAULT_PARALLEL
 from rest_api.rest_api_server.directory.model import AlreadyExists, Role
 from rest_api.rest_api_server.directory.sqlite import SqliteDirectory
 from standalone.history import Bar, tell_owner
 from standalone.running import Plan, Running, start
 from tools.tornado_service.application import stop_signal
+from tools.window import DAY
 
 ORGANIZATION, USER, CLUSTER = "home", "me", "my-cluster"
 TOKEN_DAYS = 30
-DAY = 86400
-PARALLEL = 2
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def make_home(directory: SqliteDirectory, cluster_id: str, flavour: str, url: st
     if directory.cluster(cluster_id) is None:
         directory.create_cluster(organization.id, CLUSTER, kind, url, cluster_id)
     directory.update_cluster(cluster_id, name=CLUSTER, flavour=kind, url=url, state="linked")
-    _, token = directory.create_token(USER, int(time.time()) + TOKEN_DAYS * 86400)
+    _, token = directory.create_token(USER, int(time.time()) + TOKEN_DAYS * DAY)
     return Home(organization.id, cluster_id, token)
 
 
@@ -128,7 +128,7 @@ async def fill_history(running: Running, account: str, days: int, what: str) -> 
     now = int(time.time())
     bar = Bar(what)
     try:
-        return await running.worker.worker.fill(account, (now - now % DAY - days * DAY, now), PARALLEL, bar)
+        return await running.worker.worker.fill(account, (now - now % DAY - days * DAY, now), DEFAULT_PARALLEL, bar)
     finally:
         bar.close()
 

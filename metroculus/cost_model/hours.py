@@ -5,8 +5,9 @@ Upstream rounds, and bills some things of an hour for longer than the hour: a da
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from math import fsum, isclose
 
 from msgspec import Struct
@@ -40,10 +41,9 @@ def control(allocations: Sequence[Allocation], told: float) -> Control:
     figures = [usd for a in allocations for usd in a.costs.by_component()]
     total = fsum(figures)
     residual = told - total
-    rounding = ROUNDING_USD / 2 * (len(figures) + len(COMPONENTS))
     apart = abs(residual)
     close = apart <= CONTROL_USD and apart <= CONTROL_SHARE * max(abs(total), abs(told))
-    return Control(residual, close or apart <= rounding)
+    return Control(residual, close or apart <= _rounding(len(figures)))
 
 
 class Spread(Struct, frozen=True):
@@ -64,11 +64,8 @@ def spread(hours: Sequence[Sequence[Allocation]], day: Mapping[str, Costs]) -> S
     Args:
         day: what the day says, by owner: a namespace, or the name of a special entity.
     """
-    owned: dict[str, list[Costs]] = defaultdict(list)
-    for hour in hours:
-        for allocation in hour:
-            owned[owner(allocation)].append(allocation.costs)
-    have = {name: Costs.sum(costs).by_component() for name, costs in owned.items()}
+    counts = Counter(owner(allocation) for hour in hours for allocation in hour)
+    have = {name: costs.by_component() for name, costs in by_owner(chain.from_iterable(hours)).items()}
     wanted = Costs.sum(day.values()).by_component()
     rows = sum(map(len, hours))
     kept = Spread(tuple(tuple(hour) for hour in hours), (0.0,) * len(hours), True)
@@ -77,7 +74,7 @@ def spread(hours: Sequence[Sequence[Allocation]], day: Mapping[str, Costs]) -> S
             return replace(kept, reconciled=False)
     said = {name: day[name].by_component() if name in day else sums for name, sums in have.items()}
     factors = {
-        name: [_factor(told, want, _rounding(len(owned[name]))) for told, want in zip(sums, said[name], strict=True)]
+        name: [_factor(told, want, _rounding(counts[name])) for told, want in zip(sums, said[name], strict=True)]
         for name, sums in have.items()
     }
     after = _sums([usd * factor for usd, factor in zip(have[name], factors[name], strict=True)] for name in have)
@@ -107,9 +104,9 @@ def _sums(many: Iterable[Sequence[float]]) -> list[float]:
     return [fsum(column) for column in zip(*many, strict=True)] or [0.0] * len(COMPONENTS)
 
 
-def _rounding(rows: int) -> float:
-    """What rounding each of some figures can come to."""
-    return ROUNDING_USD / 2 * (rows + len(COMPONENTS))
+def _rounding(figures: int) -> float:
+    """What rounding each of some figures, and each of a control total's, can come to."""
+    return ROUNDING_USD / 2 * (figures + len(COMPONENTS))
 
 
 def _factor(have: float, want: float, rounding: float) -> float:

@@ -16,8 +16,6 @@ from tools.window import DAY, HOUR, SETTLING_SECONDS
 
 log = logging.getLogger("backfill")
 
-DEFAULT_PARALLEL = 2
-
 
 class Progress(Struct, frozen=True, kw_only=True):
     """How far a back-fill is, in hours; ``missing`` could not be had."""

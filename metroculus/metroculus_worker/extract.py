@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import Allocation, Costs
 from metroculus.cost_model.hours import control, spread
+from metroculus.cost_model.statement import COVERAGE_THRESHOLD
 from metroculus.metroculus_worker.ownership import Owned
 from metroculus.metroculus_worker.plan import Stretch, closed
 from metroculus.sources.accounts import Accounts
@@ -26,9 +27,6 @@ from metroculus.storage.store import Store
 from tools.window import DAY, HOUR, SETTLING_SECONDS
 
 log = logging.getLogger("extract")
-
-FULL_SHARE = 0.99
-"""An hour that is told of for less than this of its time may still be filling up."""
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -183,7 +181,7 @@ def assemble(
 def _still_filling(reading: HourReading, now: int) -> bool:
     """Whether the source may not have the whole hour yet."""
     over = reading.hour + HOUR
-    return reading.seconds < FULL_SHARE * HOUR and now < over + SETTLING_SECONDS
+    return reading.seconds < COVERAGE_THRESHOLD * HOUR and now < over + SETTLING_SECONDS
 
 
 def _by_name(allocation: Allocation) -> tuple[str, ...]:

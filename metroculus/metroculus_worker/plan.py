@@ -80,9 +80,7 @@ def _of_past_day(
         if wanted:
             yield Stretch(day, day + DAY, whole=True) if len(lacking) == 24 else Stretch(wanted[0], wanted[-1] + HOUR)
         return
-    asked = [
-        max(m.fetched_at, g.asked_at if g else 0) for m, g in ((stored[h], gaps.get(h)) for h in hours if h in stored)
-    ]
+    asked = [_asked(stored[hour], gaps.get(hour)) for hour in hours if hour in stored]
     ages = (SETTLING_SECONDS, *(hours * HOUR for hours in READ_AGAIN_HOURS))
     if wanted or (asked and any(day + DAY + age <= now and min(asked) < day + DAY + age for age in ages)):
         yield Stretch(day, day + DAY, whole=True)

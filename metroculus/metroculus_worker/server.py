@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from tornado.web import Application
 
@@ -40,11 +41,11 @@ class WorkerService:
     worker: Worker
     config: WorkerConfig
     scheduler: AsyncIOScheduler = field(default_factory=lambda: AsyncIOScheduler(timezone=UTC))
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def start(self) -> None:
         """Catch up at once, then keep to the schedules; call on the loop."""
-        rounds: dict[str, tuple[Callable[[], Awaitable[Any]], str]] = {
+        rounds: dict[str, tuple[Callable[[], Coroutine[Any, Any, Any]], str]] = {
             "extract": (self.extract, self.config.extract_schedule),
             "assets": (self.worker.assets_all, self.config.assets_schedule),
             "aggregate": (self.worker.aggregate_all, self.config.aggregate_schedule),
@@ -57,7 +58,7 @@ class WorkerService:
         for name in ("extract", "assets", "aggregate"):
             self._launch(rounds[name][0])
 
-    def _add(self, name: str, run: Callable[[], Awaitable[Any]], trigger: Any) -> None:
+    def _add(self, name: str, run: Callable[[], Coroutine[Any, Any, Any]], trigger: Any) -> None:
         """A round that is late is run once, and a long one does not hold up the next of other clusters."""
 
         async def fire() -> None:
@@ -67,15 +68,12 @@ class WorkerService:
             fire, trigger, id=name, coalesce=True, misfire_grace_time=None, max_instances=1, replace_existing=True
         )
 
-    def _launch(self, run: Callable[[], Awaitable[Any]]) -> None:
-        async def safely() -> None:
-            await run()
-
-        task = asyncio.create_task(safely())
+    def _launch(self, run: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        task = asyncio.create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a round failed", exc_info=task.exception())
@@ -85,12 +83,7 @@ class WorkerService:
         if await self.worker.extract_all() and self.scheduler.running:
             at = datetime.now(UTC) + timedelta(seconds=AGAIN_SECONDS)
 
-            async def again() -> None:
-                self._launch(self.extract)
-
-            self.scheduler.add_job(
-                again, "date", run_date=at, id="again", replace_existing=True, misfire_grace_time=None
-            )
+            self._add("again", self.extract, DateTrigger(at))
 
     async def stop(self) -> None:
         """End the rounds; what is committed stays, what is not is never seen."""

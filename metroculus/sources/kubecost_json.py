@@ -17,6 +17,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from metroculus.cost_model.allocation import IDLE, Allocation, AllocationSet, Amounts, Costs, Egress, Usage
 from metroculus.cost_model.assets import UPSTREAM_TYPES, Asset
+from metroculus.cost_model.hours import ROUNDING_USD
 from metroculus.sources.errors import BadAnswer
 from tools.window import parse_rfc3339_utc
 
@@ -26,8 +27,6 @@ T = TypeVar("T")
 GIB = 2**30
 MAX_NAME_LENGTH = 1024
 MAX_NAMESPACE_LENGTH = 253
-ROUNDING_USD = 1e-5
-"""Upstream rounds to five decimals: a cost this little below zero is zero."""
 
 _MALFORMED = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 

@@ -13,6 +13,9 @@ from metroculus.storage.engine import Engine, literal
 from metroculus.storage.schema import AUDIT, BACKFILLS
 
 State = Literal["queued", "running", "done", "incomplete", "failed"]
+DEFAULT_PARALLEL, MAX_PARALLEL = 2, 8
+"""Days that a source is asked for side by side."""
+
 OPEN: tuple[State, ...] = ("queued", "running")
 
 

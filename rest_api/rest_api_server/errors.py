@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from optscale_client.metroculus_client import (
     DeadlineExceeded,
     InvalidRequest,
@@ -42,6 +44,12 @@ CODES = CommonCodes(
     internal=INTERNAL,
     shutting_down=STOPPING,
 )
+
+
+def told(failure: MetroculusError) -> dict[str, Any]:
+    """A failure of one cluster, as it stands inside an answer about several."""
+    error = map_error(failure) or ApiError(INTERNAL)
+    return {"status_code": error.code.status, "error_code": error.code.code, "reason": error.reason}
 
 
 def map_error(error: BaseException) -> ApiError | None:

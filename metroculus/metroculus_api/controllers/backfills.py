@@ -9,13 +9,11 @@ from msgspec import Struct
 from metroculus.codes import INVALID, NOT_FOUND
 from metroculus.metroculus_api.errors import NoHistory, NoSource, NoWorker
 from metroculus.sources.accounts import Accounts
-from metroculus.storage.jobs import Backfill
+from metroculus.storage.jobs import DEFAULT_PARALLEL, MAX_PARALLEL, Backfill
 from metroculus.storage.store import Store
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.params import Uuid
 from tools.window import HOUR, WindowError, iso, parse_rfc3339_utc, parse_stamps
-
-MAX_PARALLEL = 8
 
 
 class BackfillBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -24,7 +22,7 @@ class BackfillBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     cloud_account_id: str
     start_date: int | str
     end_date: int | str
-    parallel: int = 2
+    parallel: int = DEFAULT_PARALLEL
     repair: str | None = None
 
 

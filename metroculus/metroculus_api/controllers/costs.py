@@ -78,10 +78,10 @@ class CostController:
 
     async def _statement(self, question: Question, deadline: Deadline) -> Statement:
         sources = await self._accounts.of(question.cloud_account_id)
-        stored, rest, store = await self._read_stored(question)
+        stored, store = await self._stored.read(question) if self._stored is not None else (None, None)
         if sources.kubecost is None and sources.thanos is None and stored is None:
             raise NoSource
-        gathering = _Gathering(sources, question, rest, deadline)
+        gathering = _Gathering(sources, question, stored.rest if stored else question.window, deadline)
         if question.detail == "summary":
             statement = await _reconciled(question, *(await gathering.cost()), stored)
         else:
@@ -100,12 +100,6 @@ class CostController:
         if store is not None:
             statement = replace(statement, sources=(store, *statement.sources), complete=False)
         return statement
-
-    async def _read_stored(self, question: Question) -> tuple[StoredReading | None, Window, Source | None]:
-        """What is stored of the window and what is left to ask live; and the store where it failed."""
-        if self._stored is None:
-            return None, question.window, None
-        return await self._stored.read(question)
 
 
 class _Gathering:

@@ -12,7 +12,7 @@ from msgspec import Struct
 from metroculus.cost_model.allocation import COMPONENTS, Filters, Group
 from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.statement import Source, StatementWindow
-from metroculus.metroculus_api.controllers.stored import source_of
+from metroculus.metroculus_api.controllers.stored import source_of, whole
 from metroculus.metroculus_api.errors import NoHistory
 from metroculus.storage.history import COSTS_AND_USAGE, Measured, by_key
 from metroculus.storage.ledger import Held
@@ -21,7 +21,6 @@ from metroculus.storage.summaries import Answer
 from tools.window import Window, iso
 
 TIME_KEYS = frozenset({"hour", "day", "month"})
-COVERED = 0.99
 
 
 class AccountCoverage(Struct, frozen=True, kw_only=True):
@@ -97,11 +96,10 @@ class ExpensesController:
 
 def _coverage(account: str, held: Held, window: Window) -> AccountCoverage:
     source = source_of(held, window)
-    whole = source.coverage is None or source.coverage >= COVERED
     return AccountCoverage(
         cloud_account_id=account,
         coverage=source.coverage,
-        complete=bool(held.hours) and whole and source.status == "ok",
+        complete=whole(held, source),
         source=source,
     )
 

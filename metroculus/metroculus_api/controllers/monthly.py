@@ -6,17 +6,15 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from metroculus.cost_model.allocation import Filters
+from metroculus.cost_model.allocation import IDLE, Filters
 from metroculus.cost_model.series import Point, steps, stored_point
 from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, project
-from metroculus.metroculus_api.controllers.stored import source_of
+from metroculus.metroculus_api.controllers.stored import source_of, whole
 from metroculus.metroculus_api.errors import NoHistory
 from metroculus.storage.ledger import Held
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import period_of
 from tools.window import DAY, HOUR, SETTLING_SECONDS, Window, iso
-
-COVERED = 0.99
 
 
 class Month(Struct, frozen=True, kw_only=True):
@@ -63,7 +61,7 @@ class MonthlyController:
         window = Window(first, next_month, settled - settled % HOUR)
         sums = await store.run(store.summaries.measured, account, first, next_month, ("month",), Filters())
         idle = await store.run(
-            store.summaries.measured, account, first, next_month, ("month",), Filters(namespaces=("__idle__",))
+            store.summaries.measured, account, first, next_month, ("month",), Filters(namespaces=(IDLE,))
         )
         parts = {int(one.keys[0]): (one.costs, one.management) for one in sums.measured}
         idle_usd = {int(one.keys[0]): one.total for one in idle.measured}
@@ -84,14 +82,13 @@ class MonthlyController:
             projection = None
             if month.start == this_month and point is not None:
                 projection = await self._project(account, point.known_cost or 0.0, max(hours) + HOUR, next_month)
-            covered = source.coverage is None or source.coverage >= COVERED
             months.append(
                 Month(
                     month=iso(month.start)[:7],
                     start=iso(month.start),
                     end=iso(month.end),
                     coverage=source.coverage,
-                    complete=point is not None and covered and source.status == "ok",
+                    complete=whole(held, source),
                     costs=point,
                     projection=projection,
                 )

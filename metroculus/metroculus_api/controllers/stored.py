@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
+from metroculus.cost_model.allocation import AllocationSet
 from metroculus.cost_model.statement import (
+    COVERAGE_THRESHOLD,
     AllocationReading,
     ManagementReading,
     Question,
@@ -19,9 +19,6 @@ from metroculus.storage.store import Store
 from tools.window import HOUR, Window
 
 log = logging.getLogger("stored")
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 STORE = "store"
 
@@ -43,8 +40,7 @@ def source_of(held: Held, window: Window) -> Source:
     """How much of a window's final time is stored, and what is to be said of it."""
     hours = held.hours.values()
     final = [m.seconds for m in hours if m.hour < window.final_until]
-    asked = Window(window.start, window.end, window.final_until).final_seconds
-    share = min(1.0, sum(final) / asked) if asked else None
+    share = min(1.0, sum(final) / window.final_seconds) if window.final_seconds else None
     notes = []
     unreconciled = [m for m in hours if not m.reconciled]
     if unreconciled:
@@ -58,7 +54,7 @@ def source_of(held: Held, window: Window) -> Source:
     if held.passed_over:
         notes.append(f"{len(held.passed_over)} stored batches are not whole and were passed over")
     told = sum(m.seconds for m in hours)
-    thin = told < 0.99 * HOUR * len(held.hours)
+    thin = told < COVERAGE_THRESHOLD * HOUR * len(held.hours)
     return Source(
         name=STORE,
         status="partial" if quarantined or unknown or thin else "ok",
@@ -68,8 +64,14 @@ def source_of(held: Held, window: Window) -> Source:
     )
 
 
-def reading_of(held: Held, window: Window, allocation: AllocationReading, usd: float | None) -> StoredReading:
-    """The allocation reading with what the markers say, and management of the same hours."""
+def whole(held: Held, source: Source) -> bool:
+    """Whether what is stored of a window is all of its final time, and all known."""
+    covered = source.coverage is None or source.coverage >= COVERAGE_THRESHOLD
+    return bool(held.hours) and covered and source.status == "ok"
+
+
+def reading_of(held: Held, window: Window, told: AllocationSet, usd: float | None) -> StoredReading:
+    """The stored rows with what the markers say, and management of the same hours."""
     hours = held.hours.values()
     source = source_of(held, window)
     missing = {name for m in hours for name in m.unknown} - {"management"}
@@ -78,7 +80,7 @@ def reading_of(held: Held, window: Window, allocation: AllocationReading, usd: f
     return StoredReading(
         AllocationReading(
             source=source,
-            sets=allocation.sets,
+            sets=(told,),
             missing=tuple(sorted(missing)),
             not_covered=tuple(sorted(not_covered - {"management"} - missing)),
         ),
@@ -93,25 +95,15 @@ class StoredHours:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def read(self, question: Question) -> tuple[StoredReading | None, Window, Source | None]:
-        """What is stored, the rest of the window, and the store as a source where it could not be asked."""
-        window, account = question.window, question.cloud_account_id
-        held = await self._ask(self._store.ledger.held, account, window.start, window.end)
-        if held is None:
-            return None, window, Source(name=STORE, status="unavailable", error="the store cannot be used")
-        if not held.hours:
-            return None, window, None
-        answer = await self._ask(self._store.history.allocations, held, properties_of(question))
-        if answer is None:
-            return None, window, Source(name=STORE, status="unavailable", error="the store cannot be used")
-        told, usd = answer
-        allocation = AllocationReading(source=Source(name=STORE, status="ok"), sets=(told,))
-        reading = reading_of(held, window, allocation, usd)
-        return reading, reading.rest, None
-
-    async def _ask(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+    async def read(self, question: Question) -> tuple[StoredReading | None, Source | None]:
+        """What is stored, None where nothing is; and the store as a source where it could not be asked."""
+        window, run = question.window, self._store.run
         try:
-            return await self._store.run(function, *args, **kwargs)
+            held = await run(self._store.ledger.held, question.cloud_account_id, window.start, window.end)
+            if not held.hours:
+                return None, None
+            told, usd = await run(self._store.history.allocations, held, properties_of(question))
         except StoreError as failure:
             log.warning("the store failed: %s", failure)
-            return None
+            return None, Source(name=STORE, status="unavailable", error="the store cannot be used")
+        return reading_of(held, window, told, usd), None

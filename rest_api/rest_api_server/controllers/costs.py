@@ -10,8 +10,7 @@ from typing import Any
 from optscale_client.metroculus_client import MetroculusError, NoSourceConfigured
 from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster
-from rest_api.rest_api_server.errors import INTERNAL, map_error
-from tools.tornado_service.errors import ApiError
+from rest_api.rest_api_server.errors import told
 from tools.window import Window
 
 STATEMENT_KEYS = (
@@ -75,10 +74,8 @@ class CostsController:
         try:
             statement = await self.statement(cluster, window, request_id)
         except MetroculusError as failure:
-            error = map_error(failure) or ApiError(INTERNAL)
-            said = {"status_code": error.code.status, "error_code": error.code.code, "reason": error.reason}
             unknown = dict.fromkeys(("total_cost", "summary", "idle_cost", "efficiency", "currency", "freshness"))
-            return row | unknown | {"complete": False, "sources": [], "not_covered": [], "error": said}
+            return row | unknown | {"complete": False, "sources": [], "not_covered": [], "error": told(failure)}
         kept = ("total_cost", "summary", "idle_cost", "efficiency", "currency", "complete", "sources", "not_covered")
         fetched = [source["fetched_at"] for source in statement["sources"] if source["fetched_at"] is not None]
         freshness = {"fetched_at": min(fetched, default=None), "final_until": statement["window"]["final_until"]}

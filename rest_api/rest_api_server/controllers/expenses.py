@@ -10,8 +10,7 @@ from typing import Any
 from optscale_client.metroculus_client import MetroculusError
 from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster
-from rest_api.rest_api_server.errors import INTERNAL, map_error
-from tools.tornado_service.errors import ApiError
+from rest_api.rest_api_server.errors import told
 from tools.window import Window
 
 ROW_KEYS = ("cluster", "namespace", "controller", "pod", "node")
@@ -75,7 +74,7 @@ class ExpensesController:
                 request_id=request_id,
             )
         except MetroculusError as failure:
-            return nothing | {"error": _said(failure)}
+            return nothing | {"error": told(failure)}
         return body | {"error": None}
 
     async def _statement(self, cluster: Cluster, window: Window, filters: Json, request_id: str) -> Json:
@@ -91,21 +90,23 @@ class ExpensesController:
             )
         except MetroculusError as failure:
             unknown: Json = {"cost": None, "breakdown": None, "complete": False, "sources": [], "not_covered": []}
-            return row | unknown | {"error": _said(failure)}
+            return row | unknown | {"error": told(failure)}
         kept = {key: body[key] for key in ("complete", "sources", "not_covered")}
         return row | {"cost": body["total_cost"], "breakdown": body["summary"], "error": None} | kept
 
     async def monthly(self, clusters: Sequence[Cluster], count: int, request_id: str) -> Json:
         """Month by month over all clusters, each cluster by itself, and where the running month is going."""
         answers = await asyncio.gather(*(self._months(cluster, count, request_id) for cluster in clusters))
-        told = [(cluster, body) for cluster, body in zip(clusters, answers, strict=True) if "months" in body]
+        answered = [(cluster, body) for cluster, body in zip(clusters, answers, strict=True) if "months" in body]
         failed = [
             {"cloud_account_id": cluster.id, "cloud_account_name": cluster.name, "error": body["error"]}
             for cluster, body in zip(clusters, answers, strict=True)
             if "months" not in body
         ]
-        months = [_month([(cluster, body["months"][n]) for cluster, body in told], bool(failed)) for n in range(count)]
-        return {"currency": "USD", "months": months if told else [], "unavailable": failed}
+        months = [
+            _month([(cluster, body["months"][n]) for cluster, body in answered], bool(failed)) for n in range(count)
+        ]
+        return {"currency": "USD", "months": months if answered else [], "unavailable": failed}
 
     async def _months(self, cluster: Cluster, count: int, request_id: str) -> Json:
         try:
@@ -113,7 +114,7 @@ class ExpensesController:
                 self._metroculus.client.get_k8s_monthly, cluster.id, count, request_id=request_id
             )
         except MetroculusError as failure:
-            return {"error": _said(failure)}
+            return {"error": told(failure)}
 
 
 def _month(parts: Sequence[tuple[Cluster, Json]], failed: bool) -> Json:
@@ -175,8 +176,3 @@ def _row(row: Json, names: dict[str, str]) -> Json:
         "resource_type": "K8s Pod",
         "cost": row["total_cost"],
     } | {key: value for key, value in row.items() if key not in ROW_KEYS}
-
-
-def _said(failure: MetroculusError) -> Json:
-    error = map_error(failure) or ApiError(INTERNAL)
-    return {"status_code": error.code.status, "error_code": error.code.code, "reason": error.reason}
