@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
 from math import fsum
 
 import msgspec
@@ -31,7 +30,6 @@ class AssetDay(Struct, frozen=True):
     rows: int
     total: float
     fetched_at: int
-    digest: int
 
 
 class AssetDays:
@@ -46,15 +44,13 @@ class AssetDays:
         Raises:
             StoreError
         """
-        encoded = [_ENCODER.encode(asset) for asset in assets]
         rows = [
-            (account, day, batch, asset.type, asset.name, asset.total_cost, text.decode())
-            for asset, text in zip(assets, encoded, strict=True)
+            (account, day, batch, asset.type, asset.name, asset.total_cost, _ENCODER.encode(asset).decode())
+            for asset in assets
         ]
         self._engine.insert(ASSETS.name, ASSETS.names, rows)
-        digest = int.from_bytes(blake2b(b"".join(sorted(encoded)), digest_size=8).digest(), "big")
-        made = AssetDay(day, batch, pen.sequence(), len(rows), fsum(a.total_cost for a in assets), fetched_at, digest)
-        row = (account, day, batch, made.sequence, made.rows, made.total, fetched_at, digest)
+        made = AssetDay(day, batch, pen.sequence(), len(rows), fsum(a.total_cost for a in assets), fetched_at)
+        row = (account, day, batch, made.sequence, made.rows, made.total, fetched_at)
         self._engine.insert(ASSET_DAYS.name, ASSET_DAYS.names, [row])
         return made
 
@@ -68,8 +64,7 @@ class AssetDays:
         marks = [
             AssetDay(*row)
             for row in self._engine.query(
-                "SELECT toUInt32(day), batch, sequence, rows, total, fetched_at, digest"
-                f" FROM {ASSET_DAYS.name} WHERE {where}"
+                f"SELECT toUInt32(day), batch, sequence, rows, total, fetched_at FROM {ASSET_DAYS.name} WHERE {where}"
             )
         ]
         counts: dict[int, int] = {

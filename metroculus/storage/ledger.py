@@ -128,10 +128,6 @@ class Held(Struct, frozen=True):
             stamp = edge
         return stretches
 
-    def within(self, start: int, end: int) -> Held:
-        hours = {hour: marker for hour, marker in self.hours.items() if start <= hour and hour + HOUR <= end}
-        return Held(self.account, start, end, hours, self.passed_over)
-
 
 def choose(markers: Iterable[Marker], counts: Mapping[int, int]) -> tuple[dict[int, Marker], tuple[Marker, ...]]:
     """The winner of each hour, and the newer ones that were passed over because rows of theirs are missing.

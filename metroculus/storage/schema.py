@@ -153,7 +153,6 @@ ASSET_DAYS = Table(
         Column("rows", "UInt64"),
         Column("total", "Float64"),
         Column("fetched_at", "UInt32"),
-        Column("digest", "UInt64"),
     ),
     order="account, day, sequence",
     partition="toYYYYMM(day)",
