@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from apscheduler.triggers.cron import CronTrigger
 
 from metroculus.sources.addresses import AllowedAddresses, parse_upstream_url
 from metroculus.storage.store import EMBEDDED, check_url
-from tools.settings import Setting, address, listed, one_of, seconds
+from tools.settings import Setting, address, count, listed, one_of, seconds
+from tools.tornado_service.access import ACCESS_SETTINGS, Access, access_of, tls_of
 from tools.tornado_service.params import Uuid
 
 
@@ -43,12 +44,6 @@ def _cron(text: str) -> str:
     return text
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10_000:
-        raise ValueError("must be a whole number above 0")
-    return int(text)
-
-
 SETTINGS = (
     Setting("CLUSTER_SECRET", "Secret that callers of Metroculus send.", _secret, None, "/secret/cluster", secret=True),
     Setting("METROCULUS_LISTEN", "Address to serve on.", address, ("127.0.0.1", 8969)),
@@ -75,11 +70,12 @@ SETTINGS = (
     Setting("ASSETS_SCHEDULE", "When days of assets are extracted (cron, UTC).", _cron, "0 0 * * *"),
     Setting("AGGREGATE_SCHEDULE", "When summaries are brought up to date (cron, UTC).", _cron, "*/15 * * * *"),
     Setting("CLEANUP_SCHEDULE", "When old months and unread batches are removed (cron, UTC).", _cron, "0 2 * * *"),
-    Setting("RETENTION_DAYS", "Days of history that are kept, in whole months.", _count, 400),
-    Setting("EXTRACT_PARALLEL", "Clusters that are extracted side by side.", _count, 8),
+    Setting("RETENTION_DAYS", "Days of history that are kept, in whole months.", count, 400),
+    Setting("EXTRACT_PARALLEL", "Clusters that are extracted side by side.", count, 8),
     Setting(
         "WORKER_LOCKS", "What keeps two workers apart: file, or etcd with CONFIG_URL.", one_of("file", "etcd"), "file"
     ),
+    *ACCESS_SETTINGS,
     Setting("TLS_CERT", "Certificate (PEM) to serve with."),
     Setting("TLS_KEY", "Its key (PEM)."),
     Setting("LOG_LEVEL", "debug, info, warning or error.", one_of("debug", "info", "warning", "error"), "info"),
@@ -102,6 +98,7 @@ class MetroculusConfig:
     data_dir: Path
     encryption_key: str | None
     tls: tuple[str, str] | None
+    access: Access = field(default_factory=Access)
     kubecost_flavour: Any = None
     clickhouse_url: str | None = None
     """None keeps no history."""
@@ -123,7 +120,7 @@ class WorkerConfig:
 
 
 def config_of(values: Mapping[str, Any]) -> MetroculusConfig:
-    tls = (values["tls_cert"], values["tls_key"]) if values["tls_cert"] and values["tls_key"] else None
+    """Raises: SettingsError"""
     return MetroculusConfig(
         cluster_secret=values["cluster_secret"],
         listen=values["metroculus_listen"],
@@ -135,7 +132,8 @@ def config_of(values: Mapping[str, Any]) -> MetroculusConfig:
         upstream_allow=values["upstream_allow"],
         data_dir=values["data_dir"],
         encryption_key=values["encryption_key"],
-        tls=tls,
+        tls=tls_of(values),
+        access=access_of(values),
         clickhouse_url=values["clickhouse_url"] or f"{EMBEDDED}{values['data_dir'] / 'store'}",
         worker=WorkerConfig(
             listen=values["worker_listen"],

@@ -30,7 +30,8 @@ from standalone.history import fill, parse_moment, tell_owner, work
 from standalone.running import Plan
 from tools.cli import load_settings, setting_options
 from tools.settings import CONFIG_URL, SettingsError, address
-from tools.tornado_service.application import listen, stop_signal
+from tools.tornado_service.access import Access
+from tools.tornado_service.listening import listen, stop_signal
 from tools.tornado_service.logs import set_up
 from tools.tornado_service.params import Uuid
 
@@ -53,10 +54,11 @@ def configured(flags: dict[str, Any]) -> tuple[MetroculusConfig, EtcdConfig | No
         values = load_settings((*SETTINGS, CONFIG_URL), flags, etcd.get if etcd else None)
         if etcd is not None and values["thanos_query_url"] is None:
             values["thanos_query_url"] = etcd.thanos_query_url()
-    except ConfigError as problem:
+        config = config_of(values)
+    except (ConfigError, SettingsError) as problem:
         raise click.ClickException(str(problem)) from None
     set_up(values["log_level"], values["log_format"])
-    return config_of(values), etcd
+    return config, etcd
 
 
 def owners_of(config: MetroculusConfig, etcd: EtcdConfig | None) -> Owners | None:
@@ -226,6 +228,7 @@ def up(
             tenant_label="",
             clickhouse_url=f"{EMBEDDED}{folder / 'store'}",
             worker_listen=address(worker_listen),
+            access=Access(audit_log=str(folder / "audit.jsonl")),
         )
         asyncio.run(machine.run(plan, url or "", history_days))
     except (ValueError, SettingsError, RegistryError, DirectoryError, StoreError, OSError) as problem:

@@ -19,7 +19,6 @@ from tornado.netutil import bind_sockets
 from metroculus.sources.addresses import AllowedAddresses
 from metroculus.storage.store import EMBEDDED
 from rest_api.rest_api_server.directory.model import Role
-from rest_api.rest_api_server.directory.sqlite import SqliteDirectory
 from simulator import openmetrics
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, World, make_world
@@ -27,7 +26,8 @@ from standalone.check import Check, DemoCluster, check_everything, check_store_a
 from standalone.history import tell_owner
 from standalone.running import Plan, Running, start
 from standalone.up import cost_table, fill_history, how_to_ask, new_secret, unless
-from tools.tornado_service.application import stop_signal
+from tools.tornado_service.access import Access
+from tools.tornado_service.listening import stop_signal
 
 HISTORY_DAYS = 14
 AHEAD_DAYS = 2
@@ -158,12 +158,12 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
             thanos_query_url=prometheus.url if prometheus else None,
             upstream_allow=AllowedAddresses(["127.0.0.0/8"]),
             clickhouse_url=f"{EMBEDDED}{folder / 'data' / 'store'}",
+            access=Access(audit_log=str(folder / "audit.jsonl")),
             rounds=False,
         )
     )
     try:
         directory = running.rest_api.directory
-        assert isinstance(directory, SqliteDirectory)
         organization = directory.create_organization("demo")
         other = directory.create_organization("somebody else")
         for name, place in (("demo", organization), ("stranger", other)):
@@ -185,7 +185,7 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
             what = f"storing two weeks of {cluster.world.cluster_id}"
             await unless(stopped, filled(running, cluster.id, what))
         assert running.worker is not None and running.worker_listener is not None
-        running.worker.start()
+        running.begin()
         tell_owner(f"{EMBEDDED}{folder / 'data' / 'store'}", running.metroculus_listener.url, secret)
         connection = {
             "worker_url": running.worker_listener.url,

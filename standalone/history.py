@@ -28,7 +28,7 @@ from metroculus.parts import make_parts
 from metroculus.storage.engine import StoreOwned
 from metroculus.storage.store import EMBEDDED, is_embedded
 from optscale_client.metroculus_client import Client, MetroculusError
-from tools.tornado_service.application import listen, stop_signal
+from tools.tornado_service.listening import listen, stop_signal
 from tools.window import parse_rfc3339_utc, parse_stamp
 
 POLL_SECONDS = 0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,11 @@ from metroculus.sources.addresses import AllowedAddresses
 from rest_api.rest_api_server.config import RestApiConfig
 from rest_api.rest_api_server.server import RestApi
 from rest_api.rest_api_server.server import make_app as make_rest_api
-from tools.tornado_service.application import Listener, listen
+from tools.tornado_service.access import Access
+from tools.tornado_service.listening import Listener, listen
+
+CALL_MARGIN_SECONDS = 5.0
+"""The REST API waits so much longer than Metroculus does, to hear why."""
 
 
 @dataclass
@@ -29,6 +33,12 @@ class Running:
     rest_api_listener: Listener
     worker: WorkerService | None = None
     worker_listener: Listener | None = None
+
+    def begin(self) -> None:
+        """Go on the rounds: the worker's, where there is one, and the REST API's own."""
+        if self.worker is not None:
+            self.worker.start()
+        self.rest_api.start()
 
     async def stop(self) -> None:
         if self.worker is not None:
@@ -62,6 +72,9 @@ class Plan:
     rounds: bool = True
     """Whether the worker goes on its rounds by itself, where there is one."""
     worker_listen: tuple[str, int] = ("127.0.0.1", 0)
+    directory_url: str | None = None
+    """None is a file in ``data_dir``."""
+    access: Access = field(default_factory=Access)
 
 
 def start(plan: Plan) -> Running:
@@ -87,6 +100,7 @@ def start(plan: Plan) -> Running:
         kubecost_flavour=plan.kubecost_flavour,
         clickhouse_url=plan.clickhouse_url,
         worker=WorkerConfig(listen=plan.worker_listen),
+        access=plan.access,
     )
     parts = make_parts(config, **more)
     worker = make_worker(config, parts, **more) if parts.store is not None else None
@@ -97,7 +111,9 @@ def start(plan: Plan) -> Running:
             cluster_secret=plan.secret,
             listen=plan.rest_api_listen,
             metroculus_url=first.url,
-            directory=plan.data_dir / "directory.sqlite",
+            directory_url=plan.directory_url or f"sqlite:{plan.data_dir / 'directory.sqlite'}",
+            access=plan.access,
+            call_seconds=plan.timeout + CALL_MARGIN_SECONDS,
         ),
         **more,
     )
@@ -105,6 +121,6 @@ def start(plan: Plan) -> Running:
     running = Running(metroculus, rest_api, first, second, worker)
     if worker is not None:
         running.worker_listener = listen(worker.application, worker.service, *plan.worker_listen)
-        if plan.rounds:
-            worker.start()
+    if plan.rounds:
+        running.begin()
     return running

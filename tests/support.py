@@ -19,6 +19,7 @@ from rest_api.rest_api_server.directory.model import Role
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, HOUR, World, make_world
 from standalone.running import Plan, Running, start
+from tools.tornado_service.access import Access
 
 SECRET = "a-secret-of-the-tests"
 END = 1795219200
@@ -113,8 +114,11 @@ class Stack:
         return simulator, self.serve(simulator.application())
 
     def start(self, **plan: Any) -> Running:
+        folder = self.folder / f"data{len(self._running)}"
         values: dict[str, Any] = {
-            "data_dir": self.folder / f"data{len(self._running)}",
+            "data_dir": folder,
+            "access": Access(audit_log=str(folder / "audit.jsonl"), bad_tokens_a_minute=9999),
+            "rounds": False,
             "secret": SECRET,
             "upstream_allow": AllowedAddresses(["127.0.0.0/8"]),
             "clock": lambda: NOW,

@@ -120,6 +120,20 @@ def seconds(text: str) -> float:
     return value
 
 
+def count(text: str) -> int:
+    """A whole number from 1 to 9999."""
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:5]) < 10_000:
+        raise ValueError("must be a whole number from 1 to 9999")
+    return int(text)
+
+
+def existing_file(text: str) -> str:
+    """The path of a file that is there."""
+    if not Path(text).is_file():
+        raise ValueError("is no file")
+    return text
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:

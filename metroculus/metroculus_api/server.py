@@ -61,7 +61,16 @@ def make_app(
         stored = "not kept" if store is None else "ok" if store.failed is None else "failing"
         return {"secret": "ok" if secret.known else "down", "upstreams": upstreams, "store": stored}
 
-    service = Service("metroculus", VERSION, CODES, ready, map_error, clock)
+    service = Service(
+        "metroculus",
+        VERSION,
+        CODES,
+        ready,
+        map_error,
+        clock,
+        audit=config.access.audit("metroculus", clock),
+        proxies=config.access.proxies,
+    )
     controllers = {
         "costs": CostController(accounts, savings, store),
         "savings": savings,
@@ -71,5 +80,9 @@ def make_app(
         "monthly": MonthlyController(store, clock),
         "backfills": BackfillsController(accounts, store, worked, clock),
     }
-    shared = {"secret": secret, "deadline_seconds": config.kubecost_timeout}
+    shared = {
+        "secret": secret,
+        "slowdown": config.access.slowdown(),
+        "deadline_seconds": config.kubecost_timeout,
+    }
     return Metroculus(make_application(service, routes(shared, controllers)), service, secret, parts)

@@ -204,16 +204,17 @@ class Client:
         repair: str | None = None,
         *,
         request_id: str | None = None,
+        timeout: float | None = None,
     ) -> Answer:
         """Ask for a back-fill; with ``repair``, the reason, closed hours are read again. Dates as Unix or RFC 3339."""
         body = {"cloud_account_id": cloud_account_id, "start_date": start_date, "end_date": end_date}
         more = {"parallel": parallel, "repair": repair}
         body |= {name: value for name, value in more.items() if value is not None}
-        return self._call("POST", "backfills", {}, body, request_id=request_id)
+        return self._call("POST", "backfills", {}, body, request_id=request_id, timeout=timeout)
 
-    def get_backfill(self, backfill_id: str, *, request_id: str | None = None) -> Answer:
+    def get_backfill(self, backfill_id: str, *, request_id: str | None = None, timeout: float | None = None) -> Answer:
         """How far a back-fill is."""
-        return self._call("GET", f"backfills/{backfill_id}", {}, request_id=request_id)
+        return self._call("GET", f"backfills/{backfill_id}", {}, request_id=request_id, timeout=timeout)
 
     def put_kubecost_source(
         self,
@@ -225,20 +226,27 @@ class Client:
         custom_prices: Mapping[str, float] | None = None,
         *,
         request_id: str | None = None,
+        timeout: float | None = None,
     ) -> Answer:
         """Say which upstream an account has; credentials are never read back."""
         body: dict[str, Any] = {"flavour": flavour, "url": url, "ca": ca}
         body |= {"auth": dict(auth) if auth else None, "custom_prices": dict(custom_prices) if custom_prices else None}
         given = {key: value for key, value in body.items() if value is not None}
-        return self._call("PUT", f"kubecost_sources/{cloud_account_id}", {}, given, request_id=request_id)
+        return self._call(
+            "PUT", f"kubecost_sources/{cloud_account_id}", {}, given, request_id=request_id, timeout=timeout
+        )
 
-    def get_kubecost_source(self, cloud_account_id: str, *, request_id: str | None = None) -> Answer:
+    def get_kubecost_source(
+        self, cloud_account_id: str, *, request_id: str | None = None, timeout: float | None = None
+    ) -> Answer:
         """Which upstream an account has, without its credentials."""
-        return self._call("GET", f"kubecost_sources/{cloud_account_id}", {}, request_id=request_id)
+        return self._call("GET", f"kubecost_sources/{cloud_account_id}", {}, request_id=request_id, timeout=timeout)
 
-    def delete_kubecost_source(self, cloud_account_id: str, *, request_id: str | None = None) -> Answer:
+    def delete_kubecost_source(
+        self, cloud_account_id: str, *, request_id: str | None = None, timeout: float | None = None
+    ) -> Answer:
         """Forget an account's upstream."""
-        return self._call("DELETE", f"kubecost_sources/{cloud_account_id}", {}, request_id=request_id)
+        return self._call("DELETE", f"kubecost_sources/{cloud_account_id}", {}, request_id=request_id, timeout=timeout)
 
     def _call(
         self,
@@ -253,6 +261,7 @@ class Client:
         """One call; a refused connection is tried once more, everything else is the service's to retry."""
         ends = time.monotonic() + (self.timeout if timeout is None else timeout)
         headers = {"Secret": self.secret, "X-Request-ID": request_id or uuid4().hex, "Accept-Encoding": "gzip"}
+        headers["X-Request-Timeout"] = f"{max(0.0, ends - time.monotonic()):.3f}"
         params = {key: _text(value) for key, value in query.items() if value is not None}
         for attempt in (1, 2):
             try:
@@ -395,8 +404,8 @@ def _object(response: requests.Response, content: bytes) -> dict[str, Any]:
         ServiceUnavailable: a success that is none: cut short, HTML, no object.
     """
     try:
-        value = json.loads(content)
-    except ValueError:
+        value = json.loads(content, parse_constant=_not_a_number)
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise ServiceUnavailable(
@@ -406,6 +415,10 @@ def _object(response: requests.Response, content: bytes) -> dict[str, Any]:
             response=response,
         )
     return value
+
+
+def _not_a_number(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
 
 
 def _session() -> requests.Session:

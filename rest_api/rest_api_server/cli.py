@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from optscale_client.config_client import ConfigError, EtcdConfig
 from rest_api.rest_api_server.config import SETTINGS, config_of, directory_of
-from rest_api.rest_api_server.directory.model import AlreadyExists, DirectoryError, Missing, Role
-from rest_api.rest_api_server.directory.sqlite import SqliteDirectory
+from rest_api.rest_api_server.directory.connect import open_directory
+from rest_api.rest_api_server.directory.model import AlreadyExists, Directory, DirectoryError, Missing, Role
 from rest_api.rest_api_server.server import make_app
 from tools.cli import load_settings, setting_options
-from tools.settings import CONFIG_URL
-from tools.tornado_service.application import listen, stop_signal
+from tools.settings import CONFIG_URL, SettingsError
+from tools.tornado_service.access import Access, audit_log_of
+from tools.tornado_service.listening import listen, stop_signal
 from tools.tornado_service.logs import set_up
+from tools.window import iso
 
-DIRECTORY_SETTINGS = tuple(s for s in SETTINGS if s.name in ("DIRECTORY_URL", "DATA_DIR"))
+DIRECTORY_SETTINGS = tuple(s for s in SETTINGS if s.name in ("DIRECTORY_URL", "DATA_DIR", "AUDIT_LOG"))
 
 
 @click.group()
@@ -35,10 +40,10 @@ def serve(**flags: Any) -> None:
     try:
         etcd = EtcdConfig(values["config_url"]) if values["config_url"] != "env:" else None
         values = load_settings((*SETTINGS, CONFIG_URL), flags, etcd.get if etcd else None)
-    except ConfigError as problem:
+        config = config_of(values)
+    except (ConfigError, SettingsError) as problem:
         raise click.ClickException(str(problem)) from None
     set_up(values["log_level"], values["log_format"])
-    config = config_of(values)
     if not config.cluster_secret:
         raise click.ClickException("CLUSTER_SECRET is not set: it is what Metroculus wants")
 
@@ -49,6 +54,7 @@ def serve(**flags: Any) -> None:
             etcd.watch("/secret/cluster", lambda secret: setattr(api.metroculus.client, "secret", secret))
         address, port = config.listen
         listener = listen(api.application, api.service, address, port, config.tls)
+        api.start()
         click.echo(f"REST API at {listener.url}")
         await stopped.wait()
         await listener.stop()
@@ -60,11 +66,30 @@ def serve(**flags: Any) -> None:
         raise click.ClickException(str(problem)) from None
 
 
-def _directory(flags: dict[str, Any]) -> SqliteDirectory:
+@contextmanager
+def _directory(flags: dict[str, Any], change: str = "", **objects: str) -> Iterator[Directory]:
+    """The directory, for one command; a change goes into the audit log with what became of it.
+
+    Raises:
+        click.ClickException
+    """
+    values = load_settings(DIRECTORY_SETTINGS, flags)
     try:
-        return SqliteDirectory(directory_of(load_settings(DIRECTORY_SETTINGS, flags)))
-    except DirectoryError as problem:
+        audit = Access(audit_log_of(values)).audit("rest-api", time.time) if change else None
+        directory = open_directory(directory_of(values))
+    except (DirectoryError, OSError) as problem:
         raise click.ClickException(str(problem)) from None
+    outcome = "failed"
+    try:
+        yield directory
+        outcome = "done"
+    except (AlreadyExists, Missing, DirectoryError) as problem:
+        raise click.ClickException(str(problem)) from None
+    finally:
+        if audit is not None:
+            actor = {"kind": "command line", "user": getpass.getuser()}
+            audit.write(actor=actor, operation=change, objects=objects, outcome=outcome)
+        directory.close()
 
 
 @main.group()
@@ -77,15 +102,27 @@ def organization() -> None:
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def create_organization(name: str, **flags: Any) -> None:
     """Make an organization and print its id."""
-    click.echo(_directory(flags).create_organization(name).id)
+    with _directory(flags, "create organization", name=name) as directory:
+        click.echo(directory.create_organization(name).id)
 
 
 @organization.command(name="list")
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def list_organizations(**flags: Any) -> None:
     """List organizations, id and name."""
-    for one in _directory(flags).organizations():
-        click.echo(f"{one.id}  {one.name}")
+    with _directory(flags) as directory:
+        for one in directory.organizations():
+            click.echo(f"{one.id}  {one.name}")
+
+
+@organization.command(name="delete")
+@click.argument("organization_id")
+@setting_options(DIRECTORY_SETTINGS, config_file=False)
+def delete_organization(organization_id: str, **flags: Any) -> None:
+    """Forget an organization and its clusters: nobody has a role in it from now on."""
+    with _directory(flags, "delete organization", organization_id=organization_id) as directory:
+        if not directory.delete_organization(organization_id):
+            raise Missing(f"there is no organization {organization_id}")
 
 
 @main.group()
@@ -100,18 +137,34 @@ def user() -> None:
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def create_user(name: str, organization_id: str | None, role: str, **flags: Any) -> None:
     """Make a user; one that exists gets the role."""
-    directory = _directory(flags)
-    try:
-        made = directory.create_user(name)
-        click.echo(made.id)
-    except AlreadyExists as problem:
-        if organization_id is None:
-            raise click.ClickException(str(problem)) from None
-    if organization_id is not None:
+    told = {"organization_id": organization_id, "role": role} if organization_id is not None else {}
+    with _directory(flags, "create user", user=name, **told) as directory:
         try:
+            click.echo(directory.create_user(name).id)
+        except AlreadyExists:
+            if organization_id is None:
+                raise
+        if organization_id is not None:
             directory.set_role(name, organization_id, Role.of(role))
-        except Missing as problem:
-            raise click.ClickException(str(problem)) from None
+
+
+@user.command(name="list")
+@setting_options(DIRECTORY_SETTINGS, config_file=False)
+def list_users(**flags: Any) -> None:
+    """List users, id and name."""
+    with _directory(flags) as directory:
+        for one in directory.users():
+            click.echo(f"{one.id}  {one.name}{'  (disabled)' if one.disabled else ''}")
+
+
+@user.command(name="remove")
+@click.argument("name")
+@click.option("--organization", "organization_id", required=True, help="Take the role there away.")
+@setting_options(DIRECTORY_SETTINGS, config_file=False)
+def remove_user(name: str, organization_id: str, **flags: Any) -> None:
+    """Take a user's role in an organization away."""
+    with _directory(flags, "remove user", user=name, organization_id=organization_id) as directory:
+        directory.set_role(name, organization_id, None)
 
 
 @user.command(name="disable")
@@ -119,10 +172,8 @@ def create_user(name: str, organization_id: str | None, role: str, **flags: Any)
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def disable_user(name: str, **flags: Any) -> None:
     """Refuse every token of a user from now on."""
-    try:
-        _directory(flags).disable_user(name)
-    except Missing as problem:
-        raise click.ClickException(str(problem)) from None
+    with _directory(flags, "disable user", user=name) as directory:
+        directory.disable_user(name)
 
 
 @main.group()
@@ -133,15 +184,34 @@ def token() -> None:
 @token.command(name="create")
 @click.argument("user_name")
 @click.option("--days", default=90, show_default=True, type=click.IntRange(1, 3650), help="Until it expires.")
+@click.option(
+    "--organization", "organizations", multiple=True, help="Good for this one alone; may stand several times."
+)
+@click.option("--read-only", is_flag=True, help="Good for reading alone, whatever the user's role.")
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
-def create_token(user_name: str, days: int, **flags: Any) -> None:
+def create_token(user_name: str, days: int, organizations: tuple[str, ...], read_only: bool, **flags: Any) -> None:
     """Make a token for a user; the token is printed, its id goes to standard error."""
-    try:
-        token_id, made = _directory(flags).create_token(user_name, int(time.time()) + days * 86400)
-    except Missing as problem:
-        raise click.ClickException(str(problem)) from None
+    with _directory(flags, "create token", user=user_name) as directory:
+        for organization_id in organizations:
+            if directory.organization(organization_id) is None:
+                raise Missing(f"there is no organization {organization_id}")
+        expires_at = int(time.time()) + days * 86400
+        token_id, made = directory.create_token(user_name, expires_at, organizations or None, read_only)
     click.echo(f"token id {token_id}, good for {days} days", err=True)
     click.echo(made)
+
+
+@token.command(name="list")
+@click.argument("user_name")
+@setting_options(DIRECTORY_SETTINGS, config_file=False)
+def list_tokens(user_name: str, **flags: Any) -> None:
+    """List a user's tokens: id, until when, what for."""
+    with _directory(flags) as directory:
+        for one in directory.tokens(user_name):
+            until = "for good" if one.expires_at is None else f"until {iso(one.expires_at)}"
+            only = "" if one.organizations is None else f"  only {', '.join(one.organizations) or 'nowhere'}"
+            notes = ("  read only" if one.read_only else "") + ("  (revoked)" if one.revoked else "")
+            click.echo(f"{one.id}  {until}{only}{notes}")
 
 
 @token.command(name="revoke")
@@ -149,8 +219,9 @@ def create_token(user_name: str, days: int, **flags: Any) -> None:
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def revoke_token(token_id: str, **flags: Any) -> None:
     """Refuse a token from now on."""
-    if not _directory(flags).revoke_token(token_id):
-        raise click.ClickException(f"there is no token {token_id}")
+    with _directory(flags, "revoke token", token_id=token_id) as directory:
+        if not directory.revoke_token(token_id):
+            raise Missing(f"there is no token {token_id}")
 
 
 if __name__ == "__main__":

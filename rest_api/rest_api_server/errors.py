@@ -32,6 +32,9 @@ DEADLINE = ErrorCode(504, "OE0907", "no cost source answered in time")
 SEVERAL_CLUSTERS = ErrorCode(400, "OE0908", "cluster_id is required: the token sees more than one cluster")
 LINK_REFUSED = ErrorCode(409, "OE0909", "the cost service does not take a source for this cluster")
 NO_DIRECTORY = ErrorCode(503, "OE0910", "the directory cannot be used")
+URL_TOO_LONG = ErrorCode(414, "OE0912", "the URL is too long")
+TOO_MANY = ErrorCode(429, "OE0913", "too many requests")
+OVERLOADED = ErrorCode(503, "OE0914", "too many requests are being answered")
 NO_HISTORY = ErrorCode(409, "OE0911", "no history is kept: the cost service has no store")
 
 CODES = CommonCodes(
@@ -41,6 +44,9 @@ CODES = CommonCodes(
     not_found=NOT_FOUND,
     method_not_allowed=METHOD,
     too_large=TOO_LARGE,
+    url_too_long=URL_TOO_LONG,
+    too_many=TOO_MANY,
+    overloaded=OVERLOADED,
     internal=INTERNAL,
     shutting_down=STOPPING,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,9 @@ from rest_api.rest_api_server.controllers.costs import CostsController
 from rest_api.rest_api_server.controllers.expenses import ExpensesController
 from rest_api.rest_api_server.controllers.metrics import MetricsController
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
+from rest_api.rest_api_server.controllers.resources import ResourcesController
+from rest_api.rest_api_server.directory.connect import open_directory
 from rest_api.rest_api_server.directory.model import Directory
-from rest_api.rest_api_server.directory.sqlite import SqliteDirectory
 from rest_api.rest_api_server.errors import CODES, map_error
 from rest_api.rest_api_server.urls import routes
 from tools.tornado_service.application import Service, make_application
@@ -35,10 +37,18 @@ class RestApi:
     service: Service
     directory: Directory
     metroculus: MetroculusPool
+    resources: ResourcesController
     threads: ThreadPoolExecutor
+    refreshing: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Keep what clusters are made of fresh from now on; call on the loop."""
+        self.refreshing = asyncio.create_task(self.resources.keep_fresh())
 
     def close(self) -> None:
-        self.threads.shutdown(wait=True)
+        if self.refreshing is not None:
+            self.refreshing.cancel()
+        self.threads.shutdown(wait=True, cancel_futures=True)
         self.metroculus.close()
         self.directory.close()
 
@@ -48,21 +58,33 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
 
     Raises:
         DirectoryError: where its file cannot be used.
+        OSError: where the audit log cannot be written.
     """
-    directory = SqliteDirectory(config.directory)
-    metroculus = MetroculusPool(Client(url=config.metroculus_url, secret=config.cluster_secret))
+    directory = open_directory(config.directory_url)
+    client = Client(url=config.metroculus_url, secret=config.cluster_secret, verify=config.metroculus_ca or True)
+    metroculus = MetroculusPool(client, config.call_seconds)
     threads = ThreadPoolExecutor(DIRECTORY_THREADS, thread_name_prefix="directory")
-    gate = Gate(directory, threads, clock)
+    gate = Gate(directory, threads, clock, config.access.slowdown(), config.token_concurrency)
+    resources = ResourcesController(gate, metroculus, clock, config.resources_refresh)
 
     def ready() -> dict[str, str]:
-        return {"directory": "ok", "metroculus": metroculus.seen}
+        return {"directory": gate.seen, "metroculus": metroculus.seen}
 
-    service = Service("rest-api", VERSION, CODES, ready, map_error, clock)
+    service = Service(
+        "rest-api",
+        VERSION,
+        CODES,
+        ready,
+        map_error,
+        clock,
+        audit=config.access.audit("rest-api", clock),
+        proxies=config.access.proxies,
+    )
     controllers = {
-        "costs": CostsController(metroculus),
+        "costs": CostsController(metroculus, resources),
         "expenses": ExpensesController(metroculus),
         "metrics": MetricsController(metroculus),
         "links": ClustersController(gate, metroculus),
     }
     application = make_application(service, routes({"gate": gate}, controllers))
-    return RestApi(application, service, directory, metroculus, threads)
+    return RestApi(application, service, directory, metroculus, resources, threads)

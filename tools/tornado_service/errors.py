@@ -27,6 +27,9 @@ class CommonCodes:
     not_found: ErrorCode
     method_not_allowed: ErrorCode
     too_large: ErrorCode
+    url_too_long: ErrorCode
+    too_many: ErrorCode
+    overloaded: ErrorCode
     internal: ErrorCode
     shutting_down: ErrorCode
 

@@ -85,7 +85,7 @@ class ClustersController:
             )
         source = _source(body.flavour, body.url, body)
         try:
-            await self._write(cluster.id, source, request_id)
+            await self._write(cluster, source, request_id)
         except (ApiError, InvalidRequest):
             await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
             raise
@@ -104,7 +104,7 @@ class ClustersController:
             url = ""
         elsewhere = any(part is not None for part in (body.flavour, body.url, body.auth, body.ca, body.custom_prices))
         if elsewhere or cluster.state != "linked":
-            await self._write(cluster.id, _source(flavour, url, body), request_id)
+            await self._write(cluster, _source(flavour, url, body), request_id)
         return await self._store(cluster, name, flavour, url)
 
     async def unlink(self, cluster: Cluster, request_id: str) -> None:
@@ -114,20 +114,18 @@ class ClustersController:
             MetroculusError
         """
         with suppress(NotFound):
-            await self._metroculus.call(
-                self._metroculus.client.delete_kubecost_source, cluster.id, request_id=request_id
-            )
+            forget = self._metroculus.client.delete_kubecost_source
+            await self._metroculus.call(cluster, forget, cluster.id, request_id=request_id)
         await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
 
     async def _unfinished(self, organization_id: str, name: str) -> Cluster | None:
-        clusters = await self._gate.ask(lambda directory: directory.clusters(organization_id))
+        clusters = await self._gate.clusters(organization_id)
         return next((one for one in clusters if one.name == name and one.state == "linking"), None)
 
-    async def _write(self, cluster_id: str, source: dict[str, Any], request_id: str) -> None:
+    async def _write(self, cluster: Cluster, source: dict[str, Any], request_id: str) -> None:
         try:
-            await self._metroculus.call(
-                self._metroculus.client.put_kubecost_source, cluster_id, **source, request_id=request_id
-            )
+            write = self._metroculus.client.put_kubecost_source
+            await self._metroculus.call(cluster, write, cluster.id, **source, request_id=request_id)
         except NoSourceConfigured as refusal:
             raise ApiError(LINK_REFUSED, refusal.reason) from None
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from math import fsum
 from typing import Any
 
-from optscale_client.metroculus_client import MetroculusError, NoSourceConfigured
+from optscale_client.metroculus_client import MetroculusError
+from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
+from rest_api.rest_api_server.controllers.resources import ResourcesController
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import told
 from tools.window import Window
@@ -37,8 +39,9 @@ def _stamps(window: Window) -> dict[str, int]:
 
 
 class CostsController:
-    def __init__(self, metroculus: MetroculusPool) -> None:
+    def __init__(self, metroculus: MetroculusPool, resources: ResourcesController) -> None:
         self._metroculus = metroculus
+        self._resources = resources
 
     async def statement(self, cluster: Cluster, window: Window, request_id: str, **asked: Any) -> Json:
         """A cluster's statement.
@@ -46,12 +49,9 @@ class CostsController:
         Raises:
             MetroculusError
         """
+        ask = self._metroculus.client.get_kubecost_cluster_costs
         return await self._metroculus.call(
-            self._metroculus.client.get_kubecost_cluster_costs,
-            cluster.id,
-            **_stamps(window),
-            request_id=request_id,
-            **asked,
+            cluster, ask, cluster.id, **_stamps(window), request_id=request_id, shape=answers.Statement, **asked
         )
 
     async def overview(self, clusters: Sequence[Cluster], window: Window, request_id: str) -> Json:
@@ -90,58 +90,61 @@ class CostsController:
 
     async def namespaces(self, cluster: Cluster, window: Window, request_id: str) -> tuple[Json, list[Json]]:
         """A statement, and its namespaces with quota and utilisation."""
-        statement, metadata = await asyncio.gather(
-            self.statement(cluster, window, request_id, aggregate="namespace"), self._metadata(cluster, request_id)
+        statement, (resources, known) = await asyncio.gather(
+            self.statement(cluster, window, request_id, aggregate="namespace"),
+            self._resources.known(cluster, request_id),
         )
         quotas: dict[str, list[Json]] = {}
-        for quota in metadata["quotas"]:
+        for quota in resources.quotas:
             quotas.setdefault(quota["namespace"], []).append({k: v for k, v in quota.items() if k != "namespace"})
         rows = [
             row | {"quota": quotas.get(row["namespace"], []), "utilization": _utilization(row)}
             for row in statement.get("breakdown_by_aggregate", [])
         ]
-        return _shown(cluster, statement) | {"metadata": metadata["status"]}, rows
+        return _shown(cluster, statement) | {"metadata": known}, rows
 
     async def workloads(
         self, cluster: Cluster, namespace: str, window: Window, request_id: str
     ) -> tuple[Json, list[Json]]:
         """A namespace's statement, and its workloads with requests and limits against usage."""
-        statement, metadata = await asyncio.gather(
+        statement, (kept, known) = await asyncio.gather(
             self.statement(
                 cluster, window, request_id, aggregate="namespace,controller,controllerKind", namespace=namespace
             ),
-            self._metadata(cluster, request_id),
+            self._resources.known(cluster, request_id),
         )
         resources = {
-            (one["namespace"], one["controller"]): one for one in metadata["workloads"] if one["namespace"] == namespace
+            (one["namespace"], one["controller"]): one for one in kept.workloads if one["namespace"] == namespace
         }
         rows = []
         for row in statement.get("breakdown_by_aggregate", []):
             now = resources.get((row["namespace"], row["controller"]), {})
             limits = {key: now.get(key) for key in ("cpu_request", "cpu_limit", "ram_request", "ram_limit")}
             rows.append(row | {"resources": limits, "utilization": _utilization(row)})
-        return _shown(cluster, statement) | {"namespace": namespace, "metadata": metadata["status"]}, rows
+        return _shown(cluster, statement) | {"namespace": namespace, "metadata": known}, rows
 
     async def assets(
         self, cluster: Cluster, window: Window, asset_type: str | None, request_id: str
     ) -> tuple[Json, list[Json]]:
         """What a cluster is made of, and every asset."""
-        body = await self._metroculus.call(
-            self._metroculus.client.get_kubecost_assets,
-            cluster.id,
-            **_stamps(window),
-            asset_type=asset_type,
-            request_id=request_id,
+        ask = self._metroculus.client.get_kubecost_assets
+        asked = {"asset_type": asset_type, "request_id": request_id}
+        body, (kept, known) = await asyncio.gather(
+            self._metroculus.call(cluster, ask, cluster.id, **_stamps(window), shape=answers.Assets, **asked),
+            self._resources.known(cluster, request_id),
         )
+        nodes = {one["name"]: one for one in kept.nodes}
         lists = ("nodes", "disks", "load_balancers", "network", "cluster_management")
         rows = [asset for name in lists for asset in body[name]]
+        rows = [row | {"specification": nodes.get(row["name"])} if row["type"] == "node" else row for row in rows]
         about = {key: value for key, value in body.items() if key not in (*lists, "cloud_account_id")}
-        return _about(cluster) | about, rows
+        return _about(cluster) | about | {"metadata": known}, rows
 
     async def optimization(self, cluster: Cluster, window: Window, request_id: str) -> Json:
         """What could be had for less, each with its monthly saving, evidence and risk."""
+        ask = self._metroculus.client.get_kubecost_savings
         body = await self._metroculus.call(
-            self._metroculus.client.get_kubecost_savings, cluster.id, **_stamps(window), request_id=request_id
+            cluster, ask, cluster.id, **_stamps(window), request_id=request_id, shape=answers.Savings
         )
         by_kind = {key: [one for one in body["recommendations"] if one["kind"] == kind] for key, kind in KINDS.items()}
         kept = (
@@ -155,19 +158,6 @@ class CostsController:
             "by_category",
         )
         return _about(cluster) | {key: body[key] for key in kept} | by_kind
-
-    async def _metadata(self, cluster: Cluster, request_id: str) -> Json:
-        """Quotas and limits as they are now; that they are not to be had never fails a view of cost."""
-        empty: Json = {"quotas": [], "workloads": []}
-        try:
-            body = await self._metroculus.call(
-                self._metroculus.client.get_k8s_metadata, cluster.id, request_id=request_id
-            )
-        except NoSourceConfigured:
-            return empty | {"status": {"status": "not_configured", "fetched_at": None}}
-        except MetroculusError:
-            return empty | {"status": {"status": "unavailable", "fetched_at": None}}
-        return body | {"status": {"status": body["sources"][0]["status"], "fetched_at": body["fetched_at"]}}
 
 
 def _shown(cluster: Cluster, statement: Json) -> Json:

@@ -8,6 +8,7 @@ from math import fsum
 from typing import Any
 
 from optscale_client.metroculus_client import MetroculusError
+from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import told
@@ -65,6 +66,7 @@ class ExpensesController:
             return nothing | {"total_cost": 0.0, "complete": True, "error": None}
         try:
             body = await self._metroculus.call(
+                clusters,
                 self._metroculus.client.get_k8s_expenses,
                 tuple(cluster.id for cluster in clusters),
                 window.start,
@@ -72,6 +74,7 @@ class ExpensesController:
                 ROW_KEYS,
                 **filters,
                 request_id=request_id,
+                shape=answers.Expenses,
             )
         except MetroculusError as failure:
             return nothing | {"error": told(failure)}
@@ -81,12 +84,14 @@ class ExpensesController:
         row: Json = {"cloud_account_id": cluster.id, "cloud_account_name": cluster.name}
         try:
             body = await self._metroculus.call(
+                cluster,
                 self._metroculus.client.get_kubecost_cluster_costs,
                 cluster.id,
                 window.start,
                 window.end,
                 **filters,
                 request_id=request_id,
+                shape=answers.Statement,
             )
         except MetroculusError as failure:
             unknown: Json = {"cost": None, "breakdown": None, "complete": False, "sources": [], "not_covered": []}
@@ -110,8 +115,9 @@ class ExpensesController:
 
     async def _months(self, cluster: Cluster, count: int, request_id: str) -> Json:
         try:
+            ask = self._metroculus.client.get_k8s_monthly
             return await self._metroculus.call(
-                self._metroculus.client.get_k8s_monthly, cluster.id, count, request_id=request_id
+                cluster, ask, cluster.id, count, request_id=request_id, shape=answers.StoredMonths
             )
         except MetroculusError as failure:
             return {"error": told(failure)}

@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import fsum
 from typing import Literal
 
+from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster
 from tools.window import Window
@@ -49,6 +50,7 @@ class MetricsController:
         """
         parts = SERIES[metric]
         body = await self._metroculus.call(
+            cluster,
             self._metroculus.client.get_kubecost_metrics,
             cluster.id,
             window.start,
@@ -56,6 +58,7 @@ class MetricsController:
             [name for name, _ in parts.values()],
             step=step,
             request_id=request_id,
+            shape=answers.Metrics,
         )
         sums = {role: summed(body["metrics"][name], counter) for role, (name, counter) in parts.items()}
         series = {role: sorted(points.items()) for role, points in sums.items()}

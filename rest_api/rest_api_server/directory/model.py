@@ -1,14 +1,19 @@
-"""Organizations, clusters, users, tokens and roles; what a directory must be able to do."""
+"""Organizations, clusters, users, tokens, roles and what clusters are made of; what a directory must be able to do."""
 
 from __future__ import annotations
 
 import enum
-from typing import Literal, Protocol
+import hashlib
+import secrets
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
 Flavour = Literal["kubecost", "opencost", "push"]
-LinkState = Literal["linking", "linked", "unlinking"]
+LinkState = Literal["linking", "linked"]
+KUBERNETES = "kubernetes_cnr"
+TOKEN_BYTES = 32
 
 
 class Role(enum.IntEnum):
@@ -37,24 +42,49 @@ class Cluster(Struct, frozen=True):
     flavour: Flavour
     url: str
     state: LinkState
-    type: str = "kubernetes_cnr"
 
 
 class User(Struct, frozen=True):
     id: str
     name: str
+    disabled: bool = False
+
+
+class Token(Struct, frozen=True):
+    """What is kept of a token beside its digest; None in ``organizations`` is all that its user has a role in."""
+
+    id: str
+    user_name: str
+    expires_at: int | None
+    revoked: bool
+    organizations: tuple[str, ...] | None
+    read_only: bool
 
 
 class Identity(Struct, frozen=True):
-    """Whose token it is, and what they may where."""
+    """Whose token it is, and what they may where with it."""
 
     user_id: str
     user_name: str
+    token_id: str
     roles: dict[str, Role]
+    read_only: bool = False
+
+
+class Resources(Struct, frozen=True):
+    """What a cluster is made of, as it was last told: quotas of namespaces, requests and limits, nodes.
+
+    ``fetched_at`` is in Unix seconds; the lists are those of Metroculus' ``k8s_metadata``.
+    """
+
+    fetched_at: int
+    quotas: list[dict[str, Any]]
+    workloads: list[dict[str, Any]]
+    nodes: list[dict[str, Any]]
 
 
 class DirectoryError(Exception):
-    """The directory cannot be used; the text says which and why."""
+    """The directory cannot be used; the text says why, and shows no password."""
 
 
 class AlreadyExists(Exception):
@@ -65,8 +95,21 @@ class Missing(Exception):
     """What is named is not there."""
 
 
+def new_token() -> str:
+    return secrets.token_urlsafe(TOKEN_BYTES)
+
+
+def digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def narrowed(roles: dict[str, Role], organizations: Sequence[str] | None) -> dict[str, Role]:
+    """The roles that a token carries, of those that its user has."""
+    return roles if organizations is None else {one: role for one, role in roles.items() if one in organizations}
+
+
 class Directory(Protocol):
-    """Implementations are safe to call from several threads."""
+    """Implementations are safe to call from several threads; every method may raise ``DirectoryError``."""
 
     def create_organization(self, name: str) -> Organization: ...
 
@@ -74,18 +117,41 @@ class Directory(Protocol):
 
     def organizations(self) -> list[Organization]: ...
 
+    def delete_organization(self, organization_id: str) -> bool:
+        """Nobody has a role in it from then on, and its clusters are no more."""
+        ...
+
     def create_user(self, name: str) -> User:
         """Raises: AlreadyExists"""
         ...
 
     def users(self) -> list[User]: ...
 
+    def disable_user(self, name: str) -> None:
+        """Refuse every token of a user from now on. Raises: Missing"""
+        ...
+
     def set_role(self, user_name: str, organization_id: str, role: Role | None) -> None:
         """None takes the role away. Raises: Missing"""
         ...
 
-    def create_token(self, user_name: str, expires_at: int | None) -> tuple[str, str]:
-        """``(token id, token)``; the token is seen here once and stored as a digest. Raises: Missing"""
+    def create_token(
+        self,
+        user_name: str,
+        expires_at: int | None,
+        organizations: Sequence[str] | None = None,
+        read_only: bool = False,
+    ) -> tuple[str, str]:
+        """``(token id, token)``; the token is seen here once and stored as a digest. Raises: Missing
+
+        Args:
+            organizations: the only ones that it is good for, of those in which its user has a role.
+            read_only: whether it may change nothing.
+        """
+        ...
+
+    def tokens(self, user_name: str) -> list[Token]:
+        """Raises: Missing"""
         ...
 
     def revoke_token(self, token_id: str) -> bool: ...
@@ -95,19 +161,41 @@ class Directory(Protocol):
         ...
 
     def create_cluster(
-        self, organization_id: str, name: str, flavour: Flavour, url: str, cluster_id: str | None = None
+        self,
+        organization_id: str,
+        name: str,
+        flavour: Flavour,
+        url: str,
+        cluster_id: str | None = None,
+        kind: str = KUBERNETES,
     ) -> Cluster:
-        """In state ``linking``, under an id of its own; only an operator gives one. Raises: AlreadyExists"""
+        """In state ``linking``, under an id of its own; only an operator gives one. Raises: AlreadyExists
+
+        Args:
+            kind: the cloud account's type; one of another type is kept, and is no cluster.
+        """
         ...
 
     def cluster(self, cluster_id: str) -> Cluster | None: ...
 
-    def clusters(self, organization_id: str) -> list[Cluster]: ...
+    def clusters(self, organization_id: str) -> list[Cluster]:
+        """By name."""
+        ...
+
+    def linked_clusters(self) -> list[Cluster]:
+        """Those of every organization, by id: for what is done for all of them."""
+        ...
 
     def update_cluster(self, cluster_id: str, *, name: str, flavour: Flavour, url: str, state: LinkState) -> Cluster:
         """Raises: Missing, AlreadyExists"""
         ...
 
     def delete_cluster(self, cluster_id: str) -> bool: ...
+
+    def put_resources(self, cluster_id: str, resources: Resources) -> None:
+        """Keep what a cluster is made of; what is older than what is kept changes nothing."""
+        ...
+
+    def resources(self, cluster_id: str) -> Resources | None: ...
 
     def close(self) -> None: ...

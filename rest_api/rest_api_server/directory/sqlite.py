@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import msgspec
+
 from rest_api.rest_api_server.directory.model import (
+    KUBERNETES,
     AlreadyExists,
     Cluster,
     DirectoryError,
@@ -22,14 +23,19 @@ from rest_api.rest_api_server.directory.model import (
     LinkState,
     Missing,
     Organization,
+    Resources,
     Role,
+    Token,
     User,
+    digest,
+    narrowed,
+    new_token,
 )
 
-TOKEN_BYTES = 32
-
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS organizations (id TEXT PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS organizations (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, deleted INTEGER NOT NULL DEFAULT 0
+);
 CREATE TABLE IF NOT EXISTS users (
     id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, disabled INTEGER NOT NULL DEFAULT 0
 );
@@ -39,7 +45,7 @@ CREATE TABLE IF NOT EXISTS roles (
 );
 CREATE TABLE IF NOT EXISTS tokens (
     id TEXT PRIMARY KEY, user_id TEXT NOT NULL REFERENCES users (id), digest BLOB NOT NULL UNIQUE,
-    expires_at INTEGER, revoked INTEGER NOT NULL DEFAULT 0
+    expires_at INTEGER, revoked INTEGER NOT NULL DEFAULT 0, organizations TEXT, read_only INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS clusters (
     id TEXT PRIMARY KEY, organization_id TEXT NOT NULL REFERENCES organizations (id), name TEXT NOT NULL,
@@ -47,16 +53,22 @@ CREATE TABLE IF NOT EXISTS clusters (
     deleted INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX IF NOT EXISTS cluster_names ON clusters (organization_id, name) WHERE deleted = 0;
+CREATE TABLE IF NOT EXISTS resources (
+    cluster_id TEXT PRIMARY KEY REFERENCES clusters (id), fetched_at INTEGER NOT NULL, body BLOB NOT NULL
+);
 """
+_ADDED = (
+    "ALTER TABLE organizations ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE tokens ADD COLUMN organizations TEXT",
+    "ALTER TABLE tokens ADD COLUMN read_only INTEGER NOT NULL DEFAULT 0",
+)
+"""Columns that files of version 0 have not."""
 
 _CLUSTER = (
-    "SELECT id, organization_id, name, flavour, url, state, type FROM clusters"
-    " WHERE deleted = 0 AND type = 'kubernetes_cnr'"
+    "SELECT id, organization_id, name, flavour, url, state FROM clusters"
+    f" WHERE deleted = 0 AND type = '{KUBERNETES}'"
+    " AND organization_id IN (SELECT id FROM organizations WHERE deleted = 0)"
 )
-
-
-def digest(token: bytes) -> bytes:
-    return hashlib.sha256(token).digest()
 
 
 class SqliteDirectory:
@@ -69,9 +81,19 @@ class SqliteDirectory:
             self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA foreign_keys=ON")
-            self._database.executescript(_SCHEMA)
+            self._migrate()
         except (OSError, sqlite3.Error) as problem:
             raise DirectoryError(f"{file}: {problem}") from None
+
+    def _migrate(self) -> None:
+        with self._transaction() as database:
+            old = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'tokens'").fetchone() is not None
+            if old and database.execute("PRAGMA user_version").fetchone()[0] == 0:
+                for statement in _ADDED:
+                    database.execute(statement)
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                database.execute(statement)
+            database.execute("PRAGMA user_version = 1")
 
     def close(self) -> None:
         with self._lock:
@@ -105,15 +127,21 @@ class SqliteDirectory:
 
     def create_organization(self, name: str) -> Organization:
         made = Organization(str(uuid4()), name)
-        self._rows("INSERT INTO organizations VALUES (?, ?)", made.id, made.name)
+        self._rows("INSERT INTO organizations (id, name) VALUES (?, ?)", made.id, made.name)
         return made
 
     def organization(self, organization_id: str) -> Organization | None:
-        rows = self._rows("SELECT id, name FROM organizations WHERE id = ?", organization_id)
+        rows = self._rows("SELECT id, name FROM organizations WHERE id = ? AND deleted = 0", organization_id)
         return Organization(*rows[0]) if rows else None
 
     def organizations(self) -> list[Organization]:
-        return [Organization(*row) for row in self._rows("SELECT id, name FROM organizations ORDER BY name, id")]
+        rows = self._rows("SELECT id, name FROM organizations WHERE deleted = 0 ORDER BY name, id")
+        return [Organization(*row) for row in rows]
+
+    def delete_organization(self, organization_id: str) -> bool:
+        with self._transaction() as database:
+            statement = "UPDATE organizations SET deleted = 1 WHERE id = ? AND deleted = 0"
+            return database.execute(statement, (organization_id,)).rowcount > 0
 
     def create_user(self, name: str) -> User:
         made = User(str(uuid4()), name)
@@ -124,10 +152,10 @@ class SqliteDirectory:
         return made
 
     def users(self) -> list[User]:
-        return [User(*row) for row in self._rows("SELECT id, name FROM users ORDER BY name")]
+        rows = self._rows("SELECT id, name, disabled FROM users ORDER BY name")
+        return [User(id, name, bool(disabled)) for id, name, disabled in rows]
 
     def disable_user(self, name: str) -> None:
-        """Raises: Missing"""
         with self._transaction() as database:
             if not database.execute("UPDATE users SET disabled = 1 WHERE name = ?", (name,)).rowcount:
                 raise Missing(f"there is no user {name!r}")
@@ -135,7 +163,8 @@ class SqliteDirectory:
     def set_role(self, user_name: str, organization_id: str, role: Role | None) -> None:
         with self._transaction() as database:
             user = self._user_id(database, user_name)
-            if database.execute("SELECT 1 FROM organizations WHERE id = ?", (organization_id,)).fetchone() is None:
+            known = database.execute("SELECT 1 FROM organizations WHERE id = ? AND deleted = 0", (organization_id,))
+            if known.fetchone() is None:
                 raise Missing(f"there is no organization {organization_id}")
             if role is None:
                 database.execute("DELETE FROM roles WHERE user_id = ? AND organization_id = ?", (user, organization_id))
@@ -149,15 +178,35 @@ class SqliteDirectory:
             raise Missing(f"there is no user {name!r}")
         return str(row[0])
 
-    def create_token(self, user_name: str, expires_at: int | None) -> tuple[str, str]:
-        token, token_id = secrets.token_urlsafe(TOKEN_BYTES), str(uuid4())
+    def create_token(
+        self,
+        user_name: str,
+        expires_at: int | None,
+        organizations: Sequence[str] | None = None,
+        read_only: bool = False,
+    ) -> tuple[str, str]:
+        token, token_id = new_token(), str(uuid4())
+        only = None if organizations is None else msgspec.json.encode(organizations).decode()
         with self._transaction() as database:
             user = self._user_id(database, user_name)
             database.execute(
-                "INSERT INTO tokens (id, user_id, digest, expires_at) VALUES (?, ?, ?, ?)",
-                (token_id, user, digest(token.encode()), expires_at),
+                "INSERT INTO tokens (id, user_id, digest, expires_at, organizations, read_only)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (token_id, user, digest(token.encode()), expires_at, only, read_only),
             )
         return token_id, token
+
+    def tokens(self, user_name: str) -> list[Token]:
+        with self._opened() as database:
+            user = self._user_id(database, user_name)
+            rows = database.execute(
+                "SELECT id, expires_at, revoked, organizations, read_only FROM tokens WHERE user_id = ? ORDER BY id",
+                (user,),
+            ).fetchall()
+        return [
+            Token(id, user_name, expires_at, bool(revoked), _listed(organizations), bool(read_only))
+            for id, expires_at, revoked, organizations, read_only in rows
+        ]
 
     def revoke_token(self, token_id: str) -> bool:
         with self._transaction() as database:
@@ -167,31 +216,41 @@ class SqliteDirectory:
         offered = digest(token)
         with self._opened() as database:
             row = database.execute(
-                "SELECT tokens.digest, tokens.expires_at, tokens.revoked, users.id, users.name, users.disabled"
+                "SELECT tokens.digest, tokens.expires_at, tokens.revoked, tokens.id, organizations, read_only,"
+                " users.id, users.name, users.disabled"
                 " FROM tokens JOIN users ON users.id = tokens.user_id WHERE tokens.digest = ?",
                 (offered,),
             ).fetchone()
             if row is None or not hmac.compare_digest(row[0], offered):
                 return None
-            expires_at, revoked, user_id, name, disabled = row[1:]
+            expires_at, revoked, token_id, organizations, read_only, user_id, name, disabled = row[1:]
             if revoked or disabled or (expires_at is not None and expires_at <= now):
                 return None
-            roles = database.execute("SELECT organization_id, role FROM roles WHERE user_id = ?", (user_id,)).fetchall()
-        return Identity(user_id, name, {organization: Role(role) for organization, role in roles})
+            found = database.execute("SELECT organization_id, role FROM roles WHERE user_id = ?", (user_id,)).fetchall()
+        roles = {organization: Role(role) for organization, role in found}
+        return Identity(user_id, name, token_id, narrowed(roles, _listed(organizations)), bool(read_only))
 
     def create_cluster(
-        self, organization_id: str, name: str, flavour: Flavour, url: str, cluster_id: str | None = None
+        self,
+        organization_id: str,
+        name: str,
+        flavour: Flavour,
+        url: str,
+        cluster_id: str | None = None,
+        kind: str = KUBERNETES,
     ) -> Cluster:
         made = Cluster(cluster_id or str(uuid4()), organization_id, name, flavour, url, "linking")
         try:
             self._rows(
-                "INSERT INTO clusters (id, organization_id, name, flavour, url, state) VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO clusters (id, organization_id, name, flavour, url, state, type)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 made.id,
                 organization_id,
                 name,
                 flavour,
                 url,
                 made.state,
+                kind,
             )
         except sqlite3.IntegrityError:
             raise AlreadyExists(f"a cluster named {name!r} exists") from None
@@ -204,6 +263,9 @@ class SqliteDirectory:
     def clusters(self, organization_id: str) -> list[Cluster]:
         rows = self._rows(f"{_CLUSTER} AND organization_id = ? ORDER BY name, id", organization_id)
         return [Cluster(*row) for row in rows]
+
+    def linked_clusters(self) -> list[Cluster]:
+        return [Cluster(*row) for row in self._rows(f"{_CLUSTER} AND state = 'linked' ORDER BY id")]
 
     def update_cluster(self, cluster_id: str, *, name: str, flavour: Flavour, url: str, state: LinkState) -> Cluster:
         try:
@@ -221,7 +283,23 @@ class SqliteDirectory:
 
     def delete_cluster(self, cluster_id: str) -> bool:
         with self._transaction() as database:
-            return (
-                database.execute("UPDATE clusters SET deleted = 1 WHERE id = ? AND deleted = 0", (cluster_id,)).rowcount
-                > 0
+            database.execute("DELETE FROM resources WHERE cluster_id = ?", (cluster_id,))
+            statement = "UPDATE clusters SET deleted = 1 WHERE id = ? AND deleted = 0"
+            return database.execute(statement, (cluster_id,)).rowcount > 0
+
+    def put_resources(self, cluster_id: str, resources: Resources) -> None:
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO resources SELECT id, ?, ? FROM clusters WHERE id = ? AND deleted = 0"
+                " ON CONFLICT (cluster_id) DO UPDATE SET fetched_at = excluded.fetched_at, body = excluded.body"
+                " WHERE excluded.fetched_at > resources.fetched_at",
+                (resources.fetched_at, msgspec.json.encode(resources), cluster_id),
             )
+
+    def resources(self, cluster_id: str) -> Resources | None:
+        rows = self._rows("SELECT body FROM resources WHERE cluster_id = ?", cluster_id)
+        return msgspec.json.decode(rows[0][0], type=Resources) if rows else None
+
+
+def _listed(organizations: str | None) -> tuple[str, ...] | None:
+    return None if organizations is None else msgspec.json.decode(organizations, type=tuple[str, ...])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
-from metroculus.codes import CODES, NO_SECRET, NO_SECRET_YET, WRONG_SECRET
+from metroculus.codes import CODES, NO_SECRET, NO_SECRET_YET, TOO_MANY, WRONG_SECRET
 from metroculus.metroculus_api.secret import SecretKeeper
 from metroculus.sources.http import Deadline
 from tools.tornado_service.application import ServiceHandler
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import Operation
 from tools.tornado_service.params import WindowQuery, resolve_window
+from tools.tornado_service.slowdown import Slowdown
 from tools.window import Window
 
 
@@ -24,7 +26,9 @@ class MetroculusHandler(ServiceHandler):
     """Refuses whoever does not know the cluster secret, before anything is read."""
 
     secret: SecretKeeper
+    slowdown: Slowdown
     deadline_seconds: float
+    _known = False
 
     async def authorize(self, operation: Operation, path: dict[str, str]) -> None:
         offered = self.request.headers.get_list("Secret")
@@ -32,11 +36,24 @@ class MetroculusHandler(ServiceHandler):
             raise ApiError(NO_SECRET_YET, retry_after=5)
         if not offered:
             raise ApiError(NO_SECRET)
-        if len(offered) != 1 or not self.secret.accepts(offered[0].encode("latin-1", "replace")):
-            raise ApiError(WRONG_SECRET)
+        if len(offered) == 1 and self.secret.accepts(offered[0].encode("latin-1", "replace")):
+            self._known = True
+            return
+        key = f"address {self.address}"
+        slowed = ApiError(TOO_MANY, "too many wrong secrets; come again later", retry_after=self.slowdown.retry_after)
+        if self.slowdown.crowded(key) or await self.slowdown.failed(key):
+            raise slowed
+        raise ApiError(WRONG_SECRET)
+
+    @property
+    def actor(self) -> dict[str, str]:
+        return {"kind": "cluster secret" if self._known else "anonymous"}
 
     def deadline(self) -> Deadline:
-        return Deadline(self.deadline_seconds, self.request_id)
+        """Our own, or what is left of the caller's where that is less."""
+        asked = self.request.headers.get("X-Request-Timeout", "")
+        seconds = float(asked) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", asked) else self.deadline_seconds
+        return Deadline(min(seconds, self.deadline_seconds), self.request_id)
 
     def window_of(self, query: WindowQuery) -> Window:
         return resolve_window(query, self.service.clock(), CODES)

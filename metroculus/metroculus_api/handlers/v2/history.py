@@ -68,6 +68,7 @@ class Backfills(MetroculusHandler):
 
     @operation(needs=Needs.CLUSTER_SECRET, body=BackfillBody, answer=BackfillAnswer, status=202)
     async def post(self, query: Struct, body: BackfillBody) -> BackfillAnswer:
+        self.tell_audit(cloud_account_id=body.cloud_account_id, change="repair" if body.repair else "backfill")
         return await self.backfills.create(body)
 
 

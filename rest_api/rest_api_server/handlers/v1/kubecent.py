@@ -7,16 +7,17 @@ from typing import Any
 
 from msgspec import Struct
 
+from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.auth import Needs, RestHandler
 from rest_api.rest_api_server.controllers.costs import CostsController
 from rest_api.rest_api_server.controllers.expenses import ExpensesController
-from rest_api.rest_api_server.directory.model import Cluster, Role
+from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import CODES, NOT_FOUND, SEVERAL_CLUSTERS
 from rest_api.rest_api_server.handlers.v2.clusters import DEFAULT_WINDOW
 from rest_api.rest_api_server.handlers.v2.expenses import Months
 from tools.tornado_service.application import OpenHandler
 from tools.tornado_service.errors import ApiError
-from tools.tornado_service.operation import NoQuery, Operation, operation
+from tools.tornado_service.operation import NoQuery, operation
 from tools.tornado_service.params import DnsLabel, Flag, Text, Uuid, WindowQuery, resolve_window
 from tools.window import Window
 
@@ -42,10 +43,6 @@ class Kubecent(RestHandler):
 
     costs: CostsController
 
-    async def authorize(self, operation: Operation, path: dict[str, str]) -> None:
-        self.identity = await self.gate.identity(self.request.headers.get_list("Authorization"))
-        self.needed: Role = operation.needs.role
-
     async def chosen(self, cluster_id: str | None) -> Cluster:
         """The cluster named, or the only one there is.
 
@@ -53,14 +50,14 @@ class Kubecent(RestHandler):
             ApiError: 404, 403, or 400 that lists the clusters.
         """
         if cluster_id is not None:
-            return await self.gate.cluster(self.identity, cluster_id, self.needed)
-        visible = await self.gate.visible(self.identity)
+            return await self.gate.cluster(self.identity, cluster_id, self.needs)
+        visible = await self.gate.visible(self.identity, self.needs)
         if not visible:
             raise ApiError(NOT_FOUND)
         if len(visible) > 1:
             listed = ", ".join(f"{one.id} ({one.name})" for one in visible[:20])
             raise ApiError(SEVERAL_CLUSTERS, f"cluster_id is required, one of: {listed}", ["cluster_id"])
-        return await self.gate.cluster(self.identity, visible[0].id, self.needed)
+        return await self.gate.cluster(self.identity, visible[0].id, self.needs)
 
     def window_of(self, query: WindowQuery) -> Window:
         return resolve_window(query, self.service.clock(), CODES, DEFAULT_WINDOW)
@@ -74,7 +71,7 @@ class NamespacesQuery(WindowQuery, frozen=True, kw_only=True):
 class KubecentNamespaces(Kubecent):
     """Cost of each namespace."""
 
-    @operation(needs=Needs.READ_COSTS, query=NamespacesQuery, answer=Json)
+    @operation(needs=Needs.READ_COSTS, query=NamespacesQuery, answer=answers.KubecentNamespaces)
     async def get(self, query: NamespacesQuery) -> Json:
         cluster, window = await self.chosen(query.cluster_id), self.window_of(query)
         about, rows = await self.costs.costs(cluster, window, ("namespace",), {}, self.request_id)
@@ -91,7 +88,7 @@ class PodsQuery(NamespacesQuery, frozen=True, kw_only=True):
 class KubecentPods(Kubecent):
     """Cost of each pod, of one namespace or all."""
 
-    @operation(needs=Needs.READ_COSTS, query=PodsQuery, answer=Json)
+    @operation(needs=Needs.READ_COSTS, query=PodsQuery, answer=answers.KubecentPods)
     async def get(self, query: PodsQuery) -> Json:
         cluster, window = await self.chosen(query.cluster_id), self.window_of(query)
         statement = await self.costs.statement(
@@ -146,7 +143,7 @@ class RecommendationsQuery(WindowQuery, frozen=True, kw_only=True):
 class KubecentRecommendations(Kubecent):
     """The dearest savings."""
 
-    @operation(needs=Needs.READ_COSTS, query=RecommendationsQuery, answer=Json)
+    @operation(needs=Needs.READ_COSTS, query=RecommendationsQuery, answer=answers.KubecentRecommendations)
     async def get(self, query: RecommendationsQuery) -> Json:
         cluster = await self.chosen(query.cluster_id)
         found = await self.costs.optimization(cluster, self.window_of(query), self.request_id)
@@ -173,7 +170,7 @@ class KubecentMonthly(Kubecent):
 
     expenses: ExpensesController
 
-    @operation(needs=Needs.READ_COSTS, query=KubecentMonthlyQuery, answer=Json)
+    @operation(needs=Needs.READ_COSTS, query=KubecentMonthlyQuery, answer=answers.Monthly)
     async def get(self, query: KubecentMonthlyQuery) -> Json:
         cluster = await self.chosen(query.cluster_id)
         return await self.expenses.monthly([cluster], int(query.months), self.request_id)
@@ -190,13 +187,8 @@ class ClusterPathQuery(WindowQuery, frozen=True, kw_only=True):
     cluster: NamedCluster
 
 
-class KubernetesCosts(Kubecent):
-    """What one cluster cost, by id or by name."""
-
-    @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=Json)
-    async def get(self, query: ClusterPathQuery) -> Json:
-        cluster = await self.named(query.cluster)
-        return await self.view(cluster, self.window_of(query))
+class ByName(Kubecent):
+    """One cluster, by id or by name."""
 
     async def named(self, name: str) -> Cluster:
         """The cluster of that id or name.
@@ -204,36 +196,48 @@ class KubernetesCosts(Kubecent):
         Raises:
             ApiError: 404 where there is none, or several of the name.
         """
-        visible = await self.gate.visible(self.identity)
+        visible = await self.gate.visible(self.identity, self.needs)
         found = [one for one in visible if one.id == name] or [one for one in visible if one.name == name]
         if len(found) != 1:
             raise ApiError(NOT_FOUND)
-        return await self.gate.cluster(self.identity, found[0].id, self.needed)
+        return await self.gate.cluster(self.identity, found[0].id, self.needs)
 
-    async def view(self, cluster: Cluster, window: Window) -> Json:
+
+class KubernetesCosts(ByName):
+    """What one cluster cost, by id or by name."""
+
+    @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.NamedCosts)
+    async def get(self, query: ClusterPathQuery) -> Json:
+        cluster, window = await self.named(query.cluster), self.window_of(query)
         about, rows = await self.costs.costs(cluster, window, ("namespace",), {}, self.request_id)
         return about | {"costs": rows}
 
 
-class KubernetesNamespaces(KubernetesCosts):
+class KubernetesNamespaces(ByName):
     """A cluster's namespaces."""
 
-    async def view(self, cluster: Cluster, window: Window) -> Json:
+    @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.NamedNamespaces)
+    async def get(self, query: ClusterPathQuery) -> Json:
+        cluster, window = await self.named(query.cluster), self.window_of(query)
         about, rows = await self.costs.namespaces(cluster, window, self.request_id)
         return about | {"namespaces": rows}
 
 
-class KubernetesWorkloads(KubernetesCosts):
+class KubernetesWorkloads(ByName):
     """A cluster's workloads, of every namespace."""
 
-    async def view(self, cluster: Cluster, window: Window) -> Json:
+    @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.NamedWorkloads)
+    async def get(self, query: ClusterPathQuery) -> Json:
+        cluster, window = await self.named(query.cluster), self.window_of(query)
         aggregate = ("namespace", "controller", "controllerKind")
         about, rows = await self.costs.costs(cluster, window, aggregate, {}, self.request_id)
         return about | {"workloads": rows}
 
 
-class KubernetesOptimization(KubernetesCosts):
+class KubernetesOptimization(ByName):
     """What a cluster could save."""
 
-    async def view(self, cluster: Cluster, window: Window) -> Json:
+    @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.Optimization)
+    async def get(self, query: ClusterPathQuery) -> Json:
+        cluster, window = await self.named(query.cluster), self.window_of(query)
         return await self.costs.optimization(cluster, window, self.request_id)

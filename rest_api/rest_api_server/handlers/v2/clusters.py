@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.auth import Needs, RestHandler
 from rest_api.rest_api_server.controllers.clusters import (
     ChangeBody,
@@ -62,10 +63,10 @@ class OrganizationClusters(CostHandler):
 
     links: ClustersController
 
-    @operation(needs=Needs.READ_COSTS, query=OrganizationCostsQuery, answer=Json)
+    @operation(needs=Needs.READ_COSTS, query=OrganizationCostsQuery, answer=answers.OrganizationCosts)
     async def get(self, query: OrganizationCostsQuery) -> Json:
         window = self.window_of(query)
-        clusters = await self.gate.ask(lambda directory: directory.clusters(query.organization_id))
+        clusters = await self.gate.clusters(query.organization_id)
         overview = await self.costs.overview(clusters, window, self.request_id)
         about = {
             "organization_id": query.organization_id,
@@ -76,7 +77,9 @@ class OrganizationClusters(CostHandler):
 
     @operation(needs=Needs.MANAGE_CLUSTERS, query=OrganizationQuery, body=LinkBody, answer=LinkedCluster, status=201)
     async def post(self, query: OrganizationQuery, body: LinkBody) -> LinkedCluster:
-        return await self.links.link(query.organization_id, body, self.request_id)
+        linked = await self.links.link(query.organization_id, body, self.request_id)
+        self.tell_audit(cluster_id=linked.cluster_id)
+        return linked
 
 
 class Deleted(Struct, frozen=True):
@@ -119,7 +122,7 @@ class ClusterCostsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
 class ClusterCosts(CostHandler):
     """What one cluster cost, by namespace, controller, pod, service, node or label."""
 
-    @operation(needs=Needs.READ_COSTS, query=ClusterCostsQuery, answer=Json)
+    @operation(needs=Needs.READ_COSTS, query=ClusterCostsQuery, answer=answers.ClusterCosts)
     async def get(self, query: ClusterCostsQuery) -> Json:
         window = self.window_of(query)
         asked = {"idle": query.idle, "step": query.step}
@@ -130,7 +133,7 @@ class ClusterCosts(CostHandler):
 class ClusterNamespaces(CostHandler):
     """Namespaces with cost, quota and utilisation."""
 
-    @operation(needs=Needs.READ_COSTS, query=ClusterRowsQuery, answer=Json)
+    @operation(needs=Needs.READ_COSTS, query=ClusterRowsQuery, answer=answers.Namespaces)
     async def get(self, query: ClusterRowsQuery) -> Json:
         about, rows = await self.costs.namespaces(self.cluster, self.window_of(query), self.request_id)
         return about | page(rows, query, "namespaces")
@@ -143,7 +146,7 @@ class WorkloadsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
 class NamespaceWorkloads(CostHandler):
     """Workloads of a namespace: cost, requests and limits against usage."""
 
-    @operation(needs=Needs.READ_COSTS, query=WorkloadsQuery, answer=Json)
+    @operation(needs=Needs.READ_COSTS, query=WorkloadsQuery, answer=answers.Workloads)
     async def get(self, query: WorkloadsQuery) -> Json:
         window = self.window_of(query)
         about, rows = await self.costs.workloads(self.cluster, query.namespace, window, self.request_id)
@@ -157,7 +160,7 @@ class ClusterAssetsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
 class ClusterAssets(CostHandler):
     """Nodes, disks and load balancers: cost, utilisation, specification."""
 
-    @operation(needs=Needs.READ_COSTS, query=ClusterAssetsQuery, answer=Json)
+    @operation(needs=Needs.READ_COSTS, query=ClusterAssetsQuery, answer=answers.ClusterAssets)
     async def get(self, query: ClusterAssetsQuery) -> Json:
         window = self.window_of(query)
         about, rows = await self.costs.assets(self.cluster, window, query.asset_type, self.request_id)
@@ -174,7 +177,7 @@ class ClusterMetrics(CostHandler):
 
     metrics: MetricsController
 
-    @operation(needs=Needs.READ_COSTS, query=ClusterMetricsQuery, answer=Json)
+    @operation(needs=Needs.READ_COSTS, query=ClusterMetricsQuery, answer=answers.ClusterMetrics)
     async def get(self, query: ClusterMetricsQuery) -> Json:
         window = self.window_of(query)
         return await self.metrics.series(self.cluster, query.metric, window, query.step, self.request_id)
@@ -183,6 +186,6 @@ class ClusterMetrics(CostHandler):
 class ClusterOptimization(CostHandler):
     """Right-sizing, abandoned workloads, unclaimed volumes, idle nodes; each with saving, evidence and risk."""
 
-    @operation(needs=Needs.READ_COSTS, query=ViewQuery, answer=Json)
+    @operation(needs=Needs.READ_COSTS, query=ViewQuery, answer=answers.Optimization)
     async def get(self, query: ViewQuery) -> Json:
         return await self.costs.optimization(self.cluster, self.window_of(query), self.request_id)

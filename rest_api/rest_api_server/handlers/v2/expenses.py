@@ -6,14 +6,15 @@ from typing import Any
 
 from msgspec import Struct
 
+from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.auth import Needs, RestHandler
 from rest_api.rest_api_server.controllers.expenses import ExpensesController
-from rest_api.rest_api_server.directory.model import Cluster, Role
+from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import CODES, NOT_FOUND
 from rest_api.rest_api_server.handlers.v2.clusters import DEFAULT_WINDOW
 from rest_api.rest_api_server.paging import PageQuery, page
 from tools.tornado_service.errors import ApiError
-from tools.tornado_service.operation import Operation, operation
+from tools.tornado_service.operation import operation
 from tools.tornado_service.params import FilterText, RowFilter, Text, Uuid, resolve_window
 
 Json = dict[str, Any]
@@ -32,7 +33,7 @@ class OrganizationCleanExpenses(RestHandler):
 
     expenses: ExpensesController
 
-    @operation(needs=Needs.READ_COSTS, query=CleanExpensesQuery, answer=Json)
+    @operation(needs=Needs.READ_COSTS, query=CleanExpensesQuery, answer=answers.CleanExpenses)
     async def get(self, query: CleanExpensesQuery) -> Json:
         window = resolve_window(query, self.service.clock(), CODES, DEFAULT_WINDOW)
         clusters = await self.chosen(query)
@@ -47,7 +48,7 @@ class OrganizationCleanExpenses(RestHandler):
         Raises:
             ApiError: 404 for one that is not there, or another's.
         """
-        clusters = await self.gate.ask(lambda directory: directory.clusters(query.organization_id))
+        clusters = await self.gate.clusters(query.organization_id)
         known = {cluster.id: cluster for cluster in clusters}
         if any(id not in known for id in query.cloud_account_id):
             raise ApiError(NOT_FOUND)
@@ -57,12 +58,8 @@ class OrganizationCleanExpenses(RestHandler):
 class CleanExpenses(OrganizationCleanExpenses):
     """The same, with the organization in the query."""
 
-    async def authorize(self, operation: Operation, path: dict[str, str]) -> None:
-        self.identity = await self.gate.identity(self.request.headers.get_list("Authorization"))
-        self.needed: Role = operation.needs.role
-
     async def chosen(self, query: CleanExpensesQuery) -> list[Cluster]:
-        await self.gate.organization(self.identity, query.organization_id, self.needed)
+        await self.gate.organization(self.identity, query.organization_id, self.needs)
         return await super().chosen(query)
 
 
@@ -81,8 +78,8 @@ class OrganizationMonthly(RestHandler):
 
     expenses: ExpensesController
 
-    @operation(needs=Needs.READ_COSTS, query=MonthlyQuery, answer=Json)
+    @operation(needs=Needs.READ_COSTS, query=MonthlyQuery, answer=answers.OrganizationMonthly)
     async def get(self, query: MonthlyQuery) -> Json:
-        clusters = await self.gate.ask(lambda directory: directory.clusters(query.organization_id))
+        clusters = await self.gate.clusters(query.organization_id)
         body = await self.expenses.monthly(clusters, int(query.months), self.request_id)
         return {"organization_id": query.organization_id} | body

@@ -1,0 +1,303 @@
+"""The directory in MongoDB: for many instances of the service. Uses no transactions, TTL or partial indexes.
+
+Where two requests could race, a unique index decides; every write is acknowledged by a majority. A cluster that is no
+more gives its name free by taking its id in ``live_name``, which is what has to be unique.
+"""
+
+from __future__ import annotations
+
+import hmac
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from pymongo import ASCENDING, MongoClient
+from pymongo.collection import Collection
+from pymongo.errors import DuplicateKeyError, InvalidURI, PyMongoError
+from pymongo.write_concern import WriteConcern
+
+from rest_api.rest_api_server.directory.model import (
+    KUBERNETES,
+    AlreadyExists,
+    Cluster,
+    DirectoryError,
+    Flavour,
+    Identity,
+    LinkState,
+    Missing,
+    Organization,
+    Resources,
+    Role,
+    Token,
+    User,
+    digest,
+    narrowed,
+    new_token,
+)
+
+DATABASE = "metroculus"
+TIMEOUT_SECONDS = 4.0
+"""For one call, finding a server and waiting for its majority together."""
+Document = dict[str, Any]
+
+
+class MongoDirectory:
+    """See ``Directory``. Opens without a server; each call that needs one says so where it is away.
+
+    Raises:
+        DirectoryError: a URL that is none.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._client: MongoClient[Document] = MongoClient(
+                url, timeoutMS=int(TIMEOUT_SECONDS * 1000), serverSelectionTimeoutMS=3000, connectTimeoutMS=3000
+            )
+            name = self._client.get_default_database(DATABASE).name
+        except (InvalidURI, PyMongoError, ValueError) as problem:
+            raise DirectoryError(f"DIRECTORY_URL cannot be used: {type(problem).__name__}") from None
+        database = self._client.get_database(name, write_concern=WriteConcern("majority"))
+        self._organizations: Collection[Document] = database["organizations"]
+        self._users: Collection[Document] = database["users"]
+        self._roles: Collection[Document] = database["roles"]
+        self._tokens: Collection[Document] = database["tokens"]
+        self._clusters: Collection[Document] = database["clusters"]
+        self._resources: Collection[Document] = database["resources"]
+        self._lock = threading.Lock()
+        self._indexed = False
+
+    def close(self) -> None:
+        self._client.close()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Failures of the server as ``DirectoryError``; the first call that reaches it makes the indexes."""
+        try:
+            if not self._indexed:
+                self._make_indexes()
+            yield
+        except DuplicateKeyError:
+            raise
+        except PyMongoError as problem:
+            if "UNIQUE constraint failed" in str(problem):  # FerretDB's word for it in an update, without the number
+                raise DuplicateKeyError(str(problem)) from None
+            raise DirectoryError(f"the directory cannot be used: {type(problem).__name__}") from None
+
+    def _make_indexes(self) -> None:
+        with self._lock:
+            if self._indexed:
+                return
+            self._users.create_index("name", unique=True)
+            self._roles.create_index("user_id")
+            self._tokens.create_index("digest", unique=True)
+            self._tokens.create_index("user_id")
+            self._clusters.create_index([("organization_id", ASCENDING), ("live_name", ASCENDING)], unique=True)
+            self._indexed = True
+
+    def create_organization(self, name: str) -> Organization:
+        made = Organization(str(uuid4()), name)
+        with self._asking():
+            self._organizations.insert_one({"_id": made.id, "name": name, "deleted": False})
+        return made
+
+    def organization(self, organization_id: str) -> Organization | None:
+        with self._asking():
+            found = self._organizations.find_one({"_id": organization_id, "deleted": False})
+        return Organization(found["_id"], found["name"]) if found else None
+
+    def organizations(self) -> list[Organization]:
+        with self._asking():
+            found = list(self._organizations.find({"deleted": False}))
+        return sorted((Organization(one["_id"], one["name"]) for one in found), key=lambda one: (one.name, one.id))
+
+    def delete_organization(self, organization_id: str) -> bool:
+        with self._asking():
+            done = self._organizations.update_one(
+                {"_id": organization_id, "deleted": False}, {"$set": {"deleted": True}}
+            )
+        return done.modified_count > 0
+
+    def create_user(self, name: str) -> User:
+        made = User(str(uuid4()), name)
+        try:
+            with self._asking():
+                self._users.insert_one({"_id": made.id, "name": name, "disabled": False})
+        except DuplicateKeyError:
+            raise AlreadyExists(f"a user named {name!r} exists") from None
+        return made
+
+    def users(self) -> list[User]:
+        with self._asking():
+            found = list(self._users.find())
+        return sorted((User(one["_id"], one["name"], one["disabled"]) for one in found), key=lambda one: one.name)
+
+    def disable_user(self, name: str) -> None:
+        with self._asking():
+            if not self._users.update_one({"name": name}, {"$set": {"disabled": True}}).matched_count:
+                raise Missing(f"there is no user {name!r}")
+
+    def set_role(self, user_name: str, organization_id: str, role: Role | None) -> None:
+        user = self._user_id(user_name)
+        if self.organization(organization_id) is None:
+            raise Missing(f"there is no organization {organization_id}")
+        key = {"_id": f"{user} {organization_id}"}
+        with self._asking():
+            if role is None:
+                self._roles.delete_one(key)
+                return
+            told = {"user_id": user, "organization_id": organization_id, "role": int(role)}
+            upsert = partial(self._roles.update_one, key, {"$set": told}, upsert=True)
+            _once_more(upsert)
+
+    def _user_id(self, name: str) -> str:
+        with self._asking():
+            found = self._users.find_one({"name": name})
+        if found is None:
+            raise Missing(f"there is no user {name!r}")
+        return str(found["_id"])
+
+    def create_token(
+        self,
+        user_name: str,
+        expires_at: int | None,
+        organizations: Sequence[str] | None = None,
+        read_only: bool = False,
+    ) -> tuple[str, str]:
+        token, token_id = new_token(), str(uuid4())
+        made = {
+            "_id": token_id,
+            "user_id": self._user_id(user_name),
+            "digest": digest(token.encode()),
+            "expires_at": expires_at,
+            "revoked": False,
+            "organizations": None if organizations is None else list(organizations),
+            "read_only": read_only,
+        }
+        with self._asking():
+            self._tokens.insert_one(made)
+        return token_id, token
+
+    def tokens(self, user_name: str) -> list[Token]:
+        user = self._user_id(user_name)
+        with self._asking():
+            found = list(self._tokens.find({"user_id": user}))
+        made = [
+            Token(one["_id"], user_name, one["expires_at"], one["revoked"], _only(one), one["read_only"])
+            for one in found
+        ]
+        return sorted(made, key=lambda one: one.id)
+
+    def revoke_token(self, token_id: str) -> bool:
+        with self._asking():
+            return self._tokens.update_one({"_id": token_id}, {"$set": {"revoked": True}}).matched_count > 0
+
+    def identity(self, token: bytes, now: float) -> Identity | None:
+        offered = digest(token)
+        with self._asking():
+            found = self._tokens.find_one({"digest": offered})
+            if found is None or not hmac.compare_digest(bytes(found["digest"]), offered):
+                return None
+            if found["revoked"] or (found["expires_at"] is not None and found["expires_at"] <= now):
+                return None
+            user = self._users.find_one({"_id": found["user_id"], "disabled": False})
+            if user is None:
+                return None
+            roles = {one["organization_id"]: Role(one["role"]) for one in self._roles.find({"user_id": user["_id"]})}
+        return Identity(user["_id"], user["name"], found["_id"], narrowed(roles, _only(found)), found["read_only"])
+
+    def create_cluster(
+        self,
+        organization_id: str,
+        name: str,
+        flavour: Flavour,
+        url: str,
+        cluster_id: str | None = None,
+        kind: str = KUBERNETES,
+    ) -> Cluster:
+        made = Cluster(cluster_id or str(uuid4()), organization_id, name, flavour, url, "linking")
+        values = msgspec.structs.asdict(made)
+        values["_id"] = values.pop("id")
+        try:
+            with self._asking():
+                self._clusters.insert_one(values | {"live_name": name, "type": kind, "deleted": False})
+        except DuplicateKeyError:
+            raise AlreadyExists(f"a cluster named {name!r} exists") from None
+        return made
+
+    def _found(self, **which: Any) -> list[Cluster]:
+        """Clusters of organizations that are there."""
+        with self._asking():
+            found = list(self._clusters.find({"type": KUBERNETES, "deleted": False} | which))
+            of = sorted({one["organization_id"] for one in found})
+            live = {one["_id"] for one in self._organizations.find({"_id": {"$in": of}, "deleted": False})}
+        return [_cluster(one) for one in found if one["organization_id"] in live]
+
+    def cluster(self, cluster_id: str) -> Cluster | None:
+        return next(iter(self._found(_id=cluster_id)), None)
+
+    def clusters(self, organization_id: str) -> list[Cluster]:
+        return sorted(self._found(organization_id=organization_id), key=lambda one: (one.name, one.id))
+
+    def linked_clusters(self) -> list[Cluster]:
+        return sorted(self._found(state="linked"), key=lambda one: one.id)
+
+    def update_cluster(self, cluster_id: str, *, name: str, flavour: Flavour, url: str, state: LinkState) -> Cluster:
+        told = {"name": name, "live_name": name, "flavour": flavour, "url": url, "state": state}
+        try:
+            with self._asking():
+                self._clusters.update_one({"_id": cluster_id, "deleted": False}, {"$set": told})
+        except DuplicateKeyError:
+            raise AlreadyExists(f"a cluster named {name!r} exists") from None
+        found = self.cluster(cluster_id)
+        if found is None:
+            raise Missing(f"there is no cluster {cluster_id}")
+        return found
+
+    def delete_cluster(self, cluster_id: str) -> bool:
+        gone = {"deleted": True, "live_name": cluster_id}
+        with self._asking():
+            done = self._clusters.update_one({"_id": cluster_id, "deleted": False}, {"$set": gone})
+            self._resources.delete_one({"_id": cluster_id})
+        return done.modified_count > 0
+
+    def put_resources(self, cluster_id: str, resources: Resources) -> None:
+        # One opaque value: names out of a cluster are never keys here, and a document holds at most 16 MB.
+        body = zlib.compress(msgspec.json.encode(resources))
+        told = {"$set": {"fetched_at": resources.fetched_at, "body": body}}
+        older = {"_id": cluster_id, "fetched_at": {"$lt": resources.fetched_at}}
+        if self.cluster(cluster_id) is None:
+            return
+        try:
+            with self._asking():
+                _once_more(partial(self._resources.update_one, older, told, upsert=True))
+        except DuplicateKeyError:
+            # What is kept is not older: it was no match, and the upsert found its id taken.
+            return
+
+    def resources(self, cluster_id: str) -> Resources | None:
+        with self._asking():
+            found = self._resources.find_one({"_id": cluster_id})
+        return msgspec.json.decode(zlib.decompress(found["body"]), type=Resources) if found else None
+
+
+def _cluster(found: Document) -> Cluster:
+    names = ("_id", "organization_id", "name", "flavour", "url", "state")
+    return Cluster(*(found[name] for name in names))
+
+
+def _only(token: Document) -> tuple[str, ...] | None:
+    organizations = token["organizations"]
+    return None if organizations is None else tuple(organizations)
+
+
+def _once_more(upsert: Callable[[], Any]) -> None:
+    """Two upserts that race for a new document: the loser finds it there when it tries again."""
+    try:
+        upsert()
+    except DuplicateKeyError:
+        upsert()
