@@ -5,6 +5,7 @@ from __future__ import annotations
 from metroculus.codes import (
     BAD_ANSWER,
     DEADLINE,
+    INVALID,
     NO_HISTORY,
     NO_METRICS,
     NO_REGISTRY,
@@ -15,7 +16,7 @@ from metroculus.codes import (
 )
 from metroculus.sources.errors import BadAnswer, DeadlineExceeded, SourceError, Unreachable
 from metroculus.sources.registry import RegistryError
-from metroculus.storage.engine import StoreError
+from metroculus.storage.engine import StoreError, TooManyRows
 from tools.tornado_service.errors import ApiError
 
 
@@ -45,6 +46,8 @@ def map_error(error: BaseException) -> ApiError | None:
         return ApiError(NO_HISTORY)
     if isinstance(error, NoWorker):
         return ApiError(NO_WORKER)
+    if isinstance(error, TooManyRows):
+        return ApiError(INVALID, f"{error}: group by fewer keys, or ask for a shorter window", ["group_by"])
     if isinstance(error, StoreError):
         return ApiError(STORE_FAILED, retry_after=5)
     if isinstance(error, RegistryError):

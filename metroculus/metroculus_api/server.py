@@ -68,6 +68,7 @@ def make_app(
         ready,
         map_error,
         clock,
+        security={"secret": {"type": "apiKey", "in": "header", "name": "Secret"}},
         audit=config.access.audit("metroculus", clock),
         proxies=config.access.proxies,
     )

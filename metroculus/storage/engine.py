@@ -17,6 +17,10 @@ class StoreError(Exception):
     """The store cannot be used now: down, full, slow, or what it holds cannot be read. The text holds no secret."""
 
 
+class TooManyRows(StoreError):
+    """More is asked for than is answered at once."""
+
+
 class StoreOwned(StoreError):
     """Another process has the folder of the embedded store."""
 

@@ -22,10 +22,13 @@ from metroculus.cost_model.allocation import (
     Usage,
     as_prometheus_spells,
 )
-from metroculus.storage.engine import Engine, literal, moment, numbers
+from metroculus.storage.engine import Engine, TooManyRows, literal, moment, numbers
 from metroculus.storage.ledger import Held
 from metroculus.storage.schema import ALLOCATIONS, AMOUNT_COLUMNS, COST_COLUMNS, EGRESS_COLUMNS, USAGE_COLUMNS
 from tools.window import HOUR
+
+MAX_ROWS = 500_000
+"""Of one answer: a question that no summary shortens could otherwise take all the memory that there is."""
 
 COSTS_AND_USAGE = (*COST_COLUMNS, *USAGE_COLUMNS)
 MEASURES = (*COSTS_AND_USAGE, *EGRESS_COLUMNS, *AMOUNT_COLUMNS)
@@ -162,16 +165,19 @@ class History:
         Special entities keep their own name under every property but labels.
 
         Raises:
-            StoreError
+            TooManyRows, StoreError
         """
         if not held.hours:
             return []
         chosen, group = grouped_by([grouping(name) for name in group_by])
         rows = self._engine.query(
             f"SELECT {chosen}{sums_of(measures, held)} FROM {ALLOCATIONS.name}"
-            f" WHERE {where_held(held)}{filtered(filters)}{group}"
+            f" WHERE {where_held(held)}{filtered(filters)}{group} LIMIT {MAX_ROWS + 1}"
         )
-        return [Measured.read(row[: len(group_by)], row[len(group_by) :]) for row in rows]
+        found = [Measured.read(row[: len(group_by)], row[len(group_by) :]) for row in rows]
+        if len(found) > MAX_ROWS:
+            raise TooManyRows(f"more than {MAX_ROWS} rows")
+        return found
 
 
 def grouped_by(keys: Sequence[str]) -> tuple[str, str]:

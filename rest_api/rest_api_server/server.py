@@ -77,6 +77,7 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
         ready,
         map_error,
         clock,
+        security={"token": {"type": "http", "scheme": "bearer"}},
         audit=config.access.audit("rest-api", clock),
         proxies=config.access.proxies,
     )

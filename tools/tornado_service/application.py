@@ -56,6 +56,8 @@ class Service:
     map_error: Callable[[BaseException], ApiError | None] = lambda error: None
     """A service's own errors as outcomes."""
     clock: Callable[[], float] = time.time
+    security: dict[str, Any] = field(default_factory=dict)
+    """How a caller shows who it is, as OpenAPI's security scheme by name."""
     audit: AuditLog | None = None
     proxies: TrustedProxies = field(default_factory=TrustedProxies)
     max_in_flight: int = MAX_IN_FLIGHT
@@ -288,7 +290,7 @@ class Readiness(msgspec.Struct, frozen=True):
 class Ready(OpenHandler):
     """Each dependency with its state; 503 only where nothing can be served."""
 
-    @operation(needs=None, answer=Readiness)
+    @operation(needs=None, answer=Readiness, also=(503,))
     async def get(self, query: NoQuery) -> Readiness:
         states = dict(self.service.ready())
         if self.service.stopping:
@@ -301,7 +303,7 @@ class Ready(OpenHandler):
 class Metrics(OpenHandler):
     """Prometheus text."""
 
-    @operation(needs=None, answer=str)
+    @operation(needs=None, answer=str, content="text/plain")
     async def get(self, query: NoQuery) -> bytes:
         self.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         return generate_latest(self.service.registry)
@@ -314,7 +316,7 @@ class OpenApi(OpenHandler):
 
     @operation(needs=None, answer=dict[str, Any])
     async def get(self, query: NoQuery) -> dict[str, Any]:
-        return document(self.service.name, self.service.version, self.routes)
+        return document(self.service.name, self.service.version, self.routes, self.service.security)
 
 
 Route = tuple[str, type[ServiceHandler], dict[str, Any]]

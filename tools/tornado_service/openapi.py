@@ -12,12 +12,22 @@ import msgspec
 from tools.tornado_service.errors import ErrorBody
 from tools.tornado_service.params import parameters
 
+ALWAYS = (400, 413, 414)
+FAILURES = (*ALWAYS, 401, 403, 404, 409, 429, 502, 503, 504)
+"""Every outcome of an operation behind a permission that is no success; 500 is none, it is a defect."""
 _GROUP = re.compile(r"\(\?P<(\w+)>[^)]*\)")
 _REF = "#/components/schemas/{name}"
 
 
-def document(title: str, version: str, routes: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
-    """The contract of the routes: what each takes, answers and may fail with."""
+def document(
+    title: str, version: str, routes: Sequence[tuple[Any, ...]], security: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The contract of the routes: what each takes, answers and may fail with.
+
+    Args:
+        security: OpenAPI's security scheme of what is behind a permission, by its name.
+    """
+    security = security or {}
     operations = list(_operations(routes))
     types = [ErrorBody] + [op.answer for _, _, _, op in operations] + [op.body for *_, op in operations if op.body]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
@@ -33,14 +43,19 @@ def document(title: str, version: str, routes: Sequence[tuple[Any, ...]]) -> dic
             "responses": {
                 str(op.status): {
                     "description": responses[op.status],
-                    "content": {"application/json": {"schema": answer}},
+                    "content": {op.content: {"schema": answer}},
                 },
-                "default": {
-                    "description": "Any failure, in the one error shape",
-                    "content": {"application/json": {"schema": schemas[0]}},
+                **{
+                    str(status): {
+                        "description": responses[status],
+                        "content": {"application/json": {"schema": answer if status in op.also else schemas[0]}},
+                    }
+                    for status in (*op.also, *(FAILURES if op.needs is not None else ALWAYS))
                 },
             },
         }
+        if op.needs is not None:
+            entry["security"] = [{name: []} for name in security]
         if op.body is not None:
             entry["requestBody"] = {"required": True, "content": {"application/json": {"schema": next(bodies)}}}
         paths.setdefault(path, {})[method] = entry
@@ -48,7 +63,7 @@ def document(title: str, version: str, routes: Sequence[tuple[Any, ...]]) -> dic
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": security},
     }
 
 

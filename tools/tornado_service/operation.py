@@ -31,13 +31,23 @@ class Operation:
     body: type[Struct] | None
     answer: Any
     status: int
+    also: tuple[int, ...] = ()
+    """Other statuses that carry the same answer."""
+    content: str = "application/json"
 
 
 def operation(
-    *, needs: Any, answer: Any, query: type[Struct] = NoQuery, body: type[Struct] | None = None, status: int = 200
+    *,
+    needs: Any,
+    answer: Any,
+    query: type[Struct] = NoQuery,
+    body: type[Struct] | None = None,
+    status: int = 200,
+    also: tuple[int, ...] = (),
+    content: str = "application/json",
 ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[None]]]:
     """Declare a handler's method: ``async def get(self, query)``, with a ``body`` behind it where one is declared."""
-    declared = Operation(needs, query, body, answer, status)
+    declared = Operation(needs, query, body, answer, status, also, content)
 
     def decorate(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
         @wraps(method)

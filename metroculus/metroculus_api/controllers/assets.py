@@ -9,6 +9,7 @@ from math import ceil
 
 from msgspec import Struct
 
+from metroculus.codes import INVALID
 from metroculus.cost_model.assets import Asset, merge, totals
 from metroculus.cost_model.promql import selector
 from metroculus.cost_model.statement import Source, StatementWindow
@@ -21,11 +22,13 @@ from metroculus.sources.thanos_assets import assets_by_metrics
 from metroculus.sources.thanos_usage import NodeSpecification, Quota, WorkloadResources, metadata
 from metroculus.storage.engine import StoreError
 from metroculus.storage.store import Store
+from tools.tornado_service.errors import ApiError
 from tools.window import DAY, Window
 
 log = logging.getLogger("inventory")
 
 MAX_POINTS = 1000
+MAX_SERIES = 20_000
 MIN_STEP_SECONDS = 60
 
 ALL_METRICS = (
@@ -200,6 +203,8 @@ class InventoryController:
 
         wanted = tuple(names) or ALL_METRICS
         found = await asyncio.gather(*(read(name) for name in wanted))
+        if sum(len(series) for series, _ in found) > MAX_SERIES:
+            raise ApiError(INVALID, f"metrics: more than {MAX_SERIES} series; name fewer", ["metrics"])
         warnings = tuple(dict.fromkeys(text for _, texts in found for text in texts))
         some = any(series for series, _ in found)
         source = Source(
