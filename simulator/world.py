@@ -293,6 +293,46 @@ def make_world(
     )
 
 
+def marked(world: World, mark: str) -> World:
+    """The same world with every name in it marked, so that a byte of it shows wherever it comes out."""
+
+    def name(text: str) -> str:
+        return f"{mark}-{text}" if text else ""
+
+    nodes = {n.name: replace(n, name=name(n.name), provider_id=name(n.provider_id)) for n in world.nodes}
+    containers = tuple(
+        replace(
+            c,
+            namespace=name(c.namespace),
+            pod=name(c.pod),
+            node=nodes[c.node.name],
+            labels={key: name(value) for key, value in c.labels.items()},
+            services=tuple(map(name, c.services)),
+        )
+        for c in world.containers
+    )
+    return replace(
+        world,
+        cluster_id=name(world.cluster_id),
+        nodes=tuple(nodes.values()),
+        containers=containers,
+        volumes=tuple(
+            replace(v, name=name(v.name), claim=name(v.claim), namespace=name(v.namespace), pod=name(v.pod))
+            for v in world.volumes
+        ),
+        balancers=tuple(
+            replace(b, namespace=name(b.namespace), service=name(b.service), pods=tuple(map(name, b.pods)))
+            for b in world.balancers
+        ),
+        egress=tuple(replace(e, namespace=name(e.namespace), pod=name(e.pod)) for e in world.egress),
+        namespace_labels={
+            name(namespace): {key: name(value) for key, value in labels.items()}
+            for namespace, labels in world.namespace_labels.items()
+        },
+        quotas={name(namespace): quota for namespace, quota in world.quotas.items()},
+    )
+
+
 def _nodes(rng: random.Random, scale: _Scale, start: int, half: int, end: int) -> tuple[Node, ...]:
     kinds = (
         ("m5.xlarge", 4.0, 16.0, 0.0, False, start),
