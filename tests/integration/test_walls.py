@@ -205,7 +205,7 @@ def expected(caller, thing, path, method):
 
 def target(world, path, thing):
     """The path of an object, with what else the operation requires; ids that stand in no path go into the query."""
-    organization, cluster, name = world.objects[thing]
+    organization, cluster, _ = world.objects[thing]
     filled = path.format(
         organization_id=organization, cluster_id=cluster, namespace=f"{MINE}-shop", cluster=quote(cluster)
     )
