@@ -16,7 +16,9 @@ from metroculus.storage.engine import Dialect, Engine, StoreError, StoreUrlError
 from metroculus.storage.rows import Line, flat
 
 CONNECT_SECONDS = 3
-ANSWER_SECONDS = 60
+QUERY_SECONDS = 60
+SILENCE_SECONDS = 25
+"""A server at work tells its progress many times a second."""
 CONNECTIONS = 8
 """Kept open; more are made when more are needed at once, and closed again."""
 
@@ -24,7 +26,7 @@ SETTINGS = {
     "max_query_size": 1 << 26,
     "max_ast_elements": 5_000_000,
     "max_expanded_ast_elements": 5_000_000,
-    "max_execution_time": ANSWER_SECONDS,
+    "max_execution_time": QUERY_SECONDS,
     "insert_distributed_sync": 1,
     "max_block_size": 16384,
 }
@@ -80,7 +82,7 @@ class ServerEngine(Engine):
         except Empty:
             client = Client.from_url(self._url)
             client.connection.connect_timeout = CONNECT_SECONDS
-            client.connection.send_receive_timeout = ANSWER_SECONDS
+            client.connection.send_receive_timeout = SILENCE_SECONDS
         whole = False
         try:
             yield client

@@ -29,6 +29,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 THREADS = 8
+MAX_LATE = 4
+"""With so many threads held by calls that hang, the next question is not asked."""
 EMBEDDED = "embedded:"
 
 
@@ -50,6 +52,8 @@ class Store:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
         self._migrating = threading.Lock()
         self._migrated = False
+        self._late = 0
+        """Calls that are under way though nobody waits for them any more."""
 
     def migrate(self) -> None:
         """Bring the schema up to date, once.
@@ -74,12 +78,35 @@ class Store:
             return function(*args, **kwargs)
 
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
+            answer = await asyncio.get_running_loop().run_in_executor(self._threads, call)
         except StoreError as failure:
             self.failed = str(failure)
             raise
         self.failed = None
         return answer
+
+    async def ask(self, seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """``run`` for whoever cannot wait: a store that hangs is one that fails, and is soon asked no more.
+
+        Raises:
+            StoreError
+        """
+        if self._late >= MAX_LATE:
+            raise StoreError("the store does not answer")
+        running = asyncio.ensure_future(self.run(function, *args, **kwargs))
+        done, _ = await asyncio.wait({running}, timeout=seconds)
+        if done:
+            return running.result()
+        self.failed = "the store did not answer in time"
+        self._late += 1
+
+        def over(late: asyncio.Future[R]) -> None:
+            self._late -= 1
+            if not late.cancelled():
+                late.exception()  # its failure was told when it was late
+
+        running.add_done_callback(over)
+        raise StoreError(self.failed)
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)

@@ -209,6 +209,7 @@ def test_how_a_name_resolves_is_asked_once_for_the_check_and_the_connection(monk
         return [(socket.AF_INET, ("127.0.0.1", port))]
 
     monkeypatch.setattr(addresses, "resolve", resolve)
+
     async def work():
         http = SourceHttp(AllowedAddresses(["127.0.0.0/8"]))
         decoy = Decoy()

@@ -13,6 +13,7 @@ from metroculus.codes import INVALID
 from metroculus.cost_model.assets import Asset, merge, totals
 from metroculus.cost_model.promql import selector
 from metroculus.cost_model.statement import Source, StatementWindow
+from metroculus.metroculus_api.controllers.stored import share_of
 from metroculus.metroculus_api.errors import NoMetricsSource, NoSource
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import SourceError
@@ -116,7 +117,7 @@ class InventoryController:
             NoSource: nothing is configured or stored that could answer.
             SourceError: the live source failed, and nothing is stored.
         """
-        stored = await self._stored(account, window)
+        stored = await self._stored(account, window, deadline)
         rest = window.only(_without_days(window, stored.days)) if stored else window
         found, sources = list(stored.assets) if stored else [], [stored.source] if stored else []
         if rest.stretches:
@@ -166,13 +167,14 @@ class InventoryController:
             return await assets_by_metrics(sources.thanos, account, window, deadline)
         raise NoSource
 
-    async def _stored(self, account: str, window: Window) -> _StoredDays | None:
+    async def _stored(self, account: str, window: Window, deadline: Deadline) -> _StoredDays | None:
         """The stored days that lie in a window; None where there are none, or the store cannot be asked."""
-        if self._store is None or window.seconds < DAY:
+        store = self._store
+        if store is None or window.seconds < DAY:
             return None
         try:
-            days = await self._store.run(self._store.assets.days, account, window.start, window.end)
-            assets = await self._store.run(self._store.assets.read, account, list(days.values()))
+            days = await store.ask(share_of(deadline), store.assets.days, account, window.start, window.end)
+            assets = await store.ask(share_of(deadline), store.assets.read, account, list(days.values()))
         except StoreError as failure:
             log.warning("the store failed: %s", failure)
             return None

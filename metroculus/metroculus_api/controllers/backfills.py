@@ -9,6 +9,7 @@ from msgspec import Struct
 from metroculus.codes import INVALID, NOT_FOUND
 from metroculus.metroculus_api.errors import NoHistory, NoSource, NoWorker
 from metroculus.sources.accounts import Accounts
+from metroculus.sources.http import Deadline
 from metroculus.storage.jobs import DEFAULT_PARALLEL, MAX_PARALLEL, Backfill
 from metroculus.storage.store import Store
 from tools.tornado_service.errors import ApiError
@@ -50,7 +51,7 @@ class BackfillsController:
         self._worked = worked
         self._clock = clock
 
-    async def create(self, body: BackfillBody) -> BackfillAnswer:
+    async def create(self, body: BackfillBody, deadline: Deadline) -> BackfillAnswer:
         """Ask for one.
 
         Raises:
@@ -72,10 +73,12 @@ class BackfillsController:
         sources = await self._accounts.of(account)
         if sources.kubecost is None and sources.thanos is None:
             raise NoSource
-        job = await self._store.run(self._store.jobs.ask, account, first, last, body.parallel, body.repair)
+        job = await self._store.ask(
+            deadline.left(), self._store.jobs.ask, account, first, last, body.parallel, body.repair
+        )
         return _shown(job)
 
-    async def get(self, id: str) -> BackfillAnswer:
+    async def get(self, id: str, deadline: Deadline) -> BackfillAnswer:
         """One that was asked for.
 
         Raises:
@@ -83,7 +86,7 @@ class BackfillsController:
         """
         if self._store is None:
             raise NoHistory
-        job = await self._store.run(self._store.jobs.get, id)
+        job = await self._store.ask(deadline.left(), self._store.jobs.get, id)
         if job is None:
             raise ApiError(NOT_FOUND)
         return _shown(job)

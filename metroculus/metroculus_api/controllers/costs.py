@@ -73,12 +73,12 @@ class CostController:
         def of_step(asked: Question) -> Awaitable[Statement]:
             return self._statement(asked, deadline)
 
-        points = await SeriesController(self._store, of_step).points(question, step)
+        points = await SeriesController(self._store, of_step, deadline).points(question, step)
         return replace(await self._statement(question, deadline), data_points=points)
 
     async def _statement(self, question: Question, deadline: Deadline) -> Statement:
         sources = await self._accounts.of(question.cloud_account_id)
-        stored, store = await self._stored.read(question) if self._stored is not None else (None, None)
+        stored, store = await self._stored.read(question, deadline) if self._stored is not None else (None, None)
         if sources.kubecost is None and sources.thanos is None and stored is None:
             raise NoSource
         gathering = _Gathering(sources, question, stored.rest if stored else question.window, deadline)

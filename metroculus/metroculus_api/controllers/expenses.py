@@ -14,6 +14,7 @@ from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.statement import Source, StatementWindow
 from metroculus.metroculus_api.controllers.stored import source_of, whole
 from metroculus.metroculus_api.errors import NoHistory
+from metroculus.sources.http import Deadline
 from metroculus.storage.history import COSTS_AND_USAGE, Measured, by_key
 from metroculus.storage.ledger import Held
 from metroculus.storage.store import Store
@@ -51,7 +52,12 @@ class ExpensesController:
         self._store = store
 
     async def expenses(
-        self, accounts: Sequence[str], window: Window, group_by: Sequence[str], filters: Filters
+        self,
+        accounts: Sequence[str],
+        window: Window,
+        group_by: Sequence[str],
+        filters: Filters,
+        deadline: Deadline,
     ) -> Expenses:
         """Sums by ``group_by``, dearest first, or in order of time where that is asked for.
 
@@ -64,9 +70,8 @@ class ExpensesController:
         properties = [name for name in group_by if name != "cluster"]
 
         async def one(account: str) -> Answer:
-            return await store.run(
-                store.summaries.measured, account, window.start, window.end, properties, filters, COSTS_AND_USAGE
-            )
+            asked = (account, window.start, window.end, properties, filters, COSTS_AND_USAGE)
+            return await store.ask(deadline.left(), store.summaries.measured, *asked)
 
         answers = await asyncio.gather(*(one(account) for account in accounts))
         told = list(zip(accounts, answers, strict=True))

@@ -11,6 +11,7 @@ from metroculus.cost_model.series import Point, steps, stored_point
 from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, project
 from metroculus.metroculus_api.controllers.stored import source_of, whole
 from metroculus.metroculus_api.errors import NoHistory
+from metroculus.sources.http import Deadline
 from metroculus.storage.ledger import Held
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import period_of
@@ -43,7 +44,7 @@ class MonthlyController:
         self._store = store
         self._clock = clock
 
-    async def months(self, account: str, count: int) -> Months:
+    async def months(self, account: str, count: int, deadline: Deadline) -> Months:
         """The last ``count`` months, the running one among them.
 
         Raises:
@@ -59,10 +60,10 @@ class MonthlyController:
             first = period_of(first - DAY, "month")[0]
         settled = now - SETTLING_SECONDS
         window = Window(first, next_month, settled - settled % HOUR)
-        sums = await store.run(store.summaries.measured, account, first, next_month, ("month",), Filters())
-        idle = await store.run(
-            store.summaries.measured, account, first, next_month, ("month",), Filters(namespaces=(IDLE,))
-        )
+        measured, left = store.summaries.measured, deadline.left
+        sums = await store.ask(left(), measured, account, first, next_month, ("month",), Filters())
+        only = Filters(namespaces=(IDLE,))
+        idle = await store.ask(left(), measured, account, first, next_month, ("month",), only)
         parts = {int(one.keys[0]): (one.costs, one.management) for one in sums.measured}
         idle_usd = {int(one.keys[0]): one.total for one in idle.measured}
         months = []
@@ -81,7 +82,9 @@ class MonthlyController:
                 )
             projection = None
             if month.start == this_month and point is not None:
-                projection = await self._project(account, point.known_cost or 0.0, max(hours) + HOUR, next_month)
+                projection = await self._project(
+                    account, point.known_cost or 0.0, max(hours) + HOUR, next_month, deadline
+                )
             months.append(
                 Month(
                     month=iso(month.start)[:7],
@@ -95,11 +98,12 @@ class MonthlyController:
             )
         return Months(cloud_account_id=account, currency="USD", months=tuple(months))
 
-    async def _project(self, account: str, booked: float, stored_until: int, end: int) -> Projection:
+    async def _project(
+        self, account: str, booked: float, stored_until: int, end: int, deadline: Deadline
+    ) -> Projection:
         assert self._store is not None
         since = stored_until - LOOK_BACK_SECONDS
-        recent = await self._store.run(
-            self._store.summaries.measured, account, since, stored_until, ("hour",), Filters()
-        )
+        measured = self._store.summaries.measured
+        recent = await self._store.ask(deadline.left(), measured, account, since, stored_until, ("hour",), Filters())
         hours = {int(one.keys[0]): one.total for one in recent.measured}
         return project(hours, booked, range(stored_until, end, HOUR))

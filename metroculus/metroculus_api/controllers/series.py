@@ -9,6 +9,8 @@ from metroculus.codes import TOO_MANY_POINTS
 from metroculus.cost_model.allocation import IDLE, Costs
 from metroculus.cost_model.series import Point, StepName, point_of, steps, stored_point
 from metroculus.cost_model.statement import Question, Statement
+from metroculus.metroculus_api.controllers.stored import share_of
+from metroculus.sources.http import Deadline
 from metroculus.storage.engine import StoreError
 from metroculus.storage.ledger import Held
 from metroculus.storage.store import Store
@@ -29,8 +31,11 @@ class SeriesController:
         statement: the statement of one step.
     """
 
-    def __init__(self, store: Store | None, statement: Callable[[Question], Awaitable[Statement]]) -> None:
+    def __init__(
+        self, store: Store | None, statement: Callable[[Question], Awaitable[Statement]], deadline: Deadline
+    ) -> None:
         self._store = store
+        self._deadline = deadline
         self._statement = statement
 
     async def points(self, question: Question, step: StepName) -> tuple[Point, ...]:
@@ -69,11 +74,12 @@ class SeriesController:
         if self._store is None:
             return {}
         account, window, filters = question.cloud_account_id, question.window, question.filters
-        read = self._store.summaries.measured
+        read, deadline = self._store.summaries.measured, self._deadline
         idle_only = type(filters)(namespaces=(IDLE,))
         try:
-            everything = await self._store.run(read, account, window.start, window.end, (key,), filters)
-            idle = await self._store.run(read, account, window.start, window.end, (key,), idle_only)
+            span = (account, window.start, window.end, (key,))
+            everything = await self._store.ask(share_of(deadline), read, *span, filters)
+            idle = await self._store.ask(share_of(deadline), read, *span, idle_only)
         except StoreError:
             return {}
         with_idle = filters.keep_special(IDLE)

@@ -13,6 +13,7 @@ from metroculus.cost_model.statement import (
     Source,
     StoredReading,
 )
+from metroculus.sources.http import Deadline
 from metroculus.storage.engine import StoreError
 from metroculus.storage.ledger import Held
 from metroculus.storage.store import Store
@@ -89,20 +90,26 @@ def reading_of(held: Held, window: Window, told: AllocationSet, usd: float | Non
     )
 
 
+def share_of(deadline: Deadline) -> float:
+    """Seconds that a question to the store may take, so that a store that hangs leaves time to ask the others."""
+    return max(0.0, deadline.left() / 2)
+
+
 class StoredHours:
     """Reads a window's committed hours; a store that fails is a source that failed."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def read(self, question: Question) -> tuple[StoredReading | None, Source | None]:
+    async def read(self, question: Question, deadline: Deadline) -> tuple[StoredReading | None, Source | None]:
         """What is stored, None where nothing is; and the store as a source where it could not be asked."""
-        window, run = question.window, self._store.run
+        window, store = question.window, self._store
         try:
-            held = await run(self._store.ledger.held, question.cloud_account_id, window.start, window.end)
+            account = question.cloud_account_id
+            held = await store.ask(share_of(deadline), store.ledger.held, account, window.start, window.end)
             if not held.hours:
                 return None, None
-            told, usd = await run(self._store.history.allocations, held, properties_of(question))
+            told, usd = await store.ask(share_of(deadline), store.history.allocations, held, properties_of(question))
         except StoreError as failure:
             log.warning("the store failed: %s", failure)
             return None, Source(name=STORE, status="unavailable", error="the store cannot be used")

@@ -38,7 +38,8 @@ class K8sExpenses(MetroculusHandler):
     @operation(needs=Needs.CLUSTER_SECRET, query=ExpensesQuery, answer=Expenses)
     async def get(self, query: ExpensesQuery) -> Expenses:
         filters = Filters(query.k8s_namespace, query.k8s_node, query.k8s_service)
-        return await self.expenses.expenses(query.cloud_account_id, self.window_of(query), query.group_by, filters)
+        window = self.window_of(query)
+        return await self.expenses.expenses(query.cloud_account_id, window, query.group_by, filters, self.deadline())
 
 
 class MonthCount(Text):
@@ -58,7 +59,7 @@ class K8sMonthly(MetroculusHandler):
 
     @operation(needs=Needs.CLUSTER_SECRET, query=MonthlyQuery, answer=Months)
     async def get(self, query: MonthlyQuery) -> Months:
-        return await self.monthly.months(query.cloud_account_id, int(query.months))
+        return await self.monthly.months(query.cloud_account_id, int(query.months), self.deadline())
 
 
 class Backfills(MetroculusHandler):
@@ -69,7 +70,7 @@ class Backfills(MetroculusHandler):
     @operation(needs=Needs.CLUSTER_SECRET, body=BackfillBody, answer=BackfillAnswer, status=202)
     async def post(self, query: Struct, body: BackfillBody) -> BackfillAnswer:
         self.tell_audit(cloud_account_id=body.cloud_account_id, change="repair" if body.repair else "backfill")
-        return await self.backfills.create(body)
+        return await self.backfills.create(body, self.deadline())
 
 
 class BackfillQuery(Struct, frozen=True, kw_only=True):
@@ -83,4 +84,4 @@ class BackfillEntry(MetroculusHandler):
 
     @operation(needs=Needs.CLUSTER_SECRET, query=BackfillQuery, answer=BackfillAnswer)
     async def get(self, query: BackfillQuery) -> BackfillAnswer:
-        return await self.backfills.get(query.backfill_id)
+        return await self.backfills.get(query.backfill_id, self.deadline())
