@@ -167,13 +167,22 @@ class Etcd:
             self.process = None
 
 
-@pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[Etcd]:
+def _etcd(folder: Path) -> Iterator[Etcd]:
     need("etcd", package="etcd-server")
-    made = Etcd(tmp_path / "etcd", free_port(), free_port())
+    made = Etcd(folder / "etcd", free_port(), free_port())
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[Etcd]:
+    yield from _etcd(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def etcd_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    yield from _etcd(tmp_path_factory.mktemp("etcd"))
 
 
 @pytest.fixture(scope="session")

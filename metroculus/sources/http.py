@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 from tornado.httpclient import HTTPRequest, HTTPResponse
 from tornado.httputil import HTTPHeaders, HTTPInputError
 from tornado.iostream import StreamClosedError
-from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient
+from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient, _HTTPConnection
 
 from metroculus.sources.addresses import AllowedAddresses, GuardedResolver
 from metroculus.sources.errors import AddressRefused, BadAnswer, DeadlineExceeded, SourceError, TooLarge, Unreachable
@@ -27,8 +27,9 @@ from metroculus.sources.errors import AddressRefused, BadAnswer, DeadlineExceede
 CONNECT_SECONDS = 3.0
 MAX_BODY_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 64 * 2**10
-CHUNK_BYTES = 2**20
-"""Above any part of a body that comes at once: our own cap is met before the client's, and told as what it is."""
+UNZIPPED_AT_ONCE = 2**20
+UNLIMITED = 2**40
+"""The client's own cap, never met: ours is, and is told as what it is."""
 CALLS_AT_ONCE = 8
 RETRIES = 2
 RETRY_STATUSES = frozenset({429, 502, 503, 504})
@@ -57,6 +58,18 @@ class Deadline:
         if left <= 0:
             raise DeadlineExceeded("the deadline passed before the source answered")
         return left
+
+
+class _Connection(_HTTPConnection):
+    """Tornado's own waits for its timeout where a connection is reset half way: it raises where nobody catches it."""
+
+    def on_connection_close(self) -> None:
+        self._handle_exception(HTTPStreamClosedError, HTTPStreamClosedError("Connection closed"), None)
+
+
+class _HttpClient(SimpleAsyncHTTPClient):
+    def _connection_class(self) -> type:
+        return _Connection
 
 
 @dataclass
@@ -144,11 +157,11 @@ class SourceHttp:
         self.timeout = timeout
         limits = {
             "max_clients": 1000,
-            "max_body_size": MAX_BODY_BYTES + CHUNK_BYTES,
+            "max_body_size": UNLIMITED,
             "max_header_size": MAX_HEADER_BYTES,
         }
-        self._trusted = SimpleAsyncHTTPClient(force_instance=True, **limits)
-        self._guarded = SimpleAsyncHTTPClient(force_instance=True, resolver=GuardedResolver(allowed=allowed), **limits)
+        self._trusted = _HttpClient(force_instance=True, **limits)
+        self._guarded = _HttpClient(force_instance=True, resolver=GuardedResolver(allowed=allowed), **limits)
         self._health: dict[str, _Health] = {}
         self.observers: list[Observer] = []
 
@@ -174,7 +187,9 @@ class SourceHttp:
         """
         health = self._health.setdefault(upstream.url, _Health())
         url = f"{upstream.url}{path}?{urlencode(params)}" if params else f"{upstream.url}{path}"
-        headers = dict(upstream.headers) | ({"X-Request-ID": deadline.request_id} if deadline.request_id else {})
+        headers = {"Accept-Encoding": "gzip", **upstream.headers} | (
+            {"X-Request-ID": deadline.request_id} if deadline.request_id else {}
+        )
         health.count_call()
         attempt = 0
         while True:
@@ -227,7 +242,8 @@ class SourceHttp:
             connect_timeout=min(CONNECT_SECONDS, seconds),
             request_timeout=seconds,
             follow_redirects=False,
-            decompress_response=True,
+            decompress_response=False,
+            header_callback=body.foresee,
             streaming_callback=body.take,
             ssl_options=_ssl_context(upstream.ca) if url.startswith("https:") else None,
         )
@@ -235,6 +251,7 @@ class SourceHttp:
         try:
             async with asyncio.timeout(seconds + 0.25):
                 response = await client.fetch(request, raise_error=False)
+                return await _read(upstream, response, body)
         except (TimeoutError, HTTPTimeoutError) as failure:
             if "connecting" in str(failure):
                 raise _Retryable(Unreachable(f"{upstream.name} could not be reached")) from None
@@ -243,32 +260,44 @@ class SourceHttp:
             raise Unreachable(str(refusal)) from None
         except (HTTPStreamClosedError, StreamClosedError, OSError):
             if body.too_large:
-                raise TooLarge(f"{upstream.name} answered with more than {MAX_BODY_BYTES >> 20} MiB") from None
+                raise _too_large(upstream) from None
             how = "broke off its answer" if body.size else "could not be reached"
             raise _Retryable(Unreachable(f"{upstream.name} {how}")) from None
-        except (HTTPInputError, zlib.error, ValueError):
+        except (HTTPInputError, ValueError):
             raise BadAnswer(f"{upstream.name} answered with something that is not HTTP") from None
-        return _read(upstream, response, body)
 
 
 class _CappedBody:
-    """Collects a decompressed body and stops at the cap."""
+    """Collects a body as it comes and stops at the cap."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self.size = 0
         self.too_large = False
 
+    def foresee(self, header: str) -> None:
+        name, _, value = header.partition(":")
+        if name.lower() == "content-length" and declares_more(value.strip(), MAX_BODY_BYTES):
+            self._refuse()
+
     def take(self, part: bytes) -> None:
         self.size += len(part)
         if self.size > MAX_BODY_BYTES:
-            self.too_large = True
-            self.parts.clear()
-            raise _BodyTooLarge
+            self._refuse()
         self.parts.append(part)
+
+    def _refuse(self) -> None:
+        self.too_large = True
+        self.parts.clear()
+        raise _BodyTooLarge
 
     def join(self) -> bytes:
         return b"".join(self.parts)
+
+
+def declares_more(length: str, limit: int) -> bool:
+    """Whether a Content-Length is one, and over the limit."""
+    return length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > limit)
 
 
 class _BodyTooLarge(Exception):
@@ -286,10 +315,48 @@ class _ServerError(Exception):
         self.error = error
 
 
-def _read(upstream: Upstream, response: HTTPResponse, body: _CappedBody) -> bytes:
+def _too_large(upstream: Upstream) -> TooLarge:
+    return TooLarge(f"{upstream.name} answered with more than {MAX_BODY_BYTES >> 20} MiB")
+
+
+def unzip(body: bytes, limit: int) -> bytes | None:
+    """A gzip body unpacked, None where that is larger than the limit.
+
+    Raises:
+        zlib.error: it is not gzip, or cut short.
+    """
+    parts, size = [], 0
+    while body:
+        member = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        while not member.eof:
+            part = member.decompress(body, UNZIPPED_AT_ONCE)
+            body = member.unconsumed_tail
+            size += len(part)
+            if size > limit:
+                return None
+            parts.append(part)
+            if not part and not body and not member.eof:
+                raise zlib.error("cut short")
+        body = member.unused_data
+    return b"".join(parts)
+
+
+async def _read(upstream: Upstream, response: HTTPResponse, body: _CappedBody) -> bytes:
     """The body of a complete 200; every other outcome as its error."""
     if response.code == 200:
-        return body.join()
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding == "identity":
+            return body.join()
+        if encoding != "gzip":
+            raise BadAnswer(f"{upstream.name} answered in an encoding that was not asked for")
+        try:
+            # On a thread: what unpacks to hundreds of megabytes would hold everybody else up.
+            unpacked = await asyncio.to_thread(unzip, body.join(), MAX_BODY_BYTES)
+        except zlib.error:
+            raise BadAnswer(f"{upstream.name} answered with gzip that cannot be unpacked") from None
+        if unpacked is None:
+            raise _too_large(upstream)
+        return unpacked
     error = BadAnswer(f"{upstream.name} answered with status {response.code}")
     if response.code in RETRY_STATUSES:
         raise _Retryable(error, _retry_after(response.headers.get("Retry-After")))

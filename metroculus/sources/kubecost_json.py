@@ -19,9 +19,11 @@ from metroculus.cost_model.allocation import IDLE, Allocation, AllocationSet, Am
 from metroculus.cost_model.assets import UPSTREAM_TYPES, Asset
 from metroculus.cost_model.hours import ROUNDING_USD
 from metroculus.sources.errors import BadAnswer
+from metroculus.sources.numbers import Quantity, Usd
 from tools.window import parse_rfc3339_utc
 
-Number = float | None | UnsetType
+Number = Quantity | None | UnsetType
+Cost = Usd | None | UnsetType
 T = TypeVar("T")
 
 GIB = 2**30
@@ -64,24 +66,24 @@ class _Row(Struct, rename="camel"):
     ram_byte_hours: Number = UNSET
     gpu_hours: Number = UNSET
     pv_byte_hours: Number = UNSET
-    cpu_cost: Number = UNSET
-    cpu_cost_adjustment: Number = UNSET
-    ram_cost: Number = UNSET
-    ram_cost_adjustment: Number = UNSET
-    gpu_cost: Number = UNSET
-    gpu_cost_adjustment: Number = UNSET
-    pv_cost: Number = UNSET
-    pv_cost_adjustment: Number = UNSET
-    network_cost: Number = UNSET
-    network_cost_adjustment: Number = UNSET
-    network_internet_cost: Number = UNSET
-    network_cross_region_cost: Number = UNSET
-    network_cross_zone_cost: Number = UNSET
-    load_balancer_cost: Number = UNSET
-    load_balancer_cost_adjustment: Number = UNSET
-    shared_cost: Number = UNSET
-    external_cost: Number = UNSET
-    total_cost: Number = UNSET
+    cpu_cost: Cost = UNSET
+    cpu_cost_adjustment: Cost = UNSET
+    ram_cost: Cost = UNSET
+    ram_cost_adjustment: Cost = UNSET
+    gpu_cost: Cost = UNSET
+    gpu_cost_adjustment: Cost = UNSET
+    pv_cost: Cost = UNSET
+    pv_cost_adjustment: Cost = UNSET
+    network_cost: Cost = UNSET
+    network_cost_adjustment: Cost = UNSET
+    network_internet_cost: Cost = UNSET
+    network_cross_region_cost: Cost = UNSET
+    network_cross_zone_cost: Cost = UNSET
+    load_balancer_cost: Cost = UNSET
+    load_balancer_cost_adjustment: Cost = UNSET
+    shared_cost: Cost = UNSET
+    external_cost: Cost = UNSET
+    total_cost: Cost = UNSET
 
 
 class _Envelope(Struct):
@@ -104,27 +106,27 @@ class _AssetProperties(Struct, frozen=True):
 
 class _Asset(Struct):
     type: str
-    totalCost: float
+    totalCost: Usd
     properties: _AssetProperties = _AssetProperties()
     labels: dict[str, str] | None = None
     window: _Window | None = None
     start: str | None = None
     end: str | None = None
-    minutes: float | None = None
+    minutes: Quantity | None = None
     nodeType: str | None = None
-    cpuCores: float | None = None
-    ramBytes: float | None = None
-    gpuCount: float | None = None
+    cpuCores: Quantity | None = None
+    ramBytes: Quantity | None = None
+    gpuCount: Quantity | None = None
     preemptible: float | bool | None = None
-    cpuCost: float | None = None
-    ramCost: float | None = None
-    gpuCost: float | None = None
-    adjustment: float | None = None
+    cpuCost: Usd | None = None
+    ramCost: Usd | None = None
+    gpuCost: Usd | None = None
+    adjustment: Usd | None = None
     cpuBreakdown: _Breakdown | None = None
     ramBreakdown: _Breakdown | None = None
-    bytes: float | None = None
-    byteHoursUsed: float | None = None
-    byteHours: float | None = None
+    bytes: Quantity | None = None
+    byteHoursUsed: Quantity | None = None
+    byteHours: Quantity | None = None
     storageClass: str | None = None
     volumeName: str | None = None
     claimName: str | None = None
@@ -171,7 +173,7 @@ def decode_allocation(source: str, body: bytes, aggregate: Sequence[str]) -> Dec
         aggregate: what was asked for; names are read by it where properties are missing.
 
     Raises:
-        BadAnswer: not an allocation answer at all, or sets that overlap.
+        BadAnswer: not an allocation answer at all, no row of it that can be read, or sets that overlap.
     """
     data, warnings = open_envelope(source, body)
     try:
@@ -182,6 +184,8 @@ def decode_allocation(source: str, body: bytes, aggregate: Sequence[str]) -> Dec
     _refuse_repeated_keys(source, bytes(data), sum(map(len, rows)))
     read = (_allocation_set(one, aggregate) for one in rows if one)
     found = sorted((one for one in read if one is not None), key=lambda one: one.start)
+    if any(one.quarantined for one in found) and all(a.special == IDLE for one in found for a in one.allocations):
+        raise BadAnswer(f"{source} answered with rows of which none can be read")
     for before, after in pairwise(found):
         if after.start < before.end:
             raise BadAnswer(f"{source} answered with sets that overlap")
@@ -287,7 +291,7 @@ def _allocation(key: str, row: _Row, window: tuple[int, int], aggregate: Sequenc
     costs: dict[str, float] = {}
     unknown: list[str] = []
     for component, field, adjustment in _COST_FIELDS:
-        cost: Number = getattr(row, field)
+        cost: Cost = getattr(row, field)
         if cost is None or (cost is UNSET and component in _REQUIRED):
             unknown.append(component)
             continue

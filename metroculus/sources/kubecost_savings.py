@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
@@ -10,6 +9,7 @@ from msgspec import Struct
 
 from metroculus.cost_model.savings import Recommendation
 from metroculus.sources.errors import BadAnswer
+from metroculus.sources.numbers import MAX_USD, Quantity, Usd
 
 _MALFORMED = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
@@ -63,19 +63,19 @@ def decode_overview(body: bytes, cluster: str) -> dict[str, float]:
 
 
 def _usd(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_USD:
         raise BadAnswer("a saving is no number")
     return float(value)
 
 
 class _Monthly(Struct):
-    cpu: float = 0.0
-    memory: float = 0.0
+    cpu: Usd = 0.0
+    memory: Usd = 0.0
 
 
 class _Request(Struct):
-    cpuInMilliCores: float = 0.0
-    memoryInMiB: float = 0.0
+    cpuInMilliCores: Quantity = 0.0
+    memoryInMiB: Quantity = 0.0
 
 
 class _Sizing(Struct):
@@ -153,9 +153,9 @@ class _Abandoned(Struct):
     namespace: str = ""
     clusterId: str = ""
     owners: list[_Owner] = []
-    ingressBytesPerSecond: float = 0.0
-    egressBytesPerSecond: float = 0.0
-    monthlySavings: float = 0.0
+    ingressBytesPerSecond: Quantity = 0.0
+    egressBytesPerSecond: Quantity = 0.0
+    monthlySavings: Usd = 0.0
 
 
 def decode_abandoned(body: bytes, cluster: str) -> list[Recommendation]:

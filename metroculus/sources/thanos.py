@@ -16,6 +16,7 @@ from msgspec import Struct
 from metroculus.cost_model.promql import Tenant
 from metroculus.sources.errors import BadAnswer
 from metroculus.sources.http import Deadline, SourceHttp, Upstream
+from metroculus.sources.numbers import is_quantity
 
 MAX_SERIES = 200_000
 RESOLUTIONS = ("0s", "5m", "1h")
@@ -113,7 +114,7 @@ class ThanosSource:
     async def query_range(
         self, tenant: Tenant, query: str, start: int, end: int, step: int, deadline: Deadline
     ) -> tuple[list[Series], list[str]]:
-        """A range query; samples that are not finite are left out.
+        """A range query; samples that are no quantity are left out.
 
         Raises:
             SourceError
@@ -124,7 +125,7 @@ class ThanosSource:
         for entry in answer.data.result:
             self._check(tenant, entry.metric)
             values = ((sample.at, float(sample.value)) for sample in entry.values)
-            series.append(Series(entry.metric, tuple(pair for pair in values if math.isfinite(pair[1]))))
+            series.append(Series(entry.metric, tuple(pair for pair in values if is_quantity(pair[1]))))
         return series, [text[:200] for text in answer.warnings]
 
     def _flags(self, resolution: str) -> dict[str, str]:
@@ -156,6 +157,6 @@ def _finite(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not is_quantity(value):
         raise BadAnswer("the metrics source answered with a value that is no number")
     return value

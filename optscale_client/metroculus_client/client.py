@@ -30,6 +30,7 @@ DEFAULT_TIMEOUT_SECONDS = 35.0
 CONNECT_SECONDS = 3.0
 CHUNK_BYTES = 1 << 16
 MAX_BODY_BYTES = 256 << 20
+TOO_LARGE = f"the answer is larger than {MAX_BODY_BYTES >> 20} MiB"
 
 
 class Client:
@@ -304,6 +305,8 @@ class Client:
                     content = _read(response, ends)
         except (requests.Timeout, _Late) as failure:
             raise DeadlineExceeded("Metroculus did not answer in time") from failure
+        except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError) as failure:
+            raise ServiceUnavailable("Metroculus broke off its answer", request_id=headers["X-Request-ID"]) from failure
         if response.status_code >= 300:
             raise error_of(response, content)
         return response.status_code, _object(response, content)
@@ -387,12 +390,15 @@ class _Adapter(HTTPAdapter):
 
 def _read(response: requests.Response, ends: float) -> bytes:
     parts, size = [], 0
+    declared = response.headers.get("Content-Length", "")
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > MAX_BODY_BYTES):
+        raise MetroculusError(TOO_LARGE, status=response.status_code)
     for part in response.iter_content(CHUNK_BYTES):
         size += len(part)
         if time.monotonic() > ends:
             raise _Late
         if size > MAX_BODY_BYTES:
-            raise MetroculusError(f"the answer is larger than {MAX_BODY_BYTES >> 20} MiB", status=response.status_code)
+            raise MetroculusError(TOO_LARGE, status=response.status_code)
         parts.append(part)
     return b"".join(parts)
 

@@ -6,11 +6,18 @@ stamps are Unix seconds, times RFC 3339.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-Usd = float | None
+MAX_USD = 1e15
+Money: TypeAlias = Annotated[float, Meta(ge=-MAX_USD, le=MAX_USD)]
+Usd: TypeAlias = Money | None
+PARTS = (
+    "cpu_cost", "ram_cost", "gpu_cost", "pv_cost", "network_cost", "load_balancer_cost", "management_cost",
+    "shared_cost", "external_cost",
+)  # fmt: skip
+"""Of a summary: what its total is the sum of."""
 SourceStatus = Literal["ok", "stale", "partial", "no_data", "unavailable", "not_configured"]
 
 
@@ -55,7 +62,7 @@ class SummaryColumns(Columns):
 
 class CostRow(Columns):
     name: str
-    total_cost: float
+    total_cost: Money
     total_efficiency: float
     pod_count: int
     cpu_core_request_average: float
@@ -97,7 +104,7 @@ class Statement(WithSources):
 class Asset(Struct):
     type: str
     name: str
-    total_cost: float
+    total_cost: Money
 
 
 class Assets(WithSources):
@@ -115,7 +122,7 @@ class Assets(WithSources):
 
 class Recommendation(Struct):
     kind: str
-    monthly_saving: float
+    monthly_saving: Money
     risk: str
     evidence: dict[str, Any]
 
@@ -170,7 +177,7 @@ class ExpenseRow(Struct):
     controller: str
     pod: str
     node: str
-    total_cost: float
+    total_cost: Money
 
 
 class AccountCoverage(Struct):
@@ -374,7 +381,7 @@ class CleanExpenseRow(Struct):
     k8s_namespace: str
     k8s_node: str
     resource_name: str
-    cost: float
+    cost: Money
 
 
 class ClusterCost(Struct):
@@ -449,11 +456,11 @@ class OrganizationMonthly(Monthly, kw_only=True):
 
 class KubecentItem(Struct):
     name: str
-    total_cost: float
+    total_cost: Money
     cpu_cost: Usd
     memory_cost: Usd
     storage_cost: Usd
-    idle_cost: float
+    idle_cost: Money
     pod_count: int
 
 

@@ -71,7 +71,7 @@ def map_error(error: BaseException) -> ApiError | None:
     if isinstance(error, InvalidRequest):
         return ApiError(INVALID, error.reason, error.params)
     if isinstance(error, ServiceUnavailable):
-        code = {502: BAD_ANSWER, 504: DEADLINE}.get(error.status or 503, UNREACHABLE)
+        code = {503: UNREACHABLE, 504: DEADLINE}.get(error.status or 503, BAD_ANSWER)
         retry_after = error.retry_after if code is not UNREACHABLE else error.retry_after or 5
         return ApiError(code, error.reason if error.status else "", retry_after=retry_after)
     if isinstance(error, MetroculusError):

@@ -85,6 +85,8 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 ENDLESS = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[b"5\r\n    1\r\n", 0.05] * 200]
 OUTCOMES = {
     "accept then reset": ([None], Unreachable),
+    "reset in the header": ([OK[:20], 0.05, None], Unreachable),
+    "reset in the body": ([b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}", 0.05, None], Unreachable),
     "accept then silence": ([30.0], DeadlineExceeded),
     "end inside the header": ([b"HTTP/1.1 200 OK\r\nContent-Le"], Unreachable),
     "header drips": (drip(OK), DeadlineExceeded),
@@ -107,6 +109,12 @@ OUTCOMES = {
     "503 with a past date": ([status(b"503 No", b"Retry-After: Thu, 01 Jan 1970 00:00:00 GMT")], BadAnswer),
     "503 soon": ([status(b"503 No", b"Retry-After: soon")], BadAnswer),
     "503 in an age": ([status(b"503 No", b"Retry-After: 1000000000")], BadAnswer),
+    "gzip that is cut": (
+        [status(b"200 OK", b"Content-Encoding: gzip", body=gzip.compress(b"{}" * 99)[:-9])],
+        BadAnswer,
+    ),
+    "gzip six times": ([status(b"200 OK", b"Content-Encoding: " + b"gzip," * 5 + b"gzip", body=b"{}")], BadAnswer),
+    "another encoding": ([status(b"200 OK", b"Content-Encoding: br", body=b"{}")], BadAnswer),
     "gzip on a plain body": ([status(b"200 OK", b"Content-Encoding: gzip", body=b"{}")], SourceError),
 }
 

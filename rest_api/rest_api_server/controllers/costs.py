@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import fsum
 from typing import Any
 
-from optscale_client.metroculus_client import MetroculusError
+from optscale_client.metroculus_client import MetroculusError, ServiceUnavailable
 from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
 from rest_api.rest_api_server.controllers.resources import ResourcesController
@@ -50,9 +50,12 @@ class CostsController:
             MetroculusError
         """
         ask = self._metroculus.client.get_kubecost_cluster_costs
-        return await self._metroculus.call(
+        statement = await self._metroculus.call(
             cluster, ask, cluster.id, **_stamps(window), request_id=request_id, shape=answers.Statement, **asked
         )
+        if not _adds_up(statement["summary"]):
+            raise ServiceUnavailable("Metroculus answered with a total that is not the sum of its parts", status=502)
+        return statement
 
     async def overview(self, clusters: Sequence[Cluster], window: Window, request_id: str) -> Json:
         """Every cluster with its cost, side by side; one that fails says so and leaves the others whole."""
@@ -158,6 +161,15 @@ class CostsController:
             "by_category",
         )
         return _about(cluster) | {key: body[key] for key in kept} | by_kind
+
+
+def _adds_up(summary: Json) -> bool:
+    """Whether a total that is known is the sum of its parts, rounding apart; what does not add up is no figure."""
+    total: float | None = summary["total_cost"]
+    if total is None:
+        return True
+    parts: list[float] = [summary[name] for name in answers.PARTS if summary[name] is not None]
+    return abs(total - fsum(parts)) <= 1e-6 * max(1.0, *map(abs, parts))
 
 
 def _shown(cluster: Cluster, statement: Json) -> Json:

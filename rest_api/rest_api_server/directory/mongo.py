@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
 import msgspec
@@ -40,10 +41,10 @@ from rest_api.rest_api_server.directory.model import (
     new_token,
 )
 
-DATABASE = "metroculus"
-TIMEOUT_SECONDS = 4.0
-"""For one call, finding a server and waiting for its majority together."""
 Document = dict[str, Any]
+DATABASE = "metroculus"
+TIMEOUTS: dict[str, Any] = {"timeoutMS": 4000, "serverSelectionTimeoutMS": 3000, "connectTimeoutMS": 3000}
+"""For one call, finding a server and waiting for its majority together; the URL may say others."""
 
 
 class MongoDirectory:
@@ -55,9 +56,9 @@ class MongoDirectory:
 
     def __init__(self, url: str) -> None:
         try:
-            self._client: MongoClient[Document] = MongoClient(
-                url, timeoutMS=int(TIMEOUT_SECONDS * 1000), serverSelectionTimeoutMS=3000, connectTimeoutMS=3000
-            )
+            said = {name.lower() for name, _ in parse_qsl(urlsplit(url).query)}
+            timeouts = {name: value for name, value in TIMEOUTS.items() if name.lower() not in said}
+            self._client: MongoClient[Document] = MongoClient(url, **timeouts)
             name = self._client.get_default_database(DATABASE).name
         except (InvalidURI, PyMongoError, ValueError) as problem:
             raise DirectoryError(f"DIRECTORY_URL cannot be used: {type(problem).__name__}") from None
