@@ -3,40 +3,58 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := build/parts/tools/.installed
 
-.PHONY: help setup parts demo test lint bench clean
+CODE := metroculus rest_api optscale_client tools standalone
+
+.PHONY: help setup parts tools soak demo test lint bench clean
 
 help:
 	@echo "make demo    the product against two simulated clusters (DEMO_ARGS=--check compares with the truth)"
 	@echo "make test    every test, on real Prometheus, etcd and ClickHouse (PYTEST_ARGS=... goes to pytest)"
-	@echo "make lint    ruff, mypy --strict, import rules"
+	@echo "make lint    ruff, mypy --strict, import rules, bandit, semgrep, floors of versions"
+	@echo "make soak    ten minutes under load with upstreams that come and go (SOAK_ARGS=--seconds=60)"
 	@echo "make bench   the figures of docs/benchmarks.md into build/bench.json"
 	@echo "make setup   .venv with the console scripts and all that the tests need"
 
 setup: $(STAMP)
 
-$(STAMP): setup.cfg pyproject.toml
+$(STAMP): setup.cfg pyproject.toml constraints.txt
 	@echo "making $(VENV) with everything that is needed (a minute, most of it downloading) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv $(VENV) || { echo "apt-get install python3-venv"; exit 1; }
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,etcd,mongo,test,lint]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,etcd,mongo,test,lint]'
 	@touch $(STAMP)
 
 parts:
 	@sh tests/parts/install.sh
 
+tools: $(TOOLS)
+
+$(TOOLS): tests/parts/tools.txt
+	@echo "making an environment for the fuzzer and the scanners (a minute) ..."
+	@$(PYTHON) -m venv build/parts/tools
+	@build/parts/tools/bin/pip install --quiet --disable-pip-version-check -r tests/parts/tools.txt
+	@touch $(TOOLS)
+
 demo: setup
 	@$(BIN)/metroculus demo $(DEMO_ARGS)
 
-test: setup parts
+test: setup parts tools
 	@echo "testing ..."
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
-lint: setup
+lint: setup tools
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python tests/parts/floors.py
+	@build/parts/tools/bin/bandit --quiet --recursive --configfile tests/parts/bandit.yaml $(CODE)
+	@build/parts/tools/bin/semgrep scan --quiet --error --strict --metrics=off --disable-version-check --config tests/parts/semgrep.yaml $(CODE)
+
+soak: setup parts
+	@$(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 bench: setup
 	@$(BIN)/python -m benchmarks

@@ -112,6 +112,7 @@ async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None, with_worker:
         def rotate(secret: str) -> None:
             loop.call_soon_threadsafe(service.secret.rotate, secret)
 
+        service.secret.source = etcd.cluster_secret
         etcd.watch("/secret/cluster", rotate)
     tell_owner(config.clickhouse_url, listener.url, config.cluster_secret)
     click.echo(f"Metroculus at {listener.url}")

@@ -163,7 +163,7 @@ class EmbeddedEngine(Engine):
         made = ", ".join(column.line for column in schema.ALLOCATIONS.columns[1:])
         self._insert_file(
             f"INSERT INTO {schema.ALLOCATIONS.name} SELECT {literal(account)}, {made}"
-            f" FROM file({{file}}, '{FORMAT}', {literal(schema.LINE_STRUCTURE)})",
+            f" FROM file({{file}}, {literal(FORMAT)}, {literal(schema.LINE_STRUCTURE)})",
             lines,
         )
 

@@ -107,12 +107,12 @@ def main(folder: Path) -> None:
         return write_frame(answers, FAILED, NOT_INSTALLED.encode())
 
     failures = (chdb.ChdbError, RuntimeError)  # sessions raise another class of the same name, which is a RuntimeError
-    requests: SimpleQueue[bytes] = SimpleQueue()
+    questions: SimpleQueue[bytes] = SimpleQueue()
 
     def listen() -> None:
         """Hear the end of the input also while a statement runs."""
         while (frame := read_frame(sys.stdin.buffer)) is not None:
-            requests.put(frame)
+            questions.put(frame)
         os._exit(0)
 
     try:
@@ -126,7 +126,7 @@ def main(folder: Path) -> None:
     threading.Thread(target=listen, daemon=True).start()
     with suppress(BrokenPipeError):  # whoever asked is gone, and so are we
         while True:
-            kind, sql = msgspec.msgpack.decode(requests.get(), type=tuple[str, str])
+            kind, sql = msgspec.msgpack.decode(questions.get(), type=tuple[str, str])
             try:
                 if kind == "stream":
                     for block in session.send_query(sql, FORMAT):

@@ -15,7 +15,7 @@ log = logging.getLogger("config")
 
 TIMEOUT_SECONDS = 3
 REREAD_SECONDS = 5.0
-SECRET_KEY = "/secret/cluster"
+SECRET_KEY = "/secret/cluster"  # nosec B105  (where it is kept)
 
 
 class ConfigError(Exception):

@@ -47,7 +47,7 @@ class Client:
         MetroculusError: from every method, a ``requests.HTTPError``; its subclasses say what kind.
     """
 
-    def __init__(
+    def __init__(  # nosec B107  (empty is none)
         self,
         address: str | None = None,
         port: int | str | None = None,

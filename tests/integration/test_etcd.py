@@ -168,3 +168,55 @@ def test_both_services_follow_a_rotation_and_links_go_on(etcd, tmp_path):
         assert link("meanwhile") == 201
         assert until(lambda: status(url, "second-secret") == 404)
         assert link("after") == 201
+
+
+def test_a_secret_is_good_from_the_moment_that_it_is_in_etcd(etcd, tmp_path):
+    """Whoever reads it first may send it first: ten rotations, each used at once, and the one before still good."""
+    client_of(etcd).put("/secret/cluster", "secret-number-0")
+    listen = f"127.0.0.1:{free_port()}"
+    with command(tmp_path, "metroculus", "serve", "--config-url", etcd.url, "--metroculus-listen", listen) as (url, _):
+        for number in range(1, 11):
+            client_of(etcd).put("/secret/cluster", f"secret-number-{number}")
+            assert status(url, f"secret-number-{number}") == 404
+            assert status(url, f"secret-number-{number - 1}") == 404
+            time.sleep(1.05)  # it is read again at most once a second for the sake of those who guess
+        assert status(url, "secret-number-guessed") == 403
+
+
+def test_no_request_fails_while_the_secret_is_rotated_under_load(etcd, stack, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tests.support import END, exact_world
+
+    _, upstream = stack.simulate(exact_world(days=1))
+    client_of(etcd).put("/secret/cluster", "secret-number-0")
+    environment = {"DATA_DIR": str(tmp_path / "data"), "UPSTREAM_ALLOW": "127.0.0.0/8"}
+    rest = rest_commands(tmp_path, environment)
+    organization = rest("organization", "create", "acme")
+    rest("user", "create", "ann", "--organization", organization, "--role", "admin")
+    bearer = {"Authorization": f"Bearer {rest('token', 'create', 'ann')}"}
+    ports = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    metroculus = ("metroculus", "serve", "--config-url", etcd.url, "--metroculus-listen", ports[0])
+    with command(tmp_path, *metroculus, **environment) as (url, _):
+        api = ("rest-api", "serve", "--config-url", etcd.url, "--rest-api-listen", ports[1], "--metroculus-url", url)
+        with command(tmp_path, *api, **environment) as (base, _):
+            links = f"{base}/restapi/v2/organizations/{organization}/kubecost/clusters"
+            body = {"name": "c", "flavour": "kubecost", "url": upstream}
+            cluster = requests.post(links, json=body, headers=bearer, timeout=20).json()["cluster_id"]
+            costs = f"{base}/restapi/v2/kubecost/clusters/{cluster}/costs?start_date={END - 86400}&end_date={END}"
+            end = time.monotonic() + 8
+
+            def hammer(_):
+                statuses = []
+                with requests.Session() as session:
+                    while time.monotonic() < end:
+                        statuses.append(session.get(costs, headers=bearer, timeout=30).status_code)
+                return statuses
+
+            with ThreadPoolExecutor(8) as threads:
+                hammering = threads.map(hammer, range(8))
+                for number in range(1, 6):
+                    time.sleep(1.2)
+                    client_of(etcd).put("/secret/cluster", f"secret-number-{number}")
+                statuses = [status for some in hammering for status in some]
+    assert len(statuses) > 50 and set(statuses) == {200}, sorted(set(statuses))

@@ -1,0 +1,130 @@
+"""Restarts under load, outages that end by themselves, and tenants that do not wait for each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from tests.conftest import free_port
+from tests.faults.test_faults import HEALED_WITHIN, OfClickHouse, OfEtcd, OfMongo, asked, stored, until  # noqa: F401
+from tests.integration.test_etcd import command
+from tests.support import ACCOUNT, DAY, END, SECRET, ask, exact_world, make_tenant
+
+OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", "5"))
+"""The suite's are short; the two minutes of the promise are asked for by this variable."""
+
+
+@pytest.mark.parametrize(
+    ("situation", "server", "declared"),
+    [(OfMongo, "asked", "503"), (OfClickHouse, "stored", "without"), (OfEtcd, "etcd_of_module", "served")],
+    ids=["MongoDB", "ClickHouse", "etcd"],
+)
+def test_an_outage_is_served_through_and_ends_without_a_restart(request, stack, situation, server, declared):
+    made = situation(stack, request.getfixturevalue(server))
+    try:
+        assert until(made.right)
+        made.become("refuse")
+        end = time.monotonic() + OUTAGE_SECONDS
+        outcomes = set()
+        while time.monotonic() < end:
+            outcomes.add(made.outcome())
+        assert outcomes == {declared}
+        ready = requests.get(f"{made.running.metroculus_listener.url}/readyz", timeout=10)
+        assert ready.status_code == 200, "an instance that can serve something stays in the rotation"
+        made.become(None)
+        assert until(made.right), f"it did not heal within {HEALED_WITHIN:.0f} s"
+    finally:
+        made.close()
+
+
+def test_no_request_is_cut_by_sigterm_under_load(stack, tmp_path):
+    """Every request that was begun is answered whole: the audit log and the clients count the same."""
+    _, upstream = stack.simulate(exact_world(days=1))
+    environment = {
+        "CLUSTER_SECRET": SECRET,
+        "DATA_DIR": str(tmp_path / "data"),
+        "KUBECOST_API_URL": upstream,
+        "KUBECOST_ACCOUNT_ID": ACCOUNT,
+        "AUDIT_LOG": str(tmp_path / "audit.jsonl"),
+    }
+    listen = f"127.0.0.1:{free_port()}"
+    window = f"start_date={END - DAY}&end_date={END}"
+    with command(tmp_path, "metroculus", "serve", "--metroculus-listen", listen, **environment) as (url, process):
+        path = f"{url}/metroculus/v2/kubecost_cluster_costs?cloud_account_id={ACCOUNT}&detail_level=pod&{window}"
+
+        def hammer(_):
+            whole = 0
+            with requests.Session() as session:
+                while True:
+                    try:
+                        answer = session.get(path, headers={"Secret": SECRET}, timeout=30)
+                    except requests.ConnectionError:
+                        return whole  # nobody listens any more
+                    assert answer.status_code == 200 and answer.json()["complete"]
+                    whole += 1
+
+        with ThreadPoolExecutor(16) as threads:
+            hammering = threads.map(hammer, range(16))
+            time.sleep(2)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(40) == 0
+            answered = sum(hammering)
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert answered > 30 and {line["status"] for line in lines} == {200}
+    assert len(lines) == answered, f"{len(lines) - answered} of {len(lines)} answers never arrived"
+
+
+def test_a_tenant_that_hangs_takes_no_place_of_anothers(stack):
+    """Twenty clusters of one organization hang, each asked many times over; another organization's is answered."""
+    silent = socket.create_server(("127.0.0.1", 0), backlog=500)
+    _, url = stack.simulate(exact_world(days=1))
+    running = stack.start(timeout=6.0)
+    directory, client = running.rest_api.directory, running.rest_api.metroculus.client
+    hanging, healthy = make_tenant(running, "hanging"), make_tenant(running, "healthy")
+
+    def link(tenant, number, where):
+        made = directory.create_cluster(tenant.organization_id, f"c{number}", "kubecost", where)
+        client.put_kubecost_source(made.id, "kubecost", where)
+        return f"/restapi/v2/kubecost/clusters/{made.id}/costs?start_date={END - DAY}&end_date={END}"
+
+    stuck = [link(hanging, number, f"http://127.0.0.1:{silent.getsockname()[1]}") for number in range(20)]
+    well = link(healthy, 0, url)
+    assert ask(running, healthy.tokens["viewer"], well).status_code == 200
+
+    def hang(number):
+        token = hanging.tokens[("viewer", "manager", "admin")[number % 3]]
+        return ask(running, token, stuck[number % 20]).status_code
+
+    try:
+        with ThreadPoolExecutor(90) as threads:
+            hung = [threads.submit(hang, number) for number in range(90)]
+            time.sleep(1.0)
+            for _ in range(10):
+                began = time.monotonic()
+                assert ask(running, healthy.tokens["viewer"], well).status_code == 200
+                assert time.monotonic() - began < 3.0, "it waited for another tenant"
+            assert not any(one.done() for one in hung[:32])
+            assert {one.result() for one in hung} <= {429, 503, 504}
+    finally:
+        silent.close()
+
+
+def test_an_instance_that_is_killed_leaves_nothing_that_the_next_trips_over(stack, tmp_path):
+    _, upstream = stack.simulate(exact_world(days=1))
+    environment = {"CLUSTER_SECRET": SECRET, "DATA_DIR": str(tmp_path / "data"), "KUBECOST_API_URL": upstream}
+    path = f"/metroculus/v2/kubecost_cluster_costs?cloud_account_id={ACCOUNT}&start_date={END - DAY}&end_date={END}"
+    for _ in range(3):
+        listen = f"127.0.0.1:{free_port()}"
+        with command(tmp_path, "metroculus", "serve", "--metroculus-listen", listen, **environment) as (url, process):
+            assert requests.get(url + path, headers={"Secret": SECRET}, timeout=30).status_code == 200
+            threading.Thread(target=requests.get, args=(url + "/healthz",), daemon=True)
+            process.kill()
+            process.wait(20)
