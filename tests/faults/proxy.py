@@ -82,7 +82,7 @@ class Proxy:
             await asyncio.sleep(3600)
         elif fault == "close":
             return
-        elif fault == "reset":
+        elif fault in ("reset", "refuse"):  # the latter came in just before
             reset(writer)
         elif fault in CHANGES:
             await self._change(reader, writer, CHANGES[fault])
@@ -95,12 +95,12 @@ class Proxy:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self.upstream)
         self._open.add(back)
+        pumps = {asyncio.ensure_future(self._pump(reader, back)), asyncio.ensure_future(self._pump(there, writer))}
         try:
-            await asyncio.wait(
-                {asyncio.ensure_future(self._pump(reader, back)), asyncio.ensure_future(self._pump(there, writer))},
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            for pump in pumps:
+                pump.cancel()
             self._open.discard(back)
             back.close()
 

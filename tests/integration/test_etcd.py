@@ -26,18 +26,20 @@ BIN = Path(sys.executable).parent
 def command(folder, *args, **environment):
     """A console script that runs until the block ends; yields the URL that it prints, and the process."""
     clean = {k: v for k, v in os.environ.items() if k not in ("CLUSTER_SECRET", "CONFIG_URL")}
-    process = subprocess.Popen(
-        [BIN / args[0], *args[1:]],
-        cwd=folder,
-        env=clean | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    log = Path(folder) / f"{args[0]}.log"  # a pipe that nobody empties would stop the service
+    with log.open("w") as opened:
+        process = subprocess.Popen(
+            [BIN / args[0], *args[1:]],
+            cwd=folder,
+            env=clean | environment,
+            stdout=subprocess.PIPE,
+            stderr=opened,
+            text=True,
+        )
     try:
         line = process.stdout.readline()
         found = re.search(r"https?://\S+", line)
-        assert found, (line, process.stderr.read() if process.poll() is not None else "")
+        assert found, (line, log.read_text())
         yield found[0], process
     finally:
         process.terminate()
