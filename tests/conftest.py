@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -23,9 +25,17 @@ from simulator import openmetrics
 from simulator.world import World
 from tests.native import NativeListener
 from tests.stores import ClickHouse
-from tests.support import Stack
+from tests.support import CANARIES, Stack
 
 FERRETDB = Path(__file__).parent.parent / "build" / "parts" / "ferretdb"
+
+COUNTED = {
+    "matrix": "cells of the authorization matrix",
+    "injection": "injections at parameters",
+    "bad_input": "bad inputs",
+    "fault": "faults between us and an upstream",
+    "fuzz": "generated requests",
+}
 
 settings.register_profile("repo", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repo")
@@ -269,3 +279,42 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     server: ClickHouse = request.getfixturevalue("clickhouse")
     with server.database(f"d{uuid4().hex}") as url:
         yield url
+
+
+class Canaries(logging.Handler):
+    """Every log line of the run is searched for what must never stand in one."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage() + (record.exc_text or "")
+        if any(canary in text for canary in CANARIES):
+            self.found.append(f"{record.name}: {text}"[:500])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_secret_in_any_log() -> Iterator[None]:
+    canaries = Canaries()
+    root = logging.getLogger()
+    root.addHandler(canaries)
+    root.setLevel(logging.INFO)
+    yield
+    root.removeHandler(canaries)
+    assert not canaries.found, canaries.found[:5]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many of each kind there were, and what became of them."""
+    counts: dict[str, Counter[str]] = {mark: Counter() for mark in COUNTED}
+    for outcome, told in (("passed", "passed"), ("failed", "failed"), ("error", "not run"), ("skipped", "not run")):
+        for report in terminalreporter.stats.get(outcome, ()):
+            for mark in COUNTED:
+                if mark in report.keywords:
+                    counts[mark][told] += dict(report.user_properties).get("cases", 1)
+    terminalreporter.section("what was held against the promises")
+    for mark, told in COUNTED.items():
+        one = counts[mark]
+        numbers = ", ".join(f"{one[outcome]:,} {outcome}" for outcome in ("passed", "failed", "not run"))
+        terminalreporter.write_line(f"{told:<40} {numbers}")

@@ -22,11 +22,19 @@ from standalone.running import Plan, Running, start
 from tools.tornado_service.access import Access
 
 SECRET = "a-secret-of-the-tests"
+CANARIES = (SECRET, "canary-of-")
+"""What must stand in no log, no audit line and no answer."""
 END = 1795219200
 """2026-11-21T00:00:00Z: the end of every world here."""
 NOW = END + 20 * 60
 """A moment at which every hour before END is final."""
 ACCOUNT = "5635f99d-4dc6-4e31-891f-4e8990925c83"
+
+
+def silent(text: str) -> None:
+    """Nothing that is secret stands in it."""
+    for canary in CANARIES:
+        assert canary not in text, text[:300]
 
 
 class LoopThread:
@@ -130,6 +138,8 @@ class Stack:
     def close(self) -> None:
         for running in self._running:
             self.thread.run(running.stop())
+        for log in self.folder.rglob("audit.jsonl"):
+            silent(log.read_text())
         for server in self._servers:
             self.thread.call(server.stop)
         self.thread.close()
@@ -142,7 +152,10 @@ class Metroculus:
         self.url = running.metroculus_listener.url
 
     def get(self, path: str, **params: Any) -> requests.Response:
-        return requests.get(f"{self.url}/metroculus/v2/{path}", params=params, headers={"Secret": SECRET}, timeout=60)
+        url = f"{self.url}/metroculus/v2/{path}"
+        answer = requests.get(url, params=params, headers={"Secret": SECRET}, timeout=60)
+        silent(answer.text)
+        return answer
 
     def post(self, path: str, body: dict[str, Any]) -> requests.Response:
         return requests.post(f"{self.url}/metroculus/v2/{path}", json=body, headers={"Secret": SECRET}, timeout=60)
@@ -169,9 +182,10 @@ def make_tenant(running: Running, name: str) -> Tenant:
 
 def ask(running: Running, token: str | None, path: str, method: str = "GET", **more: Any) -> requests.Response:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return requests.request(
-        method, running.rest_api_listener.url + path, headers=headers | more.pop("headers", {}), timeout=60, **more
-    )
+    url = running.rest_api_listener.url + path
+    answer = requests.request(method, url, headers=headers | more.pop("headers", {}), timeout=60, **more)
+    silent(answer.text)
+    return answer
 
 
 def exact_world(prime: int = 7, days: int = 4, **more: Any) -> World:

@@ -66,7 +66,8 @@ class Accounts:
         if entry is None or entry.flavour == "push":
             self._made.pop(account, None)
             return AccountSources(None, self._thanos)
-        upstream = Upstream("the cost source", entry.url, entry.credentials.headers, entry.credentials.ca)
+        known = entry.credentials
+        upstream = Upstream("the cost source", entry.url, known.headers, known.ca, owner=account)
         kept = self._kept(account, entry.revision, upstream, entry.flavour)
         return AccountSources(kept, self._thanos, entry.credentials.custom_prices)
 

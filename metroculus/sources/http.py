@@ -10,10 +10,12 @@ import random
 import ssl
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from time import monotonic, time
+from typing import Any
 from urllib.parse import urlencode
 
 from tornado.httpclient import HTTPRequest, HTTPResponse
@@ -44,9 +46,31 @@ class Deadline:
     def __init__(self, seconds: float, request_id: str = "") -> None:
         self.at = monotonic() + seconds
         self.request_id = request_id
+        self._asking: set[asyncio.Task[Any]] = set()
 
     def left(self) -> float:
         return self.at - monotonic()
+
+    def close(self) -> None:
+        """Nobody waits any more: what is being asked is given up, what has not been asked yet is not asked.
+
+        A question that fails ends those beside it no sooner: they are asked side by side, and only the first failure
+        is waited for.
+        """
+        self.at = monotonic()
+        for task in self._asking:
+            task.cancel()
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Around a call on behalf of the request."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._asking.add(task)
+        try:
+            yield
+        finally:
+            self._asking.discard(task)
 
     def require(self) -> float:
         """Seconds left.
@@ -139,6 +163,12 @@ class Upstream:
     """PEM of the authority that signed its certificate; None is the system's."""
     trusted: bool = False
     """Set by the operator, and so not bound to ``UPSTREAM_ALLOW``."""
+    owner: str = ""
+    """Whose it is: accounts that name one URL share neither its breaker nor its places nor its budget."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.owner} {self.url}"
 
 
 Observer = Callable[[str, bool, float], None]
@@ -170,7 +200,7 @@ class SourceHttp:
         self._guarded.close()
 
     def seen(self) -> dict[str, str]:
-        """What the last calls to each upstream saw, by its URL's health: ``ok`` or ``open``."""
+        """What the last calls to each upstream saw, by whose it is and its URL: ``ok`` or ``open``."""
         return {key: "open" if health.open_since is not None else "ok" for key, health in self._health.items()}
 
     async def get(
@@ -185,7 +215,11 @@ class SourceHttp:
         Raises:
             Unreachable, DeadlineExceeded, BadAnswer, AddressRefused
         """
-        health = self._health.setdefault(upstream.url, _Health())
+        with deadline.asking():
+            return await self._get(upstream, path, params, deadline)
+
+    async def _get(self, upstream: Upstream, path: str, params: Mapping[str, str], deadline: Deadline) -> bytes:
+        health = self._health.setdefault(upstream.key, _Health())
         url = f"{upstream.url}{path}?{urlencode(params)}" if params else f"{upstream.url}{path}"
         headers = {"Accept-Encoding": "gzip", **upstream.headers} | (
             {"X-Request-ID": deadline.request_id} if deadline.request_id else {}

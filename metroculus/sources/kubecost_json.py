@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, TypeVar
 
 import msgspec
@@ -184,7 +184,7 @@ def decode_allocation(source: str, body: bytes, aggregate: Sequence[str]) -> Dec
     _refuse_repeated_keys(source, bytes(data), sum(map(len, rows)))
     read = (_allocation_set(one, aggregate) for one in rows if one)
     found = sorted((one for one in read if one is not None), key=lambda one: one.start)
-    if any(one.quarantined for one in found) and all(a.special == IDLE for one in found for a in one.allocations):
+    if all(a.special == IDLE for one in found for a in one.allocations) and any(map(_unreadable, chain(*rows))):
         raise BadAnswer(f"{source} answered with rows of which none can be read")
     for before, after in pairwise(found):
         if after.start < before.end:
@@ -251,6 +251,15 @@ def _allocation_set(rows: Iterable[tuple[str, _Row | None]], aggregate: Sequence
         return AllocationSet(0, 0, (), quarantined) if quarantined else None
     start, end = min(s for s, _ in spans), max(e for _, e in spans)
     return AllocationSet(start, end, tuple(allocations), quarantined, sum(map(abs, disagreements)))
+
+
+def _unreadable(named: tuple[str, _Row | None]) -> bool:
+    """Of rows that were left out: one that could not be read, and not one that only has nothing to say."""
+    name, row = named
+    if row is None:
+        return True
+    says = any(isinstance(getattr(row, field), float) for _, field, _ in _COST_FIELDS)
+    return says and name.rsplit("/", 1)[-1] != IDLE
 
 
 @lru_cache(maxsize=4096)

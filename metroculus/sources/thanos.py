@@ -6,19 +6,23 @@ must carry it, or the answer is refused.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import Struct
 
 from metroculus.cost_model.promql import Tenant
-from metroculus.sources.errors import BadAnswer
-from metroculus.sources.http import Deadline, SourceHttp, Upstream
+from metroculus.sources.errors import BadAnswer, DeadlineExceeded
+from metroculus.sources.http import CALLS_AT_ONCE, Deadline, SourceHttp, Upstream
 from metroculus.sources.numbers import is_quantity
 
 MAX_SERIES = 200_000
+CALLS_OF_AN_ACCOUNT = CALLS_AT_ONCE - 2
 RESOLUTIONS = ("0s", "5m", "1h")
 
 
@@ -84,6 +88,7 @@ class ThanosSource:
         self._upstream = upstream
         self._label = label
         self._clock = clock
+        self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     def now(self) -> int:
         """Unix seconds."""
@@ -135,10 +140,7 @@ class ThanosSource:
         self, path: str, params: Mapping[str, str], tenant: Tenant, deadline: Deadline, decoder: msgspec.json.Decoder[A]
     ) -> A:
         headers = dict(self._upstream.headers) | ({"THANOS-TENANT": tenant.value} if tenant.label else {})
-        upstream = Upstream(
-            self._upstream.name, self._upstream.url, headers, self._upstream.ca, trusted=self._upstream.trusted
-        )
-        body = await self._http.get(upstream, path, params, deadline)
+        body = await self._in_turn(tenant, replace(self._upstream, headers=headers), path, params, deadline)
         try:
             answer = decoder.decode(body)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -146,6 +148,21 @@ class ThanosSource:
         if len(answer.data.result) > MAX_SERIES:
             raise BadAnswer(f"the metrics source answered with more than {MAX_SERIES} series")
         return answer
+
+    async def _in_turn(
+        self, tenant: Tenant, upstream: Upstream, path: str, params: Mapping[str, str], deadline: Deadline
+    ) -> bytes:
+        """One querier is everybody's: an account that asks much leaves places to the others."""
+        places = self._places.setdefault(tenant.value, asyncio.Semaphore(CALLS_OF_AN_ACCOUNT))
+        try:
+            async with asyncio.timeout(deadline.require()):
+                await places.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded(f"{upstream.name} is busy: the deadline passed in the queue") from None
+        try:
+            return await self._http.get(upstream, path, params, deadline)
+        finally:
+            places.release()
 
     def _check(self, tenant: Tenant, labels: Labels) -> None:
         if tenant.label and labels.get(tenant.label) != tenant.value:

@@ -119,6 +119,7 @@ OUTCOMES = {
 }
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("name", sorted(OUTCOMES))
 def test_an_upstream_that_misbehaves_is_told_by_kind_and_in_time(name):
     script, kind = OUTCOMES[name]
@@ -230,3 +231,21 @@ def test_proxies_of_the_environment_are_not_used(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     (outcome,), _, _ = fetch([OK])
     assert outcome == b"{}"
+
+
+def test_accounts_that_name_one_url_share_no_breaker():
+    async def work():
+        client = SourceHttp(AllowedAddresses())
+        async with RawServer([status(b"500 Oops")], *[[status(b"500 Oops")]] * 14, [OK]) as server:
+            mine, theirs = (Upstream("s", server.url, trusted=True, owner=owner) for owner in ("mine", "theirs"))
+            for _ in range(15):
+                with pytest.raises(SourceError):
+                    await client.get(theirs, "/", {}, Deadline(5))
+            with pytest.raises(Unreachable, match="left alone"):
+                await client.get(theirs, "/", {}, Deadline(5))
+            server.connections = 99
+            found = await client.get(mine, "/", {}, Deadline(5))
+        client.close()
+        return found
+
+    assert asyncio.run(work()) == b"{}"

@@ -255,6 +255,7 @@ def two_faced(fake, body, assets='{"code":200,"data":[]}'):
     fake.answer = answer
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_an_upstreams_value_is_never_a_wrong_number(stack, name):
     fake = FakeUpstream()

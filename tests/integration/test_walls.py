@@ -318,7 +318,7 @@ def cases(routes):
 
 
 def fired(world, base, headers, path, name):
-    """Every injection at one parameter: declared outcomes and no foreign byte."""
+    """Every injection at one parameter: declared outcomes and no foreign byte. How many there were."""
     organization, cluster, _ = world.objects["own"]
     values = {"organization_id": organization, "cluster_id": cluster, "cloud_account_id": cluster, "cluster": cluster,
               "namespace": f"{MINE}-shop", "backfill_id": cluster}  # fmt: skip
@@ -345,20 +345,20 @@ def fired(world, base, headers, path, name):
     # Whoever has the cluster secret may name any account there is: that is its caller's wall, not this one's.
     known = {THEIR_CLUSTER} if "/metroculus/" in path and name == "cloud_account_id" else set()
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(fire, [text for text in INJECTIONS if text not in known]))
+        return len(list(threads.map(fire, [text for text in INJECTIONS if text not in known])))
 
 
 @pytest.mark.injection
 @pytest.mark.parametrize(("path", "handler", "name"), cases(REST))
-def test_no_text_reaches_over_the_wall_of_the_rest_api(world, path, handler, name):
+def test_no_text_reaches_over_the_wall_of_the_rest_api(world, record_property, path, handler, name):
     headers = world.callers["admin"]
-    fired(world, world.running.rest_api_listener.url, headers, path, name)
+    record_property("cases", fired(world, world.running.rest_api_listener.url, headers, path, name))
 
 
 @pytest.mark.injection
 @pytest.mark.parametrize(("path", "handler", "name"), cases(METROCULUS))
-def test_no_text_reaches_over_the_wall_of_metroculus(world, path, handler, name):
-    fired(world, world.running.metroculus_listener.url, {"Secret": SECRET}, path, name)
+def test_no_text_reaches_over_the_wall_of_metroculus(world, record_property, path, handler, name):
+    record_property("cases", fired(world, world.running.metroculus_listener.url, {"Secret": SECRET}, path, name))
 
 
 @pytest.mark.injection

@@ -24,6 +24,7 @@ ADDRESSES = [
 ]  # fmt: skip
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_url_that_is_more_than_a_url_is_refused(text):
     with pytest.raises(ValueError):

@@ -31,6 +31,7 @@ from metroculus.cost_model.statement import (
     judge_sets,
     reconcile,
 )
+from metroculus.sources.errors import BadAnswer
 from metroculus.sources.kubecost_json import decode_allocation
 from tools.window import DAY, HOUR, Window, iso
 
@@ -259,7 +260,12 @@ def answers(draw):
 def test_identities_hold_for_any_answer(sets, idle, management):
     window = Window.past(START, START + 4 * DAY)
     body = json.dumps({"code": 200, "data": sets}).encode()
-    decoded = decode_allocation("upstream", body, ("namespace",))
+    try:
+        decoded = decode_allocation("upstream", body, ("namespace",))
+    except BadAnswer:  # no workload's row can be read; of what is made up here only a cost below zero is such
+        costs = [cost for one in sets for row in one.values() for key, cost in row.items() if key.endswith("Cost")]
+        assert any(cost is not None and cost < 0 for cost in costs)
+        return
     reading = judge_sets("allocation", decoded.sets, window, 0)
     nodes = ManagementReading(
         source=Source(name="assets", status="ok"), usd=management, nodes=NodeCosts(cpu=10.0, ram=5.0, gpu=1.0)

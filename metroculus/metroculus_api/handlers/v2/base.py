@@ -29,6 +29,7 @@ class MetroculusHandler(ServiceHandler):
     slowdown: Slowdown
     deadline_seconds: float
     _known = False
+    _deadline: Deadline | None = None
 
     async def authorize(self, operation: Operation, path: dict[str, str]) -> None:
         offered = self.request.headers.get_list("Secret")
@@ -62,7 +63,13 @@ class MetroculusHandler(ServiceHandler):
         """Our own, or what is left of the caller's where that is less."""
         asked = self.request.headers.get("X-Request-Timeout", "")
         seconds = float(asked) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", asked) else self.deadline_seconds
-        return Deadline(min(seconds, self.deadline_seconds), self.request_id)
+        self._deadline = Deadline(min(seconds, self.deadline_seconds), self.request_id)
+        return self._deadline
+
+    def on_finish(self) -> None:
+        if self._deadline is not None:
+            self._deadline.close()
+        super().on_finish()
 
     def window_of(self, query: WindowQuery) -> Window:
         return resolve_window(query, self.service.clock(), CODES)
