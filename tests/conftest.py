@@ -313,8 +313,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             for mark in COUNTED:
                 if mark in report.keywords:
                     counts[mark][told] += dict(report.user_properties).get("cases", 1)
-    terminalreporter.section("what was held against the promises")
-    for mark, told in COUNTED.items():
-        one = counts[mark]
+    ran = {told: counts[mark] for mark, told in COUNTED.items() if counts[mark]}
+    if ran:
+        terminalreporter.section("what was held against the promises")
+    for told, one in ran.items():
         numbers = ", ".join(f"{one[outcome]:,} {outcome}" for outcome in ("passed", "failed", "not run"))
         terminalreporter.write_line(f"{told:<40} {numbers}")

@@ -44,12 +44,11 @@ def world(tmp_path_factory):
 
 def settled(simulator):
     """Wait until what was sent beside a question that failed has arrived: an answer does not wait for it."""
-    counts = [-1]
-    while counts[-1] != len(simulator.requests) or len(counts) < 4:
-        counts = (
-            [*counts, len(simulator.requests)] if counts[-1] == len(simulator.requests) else [len(simulator.requests)]
-        )
+    quiet, count = 0, len(simulator.requests)
+    while quiet < 4:
         time.sleep(0.01)
+        quiet = quiet + 1 if len(simulator.requests) == count else 0
+        count = len(simulator.requests)
 
 
 def secret():
