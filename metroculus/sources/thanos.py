@@ -152,7 +152,9 @@ class ThanosSource:
     async def _in_turn(
         self, tenant: Tenant, upstream: Upstream, path: str, params: Mapping[str, str], deadline: Deadline
     ) -> bytes:
-        """One querier is everybody's: an account that asks much leaves places to the others."""
+        """One querier is everybody's: an account that asks much leaves places to the others, where there are any."""
+        if not tenant.label:
+            return await self._http.get(upstream, path, params, deadline)
         places = self._places.setdefault(tenant.value, asyncio.Semaphore(CALLS_OF_AN_ACCOUNT))
         try:
             async with asyncio.timeout(deadline.require()):

@@ -20,12 +20,12 @@ from tests.faults.proxy import FAULTS, Proxy
 from tests.support import ACCOUNT, DAY, END, NOW, SECRET, LoopThread, Metroculus, Stack, ask, exact_world, make_tenant
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "faults.md"
-DEADLINE = 1.0
+DEADLINE = 0.6
 SLACK = 0.5
 HEALED_WITHIN = 12.0
 """A breaker that opened lets a probe through every five seconds."""
 WINDOW = {"start_date": END - DAY, "end_date": END}
-QUICKLY = "timeoutMS=1000&serverSelectionTimeoutMS=800&connectTimeoutMS=800"
+QUICKLY = "timeoutMS=500&serverSelectionTimeoutMS=400&connectTimeoutMS=400"
 
 
 def table():
@@ -175,7 +175,7 @@ class OfThanos(Situation):
         self.running.rest_api.metroculus.client.put_kubecost_source(ACCOUNT, "push")
         self.true = truth(self.world, END - 3600, END)["total_cost"]
 
-    limit = 2.0
+    limit = 1.5
 
     def ask(self):
         asked = {"cloud_account_id": ACCOUNT, "start_date": END - 3600, "end_date": END}
@@ -198,7 +198,7 @@ class OfClickHouse(Situation):
     """What is stored, and a statement that it is only a part of."""
 
     world = exact_world(days=1)
-    limit = 2.0
+    limit = 1.5
 
     def __init__(self, stack, server):
         super().__init__(stack)
@@ -247,7 +247,7 @@ class OfClickHouse(Situation):
 class OfMongo(Situation):
     """Who may what is asked of a directory that is away: nobody may anything, and that is said."""
 
-    limit = 2.0
+    limit = 1.5
 
     def __init__(self, stack, server):
         super().__init__(stack)
@@ -412,7 +412,7 @@ SERVERS = {"Thanos": "metrics", "ClickHouse": "stored", "MongoDB": "asked", "etc
 def test_a_fault_comes_to_what_is_declared_and_heals(request, stack, monkeypatch, fault, upstream):
     server = request.getfixturevalue(SERVERS[upstream]) if upstream in SERVERS else None
     situation = SITUATIONS[upstream](stack, server)
-    monkeypatch.setattr(source_http, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(source_http, "PROBE_SECONDS", 0.5)
     try:
         assert until(situation.right), "it was not right before the fault"
         situation.become(fault)

@@ -222,3 +222,14 @@ def test_how_a_name_resolves_is_asked_once_for_the_check_and_the_connection(monk
             http.close()
 
     assert asyncio.run(work()) == len(asked) > 0
+
+
+@pytest.mark.parametrize(
+    "ca", ["", "no certificate", "\u00b4\u00d7", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"]
+)
+def test_an_authority_that_is_none_is_refused_by_name(world, ca):
+    running, *_ = world
+    body = {"flavour": "kubecost", "url": "http://198.51.100.7", "ca": ca}
+    address = f"{running.metroculus_listener.url}/metroculus/v2/kubecost_sources/{ACCOUNT}"
+    refused = requests.put(address, json=body, headers={"Secret": SECRET}, timeout=20)
+    assert refused.status_code == 400 and refused.json()["error"]["params"] == ["ca"], refused.text
