@@ -116,7 +116,7 @@ def _headers(auth: Auth | None) -> dict[str, str]:
 def _checked_ca(ca: str | None) -> str | None:
     if ca is not None:
         try:
-            ssl.create_default_context(cadata=ca)
+            ssl.create_default_context(cadata=ca or "none")
         except (ssl.SSLError, ValueError, TypeError):  # the last for what is not ASCII
             raise ApiError(INVALID, "ca: must be certificates in PEM", ["ca"]) from None
     return ca
