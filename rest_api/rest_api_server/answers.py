@@ -84,8 +84,8 @@ class WithSources(Windowed):
     sources: list[SourceState]
 
 
-class Statement(WithSources):
-    """``kubecost_cluster_costs``."""
+class Figures(WithSources):
+    """What a statement of one cluster tells, in Metroculus' answer and in ours."""
 
     currency: str
     not_covered: list[str]
@@ -98,6 +98,11 @@ class Statement(WithSources):
     breakdown: dict[str, Usd]
     potential_savings: Usd
     data_points: list[dict[str, Any]]
+
+
+class Statement(Figures):
+    """``kubecost_cluster_costs``."""
+
     breakdown_by_aggregate: list[CostRow] | UnsetType = UNSET
 
 
@@ -239,23 +244,9 @@ class MetadataState(Struct):
     age_seconds: int | None
 
 
-class ClusterStatement(OfCluster):
-    start_date: int
-    end_date: int
-    window: TimeWindow
-    currency: str
-    complete: bool
-    not_covered: list[str]
-    sources: list[SourceState]
-    total_cost: Usd
-    summary: SummaryColumns
-    idle_cost: Usd
-    unallocated_cost: Usd
-    special: dict[str, float]
-    efficiency: dict[str, float] | None
-    breakdown: dict[str, Usd]
-    potential_savings: Usd
-    data_points: list[dict[str, Any]]
+class ClusterStatement(Figures):
+    cluster_id: str
+    cluster_name: str
 
 
 class ClusterCosts(ClusterStatement):

@@ -7,7 +7,6 @@ import logging
 import signal
 import ssl
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,10 +128,3 @@ def stop_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     return stopped
-
-
-async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-    """Do something now and again until cancelled; ``work`` tells its own failures."""
-    while True:
-        await work()
-        await asyncio.sleep(seconds)
