@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from benchmarks import walls
 from benchmarks.history import history
 from metroculus.cost_model.statement import Question, judge_sets, reconcile
 from metroculus.sources.kubecost_json import decode_allocation
@@ -104,7 +106,8 @@ async def service() -> dict[str, tuple[float, str, float, bool]]:
 
 def main() -> int:
     """Measure, print and write; 1 where a goal is missed."""
-    found = cost_model() | asyncio.run(service()) | history()
+    logging.disable(logging.WARNING)
+    found = cost_model() | asyncio.run(service()) | asyncio.run(walls.measure()) | history()
     report = {}
     for name, (value, unit, goal, more_is_better) in found.items():
         ok = not goal or (value >= goal if more_is_better else value <= goal)

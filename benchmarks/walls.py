@@ -1,0 +1,87 @@
+"""What a cluster that hangs costs the others: the 99th percentile of theirs beside it, to theirs without it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import time
+from pathlib import Path
+from statistics import quantiles
+
+from tornado.httpclient import AsyncHTTPClient
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+
+from metroculus.sources.addresses import AllowedAddresses
+from rest_api.rest_api_server.directory.model import Role
+from simulator.server import Habits, Simulator
+from simulator.world import DAY, make_world
+from standalone.running import Plan, Running, start
+
+END = 1795219200
+ROUNDS, REQUESTS, AT_ONCE, HANGING = 3, 400, 4, 16
+FOLDER = Path("build/bench-walls")
+
+
+def link(running: Running, name: str, url: str) -> tuple[str, str]:
+    """An organization with one cluster: where its costs are asked, and a token for that."""
+    directory = running.rest_api.directory
+    organization = directory.create_organization(name)
+    directory.create_user(name)
+    directory.set_role(name, organization.id, Role.VIEWER)
+    cluster = directory.create_cluster(organization.id, name, "kubecost", url)
+    running.rest_api.metroculus.client.put_kubecost_source(cluster.id, "kubecost", url)
+    path = f"/restapi/v2/kubecost/clusters/{cluster.id}/costs?start_date={END - DAY}&end_date={END}"
+    return running.rest_api_listener.url + path, directory.create_token(name, None)[1]
+
+
+async def p99(client: AsyncHTTPClient, url: str, token: str) -> float:
+    """Milliseconds."""
+    left, taken = iter(range(REQUESTS)), list[float]()
+
+    async def worker() -> None:
+        for _ in left:
+            began = time.perf_counter()
+            await client.fetch(url, headers={"Authorization": f"Bearer {token}"})
+            taken.append(1000 * (time.perf_counter() - began))
+
+    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+    return quantiles(taken, n=100)[-1]
+
+
+async def hang(client: AsyncHTTPClient, url: str, token: str) -> None:
+    await client.fetch(url, headers={"Authorization": f"Bearer {token}"}, raise_error=False, request_timeout=30)
+
+
+async def measure() -> dict[str, tuple[float, str, float, bool]]:
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    simulator = Simulator(make_world(seed=1, days=2, end=END), Habits(serves=frozenset({"kubecost"})), lambda: END)
+    server = HTTPServer(simulator.application())
+    sockets = bind_sockets(0, "127.0.0.1")
+    server.add_sockets(sockets)
+    silent = socket.create_server(("127.0.0.1", 0), backlog=100)
+    allowed = AllowedAddresses(["127.0.0.0/8"])
+    running = start(Plan(FOLDER, "a-secret-of-the-bench", upstream_allow=allowed, timeout=10.0, rounds=False))
+    client = AsyncHTTPClient(force_instance=True, max_clients=100)
+    ratios = []
+    try:
+        well, hangs = await asyncio.gather(
+            asyncio.to_thread(link, running, "well", f"http://127.0.0.1:{sockets[0].getsockname()[1]}"),
+            asyncio.to_thread(link, running, "hangs", f"http://127.0.0.1:{silent.getsockname()[1]}"),
+        )
+        await p99(client, *well)
+        for _ in range(ROUNDS):
+            alone = await p99(client, *well)
+            stuck = [asyncio.create_task(hang(client, *hangs)) for _ in range(HANGING)]
+            await asyncio.sleep(0.5)
+            ratios.append(await p99(client, *well) / alone)
+            for one in stuck:
+                one.cancel()
+            await asyncio.gather(*stuck, return_exceptions=True)
+    finally:
+        client.close()
+        silent.close()
+        server.stop()
+        await running.stop()
+    return {"p99_beside_a_hanging_cluster": (min(ratios), "ratio", 1.5, False)}
