@@ -51,13 +51,16 @@ class Deadline:
     def left(self) -> float:
         return self.at - monotonic()
 
-    def close(self) -> None:
-        """Nobody waits any more: what is being asked is given up, what has not been asked yet is not asked.
-
-        A question that fails ends those beside it no sooner: they are asked side by side, and only the first failure
-        is waited for.
-        """
+    def expire(self) -> None:
+        """Nobody waits any more: what has not been asked yet is not asked."""
         self.at = monotonic()
+
+    def close(self) -> None:
+        """The answer is given: what is still being asked beside it is given up.
+
+        Questions are asked side by side, and only the first failure among them is waited for.
+        """
+        self.expire()
         for task in self._asking:
             task.cancel()
 

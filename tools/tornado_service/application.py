@@ -234,7 +234,9 @@ class ServiceHandler(RequestHandler):
             self.service.in_flight -= 1
 
     def on_connection_close(self) -> None:
-        self._leave()
+        """What is still worked on keeps its place until it is done, or hanging up would be a way to take more."""
+        if self._finished:
+            self._leave()
 
     def on_finish(self) -> None:
         if not hasattr(self, "_began"):

@@ -66,6 +66,11 @@ class MetroculusHandler(ServiceHandler):
         self._deadline = Deadline(min(seconds, self.deadline_seconds), self.request_id)
         return self._deadline
 
+    def on_connection_close(self) -> None:
+        if self._deadline is not None:
+            self._deadline.expire()
+        super().on_connection_close()
+
     def on_finish(self) -> None:
         if self._deadline is not None:
             self._deadline.close()
