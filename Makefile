@@ -42,7 +42,7 @@ demo: setup
 
 test: setup parts tools
 	@echo "testing ..."
-	@$(BIN)/pytest --numprocesses=2 --dist=loadfile $(PYTEST_ARGS)
+	@$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup tools
 	@$(BIN)/ruff format --check .

@@ -145,8 +145,9 @@ class Soak:
                     if requests.get(f"{url}/healthz", timeout=10).status_code != 200:
                         self.report.problems.append(f"{url} does not answer")
             for log in self.folder.glob("*.log"):
-                if "Traceback" in log.read_text():
-                    self.report.problems.append(f"{log.name} has a stack trace: {log.read_text()[-2000:]}")
+                before, found, trace = log.read_text().partition("Traceback")
+                if found:
+                    self.report.problems.append(f"{log.name} has a stack trace: {before[-300:]}{trace[:2000]}")
         finally:
             for proxy in self.proxies:
                 self.thread.run(proxy.stop())

@@ -84,6 +84,8 @@ class _Leased:
             try:
                 alive = any(answer.TTL > 0 for answer in self._lease.refresh())
             except Exception as problem:  # noqa: BLE001  (a blip of etcd: the lease ends by itself, and we know when)
+                if time.monotonic() >= self._until:
+                    return self._released.set()  # it has ended by itself, and what was owned is another's by now
                 log.warning("a lease could not be renewed: %s", type(problem).__name__)
                 continue
             if not alive:

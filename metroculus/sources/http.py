@@ -10,12 +10,10 @@ import random
 import ssl
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from time import monotonic, time
-from typing import Any
 from urllib.parse import urlencode
 
 from tornado.httpclient import HTTPRequest, HTTPResponse
@@ -46,34 +44,17 @@ class Deadline:
     def __init__(self, seconds: float, request_id: str = "") -> None:
         self.at = monotonic() + seconds
         self.request_id = request_id
-        self._asking: set[asyncio.Task[Any]] = set()
 
     def left(self) -> float:
         return self.at - monotonic()
 
     def expire(self) -> None:
-        """Nobody waits any more: what has not been asked yet is not asked."""
-        self.at = monotonic()
+        """Nobody waits any more: what has not been asked yet is not asked.
 
-    def close(self) -> None:
-        """The answer is given: what is still being asked beside it is given up.
-
-        Questions are asked side by side, and only the first failure among them is waited for.
+        Questions are asked side by side, and only the first failure among them is waited for. What is on its way keeps
+        its place until it ends: the client cannot take a request back.
         """
-        self.expire()
-        for task in self._asking:
-            task.cancel()
-
-    @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Around a call on behalf of the request."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._asking.add(task)
-        try:
-            yield
-        finally:
-            self._asking.discard(task)
+        self.at = monotonic()
 
     def require(self) -> float:
         """Seconds left.
@@ -218,10 +199,6 @@ class SourceHttp:
         Raises:
             Unreachable, DeadlineExceeded, BadAnswer, AddressRefused
         """
-        with deadline.asking():
-            return await self._get(upstream, path, params, deadline)
-
-    async def _get(self, upstream: Upstream, path: str, params: Mapping[str, str], deadline: Deadline) -> bytes:
         health = self._health.setdefault(upstream.key, _Health())
         url = f"{upstream.url}{path}?{urlencode(params)}" if params else f"{upstream.url}{path}"
         headers = {"Accept-Encoding": "gzip", **upstream.headers} | (

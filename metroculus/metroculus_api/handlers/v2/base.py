@@ -73,7 +73,7 @@ class MetroculusHandler(ServiceHandler):
 
     def on_finish(self) -> None:
         if self._deadline is not None:
-            self._deadline.close()
+            self._deadline.expire()
         super().on_finish()
 
     def window_of(self, query: WindowQuery) -> Window:
