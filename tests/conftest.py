@@ -37,6 +37,8 @@ COUNTED = {
     "fuzz": "generated requests",
 }
 
+LONGEST = ("test_walls", "test_faults", "test_soak", "test_commands", "test_etcd", "test_contract", "test_ledger_model")
+
 settings.register_profile("repo", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repo")
 
@@ -303,6 +305,15 @@ def no_secret_in_any_log() -> Iterator[None]:
     yield
     root.removeHandler(canaries)
     assert not canaries.found, canaries.found[:5]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that none is left for the end when they run side by side."""
+
+    def rank(item: pytest.Item) -> int:
+        return LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
