@@ -10,13 +10,12 @@ from pathlib import Path
 from statistics import quantiles
 
 from tornado.httpclient import AsyncHTTPClient
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 
 from metroculus.sources.addresses import AllowedAddresses
 from rest_api.rest_api_server.directory.model import Role
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, make_world
+from standalone.demo import serve_simulator
 from standalone.running import Plan, Running, start
 
 END = 1795219200
@@ -57,9 +56,7 @@ async def hang(client: AsyncHTTPClient, url: str, token: str) -> None:
 async def measure() -> dict[str, tuple[float, str, float, bool]]:
     shutil.rmtree(FOLDER, ignore_errors=True)
     simulator = Simulator(make_world(seed=1, days=2, end=END), Habits(serves=frozenset({"kubecost"})), lambda: END)
-    server = HTTPServer(simulator.application())
-    sockets = bind_sockets(0, "127.0.0.1")
-    server.add_sockets(sockets)
+    server, url = serve_simulator(simulator)
     silent = socket.create_server(("127.0.0.1", 0), backlog=100)
     allowed = AllowedAddresses(["127.0.0.0/8"])
     running = start(Plan(FOLDER, "a-secret-of-the-bench", upstream_allow=allowed, timeout=10.0, rounds=False))
@@ -67,7 +64,7 @@ async def measure() -> dict[str, tuple[float, str, float, bool]]:
     ratios = []
     try:
         well, hangs = await asyncio.gather(
-            asyncio.to_thread(link, running, "well", f"http://127.0.0.1:{sockets[0].getsockname()[1]}"),
+            asyncio.to_thread(link, running, "well", url),
             asyncio.to_thread(link, running, "hangs", f"http://127.0.0.1:{silent.getsockname()[1]}"),
         )
         await p99(client, *well)

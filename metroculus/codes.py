@@ -36,10 +36,10 @@ NO_REGISTRY = ErrorCode(503, "OM0022", "the registry of sources cannot be used")
 NO_HISTORY = ErrorCode(409, "OM0023", "no history is kept here: set CLICKHOUSE_URL and run a worker")
 NO_WORKER = ErrorCode(409, "OM0024", "no worker runs over this store: start with metroculus serve --worker")
 STORE_FAILED = ErrorCode(503, "OM0025", "the store cannot be used now")
+TOO_MANY_POINTS = ErrorCode(400, "OM0026", "the step is too fine for time that is not stored")
 URL_TOO_LONG = ErrorCode(414, "OM0027", "the URL is too long")
 TOO_MANY = ErrorCode(429, "OM0028", "too many requests")
 OVERLOADED = ErrorCode(503, "OM0029", "too many requests are being answered")
-TOO_MANY_POINTS = ErrorCode(400, "OM0026", "the step is too fine for time that is not stored")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,

@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from simulator.costs import truth
 from simulator.server import Habits
 from simulator.world import DAY, make_world
 from tests.faults.proxy import Proxy
-from tests.support import SECRET, LoopThread, Stack
+from tests.support import SECRET, LoopThread, Stack, command, rest_commands
 from tools.tornado_service.openapi import FAILURES
 
 BIN = Path(sys.executable).parent
@@ -87,28 +85,6 @@ class Report:
             self.problems.append(f"{name}: {after.sockets - before.sockets} sockets more")
 
 
-@contextmanager
-def service(folder: Path, *args: str, **environment: str) -> Iterator[tuple[str, int]]:
-    """A console script that serves until the block ends: its URL and its process id."""
-    clean = {key: value for key, value in os.environ.items() if key not in ("CONFIG_URL", "CLUSTER_SECRET")}
-    process = subprocess.Popen(
-        [BIN / args[0], *args[1:]],
-        cwd=folder,
-        env=clean | environment,
-        stdout=subprocess.PIPE,
-        stderr=(folder / f"{args[0]}.log").open("w"),
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert "http" in line, (folder / f"{args[0]}.log").read_text()
-        yield line.split()[-1], process.pid
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
-
-
 class Soak:
     def __init__(self, folder: Path, say: Any) -> None:
         self.folder, self.say = folder, say
@@ -131,11 +107,11 @@ class Soak:
         }
         try:
             with ExitStack() as running:
-                metroculus, first = running.enter_context(service(self.folder, "metroculus", "serve", **environment))
+                metroculus, first = running.enter_context(command(self.folder, "metroculus", "serve", **environment))
                 api = ("rest-api", "serve", "--metroculus-url", metroculus)
-                base, second = running.enter_context(service(self.folder, *api, **environment))
+                base, second = running.enter_context(command(self.folder, *api, **environment))
                 tokens = self._link(base, environment)
-                watched = {"metroculus": first, "rest-api": second}
+                watched = {"metroculus": first.pid, "rest-api": second.pid}
                 self._load(base, tokens, seconds * WARM_UP_SHARE)
                 before = {name: Resources.of(process) for name, process in watched.items()}
                 self._load(base, tokens, seconds * (1 - WARM_UP_SHARE))
@@ -158,16 +134,7 @@ class Soak:
     def _link(self, base: str, environment: dict[str, str]) -> list[str]:
         """Six clusters behind proxies, linked as a user would; tokens to ask with."""
 
-        def rest(*args: str) -> str:
-            done = subprocess.run(
-                [BIN / "rest-api", *args],
-                cwd=self.folder,
-                env=os.environ | environment,
-                capture_output=True,
-                check=True,
-            )
-            return done.stdout.decode().strip()
-
+        rest = rest_commands(self.folder, environment)
         organization = rest("organization", "create", "soak")
         rest("user", "create", "me", "--organization", organization, "--role", "admin")
         tokens = [rest("token", "create", "me") for _ in range(TOKENS)]

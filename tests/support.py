@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,7 @@ from standalone.running import Plan, Running, start
 from tools.tornado_service.access import Access
 
 SECRET = "a-secret-of-the-tests"
+BIN = Path(sys.executable).parent
 CANARIES = (SECRET, "canary-of-")
 """What must stand in no log, no audit line and no answer."""
 END = 1795219200
@@ -186,6 +192,48 @@ def ask(running: Running, token: str | None, path: str, method: str = "GET", **m
     answer = requests.request(method, url, headers=headers | more.pop("headers", {}), timeout=60, **more)
     silent(answer.text)
     return answer
+
+
+@contextmanager
+def command(folder: Path, *args: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A console script that runs until the block ends; yields the URL that it prints, and the process."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("CLUSTER_SECRET", "CONFIG_URL")}
+    log = folder / f"{args[0]}.log"  # a pipe that nobody empties would stop the service
+    with log.open("w") as opened:
+        process = subprocess.Popen(
+            [BIN / args[0], *args[1:]],
+            cwd=folder,
+            env=clean | environment,
+            stdout=subprocess.PIPE,
+            stderr=opened,
+            text=True,
+        )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"https?://\S+", line)
+        assert found, (line, log.read_text())
+        yield found[0], process
+    finally:
+        process.terminate()
+        process.communicate(timeout=40)
+
+
+def rest_commands(folder: Path, environment: dict[str, str]) -> Callable[..., str]:
+    """``rest(*args)`` runs ``rest-api`` and gives what it printed."""
+
+    def rest(*args: str) -> str:
+        done = subprocess.run(
+            [BIN / "rest-api", *args],
+            cwd=folder,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    return rest
 
 
 def exact_world(prime: int = 7, days: int = 4, **more: Any) -> World:

@@ -69,7 +69,7 @@ class Accounts:
         known = entry.credentials
         upstream = Upstream("the cost source", entry.url, known.headers, known.ca, owner=account)
         kept = self._kept(account, entry.revision, upstream, entry.flavour)
-        return AccountSources(kept, self._thanos, entry.credentials.custom_prices)
+        return AccountSources(kept, self._thanos, known.custom_prices)
 
     def _kept(self, key: str, revision: int, upstream: Upstream, flavour: Flavour | None) -> KubecostSource:
         kept = self._made.get(key)

@@ -226,16 +226,6 @@ class StoredMonths(Struct):
     months: list[StoredMonth]
 
 
-class OfCluster(Struct):
-    cluster_id: str
-    cluster_name: str
-
-
-class Page(Struct):
-    total_count: int
-    next_cursor: str | None
-
-
 class MetadataState(Struct):
     """Whether quotas, limits and nodes are known, since when, and how old they are (seconds)."""
 
@@ -338,7 +328,9 @@ class Freshness(Struct):
     final_until: str
 
 
-class ClusterSummary(OfCluster):
+class ClusterSummary(Struct):
+    cluster_id: str
+    cluster_name: str
     name: str
     state: str
     flavour: str

@@ -96,14 +96,16 @@ class Gate:
         if scheme.lower() != "bearer" or not token or len(token) > MAX_TOKEN_LENGTH:
             raise ApiError(UNAUTHORIZED)
         keys = (f"address {address}", f"token {token[:PREFIX_LENGTH]}")
-        slowed = ApiError(TOO_MANY, "too many bad tokens; come again later", retry_after=self._slowdown.retry_after)
         if self._slowdown.crowded(*keys):
-            raise slowed
+            raise self._slowed()
         now = self._clock()
         found = await self.ask(lambda directory: directory.identity(token.encode("latin-1", "replace"), now))
         if found is None:
-            raise slowed if await self._slowdown.failed(*keys) else ApiError(UNAUTHORIZED)
+            raise self._slowed() if await self._slowdown.failed(*keys) else ApiError(UNAUTHORIZED)
         return found
+
+    def _slowed(self) -> ApiError:
+        return ApiError(TOO_MANY, "too many bad tokens; come again later", retry_after=self._slowdown.retry_after)
 
     def take_place(self, identity: Identity) -> None:
         """Count a request of a token; ``leave_place`` when it is over.

@@ -32,10 +32,10 @@ DEADLINE = ErrorCode(504, "OE0907", "no cost source answered in time")
 SEVERAL_CLUSTERS = ErrorCode(400, "OE0908", "cluster_id is required: the token sees more than one cluster")
 LINK_REFUSED = ErrorCode(409, "OE0909", "the cost service does not take a source for this cluster")
 NO_DIRECTORY = ErrorCode(503, "OE0910", "the directory cannot be used")
+NO_HISTORY = ErrorCode(409, "OE0911", "no history is kept: the cost service has no store")
 URL_TOO_LONG = ErrorCode(414, "OE0912", "the URL is too long")
 TOO_MANY = ErrorCode(429, "OE0913", "too many requests")
 OVERLOADED = ErrorCode(503, "OE0914", "too many requests are being answered")
-NO_HISTORY = ErrorCode(409, "OE0911", "no history is kept: the cost service has no store")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,

@@ -81,9 +81,10 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
         audit=config.access.audit("rest-api", clock),
         proxies=config.access.proxies,
     )
+    costs = CostsController(metroculus, resources)
     controllers = {
-        "costs": CostsController(metroculus, resources),
-        "expenses": ExpensesController(metroculus),
+        "costs": costs,
+        "expenses": ExpensesController(metroculus, costs),
         "metrics": MetricsController(metroculus),
         "links": ClustersController(gate, metroculus),
     }

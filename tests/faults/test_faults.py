@@ -8,16 +8,19 @@ from urllib.parse import urlsplit
 
 import etcd3
 import pytest
+import requests
 
 from metroculus.sources import http as source_http
 from optscale_client.config_client import EtcdConfig
+from rest_api.rest_api_server.config import RestApiConfig
 from rest_api.rest_api_server.errors import NO_DIRECTORY
+from rest_api.rest_api_server.server import make_app
 from simulator.costs import truth
 from simulator.server import Habits
 from simulator.world import make_world
-from standalone.running import CALL_MARGIN_SECONDS
 from tests.faults.proxy import FAULTS, Proxy
 from tests.support import ACCOUNT, DAY, END, NOW, SECRET, LoopThread, Metroculus, Stack, ask, exact_world, make_tenant
+from tools.tornado_service.listening import listen
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "faults.md"
 DEADLINE = 0.6
@@ -307,8 +310,6 @@ class OfEtcd(Situation):
         super().close()
 
     def status(self, secret):
-        import requests
-
         url = f"{self.running.metroculus_listener.url}/metroculus/v2/kubecost_sources/{ACCOUNT}"
         return requests.get(url, headers={"Secret": secret}, timeout=10).status_code
 
@@ -326,18 +327,12 @@ class OfEtcd(Situation):
 class OfMetroculus(Situation):
     """A cluster's costs through the REST API."""
 
-    limit = DEADLINE + CALL_MARGIN_SECONDS
-
     def __init__(self, stack, server):
         super().__init__(stack)
         self.world = exact_world(days=1)
         _, url = stack.simulate(self.world, Habits(serves=frozenset({"kubecost"})))
         running = stack.start(timeout=DEADLINE)
         self.behind(running.metroculus_listener.port)
-        from rest_api.rest_api_server.config import RestApiConfig
-        from rest_api.rest_api_server.server import make_app
-        from tools.tornado_service.listening import listen
-
         config = RestApiConfig(
             cluster_secret=SECRET,
             listen=("127.0.0.1", 0),
@@ -347,7 +342,6 @@ class OfMetroculus(Situation):
         )
         self.rest_api = stack.thread.call(make_app, config, lambda: NOW)
         self.listener = stack.thread.call(listen, self.rest_api.application, self.rest_api.service, "127.0.0.1", 0)
-        self.limit = DEADLINE
         self.running = running
         running.rest_api, running.rest_api_listener, self.kept = self.rest_api, self.listener, running.rest_api
         self.tenant = make_tenant(running, "t")

@@ -14,8 +14,7 @@ import requests
 
 from tests.conftest import free_port
 from tests.faults.test_faults import HEALED_WITHIN, OfClickHouse, OfEtcd, OfMongo, asked, stored, until  # noqa: F401
-from tests.integration.test_etcd import command
-from tests.support import ACCOUNT, DAY, END, SECRET, ask, exact_world, make_tenant
+from tests.support import ACCOUNT, DAY, END, SECRET, ask, command, exact_world, make_tenant
 
 OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", "5"))
 """The suite's are short; the two minutes of the promise are asked for by this variable."""

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
-import sys
 import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import etcd3
 import pytest
@@ -17,50 +13,7 @@ import requests
 
 from optscale_client.config_client import ConfigError, EtcdConfig
 from tests.conftest import free_port
-from tests.support import ACCOUNT
-
-BIN = Path(sys.executable).parent
-
-
-@contextmanager
-def command(folder, *args, **environment):
-    """A console script that runs until the block ends; yields the URL that it prints, and the process."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("CLUSTER_SECRET", "CONFIG_URL")}
-    log = Path(folder) / f"{args[0]}.log"  # a pipe that nobody empties would stop the service
-    with log.open("w") as opened:
-        process = subprocess.Popen(
-            [BIN / args[0], *args[1:]],
-            cwd=folder,
-            env=clean | environment,
-            stdout=subprocess.PIPE,
-            stderr=opened,
-            text=True,
-        )
-    try:
-        line = process.stdout.readline()
-        found = re.search(r"https?://\S+", line)
-        assert found, (line, log.read_text())
-        yield found[0], process
-    finally:
-        process.terminate()
-        process.communicate(timeout=40)
-
-
-def rest_commands(folder, environment):
-    """``rest(*args)`` runs ``rest-api`` and gives what it printed."""
-
-    def rest(*args):
-        done = subprocess.run(
-            [BIN / "rest-api", *args],
-            cwd=folder,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout.strip()
-
-    return rest
+from tests.support import ACCOUNT, BIN, command, rest_commands
 
 
 def client_of(etcd):

@@ -16,11 +16,11 @@ import pytest
 import requests
 from msgspec.structs import fields
 
-from metroculus.metroculus_api.urls import routes as metroculus_routes
 from rest_api.rest_api_server.directory.model import Role
-from rest_api.rest_api_server.urls import routes as rest_routes
 from simulator.costs import truth
 from simulator.world import DAY, HOUR, make_world, marked
+from tests.contract.test_declarations import METROCULUS as METROCULUS_ROUTES
+from tests.contract.test_declarations import REST as REST_ROUTES
 from tests.data import bad_inputs as bad
 from tests.support import END, NOW, SECRET, Stack, ask, make_tenant
 from tools.tornado_service.application import METHODS, OpenHandler
@@ -31,11 +31,6 @@ MY_CLUSTER = "5635f99d-4dc6-4e31-891f-4e8990925c83"
 THEIR_CLUSTER = "0c9f1f6e-95d2-4c0a-8d0c-2f7f1b6a9e11"
 ABSENT = "9b2b6c5c-1d5a-4b63-9d0e-2f0f8a9d7c55"
 WINDOW = {"start_date": str(END - DAY), "end_date": str(END)}
-
-
-class Anything(dict):
-    def __missing__(self, key):
-        return None
 
 
 def operations(routes):
@@ -49,8 +44,8 @@ def operations(routes):
                 yield path, method, handler
 
 
-REST = list(operations(rest_routes({}, Anything())))
-METROCULUS = list(operations(metroculus_routes({}, Anything())))
+REST = list(operations(REST_ROUTES))
+METROCULUS = list(operations(METROCULUS_ROUTES))
 REST_IDS = [f"{method} {path}" for path, method, _ in REST]
 
 LINKS = "/restapi/v2/organizations/{organization_id}/kubecost/clusters"

@@ -63,7 +63,7 @@ class CostsController:
         by_currency: dict[str, list[float | None]] = {}
         for row in rows:
             by_currency.setdefault(row["currency"] or "USD", []).append(row["total_cost"])
-        totals = {currency: _sum(costs) for currency, costs in sorted(by_currency.items())}
+        totals = {currency: total_of(costs) for currency, costs in sorted(by_currency.items())}
         return {
             "clusters": list(rows),
             "totals": totals,
@@ -187,8 +187,8 @@ def _utilization(row: Json) -> Json:
     return found
 
 
-def _sum(costs: Sequence[float | None]) -> float | None:
-    """None as soon as one is unknown."""
+def total_of(costs: Sequence[float | None]) -> float | None:
+    """The sum; None as soon as one is unknown."""
     known = [cost for cost in costs if cost is not None]
     return fsum(known) if len(known) == len(costs) else None
 

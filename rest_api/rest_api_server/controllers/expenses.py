@@ -9,6 +9,7 @@ from typing import Any
 
 from optscale_client.metroculus_client import MetroculusError
 from rest_api.rest_api_server import answers
+from rest_api.rest_api_server.controllers.costs import CostsController, total_of
 from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import told
@@ -22,8 +23,9 @@ COST_KEYS = (
 
 
 class ExpensesController:
-    def __init__(self, metroculus: MetroculusPool) -> None:
+    def __init__(self, metroculus: MetroculusPool, costs: CostsController) -> None:
         self._metroculus = metroculus
+        self._costs = costs
 
     async def clean_expenses(
         self, clusters: Sequence[Cluster], window: Window, filters: Json, request_id: str
@@ -83,16 +85,7 @@ class ExpensesController:
     async def _statement(self, cluster: Cluster, window: Window, filters: Json, request_id: str) -> Json:
         row: Json = {"cloud_account_id": cluster.id, "cloud_account_name": cluster.name}
         try:
-            body = await self._metroculus.call(
-                cluster,
-                self._metroculus.client.get_kubecost_cluster_costs,
-                cluster.id,
-                window.start,
-                window.end,
-                **filters,
-                request_id=request_id,
-                shape=answers.Statement,
-            )
+            body = await self._costs.statement(cluster, window, request_id, **filters)
         except MetroculusError as failure:
             unknown: Json = {"cost": None, "breakdown": None, "complete": False, "sources": [], "not_covered": []}
             return row | unknown | {"error": told(failure)}
@@ -130,7 +123,8 @@ def _month(parts: Sequence[tuple[Cluster, Json]], failed: bool) -> Json:
     first = parts[0][1]
     stored = [(cluster, month) for cluster, month in parts if month["costs"] is not None]
     sums: dict[str, Any] = {
-        key: _sum([month["costs"][key] for _, month in stored]) if stored and not failed else None for key in COST_KEYS
+        key: total_of([month["costs"][key] for _, month in stored]) if stored and not failed else None
+        for key in COST_KEYS
     }
     projections = [month["projection"] for _, month in stored if month["projection"] is not None]
     running = first["projection"] is not None or bool(projections)
@@ -160,13 +154,8 @@ def _month(parts: Sequence[tuple[Cluster, Json]], failed: bool) -> Json:
 def _projection(projections: Sequence[Json], failed: bool) -> Json:
     """Sums; the band is the sum of bands, which is wide: clusters seldom all go the same way."""
     return {
-        key: None if failed else _sum([one[key] for one in projections]) for key in ("total_cost", "low", "high")
+        key: None if failed else total_of([one[key] for one in projections]) for key in ("total_cost", "low", "high")
     } | {"method": projections[0]["method"] if projections else "none"}
-
-
-def _sum(costs: Sequence[float | None]) -> float | None:
-    known = [cost for cost in costs if cost is not None]
-    return fsum(known) if len(known) == len(costs) else None
 
 
 def _row(row: Json, names: dict[str, str]) -> Json:

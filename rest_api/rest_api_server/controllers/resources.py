@@ -14,11 +14,9 @@ from rest_api.rest_api_server.answers import Metadata, MetadataState
 from rest_api.rest_api_server.auth import Gate
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster, DirectoryError, Resources
-from tools.tornado_service.errors import ApiError
 
 log = logging.getLogger("resources")
 
-REFRESH_SECONDS = 600.0
 STALE_AFTER = 3
 """Refreshes that were missed in a row."""
 AT_ONCE = 4
@@ -33,9 +31,7 @@ class ResourcesController:
         seconds: from one refresh of a cluster to the next.
     """
 
-    def __init__(
-        self, gate: Gate, metroculus: MetroculusPool, clock: Callable[[], float], seconds: float = REFRESH_SECONDS
-    ) -> None:
+    def __init__(self, gate: Gate, metroculus: MetroculusPool, clock: Callable[[], float], seconds: float) -> None:
         self._gate = gate
         self._metroculus = metroculus
         self._clock = clock
@@ -97,6 +93,6 @@ class ResourcesController:
         while True:
             try:
                 await self.refresh_all()
-            except (DirectoryError, ApiError) as problem:
+            except DirectoryError as problem:
                 log.warning("what clusters are made of could not be refreshed: %s", problem)
             await asyncio.sleep(self._seconds * random.uniform(0.8, 1.0))
