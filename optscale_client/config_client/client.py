@@ -39,16 +39,20 @@ class EtcdConfig:
 
     def get(self, key: str) -> str | None:
         """A key's value, None where it is not set."""
+        if self._client is None:
+            self._client = self.client()
+        return self._read(self._client, key)[0]
+
+    def _read(self, client: Any, key: str) -> tuple[str | None, int]:
+        """A key's value, and the revision that was read; a client that failed is closed and not used again."""
         try:
-            if self._client is None:
-                self._client = self.client()
-            value, _ = self._client.get(key)
-        except ConfigError:
-            raise
+            answer = client.get_response(key)
+            return (answer.kvs[0].value.decode() if answer.kvs else None), answer.header.revision
         except Exception as problem:  # noqa: BLE001  (etcd3 raises grpc's own, its own and plain ones alike)
-            self._client = None
+            if self._client is client:
+                self._client = None
+            client.close()
             raise ConfigError(f"etcd at {self._host}:{self._port}: {type(problem).__name__}") from None
-        return None if value is None else value.decode("utf-8")
 
     def client(self) -> Any:
         """A new ``etcd3`` client of this etcd, for whoever needs more than keys; the caller closes it."""
@@ -71,32 +75,54 @@ class EtcdConfig:
     def watch(self, key: str, changed: Callable[[str], None], reread_seconds: float = REREAD_SECONDS) -> None:
         """Call ``changed`` with each new value, from a thread, until ``stop``.
 
-        A watch of etcd3 dies unseen with the server: it only wakes this thread earlier; the key itself is read again
-        every few seconds, by a new connection where the old one failed.
+        The key is read again whenever etcd tells of a change, and every few seconds in any case.
         """
-        wake = threading.Event()
 
         def follow() -> None:
             seen: str | None = None
-            watching: Any = None
             while not self._stopping.is_set():
                 try:
-                    value = self.get(key)
-                    if self._client is not watching:
-                        watching = self._client
-                        watching.add_watch_callback(key, lambda _: wake.set())
+                    with self.client() as client:
+                        while not self._stopping.is_set():
+                            value, revision = self._read(client, key)
+                            if value is not None and value != seen:
+                                changed(value)
+                                seen = value
+                            _wait_for_change(client, key, revision + 1, reread_seconds)
                 except Exception as problem:  # noqa: BLE001  (a blip of etcd is no reason to stop following)
                     log.warning("cannot follow %s: %s", key, problem)
-                else:
-                    if value is not None and value != seen:
-                        seen = value
-                        changed(value)
-                wake.wait(reread_seconds)
-                wake.clear()
+                    self._stopping.wait(reread_seconds)
 
         threading.Thread(target=follow, name=f"etcd {key}", daemon=True).start()
 
     def stop(self) -> None:
+        """No value is told any more; the threads end within the seconds of a reading."""
         self._stopping.set()
         if self._client is not None:
             self._client.close()
+
+
+def _wait_for_change(client: Any, key: str, revision: int, seconds: float) -> None:
+    """Until the key changes at this revision or later, at most so many seconds.
+
+    One stream a call, and it ends here: etcd3's own watcher asks again without a pause while etcd is away, a whole core
+    of it, from a thread that nothing ends.
+    """
+    import grpc
+    from etcd3 import etcdrpc
+
+    create = etcdrpc.WatchCreateRequest(key=key.encode(), start_revision=revision)
+    answers = etcdrpc.WatchStub(client.channel).Watch(
+        iter([etcdrpc.WatchRequest(create_request=create)]), timeout=seconds
+    )
+    try:
+        for answer in answers:
+            if answer.events:
+                return
+            if answer.canceled:
+                raise ConfigError(f"the watch was cancelled: {answer.cancel_reason}")
+    except grpc.RpcError as problem:
+        if problem.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise ConfigError(f"the watch ended: {problem.code().name}") from None
+    finally:
+        answers.cancel()

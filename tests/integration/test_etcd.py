@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import etcd3
 import pytest
@@ -52,6 +53,32 @@ def test_the_secret_is_rotated_without_a_restart_also_after_etcd_was_away(etcd, 
         client_of(etcd).put("/secret/cluster", "third-secret")
         assert until(lambda: status(url, "third-secret") == 404, 40)
         assert status(url, "second-secret") == 404
+
+
+def cpu_seconds(process):
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def threads(process):
+    return len(list(Path(f"/proc/{process.pid}/task").iterdir()))
+
+
+def test_while_etcd_is_away_nothing_spins_and_nothing_is_left_behind(etcd, tmp_path):
+    client_of(etcd).put("/secret/cluster", "secret-number-0")
+    listen = f"127.0.0.1:{free_port()}"
+    with command(tmp_path, "metroculus", "serve", "--config-url", etcd.url, "--metroculus-listen", listen) as (url, it):
+        running = []
+        for number in range(1, 4):
+            etcd.stop()
+            began, before = time.monotonic(), cpu_seconds(it)
+            time.sleep(2)
+            assert cpu_seconds(it) - before < 0.3 * (time.monotonic() - began)
+            etcd.start()
+            client_of(etcd).put("/secret/cluster", f"secret-number-{number}")
+            assert until(lambda: status(url, f"secret-number-{number}") == 404)  # noqa: B023
+            running.append(threads(it))
+        assert until(lambda: threads(it) <= running[0] + 1)
 
 
 def test_keys_are_read_with_a_deadline(etcd):
