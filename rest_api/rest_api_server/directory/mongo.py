@@ -9,15 +9,14 @@ from __future__ import annotations
 import hmac
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
 import msgspec
-from pymongo import ASCENDING, MongoClient
+from pymongo import ASCENDING, DESCENDING, MongoClient
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError, InvalidURI, PyMongoError
 from pymongo.write_concern import WriteConcern
@@ -98,6 +97,7 @@ class MongoDirectory:
             self._tokens.create_index("digest", unique=True)
             self._tokens.create_index("user_id")
             self._clusters.create_index([("organization_id", ASCENDING), ("live_name", ASCENDING)], unique=True)
+            self._resources.create_index([("cluster_id", ASCENDING), ("fetched_at", ASCENDING)], unique=True)
             self._indexed = True
 
     def create_organization(self, name: str) -> Organization:
@@ -147,13 +147,20 @@ class MongoDirectory:
         if self.organization(organization_id) is None:
             raise Missing(f"there is no organization {organization_id}")
         key = {"_id": f"{user} {organization_id}"}
-        with self._asking():
-            if role is None:
+        if role is None:
+            with self._asking():
                 self._roles.delete_one(key)
-                return
-            told = {"user_id": user, "organization_id": organization_id, "role": int(role)}
-            upsert = partial(self._roles.update_one, key, {"$set": told}, upsert=True)
-            _once_more(upsert)
+            return
+        told = {"$set": {"user_id": user, "organization_id": organization_id, "role": int(role)}}
+
+        def put() -> None:
+            with self._asking():
+                self._roles.update_one(key, told, upsert=True)
+
+        try:
+            put()
+        except DuplicateKeyError:  # of two that race for a new document, the loser finds it there
+            put()
 
     def _user_id(self, name: str) -> str:
         with self._asking():
@@ -263,27 +270,29 @@ class MongoDirectory:
         gone = {"deleted": True, "live_name": cluster_id}
         with self._asking():
             done = self._clusters.update_one({"_id": cluster_id, "deleted": False}, {"$set": gone})
-            self._resources.delete_one({"_id": cluster_id})
+            self._resources.delete_many({"cluster_id": cluster_id})
         return done.modified_count > 0
 
     def put_resources(self, cluster_id: str, resources: Resources) -> None:
-        # One opaque value: names out of a cluster are never keys here, and a document holds at most 16 MB.
-        body = zlib.compress(msgspec.json.encode(resources))
-        told = {"$set": {"fetched_at": resources.fetched_at, "body": body}}
-        older = {"_id": cluster_id, "fetched_at": {"$lt": resources.fetched_at}}
         if self.cluster(cluster_id) is None:
             return
-        try:
-            with self._asking():
-                _once_more(partial(self._resources.update_one, older, told, upsert=True))
-        except DuplicateKeyError:
-            # What is kept is not older: it was no match, and the upsert found its id taken.
-            return
+        # One opaque value: names out of a cluster are never keys here, and a document holds at most 16 MB.
+        body = zlib.compress(msgspec.json.encode(resources))
+        row = {"_id": str(uuid4()), "cluster_id": cluster_id, "fetched_at": resources.fetched_at, "body": body}
+        with suppress(DuplicateKeyError), self._asking():
+            self._resources.insert_one(row)
+        with self._asking():  # the newest is read, whoever wrote last: no two writers race for one document
+            newest = self._newest_resources(cluster_id)
+            if newest is not None:
+                self._resources.delete_many({"cluster_id": cluster_id, "fetched_at": {"$lt": newest["fetched_at"]}})
 
     def resources(self, cluster_id: str) -> Resources | None:
         with self._asking():
-            found = self._resources.find_one({"_id": cluster_id})
+            found = self._newest_resources(cluster_id)
         return msgspec.json.decode(zlib.decompress(found["body"]), type=Resources) if found else None
+
+    def _newest_resources(self, cluster_id: str) -> Document | None:
+        return self._resources.find_one({"cluster_id": cluster_id}, sort=[("fetched_at", DESCENDING)])
 
 
 def _cluster(found: Document) -> Cluster:
@@ -294,11 +303,3 @@ def _cluster(found: Document) -> Cluster:
 def _only(token: Document) -> tuple[str, ...] | None:
     organizations = token["organizations"]
     return None if organizations is None else tuple(organizations)
-
-
-def _once_more(upsert: Callable[[], Any]) -> None:
-    """Two upserts that race for a new document: the loser finds it there when it tries again."""
-    try:
-        upsert()
-    except DuplicateKeyError:
-        upsert()
