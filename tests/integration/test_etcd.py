@@ -88,6 +88,7 @@ def test_keys_are_read_with_a_deadline(etcd):
     client_of(etcd).put("/thanos_query/port", "9090")
     assert config.thanos_query_url() == "http://thanos:9090"
     os.kill(etcd.process.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, etcd.process.pid, os.WSTOPPED | os.WNOWAIT)  # every thread of it, before it is asked
     try:
         began = time.monotonic()
         with pytest.raises(ConfigError):
