@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ class SourceEntry(Struct, frozen=True):
     url: str
     credentials: Credentials
     revision: int
+    """Drawn anew at each write: an entry that was removed and written again is another one."""
 
 
 class RegistryError(Exception):
@@ -97,6 +99,10 @@ class SourceRegistry:
     async def get(self, account: str) -> SourceEntry | None:
         return await asyncio.to_thread(self._get, account)
 
+    async def revision(self, account: str) -> int | None:
+        """Of the account's entry, without opening what is sealed in it."""
+        return await asyncio.to_thread(self._revision, account)
+
     async def accounts(self) -> list[str]:
         """Every account with an entry."""
         return await asyncio.to_thread(self._accounts)
@@ -136,6 +142,13 @@ class SourceRegistry:
             raise RegistryError("stored credentials do not open with this ENCRYPTION_KEY") from None
         return SourceEntry(row[0], row[1], row[2], credentials, row[4])
 
+    def _revision(self, account: str) -> int | None:
+        with self._opened() as database:
+            row = database.execute(
+                "SELECT revision FROM kubecost_sources WHERE cloud_account_id = ?", (account,)
+            ).fetchone()
+        return None if row is None else row[0]
+
     def _accounts(self) -> list[str]:
         with self._opened() as database:
             rows = database.execute("SELECT cloud_account_id FROM kubecost_sources ORDER BY 1").fetchall()
@@ -145,10 +158,10 @@ class SourceRegistry:
         sealed = self._fernet.encrypt(msgspec.json.encode(credentials))
         with self._opened() as database:
             row = database.execute(
-                "INSERT INTO kubecost_sources VALUES (?, ?, ?, ?, 1) ON CONFLICT (cloud_account_id) DO UPDATE SET"
-                " flavour = excluded.flavour, url = excluded.url, sealed = excluded.sealed, revision = revision + 1"
+                "INSERT INTO kubecost_sources VALUES (?, ?, ?, ?, ?) ON CONFLICT (cloud_account_id) DO UPDATE SET"
+                " flavour = excluded.flavour, url = excluded.url, sealed = excluded.sealed, revision = excluded.revision"
                 " RETURNING revision",
-                (account, flavour, url, sealed),
+                (account, flavour, url, sealed, secrets.randbits(62)),
             ).fetchone()
         return SourceEntry(account, flavour, url, credentials, row[0])
 

@@ -456,6 +456,26 @@ def test_credentials_are_written_and_never_read_back(stack):
     assert requests.get(base, headers={"Secret": SECRET}, timeout=20).status_code == 404
 
 
+def test_a_source_that_is_removed_and_written_again_is_another_one(stack):
+    """The one before is not asked again, and is sent no credentials of the other's."""
+    asked = {"first": [], "second": []}
+    urls = {}
+    for name, seen in asked.items():
+        fake = FakeUpstream()
+        fake.answer = lambda request, seen=seen: seen.append(request.headers) or Answer(body=GOOD.encode())
+        urls[name] = stack.serve(fake.application)
+    running = stack.start()
+    entry = f"{running.metroculus_listener.url}/metroculus/v2/kubecost_sources/{ACCOUNT}"
+    for name, url in urls.items():
+        for seen in asked.values():
+            seen.clear()
+        requests.delete(entry, headers={"Secret": SECRET}, timeout=20)
+        requests.put(entry, json={"flavour": "opencost", "url": url}, headers={"Secret": SECRET}, timeout=20)
+        answer = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, **DAY_WINDOW)
+        assert answer.status_code == 200, answer.text
+        assert [name for name, seen in asked.items() if seen] == [name]
+
+
 @pytest.mark.parametrize(
     "url", ["http://169.254.169.254/", "http://10.96.0.1:443", "http://user:pw@127.0.0.1/", "ftp://127.0.0.1"]
 )
