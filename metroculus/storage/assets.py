@@ -12,6 +12,7 @@ from metroculus.cost_model.assets import Asset
 from metroculus.storage.engine import Engine, literal, moment, numbers
 from metroculus.storage.ledger import Pen
 from metroculus.storage.schema import ASSET_DAYS, ASSETS
+from metroculus.storage.versions import Versions
 from tools.window import DAY
 
 END_OF_TIME = 2**32 - 1
@@ -35,6 +36,7 @@ class AssetDay(Struct, frozen=True):
 class AssetDays:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.versions = Versions()
 
     def commit(
         self, account: str, day: int, assets: Sequence[Asset], batch: int, fetched_at: int, pen: Pen
@@ -51,7 +53,10 @@ class AssetDays:
         self._engine.insert(ASSETS.name, ASSETS.names, rows)
         made = AssetDay(day, batch, pen.sequence(), len(rows), fsum(a.total_cost for a in assets), fetched_at)
         row = (account, day, batch, made.sequence, made.rows, made.total, fetched_at)
-        self._engine.insert(ASSET_DAYS.name, ASSET_DAYS.names, [row])
+        try:
+            self._engine.insert(ASSET_DAYS.name, ASSET_DAYS.names, [row])
+        finally:
+            self.versions.changed(account)
         return made
 
     def days(self, account: str, start: int, end: int) -> dict[int, AssetDay]:

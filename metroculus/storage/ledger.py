@@ -26,6 +26,7 @@ from metroculus.cost_model.allocation import COMPONENTS, Allocation
 from metroculus.storage.engine import Engine, literal, moment, numbers
 from metroculus.storage.rows import BLOCK_ROWS, Line, NodeKind, lines_of
 from metroculus.storage.schema import ALLOCATIONS, EXTRACTIONS
+from metroculus.storage.versions import Versions
 from tools.window import HOUR
 
 log = logging.getLogger("ledger")
@@ -171,6 +172,7 @@ class Ledger:
     def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
         self._engine = engine
         self._clock = clock
+        self.versions = Versions()
         self._counted: dict[int, int] = {}
         """Rows of batches that were found whole, where nobody else could take any away since."""
 
@@ -194,7 +196,10 @@ class Ledger:
         account = accounts.pop()
         with self._inserting(account, lines):
             markers = [_marker(one, number, pen.sequence()) for one, number in numbered]
-        self._mark(account, markers)
+        try:
+            self._mark(account, markers)
+        finally:
+            self.versions.changed(account)
         return markers
 
     @contextmanager

@@ -108,6 +108,10 @@ class Store:
         running.add_done_callback(over)
         raise StoreError(self.failed)
 
+    def version(self, account: str) -> tuple[int, int]:
+        """Another one whenever this process has changed what is stored of an account."""
+        return self.ledger.versions.of(account), self.assets.versions.of(account)
+
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self.engine.close()
