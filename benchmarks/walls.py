@@ -59,7 +59,9 @@ async def measure() -> dict[str, tuple[float, str, float, bool]]:
     server, url = serve_simulator(simulator)
     silent = socket.create_server(("127.0.0.1", 0), backlog=100)
     allowed = AllowedAddresses(["127.0.0.0/8"])
-    running = start(Plan(FOLDER, "a-secret-of-the-bench", upstream_allow=allowed, timeout=10.0, rounds=False))
+    running = start(
+        Plan(FOLDER, "a-secret-of-the-bench", upstream_allow=allowed, timeout=10.0, cache_ttl=0.0, rounds=False)
+    )
     client = AsyncHTTPClient(force_instance=True, max_clients=100)
     ratios = []
     try:

@@ -11,7 +11,7 @@ from apscheduler.triggers.cron import CronTrigger
 
 from metroculus.sources.addresses import AllowedAddresses, parse_upstream_url
 from metroculus.storage.store import EMBEDDED, check_url
-from tools.settings import Setting, address, count, listed, one_of, seconds
+from tools.settings import Setting, address, count, duration, listed, one_of, seconds
 from tools.tornado_service.access import ACCESS_SETTINGS, Access, access_of, tls_of
 from tools.tornado_service.params import Uuid
 
@@ -54,6 +54,8 @@ SETTINGS = (
     Setting("KUBECOST_API_URL", "One cluster's Kubecost or OpenCost.", _url, None, "/kubecost/api_url"),
     Setting("KUBECOST_ACCOUNT_ID", "The account that KUBECOST_API_URL answers; without it, every account.", Uuid.parse),
     Setting("KUBECOST_TIMEOUT", "Seconds for one call to an upstream, and for one request.", seconds, 30.0),
+    Setting("CACHE_TTL", "Seconds that an answer of live sources is kept as fresh; 0 keeps none.", duration, 300.0),
+    Setting("CACHE_SIZE", "MiB of answers that are kept.", count, 64),
     Setting("UPSTREAM_ALLOW", "Networks and host suffixes that tenants' URLs may reach.", _allowed, AllowedAddresses()),
     Setting("DATA_DIR", "Folder for every file that has no setting of its own.", Path, Path(".metroculus")),
     Setting("ENCRYPTION_KEY", "Seals stored credentials; without it a key file is made.", str, None, secret=True),
@@ -103,6 +105,8 @@ class MetroculusConfig:
     clickhouse_url: str | None = None
     """None keeps no history."""
     worker: WorkerConfig | None = None
+    cache_ttl: float = 300.0
+    cache_bytes: int = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,8 @@ def config_of(values: Mapping[str, Any]) -> MetroculusConfig:
         kubecost_api_url=values["kubecost_api_url"],
         kubecost_account_id=values["kubecost_account_id"],
         kubecost_timeout=values["kubecost_timeout"],
+        cache_ttl=values["cache_ttl"],
+        cache_bytes=values["cache_size"] << 20,
         upstream_allow=values["upstream_allow"],
         data_dir=values["data_dir"],
         encryption_key=values["encryption_key"],

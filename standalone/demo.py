@@ -210,6 +210,7 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
             for server, _ in served:
                 server.stop()
                 await server.close_all_connections()
+            running.metroculus.cache.clear()  # it would stand in for them
             checks += await asyncio.to_thread(check_store_alone, base, token, organization.id, clusters)
             return report(checks)
         body = await asyncio.to_thread(first_look, running, token, clusters[0].id)

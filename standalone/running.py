@@ -66,6 +66,7 @@ class Plan:
     tenant_label: str = "tenant_id"
     upstream_allow: AllowedAddresses = AllowedAddresses()  # noqa: RUF009  (immutable, and allows nothing)
     timeout: float = 30.0
+    cache_ttl: float = 300.0
     clock: Callable[[], float] | None = None
     clickhouse_url: str | None = None
     """None keeps no history."""
@@ -93,6 +94,7 @@ def start(plan: Plan) -> Running:
         kubecost_api_url=plan.kubecost_api_url,
         kubecost_account_id=plan.kubecost_account_id,
         kubecost_timeout=plan.timeout,
+        cache_ttl=plan.cache_ttl,
         upstream_allow=plan.upstream_allow,
         data_dir=plan.data_dir,
         encryption_key=None,

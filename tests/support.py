@@ -112,6 +112,8 @@ class Stack:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.plan: dict[str, Any] = {}
+        """What every start of it has unless it says otherwise."""
         self.thread = LoopThread()
         self._servers: list[HTTPServer] = []
         self._running: list[Running] = []
@@ -129,14 +131,18 @@ class Stack:
 
     def start(self, **plan: Any) -> Running:
         folder = self.folder / f"data{len(self._running)}"
-        values: dict[str, Any] = {
-            "data_dir": folder,
-            "access": Access(audit_log=str(folder / "audit.jsonl"), bad_tokens_a_minute=9999),
-            "rounds": False,
-            "secret": SECRET,
-            "upstream_allow": AllowedAddresses(["127.0.0.0/8"]),
-            "clock": lambda: NOW,
-        } | plan
+        values: dict[str, Any] = (
+            {
+                "data_dir": folder,
+                "access": Access(audit_log=str(folder / "audit.jsonl"), bad_tokens_a_minute=9999),
+                "rounds": False,
+                "secret": SECRET,
+                "upstream_allow": AllowedAddresses(["127.0.0.0/8"]),
+                "clock": lambda: NOW,
+            }
+            | self.plan
+            | plan
+        )
         running: Running = self.thread.call(start, Plan(**values))
         self._running.append(running)
         return running

@@ -120,6 +120,11 @@ def seconds(text: str) -> float:
     return value
 
 
+def duration(text: str) -> float:
+    """A number of seconds; 0 turns off what it is of."""
+    return 0.0 if text.strip() == "0" else seconds(text)
+
+
 def count(text: str) -> int:
     """A whole number from 1 to 9999."""
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:5]) < 10_000:

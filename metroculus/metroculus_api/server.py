@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from tornado.web import Application
 
 from metroculus.codes import CODES
 from metroculus.config import MetroculusConfig
+from metroculus.metroculus_api.cache import AnswerCache, CacheCollector
 from metroculus.metroculus_api.controllers.assets import InventoryController
 from metroculus.metroculus_api.controllers.backfills import BackfillsController
 from metroculus.metroculus_api.controllers.costs import CostController
@@ -34,8 +35,10 @@ class Metroculus:
     service: Service
     secret: SecretKeeper
     parts: Parts
+    cache: AnswerCache
 
     def close(self) -> None:
+        self.cache.close()
         self.parts.close()
 
 
@@ -72,6 +75,12 @@ def make_app(
         audit=config.access.audit("metroculus", clock),
         proxies=config.access.proxies,
     )
+
+    async def basis(account: str) -> Hashable:
+        return await accounts.revision(account), store.version(account) if store is not None else None
+
+    cache = AnswerCache(basis, config.cache_ttl, config.kubecost_timeout, config.cache_bytes)
+    CacheCollector(cache, service.registry)
     controllers = {
         "costs": CostController(accounts, savings, store),
         "savings": savings,
@@ -80,10 +89,11 @@ def make_app(
         "expenses": ExpensesController(store),
         "monthly": MonthlyController(store, clock),
         "backfills": BackfillsController(accounts, store, worked, clock),
+        "cache": cache,
     }
     shared = {
         "secret": secret,
         "slowdown": config.access.slowdown(),
         "deadline_seconds": config.kubecost_timeout,
     }
-    return Metroculus(make_application(service, routes(shared, controllers)), service, secret, parts)
+    return Metroculus(make_application(service, routes(shared, controllers)), service, secret, parts, cache)

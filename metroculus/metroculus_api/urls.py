@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metroculus.metroculus_api.handlers.v2 import costs, history, sources
+from metroculus.metroculus_api.handlers.v2 import cache, costs, history, sources
 from tools.tornado_service.application import Route
 
 ACCOUNT = r"(?P<cloud_account_id>[^/]+)"
@@ -17,11 +17,12 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         return (rf"/metroculus/v2/{pattern}", handler, parts | {name: controllers[name] for name in names})
 
     return [
-        route("kubecost_cluster_costs", costs.ClusterCosts, "costs"),
-        route("kubecost_savings", costs.ClusterSavings, "savings"),
-        route("kubecost_assets", costs.ClusterAssets, "inventory"),
-        route("kubecost_metrics", costs.ClusterMetrics, "inventory"),
-        route("k8s_metadata", costs.ClusterMetadata, "inventory"),
+        route("kubecost_cluster_costs", costs.ClusterCosts, "costs", "cache"),
+        route("kubecost_savings", costs.ClusterSavings, "savings", "cache"),
+        route("kubecost_assets", costs.ClusterAssets, "inventory", "cache"),
+        route("kubecost_metrics", costs.ClusterMetrics, "inventory", "cache"),
+        route("k8s_metadata", costs.ClusterMetadata, "inventory", "cache"),
+        route("cache_stats", cache.CacheFigures, "cache"),
         route("k8s_expenses", history.K8sExpenses, "expenses"),
         route("k8s_monthly", history.K8sMonthly, "monthly"),
         route("backfills", history.Backfills, "backfills"),

@@ -56,6 +56,13 @@ class Accounts:
         own = self._default.account if self._default is not None else None
         return sorted({*await self.registry.accounts(), *([own] if own is not None else [])})
 
+    async def revision(self, account: str) -> int | None:
+        """What tells the account's source from any that it had or will have; None where it has none of its own."""
+        default = self._default
+        if default is not None and default.account in (None, account):
+            return 0
+        return await self.registry.revision(account)
+
     async def of(self, account: str) -> AccountSources:
         default = self._default
         if default is not None and default.account in (None, account):

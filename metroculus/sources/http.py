@@ -44,6 +44,8 @@ class Deadline:
     def __init__(self, seconds: float, request_id: str = "") -> None:
         self.at = monotonic() + seconds
         self.request_id = request_id
+        self.then: Callable[[], None] | None = None
+        """Called when nobody waits any more."""
 
     def left(self) -> float:
         return self.at - monotonic()
@@ -55,6 +57,8 @@ class Deadline:
         its place until it ends: the client cannot take a request back.
         """
         self.at = monotonic()
+        if self.then is not None:
+            self.then()
 
     def require(self) -> float:
         """Seconds left.

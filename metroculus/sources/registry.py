@@ -159,8 +159,8 @@ class SourceRegistry:
         with self._opened() as database:
             row = database.execute(
                 "INSERT INTO kubecost_sources VALUES (?, ?, ?, ?, ?) ON CONFLICT (cloud_account_id) DO UPDATE SET"
-                " flavour = excluded.flavour, url = excluded.url, sealed = excluded.sealed, revision = excluded.revision"
-                " RETURNING revision",
+                " flavour = excluded.flavour, url = excluded.url, sealed = excluded.sealed,"
+                " revision = excluded.revision RETURNING revision",
                 (account, flavour, url, sealed, secrets.randbits(62)),
             ).fetchone()
         return SourceEntry(account, flavour, url, credentials, row[0])

@@ -249,6 +249,10 @@ class Client:
         """Forget an account's upstream."""
         return self._call("DELETE", f"kubecost_sources/{cloud_account_id}", {}, request_id=request_id, timeout=timeout)
 
+    def get_cache_stats(self, *, request_id: str | None = None, timeout: float | None = None) -> Answer:
+        """What Metroculus' cache of answers holds, and how often it was asked."""
+        return self._call("GET", "cache_stats", {}, request_id=request_id, timeout=timeout)
+
     def _call(
         self,
         method: str,

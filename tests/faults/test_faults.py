@@ -10,6 +10,7 @@ import etcd3
 import pytest
 import requests
 
+from metroculus.metroculus_api import cache
 from metroculus.sources import http as source_http
 from optscale_client.config_client import EtcdConfig
 from rest_api.rest_api_server.config import RestApiConfig
@@ -27,6 +28,7 @@ DEADLINE = 0.6
 SLACK = 0.5
 HEALED_WITHIN = 12.0
 """A breaker that opened lets a probe through every five seconds."""
+FRESH = 60.0
 WINDOW = {"start_date": END - DAY, "end_date": END}
 QUICKLY = "timeoutMS=500&serverSelectionTimeoutMS=400&connectTimeoutMS=400"
 
@@ -401,12 +403,17 @@ def asked(mongo):
 SERVERS = {"Thanos": "metrics", "ClickHouse": "stored", "MongoDB": "asked", "etcd": "etcd_of_module"}
 
 
+def situation_of(request, stack, upstream):
+    server = request.getfixturevalue(SERVERS[upstream]) if upstream in SERVERS else None
+    return SITUATIONS[upstream](stack, server)
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize(("fault", "upstream"), list(TABLE), ids=[f"{u}: {f}" for f, u in TABLE])
 def test_a_fault_comes_to_what_is_declared_and_heals(request, stack, monkeypatch, fault, upstream):
-    server = request.getfixturevalue(SERVERS[upstream]) if upstream in SERVERS else None
-    situation = SITUATIONS[upstream](stack, server)
+    stack.plan["cache_ttl"] = 0.0  # what was answered before would stand in
     monkeypatch.setattr(source_http, "PROBE_SECONDS", 0.5)
+    situation = situation_of(request, stack, upstream)
     try:
         assert until(situation.right), "it was not right before the fault"
         situation.become(fault)
@@ -416,6 +423,36 @@ def test_a_fault_comes_to_what_is_declared_and_heals(request, stack, monkeypatch
         assert found in TABLE[fault, upstream], found
         asked_twice = 2 if isinstance(situation, OfCost | OfClickHouse) else 1
         assert took < asked_twice * (situation.limit + SLACK), f"{took:.1f} s"
+        situation.become(None)
+        assert until(situation.right), "it did not heal"
+    finally:
+        situation.close()
+
+
+LIVE = [cell for cell in TABLE if cell[1] in ("Kubecost", "OpenCost", "Thanos")]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("fault", "upstream"), LIVE, ids=[f"{u}: {f}" for f, u in LIVE])
+def test_after_a_whole_answer_a_fault_comes_to_that_answer_told_as_stale(request, stack, monkeypatch, fault, upstream):
+    monkeypatch.setattr(source_http, "PROBE_SECONDS", 0.5)
+    monkeypatch.setattr(cache, "RETRY_SECONDS", 0.2)
+    stack.plan["cache_ttl"] = FRESH
+    situation = situation_of(request, stack, upstream)
+    try:
+        assert until(situation.right), "it was not right before the fault"
+        situation.running.metroculus.cache.clock = lambda: time.monotonic() + 2 * FRESH
+        situation.become(fault)
+        began = time.monotonic()
+        answer = situation.ask()
+        assert time.monotonic() - began < situation.limit + SLACK
+        body = answer.json()
+        assert answer.status_code == 200 and body["total_cost"] == pytest.approx(situation.true, rel=5e-3)
+        if body["complete"]:
+            assert "served" in TABLE[fault, upstream] and answer.headers["X-Cache"] == "miss"
+        else:
+            assert answer.headers["X-Cache"] == "stale" and int(answer.headers["Age"]) >= 2 * FRESH
+            assert [one for one in body["sources"] if one["status"] == "stale" and one["error"] and one["fetched_at"]]
         situation.become(None)
         assert until(situation.right), "it did not heal"
     finally:

@@ -21,6 +21,7 @@ from tools.tornado_service.errors import ApiError, CommonCodes, error_body
 from tools.tornado_service.limits import refusal_of
 from tools.tornado_service.openapi import document
 from tools.tornado_service.operation import NoQuery, Operation, operation
+from tools.tornado_service.prepared import Prepared, encode
 from tools.tornado_service.proxies import TrustedProxies
 
 log = logging.getLogger("service")
@@ -32,16 +33,6 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 AUDITED_IDS = ("organization_id", "cluster_id", "cloud_account_id")
 """Parameters that name whose data is asked for; what stands in the path is told whole."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-def _plain_text(value: Any) -> str:
-    """Subclasses of ``str`` (ids, names) are text on the wire."""
-    if isinstance(value, str):
-        return str(value)
-    raise TypeError(f"cannot be answered: {type(value).__name__}")
-
-
-_ENCODER = msgspec.json.Encoder(enc_hook=_plain_text)
 
 
 @dataclass
@@ -83,6 +74,7 @@ class ServiceHandler(RequestHandler):
     service: Service
     _counted = False
     _error_code: str | None = None
+    _etag: str | None = None
 
     def initialize(self, service: Service, **parts: Any) -> None:
         self.service = service
@@ -169,7 +161,17 @@ class ServiceHandler(RequestHandler):
         await self.get(**path)  # type: ignore[misc]
 
     def write_answer(self, value: Any) -> None:
-        self.finish(value if isinstance(value, bytes) else _ENCODER.encode(value))
+        if isinstance(value, Prepared):
+            self._etag = value.etag
+            packed = value.packed if "gzip" in self.request.headers.get("Accept-Encoding", "") else None
+            if packed is not None:
+                self.set_header("Content-Encoding", "gzip")
+            self.finish(packed or value.body)
+        else:
+            self.finish(value if isinstance(value, bytes) else encode(value))
+
+    def compute_etag(self) -> str | None:
+        return self._etag or super().compute_etag()
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         raised = kwargs.get("exc_info", (None, None, None))[1]
@@ -184,7 +186,7 @@ class ServiceHandler(RequestHandler):
             self.set_header("Retry-After", str(error.retry_after))
         if error.code.status == 401:
             self.set_header("WWW-Authenticate", "Bearer" if self.service.name == "rest-api" else "Secret")
-        self.finish(_ENCODER.encode(error_body(error)))
+        self.finish(encode(error_body(error)))
 
     def _as_api_error(self, raised: BaseException | None) -> ApiError:
         if isinstance(raised, ApiError):

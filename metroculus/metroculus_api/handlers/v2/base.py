@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from enum import Enum
+from typing import Any
 
 from metroculus.codes import CODES, NO_SECRET, NO_SECRET_YET, TOO_MANY, WRONG_SECRET
+from metroculus.metroculus_api.cache import AnswerCache, Answered, Work
 from metroculus.metroculus_api.secret import SecretKeeper
 from metroculus.sources.http import Deadline
 from tools.tornado_service.application import ServiceHandler
@@ -78,3 +81,18 @@ class MetroculusHandler(ServiceHandler):
 
     def window_of(self, query: WindowQuery) -> Window:
         return resolve_window(query, self.service.clock(), CODES)
+
+
+class KeptHandler(MetroculusHandler):
+    """Answers that may be kept; how one was come by stands in its headers."""
+
+    cache: AnswerCache
+
+    async def kept(self, account: str, work: Work, *question: Hashable) -> Answered:
+        """The answer to a question about an account; ``question`` is all that tells it from others to this handler."""
+        return await self.cache.answer(account, (type(self).__name__, *question), work, self.deadline())
+
+    def write_answer(self, value: Any) -> None:
+        self.set_header("X-Cache", value.state)
+        self.set_header("Age", str(value.age))
+        super().write_answer(value.prepared)

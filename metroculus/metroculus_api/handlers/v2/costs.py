@@ -11,10 +11,11 @@ from metroculus.codes import INVALID
 from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.promql import LABEL_NAME, METRIC_NAME
 from metroculus.cost_model.statement import Question, Statement
+from metroculus.metroculus_api.cache import Answered
 from metroculus.metroculus_api.controllers.assets import Assets, InventoryController, MetadataAnswer, MetricSeries
 from metroculus.metroculus_api.controllers.costs import CostController
 from metroculus.metroculus_api.controllers.savings import Savings, SavingsController
-from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
+from metroculus.metroculus_api.handlers.v2.base import KeptHandler, Needs
 from metroculus.sources.kubecost import AGGREGATES
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
@@ -67,13 +68,13 @@ class ClusterCostsQuery(WindowQuery, frozen=True, kw_only=True):
     idle: Literal["separate", "share", "hide"] = "separate"
 
 
-class ClusterCosts(MetroculusHandler):
+class ClusterCosts(KeptHandler):
     """What one cluster cost in a window (USD)."""
 
     costs: CostController
 
     @operation(needs=Needs.CLUSTER_SECRET, query=ClusterCostsQuery, answer=Statement)
-    async def get(self, query: ClusterCostsQuery) -> Statement:
+    async def get(self, query: ClusterCostsQuery) -> Answered:
         question = Question(
             cloud_account_id=query.cloud_account_id,
             window=self.window_of(query),
@@ -82,7 +83,10 @@ class ClusterCosts(MetroculusHandler):
             filters=_filters(query),
             idle=query.idle,
         )
-        return await self.costs.statement(question, self.deadline(), query.step)
+        account = query.cloud_account_id
+        return await self.kept(
+            account, lambda deadline: self.costs.statement(question, deadline, query.step), question, query.step
+        )
 
 
 def _filters(query: ClusterCostsQuery) -> Filters:
@@ -102,16 +106,21 @@ class SavingsQuery(WindowQuery, frozen=True, kw_only=True):
     target_utilization: Share | None = None
 
 
-class ClusterSavings(MetroculusHandler):
+class ClusterSavings(KeptHandler):
     """What one cluster could save (USD a month)."""
 
     savings: SavingsController
 
     @operation(needs=Needs.CLUSTER_SECRET, query=SavingsQuery, answer=Savings)
-    async def get(self, query: SavingsQuery) -> Savings:
+    async def get(self, query: SavingsQuery) -> Answered:
         utilization = float(query.target_utilization) if query.target_utilization else None
-        window = self.window_of(query)
-        return await self.savings.savings(query.cloud_account_id, window, self.deadline(), utilization)
+        account, window = query.cloud_account_id, self.window_of(query)
+        return await self.kept(
+            account,
+            lambda deadline: self.savings.savings(account, window, deadline, utilization),
+            window,
+            utilization,
+        )
 
 
 class AssetsQuery(WindowQuery, frozen=True, kw_only=True):
@@ -119,15 +128,17 @@ class AssetsQuery(WindowQuery, frozen=True, kw_only=True):
     asset_type: Literal["node", "disk", "load_balancer", "network", "cluster_management"] | None = None
 
 
-class ClusterAssets(MetroculusHandler):
+class ClusterAssets(KeptHandler):
     """Nodes, disks, load balancers, network and management of one cluster, with what each cost (USD)."""
 
     inventory: InventoryController
 
     @operation(needs=Needs.CLUSTER_SECRET, query=AssetsQuery, answer=Assets)
-    async def get(self, query: AssetsQuery) -> Assets:
-        window = self.window_of(query)
-        return await self.inventory.assets(query.cloud_account_id, window, query.asset_type, self.deadline())
+    async def get(self, query: AssetsQuery) -> Answered:
+        account, window, kind = query.cloud_account_id, self.window_of(query), query.asset_type
+        return await self.kept(
+            account, lambda deadline: self.inventory.assets(account, window, kind, deadline), window, kind
+        )
 
 
 class MetricsQuery(WindowQuery, frozen=True, kw_only=True):
@@ -136,27 +147,34 @@ class MetricsQuery(WindowQuery, frozen=True, kw_only=True):
     step: Step | None = None
 
 
-class ClusterMetrics(MetroculusHandler):
+class ClusterMetrics(KeptHandler):
     """The account's own series of cost metrics."""
 
     inventory: InventoryController
 
     @operation(needs=Needs.CLUSTER_SECRET, query=MetricsQuery, answer=MetricSeries)
-    async def get(self, query: MetricsQuery) -> MetricSeries:
+    async def get(self, query: MetricsQuery) -> Answered:
         step = query.step.seconds if query.step else None
-        window = self.window_of(query)
-        return await self.inventory.metrics(query.cloud_account_id, window, query.metrics, step, self.deadline())
+        account, window, names = query.cloud_account_id, self.window_of(query), query.metrics
+        return await self.kept(
+            account,
+            lambda deadline: self.inventory.metrics(account, window, names, step, deadline),
+            window,
+            names,
+            step,
+        )
 
 
 class MetadataQuery(Struct, frozen=True, kw_only=True):
     cloud_account_id: Uuid
 
 
-class ClusterMetadata(MetroculusHandler):
+class ClusterMetadata(KeptHandler):
     """Quotas of namespaces, requests and limits of workloads, specifications of nodes."""
 
     inventory: InventoryController
 
     @operation(needs=Needs.CLUSTER_SECRET, query=MetadataQuery, answer=MetadataAnswer)
-    async def get(self, query: MetadataQuery) -> MetadataAnswer:
-        return await self.inventory.metadata(query.cloud_account_id, self.deadline())
+    async def get(self, query: MetadataQuery) -> Answered:
+        account = query.cloud_account_id
+        return await self.kept(account, lambda deadline: self.inventory.metadata(account, deadline))

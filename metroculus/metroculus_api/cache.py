@@ -1,0 +1,302 @@
+"""Answers of live sources, kept for a while: many who ask the same are one question upstream, and in an outage the last
+whole answer is given, told as ``stale``.
+
+Only whole answers are kept, each for its account and for what the account's answers rest on then: an account that was
+removed, given another source, or whose hours were stored anew meets nothing of before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import msgspec
+from cachetools import LRUCache
+from msgspec import Struct
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from metroculus.cost_model.statement import Source
+from metroculus.sources.errors import DeadlineExceeded, SourceError
+from metroculus.sources.http import Deadline
+from tools.tornado_service.prepared import Prepared, encode
+
+log = logging.getLogger("cache")
+
+STALE_SECONDS = 3600.0
+"""How long after it was fresh an answer may stand in for sources that fail."""
+RETRY_SECONDS = 10.0
+"""After a refresh that failed, the sources are left alone for so long."""
+LARGEST_SHARE = 8
+"""An answer above this part of the whole is not kept."""
+SMALL_BYTES = 1 << 16
+"""Above this an answer is packed on a thread."""
+
+State = Literal["hit", "miss", "stale"]
+Key = tuple[Hashable, ...]
+Basis = Callable[[str], Awaitable[Hashable]]
+"""What an account's answers rest on now: its source, its stored hours."""
+
+
+class Sourced(Protocol):
+    """An answer that names its sources, and says whether it is whole unless they say it all."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]: ...
+
+
+Work = Callable[[Deadline], Awaitable[Sourced]]
+
+
+class Answered(Struct, frozen=True):
+    """What to write, how it was come by, and the seconds since its sources were asked."""
+
+    prepared: Prepared
+    state: State
+    age: int
+
+
+class CacheStats(Struct, frozen=True, kw_only=True):
+    """Answers since the start; ``coalesced`` are those of them that waited for another's question."""
+
+    hits: int
+    misses: int
+    stale: int
+    coalesced: int
+    items: int
+    bytes: int
+
+
+@dataclass(eq=False)
+class _Kept:
+    prepared: Prepared
+    made_at: float
+    failed_at: float = 0.0
+    fallback: Prepared | None = None
+    """The same, told as stale: there since a refresh failed."""
+
+    @property
+    def size(self) -> int:
+        return self.prepared.size + (self.fallback.size if self.fallback else 0)
+
+
+@dataclass(eq=False)
+class _Flight:
+    """One question on its way. It is given up when nobody waits for it any more, unless it refreshes what is kept."""
+
+    deadline: Deadline
+    waiting: set[Deadline] = field(default_factory=set)
+    refreshes: bool = False
+    task: asyncio.Task[Answered] = field(init=False)
+
+
+class AnswerCache:
+    """Answers by key; the least used make room.
+
+    Args:
+        basis: what an account's answers rest on now.
+        fresh: seconds; 0 keeps nothing, and the same questions at once are still one.
+        patience: seconds that a question may take, whoever asked it first.
+        clock: seconds that only rise.
+    """
+
+    def __init__(
+        self,
+        basis: Basis,
+        fresh: float,
+        patience: float,
+        max_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self._basis = basis
+        self._fresh = fresh
+        self._patience = patience
+        self._largest = max_bytes // LARGEST_SHARE
+        self._kept: LRUCache[Key, _Kept] = LRUCache(max_bytes, getsizeof=lambda kept: kept.size)
+        self._flights: dict[Key, _Flight] = {}
+        self._counts: Counter[str] = Counter()
+
+    async def answer(self, account: str, question: Key, work: Work, deadline: Deadline) -> Answered:
+        """What is kept of a question about an account, or what ``work`` comes to.
+
+        Args:
+            question: all that tells it from any other about the account.
+            deadline: the caller's own; the work has one that it does not share with who waits.
+
+        Raises:
+            SourceError: and nothing is kept to stand in.
+            Exception: whatever else ``work`` raises.
+        """
+        key = (account, await self._basis(account), *question)
+        answered = await self._answer(key, work, deadline)
+        self._counts[answered.state] += 1
+        return answered
+
+    async def _answer(self, key: Key, work: Work, deadline: Deadline) -> Answered:
+        kept = self._usable(key)
+        if kept is None:
+            return await self._wait(key, self._fly(key, work, deadline), deadline)
+        age = self.clock() - kept.made_at
+        if age < self._fresh:
+            return Answered(kept.prepared, "hit", int(age))
+        if kept.fallback is not None and self.clock() - kept.failed_at < RETRY_SECONDS:
+            return Answered(kept.fallback, "stale", int(age))
+        flight = self._fly(key, work, deadline)
+        if kept.fallback is None and age < 2 * self._fresh:
+            flight.refreshes = True
+            return Answered(kept.prepared, "stale", int(age))
+        try:
+            return await self._wait(key, flight, deadline)
+        except DeadlineExceeded as failure:
+            return await self._fall_back(key, kept, _everything(failure))
+
+    def stats(self) -> CacheStats:
+        counts = self._counts
+        return CacheStats(
+            hits=counts["hit"],
+            misses=counts["miss"],
+            stale=counts["stale"],
+            coalesced=counts["coalesced"],
+            items=len(self._kept),
+            bytes=int(self._kept.currsize),
+        )
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+    def close(self) -> None:
+        """Give up what is on its way."""
+        for flight in self._flights.values():
+            flight.task.cancel()
+
+    def _usable(self, key: Key) -> _Kept | None:
+        kept = self._kept.get(key)
+        return kept if kept is not None and self.clock() - kept.made_at < self._fresh + STALE_SECONDS else None
+
+    def _fly(self, key: Key, work: Work, deadline: Deadline) -> _Flight:
+        """The question that is on its way already, or a new one."""
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = _Flight(Deadline(self._patience, deadline.request_id))
+            flight.task = asyncio.create_task(self._make(key, work, flight.deadline))
+            flight.task.add_done_callback(lambda task: self._landed(key, flight))
+        return flight
+
+    def _landed(self, key: Key, flight: _Flight) -> None:
+        self._forget(key, flight)
+        if not flight.task.cancelled():
+            flight.task.exception()  # all who waited may have gone
+
+    def _forget(self, key: Key, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+    async def _wait(self, key: Key, flight: _Flight, deadline: Deadline) -> Answered:
+        """Raises: DeadlineExceeded, and what the work raises."""
+        if flight.waiting or flight.refreshes:
+            self._counts["coalesced"] += 1
+
+        def leave() -> None:
+            flight.waiting.discard(deadline)
+            if not flight.waiting and not flight.refreshes and not flight.task.done():
+                flight.deadline.expire()
+                self._forget(key, flight)  # who asks now would be told that time is over
+
+        flight.waiting.add(deadline)
+        deadline.then = leave
+        try:
+            return await asyncio.wait_for(asyncio.shield(flight.task), max(0.0, deadline.left()))
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the source answered") from None
+        finally:
+            leave()
+
+    async def _make(self, key: Key, work: Work, deadline: Deadline) -> Answered:
+        try:
+            value = await work(deadline)
+        except SourceError as failure:
+            kept = self._usable(key)
+            if kept is None:
+                raise
+            return await self._fall_back(key, kept, _everything(failure))
+        kept = self._usable(key)
+        if not _whole(value):
+            if kept is not None:
+                return await self._fall_back(key, kept, _failing(value.sources))
+            return Answered(await _prepared(encode(value)), "miss", 0)
+        made_at = self.clock()
+        prepared = await _prepared(encode(value))
+        if self._fresh and prepared.size <= self._largest:
+            self._kept[key] = _Kept(prepared, made_at)
+        return Answered(prepared, "miss", 0)
+
+    async def _fall_back(self, key: Key, kept: _Kept, reasons: Mapping[str | None, str]) -> Answered:
+        """The last whole answer, its sources told as stale."""
+        log.info("a stale answer stands in: %s", "; ".join(reasons.values()))
+        kept.fallback = await _prepared(_as_stale(kept.prepared.body, reasons))
+        kept.failed_at = self.clock()
+        if self._kept.get(key) is kept:
+            self._kept[key] = kept  # its size has changed
+        return Answered(kept.fallback, "stale", int(self.clock() - kept.made_at))
+
+
+class CacheCollector(Collector):
+    """The cache's figures as Prometheus series."""
+
+    def __init__(self, cache: AnswerCache, registry: CollectorRegistry) -> None:
+        self._cache = cache
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._cache.stats()
+        answers = CounterMetricFamily("metroculus_cache_answers", "Answers by how they were come by", labels=["state"])
+        for state, count in (("hit", stats.hits), ("miss", stats.misses), ("stale", stats.stale)):
+            answers.add_metric([state], count)
+        yield answers
+        yield CounterMetricFamily("metroculus_cache_coalesced", "Answers to one question", value=stats.coalesced)
+        yield GaugeMetricFamily("metroculus_cache_items", "Answers that are kept", value=stats.items)
+        yield GaugeMetricFamily("metroculus_cache_bytes", "Their size", value=stats.bytes)
+
+
+def _whole(value: Any) -> bool:
+    fresh = all(source.status in ("ok", "not_configured") for source in value.sources)
+    return fresh and getattr(value, "complete", True)
+
+
+def _everything(failure: SourceError) -> dict[str | None, str]:
+    """Why no source can be had."""
+    return {None: str(failure)}
+
+
+def _failing(sources: tuple[Source, ...]) -> dict[str | None, str]:
+    """Why each source that failed cannot be had; of an answer that is not whole for another reason, all."""
+    told: dict[str | None, str] = {
+        source.name: source.error or f"the source answered {source.status.replace('_', ' ')}"
+        for source in sources
+        if source.status not in ("ok", "not_configured")
+    }
+    return told or {None: "the sources' answer is not whole"}
+
+
+def _as_stale(body: bytes, reasons: Mapping[str | None, str]) -> bytes:
+    """An answer whose failing sources are told as stale; all of them, where those have other names in it."""
+    answer: dict[str, Any] = msgspec.json.decode(body)
+    answered = [source for source in answer["sources"] if source["status"] == "ok"]
+    named = [source for source in answered if source["name"] in reasons] or answered
+    every = "; ".join(reasons.values())
+    for source in named:
+        source |= {"status": "stale", "error": reasons.get(source["name"], every)}
+    if "complete" in answer:
+        answer["complete"] = False
+    return msgspec.json.encode(answer)
+
+
+async def _prepared(body: bytes) -> Prepared:
+    return Prepared.of(body) if len(body) < SMALL_BYTES else await asyncio.to_thread(Prepared.of, body)
