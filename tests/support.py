@@ -204,7 +204,7 @@ def ask(running: Running, token: str | None, path: str, method: str = "GET", **m
 def command(folder: Path, *args: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A console script that runs until the block ends; yields the URL that it prints, and the process."""
     clean = {k: v for k, v in os.environ.items() if k not in ("CLUSTER_SECRET", "CONFIG_URL")}
-    log = folder / f"{args[0]}.log"  # a pipe that nobody empties would stop the service
+    log = folder / f"{Path(args[0]).name}.log"  # a pipe that nobody empties would stop the service
     with log.open("w") as opened:
         process = subprocess.Popen(
             [BIN / args[0], *args[1:]],
@@ -223,6 +223,16 @@ def command(folder: Path, *args: str, **environment: str) -> Iterator[tuple[str,
     finally:
         process.terminate()
         process.communicate(timeout=40)
+
+
+def cpu_seconds(process: subprocess.Popen[str]) -> float:
+    """What a process has worked so far."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def open_descriptors(process: subprocess.Popen[str]) -> int:
+    return len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
 
 
 def rest_commands(folder: Path, environment: dict[str, str]) -> Callable[..., str]:

@@ -8,13 +8,28 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 
 from tests.conftest import free_port
 from tests.faults.test_faults import HEALED_WITHIN, OfClickHouse, OfEtcd, OfMongo, asked, stored, until  # noqa: F401
-from tests.support import ACCOUNT, DAY, END, HOUR, SECRET, ask, command, exact_world, make_tenant
+from tests.support import (
+    ACCOUNT,
+    BIN,
+    DAY,
+    END,
+    HOUR,
+    SECRET,
+    ask,
+    command,
+    cpu_seconds,
+    exact_world,
+    make_tenant,
+    open_descriptors,
+)
 
 OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", "5"))
 """The suite's are short; the two minutes of the promise are asked for by this variable."""
@@ -128,3 +143,23 @@ def test_an_instance_that_is_killed_leaves_nothing_that_the_next_trips_over(stac
             assert requests.get(url + path, headers={"Secret": SECRET}, timeout=30).status_code == 200
             process.kill()
             process.wait(20)
+
+
+def test_connections_without_end_take_no_descriptor_that_is_needed(tmp_path):
+    """Who holds more connections than there may be loses those that are idle; everybody else is answered."""
+    environment = {"CLUSTER_SECRET": SECRET, "DATA_DIR": str(tmp_path / "data")}
+    limited = ("/bin/sh", "-c", 'ulimit -n 200; exec "$@"', "sh", str(BIN / "metroculus"), "serve")
+    listen = ("--metroculus-listen", f"127.0.0.1:{free_port()}")
+    with command(tmp_path, *limited, *listen, **environment) as (url, process), ExitStack() as held:
+        where = (urlsplit(url).hostname, urlsplit(url).port)
+        for _ in range(5):
+            for _ in range(100):
+                held.enter_context(socket.create_connection(where, timeout=10))
+            assert requests.get(f"{url}/healthz", timeout=10).status_code == 200
+        assert open_descriptors(process) < 150
+        idle = cpu_seconds(process)
+        time.sleep(1)
+        assert cpu_seconds(process) - idle < 0.3
+        assert requests.get(f"{url}/readyz", timeout=10).status_code == 200
+    log = (tmp_path / "sh.log").read_text()
+    assert "Traceback" not in log and log.count("connections are taken") == 1

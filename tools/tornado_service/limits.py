@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import logging
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
+from tornado.iostream import IOStream
+
+log = logging.getLogger("service")
 
 MAX_BODY_BYTES = 1 << 20
 MAX_URL_BYTES = 64 << 10
@@ -16,6 +22,8 @@ PARSED_BYTES = 256 << 10
 """What the parser takes of a header; a longer one closes the connection without a word."""
 DRAINED_BYTES = 8 << 20
 """A body up to this size is read to its end before it is refused, so that the refusal is read too."""
+CROWDED_SECONDS = 60.0
+"""Between two lines of the log that say that all connections are taken."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +45,64 @@ def refusal_of(connection: Any) -> Refusal | None:
 
 
 class LimitedServer(HTTPServer):
-    """Tornado's server; a request that is too large reaches its handler without a body, and with a ``Refusal``."""
+    """Tornado's server; a request that is too large reaches its handler without a body, and with a ``Refusal``.
+
+    Where all connections are taken, the one that is idle for the longest makes room for the next: without room the
+    process would run out of descriptors, and Tornado's loop would do nothing but fail to accept.
+    """
+
+    max_connections: int
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        self.max_connections = kwargs.pop("max_connections")
+        self._connected: set[IOStream] = set()
+        self._idle: dict[IOStream, None] = {}
+        """Connections on which nothing is asked, the longest idle first."""
+        self._told_at = float("-inf")
+        super().initialize(*args, **kwargs)
+
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+        if len(self._connected) >= self.max_connections and not self._make_room():
+            stream.close()
+            return
+        self._connected.add(stream)
+        self._idle[stream] = None
+        super().handle_stream(stream, address)
+
+    def _make_room(self) -> bool:
+        """Whether there was an idle connection to close."""
+        if time.monotonic() - self._told_at >= CROWDED_SECONDS:
+            self._told_at = time.monotonic()
+            log.warning("all %d connections are taken; idle ones are closed", self.max_connections)
+        longest = next(iter(self._idle), None)
+        if longest is None:
+            return False
+        self._forget(longest)
+        longest.close()
+        return True
+
+    def _forget(self, stream: IOStream) -> None:
+        self._connected.discard(stream)
+        self._idle.pop(stream, None)
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
-        return _Weighed(super().start_request(server_conn, request_conn), request_conn)
+        stream = cast(HTTP1ServerConnection, server_conn).stream
+        if stream in self._connected:
+            self._idle.pop(stream, None)
+            self._idle[stream] = None
+        inner = super().start_request(server_conn, request_conn)
+        return _Weighed(inner, request_conn, lambda: self._idle.pop(stream, None))
+
+    def on_close(self, server_conn: object) -> None:
+        self._forget(cast(HTTP1ServerConnection, server_conn).stream)
+        super().on_close(server_conn)
 
 
 class _Weighed(HTTPMessageDelegate):
-    def __init__(self, inner: HTTPMessageDelegate, connection: HTTPConnection) -> None:
+    def __init__(self, inner: HTTPMessageDelegate, connection: HTTPConnection, begun: Callable[[], None]) -> None:
         self._inner = inner
         self._connection = connection
+        self._begun = begun
         self._size = 0
         self._refused = self._over = False
 
@@ -57,6 +113,7 @@ class _Weighed(HTTPMessageDelegate):
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
+        self._begun()
         declared = headers.get("Content-Length", "0")
         size = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 19 else 0
         if isinstance(start_line, RequestStartLine) and len(start_line.path) > MAX_URL_BYTES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import ssl
 import time
@@ -28,6 +29,9 @@ IDLE_SECONDS = 75.0
 MAX_READ_BYTES = 1 << 40
 """No limit of the parser's own: ours come first and are told."""
 CERTIFICATE_SECONDS = 60.0
+MOST_DESCRIPTORS = 65_536
+CONNECTIONS_SHARE = 4
+"""A listener's connections take this part of the descriptors at most: files, upstreams, other listeners need theirs."""
 
 
 @dataclass
@@ -93,6 +97,16 @@ class Certificate:
         self._watch.stop()
 
 
+def _descriptors() -> int:
+    """How many this process may open: as many as it may allow itself, up to a bound."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, MOST_DESCRIPTORS)
+    if allowed != resource.RLIM_INFINITY and allowed < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+        return wanted
+    return wanted if allowed == resource.RLIM_INFINITY else allowed
+
+
 def listen(
     application: Application, service: Service, address: str, port: int, tls: tuple[str, str] | None = None
 ) -> Listener:
@@ -112,6 +126,7 @@ def listen(
         max_header_size=PARSED_BYTES,
         idle_connection_timeout=IDLE_SECONDS,
         body_timeout=BODY_SECONDS,
+        max_connections=_descriptors() // CONNECTIONS_SHARE,
     )
     try:
         sockets = bind_sockets(port, address)
