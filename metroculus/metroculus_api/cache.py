@@ -55,7 +55,7 @@ Work = Callable[[Deadline], Awaitable[Sourced]]
 
 
 class Answered(Struct, frozen=True):
-    """What to write, how it was come by, and the seconds since its sources were asked."""
+    """What to write, how it was come by, and the seconds since its sources answered."""
 
     prepared: Prepared
     state: State
@@ -93,6 +93,7 @@ class _Flight:
     deadline: Deadline
     waiting: set[Deadline] = field(default_factory=set)
     refreshes: bool = False
+    given_up: bool = False
     task: asyncio.Task[Answered] = field(init=False)
 
 
@@ -154,8 +155,8 @@ class AnswerCache:
             return Answered(kept.prepared, "stale", int(age))
         try:
             return await self._wait(key, flight, deadline)
-        except DeadlineExceeded as failure:
-            return await self._fall_back(key, kept, _everything(failure))
+        except DeadlineExceeded as failure:  # of who asked: the question goes on where others wait for it
+            return Answered(await _told_as_stale(kept, _everything(failure)), "stale", int(self.clock() - kept.made_at))
 
     def stats(self) -> CacheStats:
         counts = self._counts
@@ -185,14 +186,15 @@ class AnswerCache:
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight(Deadline(self._patience, deadline.request_id))
-            flight.task = asyncio.create_task(self._make(key, work, flight.deadline))
+            flight.task = asyncio.create_task(self._make(key, work, flight))
             flight.task.add_done_callback(lambda task: self._landed(key, flight))
         return flight
 
     def _landed(self, key: Key, flight: _Flight) -> None:
         self._forget(key, flight)
-        if not flight.task.cancelled():
-            flight.task.exception()  # all who waited may have gone
+        failure = None if flight.task.cancelled() else flight.task.exception()
+        if flight.refreshes and failure is not None and not isinstance(failure, SourceError):
+            log.error("an answer could not be asked anew", exc_info=failure)
 
     def _forget(self, key: Key, flight: _Flight) -> None:
         if self._flights.get(key) is flight:
@@ -206,6 +208,7 @@ class AnswerCache:
         def leave() -> None:
             flight.waiting.discard(deadline)
             if not flight.waiting and not flight.refreshes and not flight.task.done():
+                flight.given_up = True
                 flight.deadline.expire()
                 self._forget(key, flight)  # who asks now would be told that time is over
 
@@ -218,12 +221,12 @@ class AnswerCache:
         finally:
             leave()
 
-    async def _make(self, key: Key, work: Work, deadline: Deadline) -> Answered:
+    async def _make(self, key: Key, work: Work, flight: _Flight) -> Answered:
         try:
-            value = await work(deadline)
+            value = await work(flight.deadline)
         except SourceError as failure:
             kept = self._usable(key)
-            if kept is None:
+            if kept is None or flight.given_up:
                 raise
             return await self._fall_back(key, kept, _everything(failure))
         kept = self._usable(key)
@@ -240,7 +243,7 @@ class AnswerCache:
     async def _fall_back(self, key: Key, kept: _Kept, reasons: Mapping[str | None, str]) -> Answered:
         """The last whole answer, its sources told as stale."""
         log.info("a stale answer stands in: %s", "; ".join(reasons.values()))
-        kept.fallback = await _prepared(_as_stale(kept.prepared.body, reasons))
+        kept.fallback = await _told_as_stale(kept, reasons)
         kept.failed_at = self.clock()
         if self._kept.get(key) is kept:
             self._kept[key] = kept  # its size has changed
@@ -296,6 +299,10 @@ def _as_stale(body: bytes, reasons: Mapping[str | None, str]) -> bytes:
     if "complete" in answer:
         answer["complete"] = False
     return msgspec.json.encode(answer)
+
+
+async def _told_as_stale(kept: _Kept, reasons: Mapping[str | None, str]) -> Prepared:
+    return await _prepared(_as_stale(kept.prepared.body, reasons))
 
 
 async def _prepared(body: bytes) -> Prepared:

@@ -213,6 +213,25 @@ def test_a_source_that_hangs_past_the_callers_time_leaves_the_last_whole_answer(
         upstream.open.clear()
         answer = await ask(cache, upstream, seconds=0.01)
         assert (answer.state, read(answer)["complete"]) == ("stale", False)
+        upstream.open.set()
+        upstream.figure = Figure(total=2.0)
+        await settle()
+        later = await ask(cache, upstream)  # that one had no time says nothing about the source
+        assert later.state != "stale" and read(later)["total"] == 2.0
+
+
+def test_a_defect_of_a_refresh_that_nobody_waits_for_is_told(caplog):
+    async def check():
+        cache, clock = cache_of()
+        upstream = Upstream()
+        await ask(cache, upstream)
+        upstream.figure = ZeroDivisionError("a defect")
+        clock.now += FRESH
+        assert (await ask(cache, upstream)).state == "stale"
+        await settle()
+
+    run(check())
+    assert "could not be asked anew" in caplog.text and "a defect" in caplog.text
 
     run(check())
 
