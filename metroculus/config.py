@@ -62,7 +62,8 @@ SETTINGS = (
     Setting(
         "CLICKHOUSE_URL",
         "Where history is kept: embedded:PATH (default: a folder in DATA_DIR), or clickhouse://user:password@host/db,"
-        " with ?cluster=NAME for replicated and distributed tables; clickhouses:// for TLS.",
+        " with ?cluster=NAME for replicated and distributed tables; clickhouses:// for TLS,"
+        " with ?ca_certs=FILE where its authority is your own.",
         check_url,
         secret=True,
         etcd="/clickhouse/url",

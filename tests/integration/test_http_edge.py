@@ -8,19 +8,14 @@ import socket
 import ssl
 import threading
 import time
-from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, urlsplit
 
 import pytest
 import requests
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from optscale_client.metroculus_client import Client, MetroculusError
 from simulator.server import Habits
-from tests.support import ACCOUNT, END, SECRET, Answer, FakeUpstream, Stack, ask, exact_world, make_tenant
+from tests.support import ACCOUNT, END, SECRET, Answer, FakeUpstream, Stack, ask, certificate, exact_world, make_tenant
 from tools.tornado_service import application, listening
 from tools.tornado_service.access import Access
 from tools.tornado_service.limits import MAX_BODY_BYTES
@@ -458,28 +453,6 @@ def test_text_of_an_upstream_is_data_and_one_line_of_any_log(stack, name, caplog
     assert all("\n" not in line and "\r" not in line and "\x1b" not in line and len(line) < 1000 for line in lines)
     for line in (stack.folder / "data0" / "audit.jsonl").read_bytes().splitlines():
         assert json.loads(line) and line.isascii() and len(line) < 2000 and b"\x1b" not in line
-
-
-def certificate(folder, name, address="127.0.0.1"):
-    """A certificate that signs itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    from ipaddress import ip_address
-
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    files = folder / f"{name}.crt", folder / f"{name}.key"
-    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    files[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return tuple(map(str, files))
 
 
 def test_our_own_listeners_speak_tls_and_take_a_renewed_certificate(edge, tmp_path):
