@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import sqlite3
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,8 +16,19 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from metroculus.sources import http as source_http
+from simulator.server import Habits
 from tests.conftest import free_port
-from tests.faults.test_faults import HEALED_WITHIN, OfClickHouse, OfEtcd, OfMongo, asked, stored, until  # noqa: F401
+from tests.faults.test_faults import (  # noqa: F401
+    HEALED_WITHIN,
+    OfClickHouse,
+    OfEtcd,
+    OfKubecost,
+    OfMongo,
+    asked,
+    stored,
+    until,
+)
 from tests.support import (
     ACCOUNT,
     BIN,
@@ -23,6 +36,7 @@ from tests.support import (
     END,
     HOUR,
     SECRET,
+    Metroculus,
     ask,
     command,
     cpu_seconds,
@@ -163,3 +177,57 @@ def test_connections_without_end_take_no_descriptor_that_is_needed(tmp_path):
         assert requests.get(f"{url}/readyz", timeout=10).status_code == 200
     log = (tmp_path / "sh.log").read_text()
     assert "Traceback" not in log and log.count("connections are taken") == 1
+
+
+def test_an_upstream_that_flaps_is_never_half_answered_and_right_when_it_is_well(stack, monkeypatch):
+    """Two seconds away and two seconds there, three times over, under load."""
+    stack.plan["cache_ttl"] = 0.0
+    situation = OfKubecost(stack, None)
+    monkeypatch.setattr(source_http, "PROBE_SECONDS", 0.5)
+    over = threading.Event()
+    answers = []
+
+    def load(_):
+        while not over.is_set():
+            answers.append(situation.ask())
+
+    try:
+        assert until(situation.right)
+        with ThreadPoolExecutor(8) as clients:
+            loading = clients.map(load, range(8))
+            for fault in ("refuse", None, "500", None, "refuse", None):
+                situation.become(fault)
+                over.wait(2.0)
+            over.set()
+            list(loading)
+        assert {answer.status_code for answer in answers} <= {200, 502, 503, 504}
+        told = {(a.json()["complete"], a.json()["total_cost"]) for a in answers if a.status_code == 200}
+        assert (True, situation.true) in told and told <= {(True, situation.true), (False, None)}
+        assert until(situation.right)
+        assert all(situation.right() for _ in range(20))
+    finally:
+        situation.close()
+
+
+def test_a_cluster_that_is_removed_while_it_is_extracted_is_asked_no_more(stack):
+    simulator, url = stack.simulate(exact_world(days=4), Habits(serves=frozenset({"kubecost"})))
+    running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}")
+    worker = running.worker.worker
+    running.rest_api.metroculus.client.put_kubecost_source(ACCOUNT, "kubecost", url)
+    window = (END - 4 * DAY, END)
+
+    def remove(path, answer):
+        if simulator.asked.total() == 8:  # by another instance, in the middle of it
+            with sqlite3.connect(stack.folder / "data0" / "sources.sqlite") as database:
+                database.execute("DELETE FROM kubecost_sources")
+            database.close()
+        return answer
+
+    simulator.habits.rewrite = remove
+    progress = stack.thread.run(worker.fill(ACCOUNT, window, 1, lambda progress: None))
+    assert 0 < progress.missing < progress.total == 96 and progress.last_reason == "no cost source is configured"
+    before = simulator.asked.total()
+    assert stack.thread.run(worker.extract_all()) is False and not worker.failing
+    assert simulator.asked.total() == before
+    answer = Metroculus(running).get("k8s_expenses", cloud_account_id=ACCOUNT, start_date=window[0], end_date=window[1])
+    assert answer.json()["coverage"] == pytest.approx(progress.done / 96) and answer.json()["complete"] is False
