@@ -14,12 +14,13 @@ from tornado.httpclient import AsyncHTTPClient
 from metroculus.sources.addresses import AllowedAddresses
 from rest_api.rest_api_server.directory.model import Role
 from simulator.server import Habits, Simulator
-from simulator.world import DAY, make_world
+from simulator.world import DAY, HOUR, make_world
 from standalone.demo import serve_simulator
 from standalone.running import Plan, Running, start
 
 END = 1795219200
 ROUNDS, REQUESTS, AT_ONCE, HANGING = 3, 400, 4, 16
+WINDOWS = 24
 FOLDER = Path("build/bench-walls")
 
 
@@ -31,8 +32,13 @@ def link(running: Running, name: str, url: str) -> tuple[str, str]:
     directory.set_role(name, organization.id, Role.VIEWER)
     cluster = directory.create_cluster(organization.id, name, "kubecost", url)
     running.rest_api.metroculus.client.put_kubecost_source(cluster.id, "kubecost", url)
-    path = f"/restapi/v2/kubecost/clusters/{cluster.id}/costs?start_date={END - DAY}&end_date={END}"
+    path = f"/restapi/v2/kubecost/clusters/{cluster.id}/costs?end_date={END}&start_date="
     return running.rest_api_listener.url + path, directory.create_token(name, None)[1]
+
+
+def question(url: str, number: int) -> str:
+    """One of some windows: what is asked twice at once would be one question."""
+    return f"{url}{END - DAY - number % WINDOWS * HOUR}"
 
 
 async def p99(client: AsyncHTTPClient, url: str, token: str) -> float:
@@ -40,17 +46,18 @@ async def p99(client: AsyncHTTPClient, url: str, token: str) -> float:
     left, taken = iter(range(REQUESTS)), list[float]()
 
     async def worker() -> None:
-        for _ in left:
+        for number in left:
             began = time.perf_counter()
-            await client.fetch(url, headers={"Authorization": f"Bearer {token}"})
+            await client.fetch(question(url, number), headers={"Authorization": f"Bearer {token}"})
             taken.append(1000 * (time.perf_counter() - began))
 
     await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
     return quantiles(taken, n=100)[-1]
 
 
-async def hang(client: AsyncHTTPClient, url: str, token: str) -> None:
-    await client.fetch(url, headers={"Authorization": f"Bearer {token}"}, raise_error=False, request_timeout=30)
+async def hang(client: AsyncHTTPClient, url: str, token: str, number: int) -> None:
+    headers = {"Authorization": f"Bearer {token}"}
+    await client.fetch(question(url, number), headers=headers, raise_error=False, request_timeout=30)
 
 
 async def measure() -> dict[str, tuple[float, str, float, bool]]:
@@ -72,7 +79,7 @@ async def measure() -> dict[str, tuple[float, str, float, bool]]:
         await p99(client, *well)
         for _ in range(ROUNDS):
             alone = await p99(client, *well)
-            stuck = [asyncio.create_task(hang(client, *hangs)) for _ in range(HANGING)]
+            stuck = [asyncio.create_task(hang(client, *hangs, number)) for number in range(HANGING)]
             await asyncio.sleep(0.5)
             ratios.append(await p99(client, *well) / alone)
             for one in stuck:

@@ -39,9 +39,10 @@ class EtcdConfig:
 
     def get(self, key: str) -> str | None:
         """A key's value, None where it is not set."""
-        if self._client is None:
-            self._client = self.client()
-        return self._read(self._client, key)[0]
+        client = self._client
+        if client is None:
+            client = self._client = self.client()
+        return self._read(client, key)[0]
 
     def _read(self, client: Any, key: str) -> tuple[str | None, int]:
         """A key's value, and the revision that was read; a client that failed is closed and not used again."""
