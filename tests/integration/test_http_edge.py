@@ -467,7 +467,8 @@ def test_our_own_listeners_speak_tls_and_take_a_renewed_certificate(edge, tmp_pa
             stranger.get_kubecost_source(ACCOUNT)
         old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
-        old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.warns(DeprecationWarning):
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
         with pytest.raises((ssl.SSLError, OSError)), socket.create_connection(("127.0.0.1", over.port)) as plain:
             old.wrap_socket(plain)
         with pytest.raises(requests.RequestException):
