@@ -219,6 +219,8 @@ def test_a_source_that_hangs_past_the_callers_time_leaves_the_last_whole_answer(
         later = await ask(cache, upstream)  # that one had no time says nothing about the source
         assert later.state != "stale" and read(later)["total"] == 2.0
 
+    run(check())
+
 
 def test_a_defect_of_a_refresh_that_nobody_waits_for_is_told(caplog):
     async def check():
@@ -232,8 +234,6 @@ def test_a_defect_of_a_refresh_that_nobody_waits_for_is_told(caplog):
 
     run(check())
     assert "could not be asked anew" in caplog.text and "a defect" in caplog.text
-
-    run(check())
 
 
 @pytest.mark.parametrize("figure", FAILURES[1:], ids=["no data", "unavailable", "partial", "another source"])
