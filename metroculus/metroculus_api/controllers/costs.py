@@ -59,7 +59,7 @@ class CostController:
         self._store = store
         self._stored = StoredHours(store) if store is not None else None
 
-    async def statement(self, question: Question, deadline: Deadline, step: StepName | None = None) -> Statement:
+    async def statement(self, question: Question, step: StepName | None, deadline: Deadline) -> Statement:
         """One reconciled statement, with its points where a step is given.
 
         Raises:

@@ -80,7 +80,7 @@ class SavingsController:
             categories = by_kind([*found.recommendations, *besides])
         return SavingsOverview(sum(categories.values()), categories, found.source)
 
-    async def savings(self, account: str, window: Window, deadline: Deadline, utilization: float | None) -> Savings:
+    async def savings(self, account: str, window: Window, utilization: float | None, deadline: Deadline) -> Savings:
         """Everything that could be saved.
 
         Raises:

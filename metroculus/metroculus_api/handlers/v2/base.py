@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVarTuple
 
 from metroculus.codes import CODES, NO_SECRET, NO_SECRET_YET, TOO_MANY, WRONG_SECRET
-from metroculus.metroculus_api.cache import AnswerCache, Answered, Work
+from metroculus.metroculus_api.cache import AnswerCache, Answered, Sourced
 from metroculus.metroculus_api.secret import SecretKeeper
 from metroculus.sources.http import Deadline
 from tools.tornado_service.application import ServiceHandler
@@ -17,6 +17,8 @@ from tools.tornado_service.operation import Operation
 from tools.tornado_service.params import WindowQuery, resolve_window
 from tools.tornado_service.slowdown import Slowdown
 from tools.window import Window
+
+Asked = TypeVarTuple("Asked")
 
 
 class Needs(Enum):
@@ -88,8 +90,17 @@ class KeptHandler(MetroculusHandler):
 
     cache: AnswerCache
 
-    async def kept(self, account: str, work: Work, *question: Hashable) -> Answered:
-        """The answer to a question about an account; ``question`` is all that tells it from others to this handler."""
+    async def kept(
+        self, account: str, ask: Callable[[*Asked, Deadline], Awaitable[Sourced]], *question: *Asked
+    ) -> Answered:
+        """The answer to a question about an account: ``ask(*question, deadline)``.
+
+        What is asked is what the answer is kept under, so that nothing that tells two questions apart can be left out.
+        """
+
+        def work(deadline: Deadline) -> Awaitable[Sourced]:
+            return ask(*question, deadline)
+
         return await self.cache.answer(account, (type(self).__name__, *question), work, self.deadline())
 
     def write_answer(self, value: Any) -> None:

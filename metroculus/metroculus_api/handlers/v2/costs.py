@@ -83,10 +83,7 @@ class ClusterCosts(KeptHandler):
             filters=_filters(query),
             idle=query.idle,
         )
-        account = query.cloud_account_id
-        return await self.kept(
-            account, lambda deadline: self.costs.statement(question, deadline, query.step), question, query.step
-        )
+        return await self.kept(query.cloud_account_id, self.costs.statement, question, query.step)
 
 
 def _filters(query: ClusterCostsQuery) -> Filters:
@@ -115,12 +112,7 @@ class ClusterSavings(KeptHandler):
     async def get(self, query: SavingsQuery) -> Answered:
         utilization = float(query.target_utilization) if query.target_utilization else None
         account, window = query.cloud_account_id, self.window_of(query)
-        return await self.kept(
-            account,
-            lambda deadline: self.savings.savings(account, window, deadline, utilization),
-            window,
-            utilization,
-        )
+        return await self.kept(account, self.savings.savings, account, window, utilization)
 
 
 class AssetsQuery(WindowQuery, frozen=True, kw_only=True):
@@ -135,10 +127,8 @@ class ClusterAssets(KeptHandler):
 
     @operation(needs=Needs.CLUSTER_SECRET, query=AssetsQuery, answer=Assets)
     async def get(self, query: AssetsQuery) -> Answered:
-        account, window, kind = query.cloud_account_id, self.window_of(query), query.asset_type
-        return await self.kept(
-            account, lambda deadline: self.inventory.assets(account, window, kind, deadline), window, kind
-        )
+        account, window = query.cloud_account_id, self.window_of(query)
+        return await self.kept(account, self.inventory.assets, account, window, query.asset_type)
 
 
 class MetricsQuery(WindowQuery, frozen=True, kw_only=True):
@@ -155,14 +145,8 @@ class ClusterMetrics(KeptHandler):
     @operation(needs=Needs.CLUSTER_SECRET, query=MetricsQuery, answer=MetricSeries)
     async def get(self, query: MetricsQuery) -> Answered:
         step = query.step.seconds if query.step else None
-        account, window, names = query.cloud_account_id, self.window_of(query), query.metrics
-        return await self.kept(
-            account,
-            lambda deadline: self.inventory.metrics(account, window, names, step, deadline),
-            window,
-            names,
-            step,
-        )
+        account, window = query.cloud_account_id, self.window_of(query)
+        return await self.kept(account, self.inventory.metrics, account, window, query.metrics, step)
 
 
 class MetadataQuery(Struct, frozen=True, kw_only=True):
@@ -177,4 +161,4 @@ class ClusterMetadata(KeptHandler):
     @operation(needs=Needs.CLUSTER_SECRET, query=MetadataQuery, answer=MetadataAnswer)
     async def get(self, query: MetadataQuery) -> Answered:
         account = query.cloud_account_id
-        return await self.kept(account, lambda deadline: self.inventory.metadata(account, deadline))
+        return await self.kept(account, self.inventory.metadata, account)
