@@ -98,13 +98,12 @@ class Certificate:
 
 
 def _descriptors() -> int:
-    """How many this process may open: as many as it may allow itself, up to a bound."""
+    """How many to reckon with: as many as this process may allow itself, up to a bound."""
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, MOST_DESCRIPTORS)
     if allowed != resource.RLIM_INFINITY and allowed < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-        return wanted
-    return wanted if allowed == resource.RLIM_INFINITY else allowed
+    return wanted
 
 
 def listen(
