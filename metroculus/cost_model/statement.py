@@ -57,6 +57,11 @@ class Source(Struct, frozen=True, kw_only=True):
     error: str | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def fine(self) -> bool:
+        """Whether it told all that it was asked, or was not to be asked."""
+        return self.status in ("ok", "not_configured")
+
 
 class AllocationReading(Struct, frozen=True, kw_only=True):
     """What one source said of allocations. ``sets`` is empty unless the status is ``ok`` or ``partial``.
@@ -307,7 +312,7 @@ def reconcile(
         end_date=question.window.end,
         window=StatementWindow.of(question.window),
         currency=question.currency,
-        complete=summary.total_cost is not None and all(s.status in ("ok", "not_configured") for s in sources),
+        complete=summary.total_cost is not None and all(source.fine for source in sources),
         not_covered=not_covered,
         sources=sources,
         total_cost=summary.total_cost,

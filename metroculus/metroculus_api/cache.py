@@ -269,8 +269,7 @@ class CacheCollector(Collector):
 
 
 def _whole(value: Any) -> bool:
-    fresh = all(source.status in ("ok", "not_configured") for source in value.sources)
-    return fresh and getattr(value, "complete", True)
+    return all(source.fine for source in value.sources) and getattr(value, "complete", True)
 
 
 def _everything(failure: SourceError) -> dict[str | None, str]:
@@ -283,7 +282,7 @@ def _failing(sources: tuple[Source, ...]) -> dict[str | None, str]:
     told: dict[str | None, str] = {
         source.name: source.error or f"the source answered {source.status.replace('_', ' ')}"
         for source in sources
-        if source.status not in ("ok", "not_configured")
+        if not source.fine
     }
     return told or {None: "the sources' answer is not whole"}
 

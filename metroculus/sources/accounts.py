@@ -58,14 +58,16 @@ class Accounts:
 
     async def revision(self, account: str) -> int | None:
         """What tells the account's source from any that it had or will have; None where it has none of its own."""
+        return 0 if self._default_of(account) is not None else await self.registry.revision(account)
+
+    def _default_of(self, account: str) -> DefaultUpstream | None:
+        """The operator's Kubecost, where it is the account's."""
         default = self._default
-        if default is not None and default.account in (None, account):
-            return 0
-        return await self.registry.revision(account)
+        return default if default is not None and default.account in (None, account) else None
 
     async def of(self, account: str) -> AccountSources:
-        default = self._default
-        if default is not None and default.account in (None, account):
+        default = self._default_of(account)
+        if default is not None:
             upstream = Upstream("the cost source", default.url, trusted=True)
             kept = self._kept(account if default.account else "", 0, upstream, default.flavour)
             return AccountSources(kept, self._thanos)

@@ -156,14 +156,15 @@ class SourceRegistry:
 
     def _put(self, account: str, flavour: SourceFlavour, url: str, credentials: Credentials) -> SourceEntry:
         sealed = self._fernet.encrypt(msgspec.json.encode(credentials))
+        revision = secrets.randbits(62)
         with self._opened() as database:
-            row = database.execute(
+            database.execute(
                 "INSERT INTO kubecost_sources VALUES (?, ?, ?, ?, ?) ON CONFLICT (cloud_account_id) DO UPDATE SET"
                 " flavour = excluded.flavour, url = excluded.url, sealed = excluded.sealed,"
-                " revision = excluded.revision RETURNING revision",
-                (account, flavour, url, sealed, secrets.randbits(62)),
-            ).fetchone()
-        return SourceEntry(account, flavour, url, credentials, row[0])
+                " revision = excluded.revision",
+                (account, flavour, url, sealed, revision),
+            )
+        return SourceEntry(account, flavour, url, credentials, revision)
 
     def _delete(self, account: str) -> bool:
         with self._opened() as database:

@@ -53,10 +53,8 @@ class AssetDays:
         self._engine.insert(ASSETS.name, ASSETS.names, rows)
         made = AssetDay(day, batch, pen.sequence(), len(rows), fsum(a.total_cost for a in assets), fetched_at)
         row = (account, day, batch, made.sequence, made.rows, made.total, fetched_at)
-        try:
+        with self.versions.changing(account):
             self._engine.insert(ASSET_DAYS.name, ASSET_DAYS.names, [row])
-        finally:
-            self.versions.changed(account)
         return made
 
     def days(self, account: str, start: int, end: int) -> dict[int, AssetDay]:

@@ -196,10 +196,8 @@ class Ledger:
         account = accounts.pop()
         with self._inserting(account, lines):
             markers = [_marker(one, number, pen.sequence()) for one, number in numbered]
-        try:
+        with self.versions.changing(account):
             self._mark(account, markers)
-        finally:
-            self.versions.changed(account)
         return markers
 
     @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 
 
@@ -15,6 +17,10 @@ class Versions:
     def of(self, account: str) -> int:
         return self._of.get(account, 0)
 
-    def changed(self, account: str) -> None:
-        """Call when the change can be read, also where it is not known whether it can."""
-        self._of[account] = next(self._numbers)
+    @contextmanager
+    def changing(self, account: str) -> Iterator[None]:
+        """Around what makes a change readable; one that failed may be readable too."""
+        try:
+            yield
+        finally:
+            self._of[account] = next(self._numbers)

@@ -88,8 +88,7 @@ class LimitedServer(HTTPServer):
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         stream = cast(HTTP1ServerConnection, server_conn).stream
         if stream in self._connected:
-            self._idle.pop(stream, None)
-            self._idle[stream] = None
+            self._idle.setdefault(stream)
         inner = super().start_request(server_conn, request_conn)
         return _Weighed(inner, request_conn, lambda: self._idle.pop(stream, None))
 
