@@ -29,7 +29,6 @@ from tests.faults.proxy import Proxy
 from tests.support import SECRET, LoopThread, Stack, command, rest_commands
 from tools.tornado_service.openapi import FAILURES
 
-BIN = Path(sys.executable).parent
 CLIENTS = 64
 TOKENS = 8
 """Clients share tokens, each of which has so many places at once."""

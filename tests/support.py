@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -253,6 +254,16 @@ def certificate(folder: Path, name: str) -> tuple[str, str]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return str(files[0]), str(files[1])
+
+
+def until(check: Callable[[], object], seconds: float = 20.0) -> bool:
+    """Whether something comes true in time."""
+    end = time.monotonic() + seconds
+    while not check():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def cpu_seconds(process: subprocess.Popen[str]) -> float:

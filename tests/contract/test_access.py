@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from metroculus.config import SETTINGS as METROCULUS_SETTINGS
 from metroculus.config import config_of as metroculus_config
 from rest_api.rest_api_server.config import SETTINGS as REST_SETTINGS
 from rest_api.rest_api_server.config import config_of as rest_config
+from tests.support import BIN
 from tools.settings import SettingsError, load
 from tools.tornado_service import slowdown
 from tools.tornado_service.access import Access
@@ -24,7 +24,6 @@ from tools.tornado_service.proxies import TrustedProxies
 from tools.tornado_service.slowdown import Slowdown
 
 ROOT = Path(__file__).parent.parent.parent
-BIN = Path(sys.executable).parent
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,20 @@ from simulator.costs import truth
 from simulator.server import Habits
 from simulator.world import make_world
 from tests.faults.proxy import FAULTS, Proxy
-from tests.support import ACCOUNT, DAY, END, NOW, SECRET, LoopThread, Metroculus, Stack, ask, exact_world, make_tenant
+from tests.support import (
+    ACCOUNT,
+    DAY,
+    END,
+    NOW,
+    SECRET,
+    LoopThread,
+    Metroculus,
+    Stack,
+    ask,
+    exact_world,
+    make_tenant,
+    until,
+)
 from tools.tornado_service.listening import listen
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "faults.md"
@@ -415,7 +428,7 @@ def test_a_fault_comes_to_what_is_declared_and_heals(request, stack, monkeypatch
     monkeypatch.setattr(source_http, "PROBE_SECONDS", 0.5)
     situation = situation_of(request, stack, upstream)
     try:
-        assert until(situation.right), "it was not right before the fault"
+        assert until(situation.right, HEALED_WITHIN), "it was not right before the fault"
         situation.become(fault)
         began = time.monotonic()
         found = situation.outcome()
@@ -424,7 +437,7 @@ def test_a_fault_comes_to_what_is_declared_and_heals(request, stack, monkeypatch
         asked_twice = 2 if isinstance(situation, OfCost | OfClickHouse) else 1
         assert took < asked_twice * (situation.limit + SLACK), f"{took:.1f} s"
         situation.become(None)
-        assert until(situation.right), "it did not heal"
+        assert until(situation.right, HEALED_WITHIN), "it did not heal"
     finally:
         situation.close()
 
@@ -440,7 +453,7 @@ def test_after_a_whole_answer_a_fault_comes_to_that_answer_told_as_stale(request
     stack.plan["cache_ttl"] = FRESH
     situation = situation_of(request, stack, upstream)
     try:
-        assert until(situation.right), "it was not right before the fault"
+        assert until(situation.right, HEALED_WITHIN), "it was not right before the fault"
         situation.running.metroculus.cache.clock = lambda: time.monotonic() + 2 * FRESH
         situation.become(fault)
         began = time.monotonic()
@@ -454,15 +467,6 @@ def test_after_a_whole_answer_a_fault_comes_to_that_answer_told_as_stale(request
             assert answer.headers["X-Cache"] == "stale" and int(answer.headers["Age"]) >= 2 * FRESH
             assert [one for one in body["sources"] if one["status"] == "stale" and one["error"] and one["fetched_at"]]
         situation.become(None)
-        assert until(situation.right), "it did not heal"
+        assert until(situation.right, HEALED_WITHIN), "it did not heal"
     finally:
         situation.close()
-
-
-def until(right):
-    end = time.monotonic() + HEALED_WITHIN
-    while not right():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True

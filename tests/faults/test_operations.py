@@ -27,7 +27,6 @@ from tests.faults.test_faults import (  # noqa: F401
     OfMongo,
     asked,
     stored,
-    until,
 )
 from tests.support import (
     ACCOUNT,
@@ -43,6 +42,7 @@ from tests.support import (
     exact_world,
     make_tenant,
     open_descriptors,
+    until,
 )
 
 OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", "5"))
@@ -58,7 +58,7 @@ def test_an_outage_is_served_through_and_ends_without_a_restart(request, stack, 
     stack.plan["cache_ttl"] = 0.0
     made = situation(stack, request.getfixturevalue(server))
     try:
-        assert until(made.right)
+        assert until(made.right, HEALED_WITHIN)
         made.become("refuse")
         end = time.monotonic() + OUTAGE_SECONDS
         outcomes = set()
@@ -68,7 +68,7 @@ def test_an_outage_is_served_through_and_ends_without_a_restart(request, stack, 
         ready = requests.get(f"{made.running.metroculus_listener.url}/readyz", timeout=10)
         assert ready.status_code == 200, "an instance that can serve something stays in the rotation"
         made.become(None)
-        assert until(made.right), f"it did not heal within {HEALED_WITHIN:.0f} s"
+        assert until(made.right, HEALED_WITHIN), f"it did not heal within {HEALED_WITHIN:.0f} s"
     finally:
         made.close()
 
@@ -124,8 +124,7 @@ def test_a_tenant_that_hangs_takes_no_place_of_anothers(stack):
         return f"/restapi/v2/kubecost/clusters/{made.id}/costs?end_date={END}&start_date="
 
     stuck = [link(hanging, number, f"http://127.0.0.1:{silent.getsockname()[1]}") for number in range(20)]
-    well = link(healthy, 0, url)
-    well += str(END - DAY)
+    well = f"{link(healthy, 0, url)}{END - DAY}"
     assert ask(running, healthy.tokens["viewer"], well).status_code == 200
 
     def hang(number):
@@ -192,7 +191,7 @@ def test_an_upstream_that_flaps_is_never_half_answered_and_right_when_it_is_well
             answers.append(situation.ask())
 
     try:
-        assert until(situation.right)
+        assert until(situation.right, HEALED_WITHIN)
         with ThreadPoolExecutor(8) as clients:
             loading = clients.map(load, range(8))
             for fault in ("refuse", None, "500", None, "refuse", None):
@@ -203,7 +202,7 @@ def test_an_upstream_that_flaps_is_never_half_answered_and_right_when_it_is_well
         assert {answer.status_code for answer in answers} <= {200, 502, 503, 504}
         told = {(a.json()["complete"], a.json()["total_cost"]) for a in answers if a.status_code == 200}
         assert (True, situation.true) in told and told <= {(True, situation.true), (False, None)}
-        assert until(situation.right)
+        assert until(situation.right, HEALED_WITHIN)
         assert all(situation.right() for _ in range(20))
     finally:
         situation.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -45,9 +46,12 @@ class Counted:
 
 
 def link(running, account, url):
-    entry = f"{running.metroculus_listener.url}/metroculus/v2/kubecost_sources/{account}"
-    body = {"flavour": "kubecost", "url": url}
-    assert requests.put(entry, json=body, headers={"Secret": SECRET}, timeout=20).status_code == 200
+    running.rest_api.metroculus.client.put_kubecost_source(account, "kubecost", url)
+
+
+def later(running, seconds):
+    """The cache's clock so much on."""
+    running.metroculus.cache.clock = lambda: time.monotonic() + seconds
 
 
 @pytest.fixture
@@ -70,13 +74,12 @@ def test_what_was_answered_is_answered_again_without_asking_and_says_its_age(lin
     first = metroculus.get(view, **VIEWS[view])
     assert (first.status_code, first.headers["X-Cache"], first.headers["Age"]) == (200, "miss", "0")
     asked = cluster.asked
-    started = running.metroculus.cache.clock
-    running.metroculus.cache.clock = lambda: started() + 100
+    later(running, 100)
     again = metroculus.get(view, **VIEWS[view])
     assert again.headers["X-Cache"] == "hit" and 100 <= int(again.headers["Age"]) <= 110
     assert again.content == first.content and again.headers["ETag"] == first.headers["ETag"]
     assert cluster.asked == asked
-    running.metroculus.cache.clock = lambda: started() + 3 * 300
+    later(running, 3 * 300)
     anew = metroculus.get(view, **VIEWS[view])
     assert anew.headers["X-Cache"] == "miss" and cluster.asked > asked
     stats = metroculus.get("cache_stats").json()
@@ -133,16 +136,14 @@ def test_an_account_with_another_source_meets_nothing_of_the_one_before(stack, b
     metroculus = Metroculus(running)
     assert metroculus.get("kubecost_cluster_costs", **COSTS).json()["total_cost"] == first.true
     if between != "replaced":
-        entry = f"{running.metroculus_listener.url}/metroculus/v2/kubecost_sources/{ACCOUNT}"
-        assert requests.delete(entry, headers={"Secret": SECRET}, timeout=20).status_code == 200
+        running.rest_api.metroculus.client.delete_kubecost_source(ACCOUNT)
     if between == "removed":
         assert metroculus.get("kubecost_cluster_costs", **COSTS).status_code == 409
         return
     link(running, ACCOUNT, second.url)
     assert metroculus.get("kubecost_cluster_costs", **COSTS).json()["total_cost"] == second.true
     second.simulator.habits.fail_with = (503, "down")
-    started = running.metroculus.cache.clock
-    running.metroculus.cache.clock = lambda: started() + 3 * 300
+    later(running, 3 * 300)
     stale = metroculus.get("kubecost_cluster_costs", **COSTS)
     assert stale.headers["X-Cache"] == "stale" and stale.json()["total_cost"] == second.true
 

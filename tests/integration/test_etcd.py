@@ -14,7 +14,7 @@ import requests
 
 from optscale_client.config_client import ConfigError, EtcdConfig
 from tests.conftest import free_port
-from tests.support import ACCOUNT, BIN, command, cpu_seconds, rest_commands
+from tests.support import ACCOUNT, BIN, command, cpu_seconds, rest_commands, until
 
 
 def client_of(etcd):
@@ -25,15 +25,6 @@ def status(url, secret):
     return requests.get(
         f"{url}/metroculus/v2/kubecost_sources/{ACCOUNT}", headers={"Secret": secret}, timeout=10
     ).status_code
-
-
-def until(check, seconds=20):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if check():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_the_secret_is_rotated_without_a_restart_also_after_etcd_was_away(etcd, tmp_path):

@@ -15,7 +15,19 @@ import requests
 
 from optscale_client.metroculus_client import Client, MetroculusError
 from simulator.server import Habits
-from tests.support import ACCOUNT, END, SECRET, Answer, FakeUpstream, Stack, ask, certificate, exact_world, make_tenant
+from tests.support import (
+    ACCOUNT,
+    END,
+    SECRET,
+    Answer,
+    FakeUpstream,
+    Stack,
+    ask,
+    certificate,
+    exact_world,
+    make_tenant,
+    until,
+)
 from tools.tornado_service import application, listening
 from tools.tornado_service.access import Access
 from tools.tornado_service.limits import MAX_BODY_BYTES
@@ -74,10 +86,7 @@ class Edge:
     def quiet(self):
         """Whether soon nothing is in flight any more."""
         services = (self.running.metroculus.service, self.running.rest_api.service)
-        end = time.monotonic() + 10
-        while any(service.in_flight for service in services) and time.monotonic() < end:
-            time.sleep(0.02)
-        return not any(service.in_flight for service in services)
+        return until(lambda: not any(service.in_flight for service in services), 10)
 
     def alive(self, service):
         return requests.get(f"{self.bases[service]}/healthz", timeout=10).status_code == 200
@@ -393,13 +402,9 @@ def test_hanging_up_gives_no_place_back_before_the_work_is_done(tmp_path):
                     connection.sendall(head.encode())
                     time.sleep(0.01)
             assert ask(running, tenant.tokens["viewer"], path).status_code == 429
-            end = time.monotonic() + 20
-            while ask(running, tenant.tokens["viewer"], path).status_code == 429:
-                assert time.monotonic() < end, "the places were never given back"
-                time.sleep(0.2)
-            while running.rest_api.service.in_flight or running.metroculus.service.in_flight:
-                assert time.monotonic() < end
-                time.sleep(0.1)
+            given_back = until(lambda: ask(running, tenant.tokens["viewer"], path).status_code != 429, 15)
+            assert given_back, "the places were never given back"
+            assert until(lambda: not running.rest_api.service.in_flight and not running.metroculus.service.in_flight, 5)
     finally:
         stack.close()
 
