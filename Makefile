@@ -14,7 +14,7 @@ help:
 	@echo "make test    every test, on real Prometheus, etcd and ClickHouse (PYTEST_ARGS=... goes to pytest)"
 	@echo "make lint    ruff, mypy --strict, import rules, bandit, semgrep, floors of versions"
 	@echo "make soak    ten minutes under load with upstreams that come and go (SOAK_ARGS=--seconds=60)"
-	@echo "make bench   the figures of docs/benchmarks.md into build/bench.json"
+	@echo "make bench   the figures of docs/benchmarks.md into build/bench.json (BENCH_ARGS=--help)"
 	@echo "make setup   .venv with the console scripts and all that the tests need"
 
 setup: $(STAMP)
@@ -56,8 +56,8 @@ lint: setup tools
 soak: setup parts
 	@$(BIN)/python -m tests.soak $(SOAK_ARGS)
 
-bench: setup
-	@$(BIN)/python -m benchmarks
+bench: setup parts
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

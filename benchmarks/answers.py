@@ -1,0 +1,132 @@
+"""A large answer, from its bytes to a statement: processor time, memory, and what the loop's other callers see.
+
+The answer is a week of 10,000 pods, 70,000 rows. ``json.loads`` of the same bytes is the limit it is held against.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import requests
+
+from benchmarks.figures import ROUNDS, Declared
+from benchmarks.servers import SECRET, serving
+from metroculus.cost_model.statement import Question, judge_sets, reconcile
+from metroculus.sources.kubecost_json import decode_allocation
+from simulator import answers
+from simulator.world import DAY, make_world
+from standalone.running import Plan, start
+from tools.window import Window, iso
+
+END = 1795219200
+ACCOUNT = "5635f99d-4dc6-4e31-891f-4e8990925c83"
+FOLDER = Path("build/bench-answers")
+PODS, DAYS = 10_000, 7
+BODY = Path("build/bench-answer.json")
+
+FIGURES = (
+    Declared(
+        "statement_to_json_loads", "ratio",
+        "processor time from the bytes of a large answer to its statement, to `json.loads` of the same bytes",
+        at_most=0.40,
+    ),
+    Declared("statement_memory_to_body", "ratio", "peak memory of that, to the size of the answer", at_most=3.0),
+    Declared("longest_healthz_ms", "ms", "the slowest `/healthz` while such an answer is read", at_most=50.0),
+)  # fmt: skip
+WINDOW = Window.past(END - DAYS * DAY, END)
+QUESTION = Question(cloud_account_id="bench", window=WINDOW, detail="pod")
+
+
+def write_body(pods: int, days: int) -> int:
+    """Days of many pods, copied from what the simulator gives for one; the answer's size in bytes."""
+    world = make_world(days=2, end=END)
+    rows = answers.allocation_rows(
+        world, END - DAY, END, END, adjusted=True, aggregate=("namespace", "pod"), with_idle=True
+    )
+    some = [row for name, row in rows.items() if name[:2] != "__"]
+    sets = []
+    for day in range(END - days * DAY, END, DAY):
+        dates = {"start": iso(day), "end": iso(day + DAY)}
+        window = {"window": dates, **dates}
+        many = {f"shop/pod-{n}": some[n % len(some)] | {"name": f"shop/pod-{n}"} | window for n in range(pods)}
+        sets.append(many | {"__idle__": rows["__idle__"] | window})
+    BODY.parent.mkdir(exist_ok=True)
+    return BODY.write_bytes(json.dumps({"code": 200, "data": sets}).encode())
+
+
+def measure() -> dict[str, float]:
+    size = write_body(PODS, DAYS)
+    limit, ours = [], []
+    for _ in range(ROUNDS):
+        limit.append(_child("json")["cpu"])
+        ours.append(_child("statement"))
+    found = {
+        "statement_to_json_loads": median(one["cpu"] for one in ours) / median(limit),
+        "statement_memory_to_body": median(one["peak"] for one in ours) / size,
+    }
+    write_body(PODS * DAYS, 1)
+    found["longest_healthz_ms"] = asyncio.run(_longest_healthz())
+    BODY.unlink()
+    return found
+
+
+def _child(what: str) -> dict[str, float]:
+    """One run in a process of its own: processor seconds, and bytes of memory beyond what it began with."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.answers", what], capture_output=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def _run(what: str) -> dict[str, float]:
+    before = _peak()
+    body = BODY.read_bytes()
+    began = time.process_time()
+    if what == "json":
+        json.loads(body)
+    else:
+        decoded = decode_allocation("bench", body, ("namespace", "pod"))
+        reconcile(QUESTION, judge_sets("allocation", decoded.sets, WINDOW, 0), None, [])
+    return {"cpu": time.process_time() - began, "peak": _peak() - before}
+
+
+def _peak() -> int:
+    """Bytes resident at most so far; ``getrusage`` would count what the parent had before this process began."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+async def _longest_healthz() -> float:
+    """The slowest of many health checks while one statement reads a large answer, in milliseconds."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    with serving("bare", str(BODY)) as upstream:
+        plan = Plan(FOLDER, SECRET, kubecost_api_url=upstream["url"], kubecost_flavour="kubecost", rounds=False)
+        running = start(plan)
+        url = running.metroculus_listener.url
+        asking = asyncio.create_task(asyncio.to_thread(_ask_statement, url))
+        longest = 0.0
+        while not asking.done():
+            longest = max(longest, await asyncio.to_thread(_healthz_ms, url))
+        asking.result()
+        await running.stop()
+    return longest
+
+
+def _ask_statement(url: str) -> None:
+    path = f"/metroculus/v2/kubecost_cluster_costs?cloud_account_id={ACCOUNT}&start_date={END - DAY}&end_date={END}"
+    requests.get(f"{url}{path}&detail_level=summary", headers={"Secret": SECRET}, timeout=60).raise_for_status()
+
+
+def _healthz_ms(url: str) -> float:
+    began = time.perf_counter()
+    requests.get(f"{url}/healthz", timeout=60)
+    return 1000 * (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_run(sys.argv[1])))

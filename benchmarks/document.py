@@ -1,0 +1,42 @@
+"""``docs/benchmarks.md``: what each figure compares, and what it was when the page was last written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.figures import Declared
+
+PAGE = Path("docs/benchmarks.md")
+HEAD = """\
+# How fast is it?
+
+```sh
+make bench
+```
+
+It prints each figure and writes `build/bench.json` as `{name: {value, unit, goal, ok}}`. A figure is a ratio to a limit
+that is measured in the same run, because machines differ and are noisy; the median of three. Load comes from `wrk` on a
+core of its own, the servers have another. `make bench BENCH_ARGS=service` measures one section,
+`make bench BENCH_ARGS="--against HEAD~1"` runs another commit and this one by turns, five times each.
+
+`make bench BENCH_ARGS=--document` writes this page; the last column is what two cores gave then.
+"""
+TAIL = """
+What ten minutes of load with upstreams that come and go leave behind is what `make soak` measures.
+"""
+
+
+def page(sections: Sequence[tuple[str, Sequence[Declared]]], found: Mapping[str, float]) -> str:
+    """The whole page, with what was found in its last column."""
+    parts = [HEAD]
+    for name, figures in sections:
+        parts.append(f"\n## {name}\n\n| figure | what | bar | seen |\n|---|---|---|---|")
+        for one in figures:
+            seen = f"{found[one.name]:,.3g} {one.unit}" if one.name in found else "—"
+            parts.append(f"| `{one.name}` | {one.what} | {one.goal or '—'} | {seen} |")
+    return "\n".join(parts) + "\n" + TAIL
+
+
+def write(sections: Sequence[tuple[str, Sequence[Declared]]], found: Mapping[str, float]) -> None:
+    PAGE.write_text(page(sections, found))

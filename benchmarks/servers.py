@@ -1,0 +1,103 @@
+"""Servers under load, each a process of its own on the servers' core: a bare Tornado, and the product beside it.
+
+``python -m benchmarks.servers bare FILE`` serves the bytes of a file; ``… product`` serves both services in front of a
+simulated cluster. Each prints one line of JSON that says where, and ends when its input is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from benchmarks.load import server_core
+from rest_api.rest_api_server.directory.model import Role
+from simulator.server import Habits, Simulator
+from simulator.world import DAY, make_world
+from standalone.demo import serve_simulator
+from standalone.running import Plan, start
+
+END = 1795219200
+SECRET = "a-secret-of-the-bench"
+FOLDER = Path("build/bench-services")
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[dict[str, Any]]:
+    """A server on the servers' core, and where it is."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.servers", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        yield json.loads(process.stdout.readline())
+    finally:
+        process.stdin.close()
+        process.wait(30)
+
+
+class Bare(RequestHandler):
+    """What Tornado costs by itself: the same bytes, nothing decided."""
+
+    body = b""
+
+    def get(self) -> None:
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        self.finish(self.body)
+
+    def compute_etag(self) -> None:
+        return None
+
+
+async def bare(file: str) -> None:
+    Bare.body = Path(file).read_bytes()
+    server = HTTPServer(Application([("/.*", Bare)], log_function=lambda handler: None))
+    sockets = bind_sockets(0, "127.0.0.1")
+    server.add_sockets(sockets)
+    await _until_closed({"url": f"http://127.0.0.1:{sockets[0].getsockname()[1]}/"})
+
+
+async def product() -> None:
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    simulator = Simulator(make_world(seed=1, days=2, end=END), Habits(serves=frozenset({"kubecost"})), lambda: END)
+    cluster, url = serve_simulator(simulator)
+    running = start(Plan(FOLDER, SECRET, kubecost_api_url=url, timeout=30.0, rounds=False))
+    directory = running.rest_api.directory
+    organization = directory.create_organization("bench")
+    directory.create_user("bench")
+    directory.set_role("bench", organization.id, Role.VIEWER)
+    account = directory.create_cluster(organization.id, "bench", "kubecost", url).id
+    dates = f"start_date={END - DAY}&end_date={END}"
+    metroculus, rest_api = running.metroculus_listener.url, running.rest_api_listener.url
+    where = {
+        "healthz": f"{metroculus}/healthz",
+        "statement": f"{metroculus}/metroculus/v2/kubecost_cluster_costs?cloud_account_id={account}&{dates}",
+        "costs": f"{rest_api}/restapi/v2/kubecost/clusters/{account}/costs?{dates}",
+        "token": directory.create_token("bench", None)[1],
+    }
+    await _until_closed(where)
+    cluster.stop()
+    await running.stop()
+
+
+async def _until_closed(where: dict[str, str]) -> None:
+    print(json.dumps(where), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    os.sched_setaffinity(0, {server_core()})
+    asyncio.run(bare(sys.argv[2]) if sys.argv[1] == "bare" else product())
