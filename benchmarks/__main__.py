@@ -1,4 +1,4 @@
-"""``make bench``: every figure as a ratio to a limit measured in the same run, printed and into ``build/bench.json``."""
+"""``make bench``: figures as ratios to a limit measured in the same run, printed and into ``build/bench.json``."""
 
 from __future__ import annotations
 

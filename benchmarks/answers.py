@@ -19,7 +19,7 @@ import requests
 from benchmarks.figures import ROUNDS, Declared
 from benchmarks.servers import SECRET, serving
 from metroculus.cost_model.statement import Question, judge_sets, reconcile
-from metroculus.sources.kubecost_json import decode_allocation
+from metroculus.sources.kubecost.answers import decode_allocation
 from simulator import answers
 from simulator.world import DAY, make_world
 from standalone.running import Plan, start

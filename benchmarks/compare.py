@@ -1,4 +1,4 @@
-"""Two commits by turns on one machine: what it does meanwhile falls on both, and the median of five tells them apart."""
+"""Two commits by turns on one machine: what disturbs it falls on both, and the medians tell them apart."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ class Bare(RequestHandler):
         return None
 
 
-async def bare(file: str) -> None:
-    Bare.body = Path(file).read_bytes()
+async def bare(body: bytes) -> None:
+    Bare.body = body
     server = HTTPServer(Application([("/.*", Bare)], log_function=lambda handler: None))
     sockets = bind_sockets(0, "127.0.0.1")
     server.add_sockets(sockets)
@@ -100,4 +100,4 @@ async def _until_closed(where: dict[str, str]) -> None:
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
     os.sched_setaffinity(0, {server_core()})
-    asyncio.run(bare(sys.argv[2]) if sys.argv[1] == "bare" else product())
+    asyncio.run(bare(Path(sys.argv[2]).read_bytes()) if sys.argv[1] == "bare" else product())

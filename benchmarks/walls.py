@@ -12,7 +12,7 @@ from statistics import median, quantiles
 from tornado.httpclient import AsyncHTTPClient
 
 from benchmarks.figures import Declared
-from metroculus.sources.addresses import AllowedAddresses
+from metroculus.sources.outbound.addresses import AllowedAddresses
 from rest_api.rest_api_server.directory.model import Role
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, HOUR, make_world
@@ -27,7 +27,7 @@ FOLDER = Path("build/bench-walls")
 FIGURES = (
     Declared(
         "p99_beside_a_hanging_cluster", "ratio",
-        "99th percentile of one organization's costs while sixteen requests hang on another's, to the same without them",
+        "99th percentile of an organization's costs while 16 requests hang on another's, to the same without them",
         at_most=1.5,
     ),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 from apscheduler.triggers.cron import CronTrigger
 
-from metroculus.sources.addresses import AllowedAddresses, parse_upstream_url
+from metroculus.sources.outbound.addresses import AllowedAddresses, parse_upstream_url
 from metroculus.storage.store import EMBEDDED, check_url
 from tools.settings import Setting, address, count, duration, listed, one_of, seconds
 from tools.tornado_service.access import ACCESS_SETTINGS, Access, access_of, tls_of

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from metroculus.config import MetroculusConfig
 from metroculus.sources.accounts import Accounts, DefaultUpstream
-from metroculus.sources.http import SourceHttp, Upstream
-from metroculus.sources.registry import SourceRegistry, load_key
-from metroculus.sources.thanos import ThanosSource
+from metroculus.sources.outbound.http import SourceHttp, Upstream
+from metroculus.sources.registry.sqlite import SourceRegistry, load_key
+from metroculus.sources.thanos.client import ThanosSource
 from metroculus.storage.store import Store, open_store
 
 

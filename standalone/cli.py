@@ -17,8 +17,8 @@ from metroculus.metroculus_worker.etcd_owners import EtcdOwners
 from metroculus.metroculus_worker.ownership import Owners
 from metroculus.metroculus_worker.server import make_worker
 from metroculus.parts import make_parts
-from metroculus.sources.addresses import parse_upstream_url
-from metroculus.sources.registry import RegistryError
+from metroculus.sources.outbound.addresses import parse_upstream_url
+from metroculus.sources.registry.sqlite import RegistryError
 from metroculus.storage.engine import StoreError
 from metroculus.storage.jobs import DEFAULT_PARALLEL, MAX_PARALLEL
 from metroculus.storage.store import EMBEDDED, is_embedded

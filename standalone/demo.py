@@ -16,7 +16,7 @@ import requests
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from metroculus.sources.addresses import AllowedAddresses
+from metroculus.sources.outbound.addresses import AllowedAddresses
 from metroculus.storage.store import EMBEDDED
 from rest_api.rest_api_server.directory.model import Role
 from simulator import openmetrics

@@ -12,7 +12,7 @@ from metroculus.metroculus_api.server import Metroculus
 from metroculus.metroculus_api.server import make_app as make_metroculus
 from metroculus.metroculus_worker.server import WorkerService, make_worker
 from metroculus.parts import make_parts
-from metroculus.sources.addresses import AllowedAddresses
+from metroculus.sources.outbound.addresses import AllowedAddresses
 from rest_api.rest_api_server.config import RestApiConfig
 from rest_api.rest_api_server.server import RestApi
 from rest_api.rest_api_server.server import make_app as make_rest_api

@@ -26,7 +26,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from metroculus.sources.addresses import AllowedAddresses
+from metroculus.sources.outbound.addresses import AllowedAddresses
 from rest_api.rest_api_server.directory.model import Role
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, HOUR, World, make_world

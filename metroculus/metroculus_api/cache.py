@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from metroculus.cost_model.statement import Source
 from metroculus.sources.errors import DeadlineExceeded, SourceError
-from metroculus.sources.http import Deadline
+from tools.deadline import Deadline
 from tools.tornado_service.prepared import Prepared, encode
 
 log = logging.getLogger("cache")
@@ -213,7 +213,7 @@ class AnswerCache:
                 self._forget(key, flight)  # who asks now would be told that time is over
 
         flight.waiting.add(deadline)
-        deadline.then = leave
+        deadline.add_callback(leave)
         try:
             return await asyncio.wait_for(asyncio.shield(flight.task), max(0.0, deadline.left()))
         except TimeoutError:

@@ -15,7 +15,7 @@ from metroculus.codes import (
     UNREACHABLE,
 )
 from metroculus.sources.errors import BadAnswer, DeadlineExceeded, SourceError, Unreachable
-from metroculus.sources.registry import RegistryError
+from metroculus.sources.registry.sqlite import RegistryError
 from metroculus.storage.engine import StoreError, TooManyRows
 from tools.tornado_service.errors import ApiError
 

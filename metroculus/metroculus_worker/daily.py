@@ -7,9 +7,9 @@ from collections.abc import Callable
 from metroculus.cost_model.assets import Asset
 from metroculus.metroculus_worker.ownership import Owned
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.http import Deadline
-from metroculus.sources.thanos_assets import assets_by_metrics
+from metroculus.sources.thanos.assets import assets_by_metrics
 from metroculus.storage.store import Store
+from tools.deadline import Deadline
 from tools.window import DAY, SETTLING_SECONDS, Window
 
 READ_AGAIN_DAYS = 3

@@ -16,7 +16,7 @@ from metroculus.metroculus_worker.ownership import Owned, Owners
 from metroculus.metroculus_worker.plan import CLOSED_AFTER_SECONDS, Stretch, due, last_complete_hour
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import SourceError
-from metroculus.sources.registry import RegistryError
+from metroculus.sources.registry.sqlite import RegistryError
 from metroculus.storage.engine import StoreError
 from metroculus.storage.jobs import Backfill, State
 from metroculus.storage.store import Store

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from metroculus.cost_model.prices import CustomPrices
-from metroculus.sources.http import SourceHttp, Upstream
-from metroculus.sources.kubecost import Flavour, KubecostSource
-from metroculus.sources.registry import SourceRegistry
-from metroculus.sources.thanos import ThanosSource
+from metroculus.sources.kubecost.client import Flavour, KubecostSource
+from metroculus.sources.outbound.http import SourceHttp, Upstream
+from metroculus.sources.registry.sqlite import SourceRegistry
+from metroculus.sources.thanos.client import ThanosSource
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,15 @@ class Unreachable(SourceError):
 
 
 class BadAnswer(SourceError):
-    """It answered, and the answer is of no use: a status, a redirect, HTML, nonsense."""
+    """It answered, and the answer cannot be used: a status, a redirect, HTML, nonsense.
+
+    Args:
+        status: of the HTTP answer, where that is what was wrong with it.
+    """
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class TooLarge(BadAnswer):

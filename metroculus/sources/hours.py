@@ -16,10 +16,10 @@ from metroculus.cost_model.prices import CustomPrices, unpriced, with_prices
 from metroculus.cost_model.statement import AllocationReading, Source
 from metroculus.sources.accounts import AccountSources
 from metroculus.sources.errors import DeadlineExceeded, SourceError, TooLarge
-from metroculus.sources.http import Deadline
-from metroculus.sources.kubecost import AssetsReading, KubecostSource
-from metroculus.sources.thanos import ThanosSource
-from metroculus.sources.thanos_costs import allocation_by_metrics, management_by_metrics
+from metroculus.sources.kubecost.client import AssetsReading, KubecostSource
+from metroculus.sources.thanos.client import ThanosSource
+from metroculus.sources.thanos.costs import allocation_by_metrics, management_by_metrics
+from tools.deadline import Deadline
 from tools.window import DAY, HOUR, Window, split
 
 METRIC_LABELS = ("label_app", "label_app_kubernetes_io_name", "label_owner", "label_team")

@@ -19,8 +19,8 @@ from metroculus.config import MetroculusConfig
 from metroculus.metroculus_worker.ownership import FileOwners, Owned
 from metroculus.metroculus_worker.server import make_worker
 from metroculus.parts import make_parts
-from metroculus.sources.addresses import AllowedAddresses
-from metroculus.sources.registry import Credentials
+from metroculus.sources.outbound.addresses import AllowedAddresses
+from metroculus.sources.registry.sqlite import Credentials
 from metroculus.storage.ledger import Pen
 
 

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from metroculus.metroculus_api import cache
-from metroculus.sources import http as source_http
+from metroculus.sources.outbound import http as source_http
 from optscale_client.config_client import EtcdConfig
 from rest_api.rest_api_server.config import RestApiConfig
 from rest_api.rest_api_server.errors import NO_DIRECTORY

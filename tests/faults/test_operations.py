@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from metroculus.sources import http as source_http
+from metroculus.sources.outbound import http as source_http
 from simulator.server import Habits
 from tests.conftest import free_port
 from tests.faults.test_faults import (  # noqa: F401

@@ -8,10 +8,11 @@ import time
 
 import pytest
 
-from metroculus.sources import http as source_http
-from metroculus.sources.addresses import AllowedAddresses
 from metroculus.sources.errors import BadAnswer, DeadlineExceeded, SourceError, Unreachable
-from metroculus.sources.http import Deadline, SourceHttp, Upstream
+from metroculus.sources.outbound import http as source_http
+from metroculus.sources.outbound.addresses import AllowedAddresses
+from metroculus.sources.outbound.http import SourceHttp, Upstream
+from tools.deadline import Deadline
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
 

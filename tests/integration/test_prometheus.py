@@ -8,17 +8,18 @@ from uuid import uuid4
 
 import pytest
 
-from metroculus.cost_model import promql
 from metroculus.cost_model.statement import Question, reconcile
-from metroculus.sources.addresses import AllowedAddresses
-from metroculus.sources.http import Deadline, SourceHttp, Upstream
-from metroculus.sources.thanos import ThanosSource
-from metroculus.sources.thanos_assets import assets_by_metrics
-from metroculus.sources.thanos_costs import allocation_by_metrics, management_by_metrics
-from metroculus.sources.thanos_usage import container_usages, metadata
+from metroculus.sources.outbound.addresses import AllowedAddresses
+from metroculus.sources.outbound.http import SourceHttp, Upstream
+from metroculus.sources.thanos import promql
+from metroculus.sources.thanos.assets import assets_by_metrics
+from metroculus.sources.thanos.client import ThanosSource
+from metroculus.sources.thanos.costs import allocation_by_metrics, management_by_metrics
+from metroculus.sources.thanos.usage import container_usages, metadata
 from simulator.costs import truth
 from simulator.world import make_world
 from tests.support import DAY, END, HOUR
+from tools.deadline import Deadline
 from tools.window import Window
 
 WEEK = Window.past(END - 7 * DAY, END)

@@ -9,12 +9,13 @@ import threading
 import pytest
 import requests
 
-from metroculus.sources import addresses
-from metroculus.sources.addresses import AllowedAddresses
 from metroculus.sources.errors import Unreachable
-from metroculus.sources.http import Deadline, SourceHttp, Upstream
-from metroculus.sources.registry import Credentials
+from metroculus.sources.outbound import addresses
+from metroculus.sources.outbound.addresses import AllowedAddresses
+from metroculus.sources.outbound.http import SourceHttp, Upstream
+from metroculus.sources.registry.sqlite import Credentials
 from tests.support import ACCOUNT, END, SECRET, Answer, FakeUpstream, Metroculus, Stack, ask, make_tenant
+from tools.deadline import Deadline
 
 WINDOW = {"start_date": END - 86400, "end_date": END}
 M = {

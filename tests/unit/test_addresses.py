@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from metroculus.sources import addresses
-from metroculus.sources.addresses import AllowedAddresses, check_allowed, parse_upstream_url
 from metroculus.sources.errors import AddressRefused
+from metroculus.sources.outbound import addresses
+from metroculus.sources.outbound.addresses import AllowedAddresses, check_allowed, parse_upstream_url
 
 HOSTILE = [
     "https://user:pass@host/", "http://good.example.com@169.254.169.254/", "http://169.254.169.254#@good.example.com/",

@@ -14,7 +14,7 @@ from msgspec import Struct
 from metroculus.cost_model.statement import Source
 from metroculus.metroculus_api.cache import RETRY_SECONDS, STALE_SECONDS, AnswerCache
 from metroculus.sources.errors import DeadlineExceeded, Unreachable
-from metroculus.sources.http import Deadline
+from tools.deadline import Deadline
 
 FRESH = 300.0
 ACCOUNT, QUESTION = "account", ("costs",)

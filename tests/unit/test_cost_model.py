@@ -32,7 +32,7 @@ from metroculus.cost_model.statement import (
     reconcile,
 )
 from metroculus.sources.errors import BadAnswer
-from metroculus.sources.kubecost_json import decode_allocation
+from metroculus.sources.kubecost.answers import decode_allocation
 from tools.window import DAY, HOUR, Window, iso
 
 START = 1795046400

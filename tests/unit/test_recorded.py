@@ -12,8 +12,8 @@ from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.assets import merge, totals
 from metroculus.cost_model.statement import ManagementReading, Question, Source, judge_sets, reconcile
 from metroculus.sources.errors import BadAnswer
-from metroculus.sources.kubecost_json import decode_allocation, decode_assets
-from metroculus.sources.kubecost_savings import decode_abandoned, decode_overview, decode_request_sizing
+from metroculus.sources.kubecost.answers import decode_allocation, decode_assets
+from metroculus.sources.kubecost.savings import decode_abandoned, decode_overview, decode_request_sizing
 from tools.window import DAY, Window
 
 DATA = Path(__file__).parent.parent / "data" / "upstream"

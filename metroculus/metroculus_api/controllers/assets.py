@@ -11,18 +11,18 @@ from msgspec import Struct
 
 from metroculus.codes import INVALID
 from metroculus.cost_model.assets import Asset, merge, totals
-from metroculus.cost_model.promql import selector
 from metroculus.cost_model.statement import Source, StatementWindow
 from metroculus.metroculus_api.controllers.stored import share_of
 from metroculus.metroculus_api.errors import NoMetricsSource, NoSource
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import SourceError
-from metroculus.sources.http import Deadline
-from metroculus.sources.thanos import Series, ThanosSource
-from metroculus.sources.thanos_assets import assets_by_metrics
-from metroculus.sources.thanos_usage import NodeSpecification, Quota, WorkloadResources, metadata
+from metroculus.sources.thanos.assets import assets_by_metrics
+from metroculus.sources.thanos.client import Series, ThanosSource
+from metroculus.sources.thanos.promql import selector
+from metroculus.sources.thanos.usage import NodeSpecification, Quota, WorkloadResources, metadata
 from metroculus.storage.engine import StoreError
 from metroculus.storage.store import Store
+from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
 from tools.window import DAY, Window
 

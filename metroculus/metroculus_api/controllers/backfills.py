@@ -9,9 +9,9 @@ from msgspec import Struct
 from metroculus.codes import INVALID, NOT_FOUND
 from metroculus.metroculus_api.errors import NoHistory, NoSource, NoWorker
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.http import Deadline
 from metroculus.storage.jobs import DEFAULT_PARALLEL, MAX_PARALLEL, Backfill
 from metroculus.storage.store import Store
+from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.params import Uuid
 from tools.window import HOUR, WindowError, iso, parse_rfc3339_utc, parse_stamps

@@ -27,10 +27,10 @@ from metroculus.metroculus_api.controllers.stored import StoredHours
 from metroculus.metroculus_api.errors import NoSource
 from metroculus.sources.accounts import Accounts, AccountSources
 from metroculus.sources.errors import SourceError
-from metroculus.sources.http import Deadline
-from metroculus.sources.kubecost import AssetsReading, KubecostSource, worst
-from metroculus.sources.thanos_costs import allocation_by_metrics, management_by_metrics
+from metroculus.sources.kubecost.client import AssetsReading, KubecostSource, worst
+from metroculus.sources.thanos.costs import allocation_by_metrics, management_by_metrics
 from metroculus.storage.store import Store
+from tools.deadline import Deadline
 from tools.window import Window
 
 log = logging.getLogger("costs")

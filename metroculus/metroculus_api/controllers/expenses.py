@@ -14,11 +14,11 @@ from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.statement import Source, StatementWindow
 from metroculus.metroculus_api.controllers.stored import source_of, whole
 from metroculus.metroculus_api.errors import NoHistory
-from metroculus.sources.http import Deadline
 from metroculus.storage.history import COSTS_AND_USAGE, Measured, by_key
 from metroculus.storage.ledger import Held
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
+from tools.deadline import Deadline
 from tools.window import Window, iso
 
 TIME_KEYS = frozenset({"hour", "day", "month"})

@@ -11,10 +11,10 @@ from metroculus.cost_model.series import Point, steps, stored_point
 from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, project
 from metroculus.metroculus_api.controllers.stored import source_of, whole
 from metroculus.metroculus_api.errors import NoHistory
-from metroculus.sources.http import Deadline
 from metroculus.storage.ledger import Held
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import period_of
+from tools.deadline import Deadline
 from tools.window import DAY, HOUR, SETTLING_SECONDS, Window, iso
 
 

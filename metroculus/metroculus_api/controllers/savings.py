@@ -22,11 +22,11 @@ from metroculus.cost_model.statement import Source, StatementWindow
 from metroculus.metroculus_api.errors import NoSource
 from metroculus.sources.accounts import Accounts, AccountSources
 from metroculus.sources.errors import SourceError
-from metroculus.sources.http import Deadline
-from metroculus.sources.kubecost import KubecostSource
-from metroculus.sources.kubecost_savings import decode_abandoned, decode_overview, decode_request_sizing
-from metroculus.sources.thanos_assets import assets_by_metrics
-from metroculus.sources.thanos_usage import container_usages
+from metroculus.sources.kubecost.client import KubecostSource
+from metroculus.sources.kubecost.savings import decode_abandoned, decode_overview, decode_request_sizing
+from metroculus.sources.thanos.assets import assets_by_metrics
+from metroculus.sources.thanos.usage import container_usages
+from tools.deadline import Deadline
 from tools.window import Window
 
 log = logging.getLogger("savings")

@@ -10,10 +10,10 @@ from metroculus.cost_model.allocation import IDLE, Costs
 from metroculus.cost_model.series import Point, StepName, point_of, steps, stored_point
 from metroculus.cost_model.statement import Question, Statement
 from metroculus.metroculus_api.controllers.stored import share_of
-from metroculus.sources.http import Deadline
 from metroculus.storage.engine import StoreError
 from metroculus.storage.ledger import Held
 from metroculus.storage.store import Store
+from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
 from tools.window import HOUR, Window
 

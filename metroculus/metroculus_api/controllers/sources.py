@@ -11,9 +11,9 @@ from msgspec import Struct
 from metroculus.codes import INVALID, MISSING, NOT_FOUND, ONE_CLUSTER
 from metroculus.cost_model.prices import CustomPrices
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.addresses import AllowedAddresses, check_allowed, parse_upstream_url
 from metroculus.sources.errors import AddressRefused
-from metroculus.sources.registry import Credentials, SourceEntry, SourceFlavour
+from metroculus.sources.outbound.addresses import AllowedAddresses, check_allowed, parse_upstream_url
+from metroculus.sources.registry.sqlite import Credentials, SourceEntry, SourceFlavour
 from tools.tornado_service.errors import ApiError
 
 MAX_CREDENTIAL_LENGTH = 8192

@@ -13,10 +13,10 @@ from metroculus.cost_model.statement import (
     Source,
     StoredReading,
 )
-from metroculus.sources.http import Deadline
 from metroculus.storage.engine import StoreError
 from metroculus.storage.ledger import Held
 from metroculus.storage.store import Store
+from tools.deadline import Deadline
 from tools.window import HOUR, Window
 
 log = logging.getLogger("stored")

@@ -10,7 +10,7 @@ from typing import Any, TypeVarTuple
 from metroculus.codes import CODES, NO_SECRET, NO_SECRET_YET, TOO_MANY, WRONG_SECRET
 from metroculus.metroculus_api.cache import AnswerCache, Answered, Sourced
 from metroculus.metroculus_api.secret import SecretKeeper
-from metroculus.sources.http import Deadline
+from tools.deadline import Deadline
 from tools.tornado_service.application import ServiceHandler
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import Operation

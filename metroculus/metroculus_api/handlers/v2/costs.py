@@ -9,14 +9,14 @@ from msgspec import Struct
 
 from metroculus.codes import INVALID
 from metroculus.cost_model.allocation import Filters
-from metroculus.cost_model.promql import LABEL_NAME, METRIC_NAME
 from metroculus.cost_model.statement import Question, Statement
 from metroculus.metroculus_api.cache import Answered
 from metroculus.metroculus_api.controllers.assets import Assets, InventoryController, MetadataAnswer, MetricSeries
 from metroculus.metroculus_api.controllers.costs import CostController
 from metroculus.metroculus_api.controllers.savings import Savings, SavingsController
 from metroculus.metroculus_api.handlers.v2.base import KeptHandler, Needs
-from metroculus.sources.kubecost import AGGREGATES
+from metroculus.sources.kubecost.client import AGGREGATES
+from metroculus.sources.thanos.promql import LABEL_NAME, METRIC_NAME
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import FilterText, RowFilter, Step, Text, Uuid, WindowQuery

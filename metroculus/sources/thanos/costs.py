@@ -10,13 +10,13 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from metroculus.cost_model import promql
 from metroculus.cost_model.allocation import IDLE, Allocation, AllocationSet, Costs, Egress, Usage
-from metroculus.cost_model.promql import Tenant
 from metroculus.cost_model.statement import AllocationReading, ManagementReading
-from metroculus.sources.http import Deadline
-from metroculus.sources.thanos import Found, Labels, ThanosSource
-from metroculus.sources.thanos_chunk import Chunk, Seen, judged, open_chunk
+from metroculus.sources.thanos import promql
+from metroculus.sources.thanos.chunk import Chunk, Seen, judged, open_chunk
+from metroculus.sources.thanos.client import Found, Labels, ThanosSource
+from metroculus.sources.thanos.promql import Tenant
+from tools.deadline import Deadline
 from tools.window import Window
 
 GIB = 2**30

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from metroculus.cost_model import promql
 from metroculus.cost_model.assets import Asset, AssetType, merge
 from metroculus.cost_model.statement import Source
-from metroculus.sources.http import Deadline
-from metroculus.sources.thanos import Found, Labels, ThanosSource
-from metroculus.sources.thanos_chunk import Chunk, Seen, judged, open_chunk
-from metroculus.sources.thanos_costs import GIB, volume_prices
-from metroculus.sources.thanos_usage import NodeSpecification, metadata
+from metroculus.sources.thanos import promql
+from metroculus.sources.thanos.chunk import Chunk, Seen, judged, open_chunk
+from metroculus.sources.thanos.client import Found, Labels, ThanosSource
+from metroculus.sources.thanos.costs import GIB, volume_prices
+from metroculus.sources.thanos.usage import NodeSpecification, metadata
+from tools.deadline import Deadline
 from tools.window import Window
 
 

@@ -16,10 +16,11 @@ from weakref import WeakValueDictionary
 import msgspec
 from msgspec import Struct
 
-from metroculus.cost_model.promql import Tenant
 from metroculus.sources.errors import BadAnswer, DeadlineExceeded
-from metroculus.sources.http import CALLS_AT_ONCE, Deadline, SourceHttp, Upstream
 from metroculus.sources.numbers import is_quantity
+from metroculus.sources.outbound.http import CALLS_AT_ONCE, SourceHttp, Upstream, seconds_left
+from metroculus.sources.thanos.promql import Tenant
+from tools.deadline import Deadline
 
 MAX_SERIES = 200_000
 CALLS_OF_AN_ACCOUNT = CALLS_AT_ONCE - 2
@@ -157,7 +158,7 @@ class ThanosSource:
             return await self._http.get(upstream, path, params, deadline)
         places = self._places.setdefault(tenant.value, asyncio.Semaphore(CALLS_OF_AN_ACCOUNT))
         try:
-            async with asyncio.timeout(deadline.require()):
+            async with asyncio.timeout(seconds_left(deadline)):
                 await places.acquire()
         except TimeoutError:
             raise DeadlineExceeded(f"{upstream.name} is busy: the deadline passed in the queue") from None

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from metroculus.cost_model import promql
-from metroculus.cost_model.promql import Tenant
 from metroculus.cost_model.statement import Source, Status
-from metroculus.sources.http import Deadline
-from metroculus.sources.thanos import RESOLUTIONS, Found, Labels, ThanosSource
+from metroculus.sources.thanos import promql
+from metroculus.sources.thanos.client import RESOLUTIONS, Found, Labels, ThanosSource
+from metroculus.sources.thanos.promql import Tenant
+from tools.deadline import Deadline
 from tools.window import Window
 
 GAUGES = (

@@ -7,11 +7,11 @@ from collections import defaultdict
 
 from msgspec import Struct
 
-from metroculus.cost_model import promql
 from metroculus.cost_model.savings import ContainerUsage
-from metroculus.sources.http import Deadline
-from metroculus.sources.thanos import Found, Labels, ThanosSource
-from metroculus.sources.thanos_costs import Ask, read_owners
+from metroculus.sources.thanos import promql
+from metroculus.sources.thanos.client import Found, Labels, ThanosSource
+from metroculus.sources.thanos.costs import Ask, read_owners
+from tools.deadline import Deadline
 from tools.window import Window
 
 NOW_SECONDS = 600

@@ -21,8 +21,9 @@ from tornado.httputil import HTTPHeaders, HTTPInputError
 from tornado.iostream import StreamClosedError
 from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient, _HTTPConnection
 
-from metroculus.sources.addresses import AllowedAddresses, GuardedResolver
 from metroculus.sources.errors import AddressRefused, BadAnswer, DeadlineExceeded, SourceError, TooLarge, Unreachable
+from metroculus.sources.outbound.addresses import AllowedAddresses, GuardedResolver
+from tools.deadline import Deadline
 
 CONNECT_SECONDS = 3.0
 MAX_BODY_BYTES = 256 * 2**20
@@ -36,40 +37,6 @@ RETRY_STATUSES = frozenset({429, 502, 503, 504})
 MAX_RETRY_AFTER_SECONDS = 5.0
 BREAKER_WINDOW_SECONDS, BREAKER_CALLS, BREAKER_SHARE, PROBE_SECONDS = 10.0, 10, 0.5, 5.0
 BUDGET_WINDOW_SECONDS, BUDGET_SHARE, BUDGET_FLOOR = 60.0, 0.1, 3
-
-
-class Deadline:
-    """A point in time that every call on behalf of one request shares, and the id of that request."""
-
-    def __init__(self, seconds: float, request_id: str = "") -> None:
-        self.at = monotonic() + seconds
-        self.request_id = request_id
-        self.then: Callable[[], None] | None = None
-        """Called when nobody waits any more."""
-
-    def left(self) -> float:
-        return self.at - monotonic()
-
-    def expire(self) -> None:
-        """Nobody waits any more: what has not been asked yet is not asked.
-
-        Questions are asked side by side, and only the first failure among them is waited for. What is on its way keeps
-        its place until it ends: the client cannot take a request back.
-        """
-        self.at = monotonic()
-        if self.then is not None:
-            self.then()
-
-    def require(self) -> float:
-        """Seconds left.
-
-        Raises:
-            DeadlineExceeded: where there are none.
-        """
-        left = self.left()
-        if left <= 0:
-            raise DeadlineExceeded("the deadline passed before the source answered")
-        return left
 
 
 class _Connection(_HTTPConnection):
@@ -226,7 +193,7 @@ class SourceHttp:
         self, upstream: Upstream, health: _Health, url: str, headers: dict[str, str], deadline: Deadline
     ) -> bytes:
         try:
-            async with asyncio.timeout(deadline.require()):
+            async with asyncio.timeout(seconds_left(deadline)):
                 await health.places.acquire()
         except TimeoutError:
             raise DeadlineExceeded(f"{upstream.name} is busy: the deadline passed in the queue") from None
@@ -253,7 +220,7 @@ class SourceHttp:
 
     async def _fetch(self, upstream: Upstream, url: str, headers: dict[str, str], deadline: Deadline) -> bytes:
         body = _CappedBody()
-        seconds = min(self.timeout, deadline.require())
+        seconds = min(self.timeout, seconds_left(deadline))
         request = HTTPRequest(
             url,
             headers=HTTPHeaders(headers),
@@ -333,6 +300,18 @@ class _ServerError(Exception):
         self.error = error
 
 
+def seconds_left(deadline: Deadline) -> float:
+    """Seconds that a call may still take.
+
+    Raises:
+        DeadlineExceeded: there are none.
+    """
+    left = deadline.left()
+    if left <= 0:
+        raise DeadlineExceeded("the deadline passed before the source answered")
+    return left
+
+
 def _too_large(upstream: Upstream) -> TooLarge:
     return TooLarge(f"{upstream.name} answered with more than {MAX_BODY_BYTES >> 20} MiB")
 
@@ -375,7 +354,7 @@ async def _read(upstream: Upstream, response: HTTPResponse, body: _CappedBody) -
         if unpacked is None:
             raise _too_large(upstream)
         return unpacked
-    error = BadAnswer(f"{upstream.name} answered with status {response.code}")
+    error = BadAnswer(f"{upstream.name} answered with status {response.code}", response.code)
     if response.code in RETRY_STATUSES:
         raise _Retryable(error, _retry_after(response.headers.get("Retry-After")))
     if response.code >= 500:

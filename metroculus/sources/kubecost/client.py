@@ -23,8 +23,9 @@ from metroculus.cost_model.statement import (
     judge_sets,
 )
 from metroculus.sources.errors import BadAnswer, DeadlineExceeded, SourceError
-from metroculus.sources.http import Deadline, SourceHttp, Upstream
-from metroculus.sources.kubecost_json import Decoded, DecodedAssets, decode_allocation, decode_assets
+from metroculus.sources.kubecost.answers import Decoded, DecodedAssets, decode_allocation, decode_assets
+from metroculus.sources.outbound.http import SourceHttp, Upstream
+from tools.deadline import Deadline
 from tools.window import DAY, HOUR, Window, iso, split
 
 Flavour = Literal["kubecost", "opencost"]
@@ -132,7 +133,7 @@ class KubecostSource:
             try:
                 await self._http.get(self._upstream, candidate.allocation, params, deadline)
             except BadAnswer as failure:
-                if "status 404" not in str(failure):
+                if failure.status != 404:
                     raise
             else:
                 return candidate
@@ -316,7 +317,7 @@ class KubecostSource:
         try:
             return await self._http.get(self._upstream, path, {"window": "7d"} if detail else {}, deadline)
         except BadAnswer as failure:
-            if "status 404" in str(failure):
+            if failure.status == 404:
                 return None
             raise
 
