@@ -18,8 +18,10 @@ import requests
 
 from benchmarks.figures import ROUNDS, Declared
 from benchmarks.servers import SECRET, serving
-from metroculus.cost_model.statement import Question, judge_sets, reconcile
-from metroculus.sources.kubecost.answers import decode_allocation
+from metroculus.cost_model.reading import judge_sets
+from metroculus.cost_model.reconcile import reconcile
+from metroculus.cost_model.statement import Question
+from metroculus.sources.kubecost.allocation_json import decode_allocation
 from simulator import answers
 from simulator.world import DAY, make_world
 from standalone.running import Plan, start

@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.figures import Declared
-from metroculus.cost_model.allocation import Allocation, Amounts, Costs, Egress, Filters, Usage
+from metroculus.cost_model.allocation import Allocation, Filters
+from metroculus.cost_model.components import Amounts, Costs, Egress, Usage
+from metroculus.storage.columns import COST_COLUMNS
 from metroculus.storage.embedded import EmbeddedEngine
-from metroculus.storage.ledger import HourBatch, Pen
-from metroculus.storage.schema import COST_COLUMNS
+from metroculus.storage.ledger import FencedWriter, HourBatch
 from metroculus.storage.store import Store, open_store
 from tools.window import DAY, HOUR
 
@@ -83,7 +84,7 @@ def measure(days: int = 30) -> dict[str, float]:
     engine = store.engine
     assert isinstance(engine, EmbeddedEngine)
     hours = [decoded_hour(seed) for seed in range(4)]
-    pen, start, rows = Pen(1), END - days * DAY, 0
+    writer, start, rows = FencedWriter(1), END - days * DAY, 0
     taken: list[float] = []
     memory: list[float] = []
     for day in range(start, END, DAY):
@@ -91,7 +92,7 @@ def measure(days: int = 30) -> dict[str, float]:
             HourBatch(account=ACCOUNT, hour=hour, allocations=hours[hour // HOUR % 4], management=0.1)
             for hour in range(day, day + DAY, HOUR)
         ]
-        taken.append(_seconds(lambda batches=batches: store.ledger.commit(batches, pen)))
+        taken.append(_seconds(lambda batches=batches: store.ledger.commit(batches, writer)))
         rows += sum(batch.rows for batch in batches)
         assert engine.process_id is not None
         memory.append(resident_mib(os.getpid()) + resident_mib(engine.process_id))
@@ -107,16 +108,16 @@ def measure(days: int = 30) -> dict[str, float]:
 
     def from_rows(since: int) -> float:
         def ask() -> object:
-            held = store.ledger.held(ACCOUNT, since, END)
-            return store.history.measured(held, by_namespace_and_day, Filters())
+            committed = store.ledger.committed(ACCOUNT, since, END)
+            return store.history.sums(committed, by_namespace_and_day, Filters())
 
         return _median_seconds(ask)
 
     month = from_rows(start)
     found |= {"rows_to_plain_sql": month / plain, "a_week_to_30_days": from_rows(END - 7 * DAY) / month}
-    store.summaries.rebuild(ACCOUNT, start, END, pen)
+    store.summaries.rebuild(ACCOUNT, start, END, writer)
     _settle(store)
-    summed = _median_seconds(lambda: store.summaries.measured(ACCOUNT, start, END, ("namespace",), Filters()))
+    summed = _median_seconds(lambda: store.summaries.sums(ACCOUNT, start, END, ("namespace",), Filters()))
     found |= {
         "summaries_to_plain_sql": summed / plain,
         "store_bytes_per_row": store.maintenance.bytes_on_disk() / rows,
@@ -127,7 +128,7 @@ def measure(days: int = 30) -> dict[str, float]:
 
 
 def _plain_sql(start: int, end: int) -> str:
-    """The sums of ``History.measured`` as somebody would write them who knows of no batches."""
+    """The sums of ``History.sums`` as somebody would write them who knows of no batches."""
     sums = ", ".join(f"sum({name})" for name in COST_COLUMNS)
     return (
         f"SELECT namespace, intDiv(toUInt32(hour), 86400) AS d, {sums} FROM k8s_allocations"

@@ -12,13 +12,13 @@ from typing import Any
 import click
 
 from metroculus.config import SETTINGS, MetroculusConfig, config_of
+from metroculus.dependencies import make_dependencies
 from metroculus.metroculus_api.server import make_app
 from metroculus.metroculus_worker.etcd_owners import EtcdOwners
 from metroculus.metroculus_worker.ownership import Owners
 from metroculus.metroculus_worker.server import make_worker
-from metroculus.parts import make_parts
+from metroculus.sources.errors import RegistryError
 from metroculus.sources.outbound.addresses import parse_upstream_url
-from metroculus.sources.registry.sqlite import RegistryError
 from metroculus.storage.engine import StoreError
 from metroculus.storage.jobs import DEFAULT_PARALLEL, MAX_PARALLEL
 from metroculus.storage.store import EMBEDDED, is_embedded
@@ -97,10 +97,10 @@ def serve(worker: bool, **flags: Any) -> None:
 
 async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None, with_worker: bool) -> None:
     stopped = stop_signal()
-    parts = make_parts(config)
+    dependencies = make_dependencies(config)
     worked = with_worker or not is_embedded(config.clickhouse_url or "")
-    service = make_app(config, parts=parts, worked=worked)
-    working = make_worker(config, parts, owners_of(config, etcd)) if with_worker else None
+    service = make_app(config, dependencies=dependencies, worked=worked)
+    working = make_worker(config, dependencies, owners_of(config, etcd)) if with_worker else None
     listener = listen(service.application, service.service, *config.listen, config.tls)
     if working is not None:
         metrics = listen(working.application, working.service, *working.config.listen)

@@ -19,12 +19,12 @@ from msgspec import Struct
 from tqdm import tqdm
 
 from metroculus.config import MetroculusConfig, WorkerConfig
+from metroculus.dependencies import make_dependencies
 from metroculus.metroculus_worker.backfill import Progress, bounds
 from metroculus.metroculus_worker.extract import RepairOrder
 from metroculus.metroculus_worker.ownership import Owners
 from metroculus.metroculus_worker.server import make_worker
 from metroculus.metroculus_worker.worker import NotOurs
-from metroculus.parts import make_parts
 from metroculus.storage.engine import StoreOwned
 from metroculus.storage.store import EMBEDDED, is_embedded
 from optscale_client.metroculus_client import Client, MetroculusError
@@ -155,21 +155,21 @@ async def _fill_here(
     parallel: int,
     why: str | None,
 ) -> int:
-    parts = make_parts(config)
-    service = make_worker(config, parts, owners)
+    dependencies = make_dependencies(config)
+    service = make_worker(config, dependencies, owners)
     order = RepairOrder(str(uuid4()), getpass.getuser(), why) if why else None
     bar = Bar("repairing" if why else "back-filling")
     try:
         first, last = bounds(*window, int(time.time()))
         if first >= last:
             raise click.ClickException("nothing to do: the start must be before the end, and hours must be over")
-        if (await parts.accounts.of(account)).kubecost is None and config.thanos_query_url is None:
+        if not (await dependencies.accounts.of(account)).any:
             raise click.ClickException("no cost source is configured for this account")
         return conclude(await service.worker.fill(account, (first, last), parallel, bar, order))
     finally:
         bar.close()
         service.worker.close()
-        parts.close()
+        dependencies.close()
 
 
 def _ask_owner(owner: Owner, account: str, window: tuple[int, int], parallel: int, why: str | None) -> int:
@@ -200,17 +200,17 @@ def _progress(job: dict[str, object]) -> Progress:
 async def work(config: MetroculusConfig, owners: Owners | None) -> None:
     """A worker by itself, until it is stopped."""
     stopped = stop_signal()
-    parts = make_parts(config)
-    service = make_worker(config, parts, owners)
+    dependencies = make_dependencies(config)
+    service = make_worker(config, dependencies, owners)
     settings = config.worker or WorkerConfig()
     try:
         listener = listen(service.application, service.service, *settings.listen)
     except OSError as problem:
-        parts.close()
+        dependencies.close()
         raise click.ClickException(str(problem)) from None
     service.start()
     click.echo(f"worker at {listener.url}/metrics")
     await stopped.wait()
     await service.stop()
     await listener.stop()
-    parts.close()
+    dependencies.close()

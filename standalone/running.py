@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from metroculus.config import MetroculusConfig, WorkerConfig
+from metroculus.dependencies import make_dependencies
 from metroculus.metroculus_api.server import Metroculus
 from metroculus.metroculus_api.server import make_app as make_metroculus
 from metroculus.metroculus_worker.server import WorkerService, make_worker
-from metroculus.parts import make_parts
 from metroculus.sources.outbound.addresses import AllowedAddresses
 from rest_api.rest_api_server.config import RestApiConfig
 from rest_api.rest_api_server.server import RestApi
@@ -104,9 +104,9 @@ def start(plan: Plan) -> Running:
         worker=WorkerConfig(listen=plan.worker_listen),
         access=plan.access,
     )
-    parts = make_parts(config, **more)
-    worker = make_worker(config, parts, **more) if parts.store is not None else None
-    metroculus = make_metroculus(config, parts=parts, worked=worker is not None, **more)
+    dependencies = make_dependencies(config, **more)
+    worker = make_worker(config, dependencies, **more) if dependencies.store is not None else None
+    metroculus = make_metroculus(config, dependencies=dependencies, worked=worker is not None, **more)
     first = listen(metroculus.application, metroculus.service, *plan.metroculus_listen)
     rest_api = make_rest_api(
         RestApiConfig(

@@ -68,7 +68,7 @@ class _Connection(socketserver.BaseRequestHandler):
             try:
                 self._query(self._read_query())
             except StoreError as failure:
-                self._exception(str(failure))
+                self._exception(str(failure), failure.code or UNKNOWN_ERROR)
             else:
                 write_varint(ServerPacketTypes.END_OF_STREAM, self.fout)
         self.fout.flush()
@@ -113,9 +113,9 @@ class _Connection(socketserver.BaseRequestHandler):
         for name, kind in columns:
             write_binary_str(name, self.fout), write_binary_str(kind, self.fout)
 
-    def _exception(self, text: str) -> None:
+    def _exception(self, text: str, code: int) -> None:
         write_varint(ServerPacketTypes.EXCEPTION, self.fout)
-        write_binary_int32(UNKNOWN_ERROR, self.fout)
+        write_binary_int32(code, self.fout)
         for part in ("DB::Exception", text, ""):
             write_binary_str(part, self.fout)
         write_binary_uint8(0, self.fout)

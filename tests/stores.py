@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from metroculus.cost_model.allocation import Allocation, Amounts, Costs, Egress, Usage
+from metroculus.cost_model.allocation import Allocation
+from metroculus.cost_model.components import Amounts, Costs, Egress, Usage
 from metroculus.storage.engine import StoreError
 from metroculus.storage.server import ServerEngine
 

@@ -5,14 +5,19 @@ A price is used for a component only where the upstream prices none of it, and t
 
 from __future__ import annotations
 
-from math import fsum
+from dataclasses import replace
 from typing import Annotated
 
-from msgspec import Meta, Struct
-from msgspec.structs import replace
+import numpy as np
+from msgspec import Meta, Struct, structs
 
-from metroculus.cost_model.allocation import IDLE, Allocation, Amounts
-from metroculus.cost_model.statement import AllocationReading
+from metroculus.cost_model.allocation import IDLE, Allocation
+from metroculus.cost_model.columns import LINE, Allocations, exact
+from metroculus.cost_model.components import Amounts, of_kind
+from metroculus.cost_model.reading import AllocationReading
+
+AMOUNT_OF = {one.field: one.name for one in of_kind("amount")}
+"""The measure of what is allocated of a component: core hours of cpu."""
 
 Price = Annotated[float, Meta(ge=0, le=1e6)]
 
@@ -32,12 +37,11 @@ class CustomPrices(Struct, frozen=True, forbid_unknown_fields=True):
 
 def unpriced(reading: AllocationReading, prices: CustomPrices) -> dict[str, float]:
     """The given prices of components that the upstream measured and did not price."""
-    allocations = list(reading.allocations())
+    allocations = reading.allocations()
     return {
         component: price
         for component, price in prices.by_component().items()
-        if any(getattr(a.amounts, component) for a in allocations)
-        and not any(getattr(a.costs, component) for a in allocations)
+        if allocations.line(AMOUNT_OF[component]).any() and not allocations.line(component).any()
     }
 
 
@@ -51,22 +55,27 @@ def with_prices(reading: AllocationReading, nodes: Amounts | None, prices: Custo
     wanted = unpriced(reading, prices)
     if not wanted:
         return reading
-    allocated = {name: fsum(getattr(a.amounts, name) for a in reading.allocations()) for name in wanted}
+    everything = reading.allocations()
+    allocated = {name: float(exact(everything.line(AMOUNT_OF[name]))) for name in wanted}
     idle = {name: getattr(nodes, name) - allocated[name] for name in wanted if nodes is not None and name != "pv"}
     sets = []
     for number, one in enumerate(reading.sets):
-        priced = [_priced(a, wanted, idle if number == 0 else {}) for a in one.allocations]
-        if number == 0 and idle and not any(a.special == IDLE for a in priced):
+        columns = one.columns
+        if number == 0 and idle and not columns.is_special(IDLE).any():
             bare = Allocation(name=IDLE, start=one.start, end=one.end)
-            priced.append(_priced(bare, wanted, idle))
-        sets.append(replace(one, allocations=tuple(priced)))
+            columns = Allocations.joined([columns, Allocations.of([bare])])
+        sets.append(replace(one, allocations=_priced(columns, wanted, idle if number == 0 else {})))
     unknown = () if nodes is not None else tuple(c for c in wanted if c != "pv")
     note = f"priced by the operator's own prices, for the source has none: {', '.join(sorted(wanted))}"
-    source = replace(reading.source, warnings=(*reading.source.warnings, note))
-    return replace(reading, source=source, sets=tuple(sets), missing=(*reading.missing, *unknown))
+    source = structs.replace(reading.source, warnings=(*reading.source.warnings, note))
+    return structs.replace(reading, source=source, sets=tuple(sets), missing=(*reading.missing, *unknown))
 
 
-def _priced(allocation: Allocation, wanted: dict[str, float], idle: dict[str, float]) -> Allocation:
-    amounts = idle if allocation.special == IDLE else {c: getattr(allocation.amounts, c) for c in wanted}
-    costs = {component: amounts.get(component, 0.0) * price for component, price in wanted.items()}
-    return replace(allocation, costs=replace(allocation.costs, **costs))
+def _priced(allocations: Allocations, wanted: dict[str, float], idle: dict[str, float]) -> Allocations:
+    """Amounts times prices; idle rows take what is idle."""
+    measures = allocations.measures.copy()
+    is_idle = allocations.is_special(IDLE)
+    for component, price in wanted.items():
+        amounts = allocations.line(AMOUNT_OF[component])
+        measures[LINE[component]] = np.where(is_idle, idle.get(component, 0.0), amounts) * price
+    return allocations.replaced(measures)

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import fsum
 from typing import Any, Literal
 
+import numpy as np
 from msgspec import Struct
 
 from metroculus.cost_model.assets import Asset
-from tools.window import DAY
+from metroculus.cost_model.columns import Allocations, sums_by
+from tools.window import DAY, Window
 
 HOURS_A_MONTH = 730
 CPU_UTILIZATION, RAM_UTILIZATION = 0.8, 0.85
@@ -245,3 +247,15 @@ def by_kind(recommendations: Sequence[Recommendation]) -> dict[str, float]:
     ]
     kinds = sorted({r.kind for r in counted})
     return {kind: potential(r for r in counted if r.kind == kind) for kind in kinds}
+
+
+def requested_by_node(allocations: Allocations, window: Window) -> dict[str, tuple[float, float]]:
+    """Average cores and bytes requested on each node, over the window."""
+    minutes = window.seconds / 60
+    requested = np.stack([allocations.line("cpu_request"), allocations.line("ram_request")])
+    nodes, sums = sums_by(allocations.texts["node"], requested)
+    return {
+        node: (cores / minutes, ram / minutes)
+        for node, (cores, ram) in zip(nodes, sums.T.tolist(), strict=True)
+        if node
+    }

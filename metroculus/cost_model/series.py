@@ -7,20 +7,11 @@ from datetime import UTC, datetime
 from math import fsum
 from typing import Literal
 
-from metroculus.cost_model.allocation import COMPONENTS, Costs
-from metroculus.cost_model.statement import Statement, Summary
+from metroculus.cost_model.components import CLUSTER_COMPONENTS, Costs
+from metroculus.cost_model.statement import Point, Statement
 from tools.window import DAY, HOUR, Window, iso
 
 StepName = Literal["hour", "day", "week", "month"]
-
-
-class Point(Summary, frozen=True, kw_only=True):
-    """One step: ``[start, end)`` in RFC 3339, every cost column of a summary, and whether it is known whole."""
-
-    start: str
-    end: str
-    complete: bool
-    idle_cost: float | None
 
 
 def steps(window: Window, step: StepName) -> list[Window]:
@@ -75,9 +66,11 @@ def stored_point(
     """
     gathered = list(parts)
     costs = Costs.sum(one for one, _ in gathered).by_component()
-    known = dict(zip((*COMPONENTS, "management"), (*costs, fsum(usd for _, usd in gathered)), strict=True))
+    known = dict(zip(CLUSTER_COMPONENTS, (*costs, fsum(usd for _, usd in gathered)), strict=True))
     lacking, apart = set(unknown), set(not_covered)
-    shown = {f"{name}_cost": None if name in lacking | apart else usd for name, usd in known.items()}
+    shown: dict[str, float | None] = {
+        f"{name}_cost": None if name in lacking | apart else usd for name, usd in known.items()
+    }
     return Point(
         start=iso(window.start),
         end=iso(window.end),

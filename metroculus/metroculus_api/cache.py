@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from metroculus.cost_model.statement import Source
+from metroculus.cost_model.reading import SourceReport
 from metroculus.sources.errors import DeadlineExceeded, SourceError
 from tools.deadline import Deadline
 from tools.tornado_service.prepared import Prepared, encode
@@ -48,7 +48,7 @@ class Sourced(Protocol):
     """An answer that names its sources, and says whether it is whole unless they say it all."""
 
     @property
-    def sources(self) -> tuple[Source, ...]: ...
+    def sources(self) -> tuple[SourceReport, ...]: ...
 
 
 Work = Callable[[Deadline], Awaitable[Sourced]]
@@ -277,7 +277,7 @@ def _everything(failure: SourceError) -> dict[str | None, str]:
     return {None: str(failure)}
 
 
-def _failing(sources: tuple[Source, ...]) -> dict[str | None, str]:
+def _failing(sources: tuple[SourceReport, ...]) -> dict[str | None, str]:
     """Why each source that failed cannot be had; of an answer that is not whole for another reason, all."""
     told: dict[str | None, str] = {
         source.name: source.error or f"the source answered {source.status.replace('_', ' ')}"

@@ -14,18 +14,17 @@ from metroculus.codes import (
     STORE_FAILED,
     UNREACHABLE,
 )
-from metroculus.sources.errors import BadAnswer, DeadlineExceeded, SourceError, Unreachable
-from metroculus.sources.registry.sqlite import RegistryError
+from metroculus.sources.errors import (
+    BadAnswer,
+    DeadlineExceeded,
+    NoMetricsSource,
+    NoSource,
+    RegistryError,
+    SourceError,
+    Unreachable,
+)
 from metroculus.storage.engine import StoreError, TooManyRows
 from tools.tornado_service.errors import ApiError
-
-
-class NoSource(Exception):
-    """No source could answer for this account."""
-
-
-class NoMetricsSource(Exception):
-    """No Thanos is configured."""
 
 
 class NoHistory(Exception):
@@ -38,10 +37,10 @@ class NoWorker(Exception):
 
 def map_error(error: BaseException) -> ApiError | None:
     """The one place where a source's failure becomes an HTTP outcome."""
-    if isinstance(error, NoSource):
-        return ApiError(NO_SOURCE)
     if isinstance(error, NoMetricsSource):
         return ApiError(NO_METRICS)
+    if isinstance(error, NoSource):
+        return ApiError(NO_SOURCE)
     if isinstance(error, NoHistory):
         return ApiError(NO_HISTORY)
     if isinstance(error, NoWorker):

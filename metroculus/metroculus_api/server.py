@@ -10,6 +10,7 @@ from tornado.web import Application
 
 from metroculus.codes import CODES
 from metroculus.config import MetroculusConfig
+from metroculus.dependencies import Dependencies, make_dependencies
 from metroculus.metroculus_api.cache import AnswerCache, CacheCollector
 from metroculus.metroculus_api.controllers.assets import InventoryController
 from metroculus.metroculus_api.controllers.backfills import BackfillsController
@@ -21,7 +22,6 @@ from metroculus.metroculus_api.controllers.sources import SourcesController
 from metroculus.metroculus_api.errors import map_error
 from metroculus.metroculus_api.secret import SecretKeeper
 from metroculus.metroculus_api.urls import routes
-from metroculus.parts import Parts, make_parts
 from tools.tornado_service.application import Service, make_application
 
 VERSION = "0.1.0"
@@ -34,29 +34,32 @@ class Metroculus:
     application: Application
     service: Service
     secret: SecretKeeper
-    parts: Parts
+    dependencies: Dependencies
     cache: AnswerCache
 
     def close(self) -> None:
         self.cache.close()
-        self.parts.close()
+        self.dependencies.close()
 
 
 def make_app(
-    config: MetroculusConfig, clock: Callable[[], float] = time.time, parts: Parts | None = None, worked: bool = False
+    config: MetroculusConfig,
+    clock: Callable[[], float] = time.time,
+    dependencies: Dependencies | None = None,
+    worked: bool = False,
 ) -> Metroculus:
     """Put the service together.
 
     Args:
-        parts: shared with a worker in the same process; made here otherwise.
+        dependencies: shared with a worker in the same process; made here otherwise.
         worked: whether a worker takes up back-fills that are asked for here.
 
     Raises:
         RegistryError, StoreError: where its files cannot be used.
     """
     secret = SecretKeeper(config.cluster_secret)
-    parts = parts or make_parts(config, clock)
-    http, store, accounts = parts.http, parts.store, parts.accounts
+    dependencies = dependencies or make_dependencies(config, clock)
+    http, store, accounts = dependencies.http, dependencies.store, dependencies.accounts
     savings = SavingsController(accounts)
 
     def ready() -> dict[str, str]:
@@ -96,4 +99,4 @@ def make_app(
         "slowdown": config.access.slowdown(),
         "deadline_seconds": config.kubecost_timeout,
     }
-    return Metroculus(make_application(service, routes(shared, controllers)), service, secret, parts, cache)
+    return Metroculus(make_application(service, routes(shared, controllers)), service, secret, dependencies, cache)

@@ -59,8 +59,8 @@ async def backfill(
         StoreError, LostOwnership
     """
     first, last = window
-    held = await store.run(store.ledger.held, account, first, last)
-    lacking = set(range(first, last, HOUR)) - (set() if order else set(held.hours))
+    committed = await store.run(store.ledger.committed, account, first, last)
+    lacking = set(range(first, last, HOUR)) - (set() if order else set(committed.hours))
     total = max(0, last - first) // HOUR
     progress = Progress(total=total, done=total - len(lacking))
     report(progress)

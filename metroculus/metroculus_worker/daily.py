@@ -7,7 +7,6 @@ from collections.abc import Callable
 from metroculus.cost_model.assets import Asset
 from metroculus.metroculus_worker.ownership import Owned
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.thanos.assets import assets_by_metrics
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
 from tools.window import DAY, SETTLING_SECONDS, Window
@@ -45,7 +44,7 @@ async def extract_assets(
         assets = await _read(accounts, account, Window.past(day, day + DAY), seconds_a_call)
         if assets and owned.still():
             batch = store.ledger.new_batch()
-            await store.run(store.assets.commit, account, day, assets, batch, now, owned.pen)
+            await store.run(store.assets.commit, account, day, assets, batch, now, owned.writer)
             written += 1
     return written
 
@@ -53,11 +52,7 @@ async def extract_assets(
 async def _read(accounts: Accounts, account: str, window: Window, seconds_a_call: float) -> tuple[Asset, ...]:
     """A day's assets; none where the source does not have them whole."""
     sources = await accounts.of(account)
-    deadline = Deadline(seconds_a_call)
-    if sources.kubecost is not None:
-        reading = await sources.kubecost.assets(window, deadline)
-        return reading.assets if reading.source.status == "ok" else ()
-    if sources.thanos is not None:
-        found, source = await assets_by_metrics(sources.thanos, account, window, deadline)
-        return found if source.status == "ok" else ()
-    return ()
+    if not sources.any:
+        return ()
+    reading = await sources.assets(window, Deadline(seconds_a_call))
+    return reading.assets if reading.source.status == "ok" else ()

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from metroculus.metroculus_worker.ownership import Owned
-from metroculus.storage.ledger import Pen
+from metroculus.storage.ledger import FencedWriter
 
 log = logging.getLogger("owners")
 
@@ -61,7 +61,7 @@ class EtcdOwners:
                 return None
         except Exception as problem:  # noqa: BLE001  (etcd3 raises grpc's own, its own and plain ones alike)
             raise OSError(f"etcd cannot be asked who owns a cluster: {type(problem).__name__}") from None
-        return _Leased(lease, Pen(fence), began, self._lease_seconds)
+        return _Leased(lease, FencedWriter(fence), began, self._lease_seconds)
 
     def close(self) -> None:
         self._client.close()
@@ -70,8 +70,8 @@ class EtcdOwners:
 class _Leased:
     """A lease that is kept alive by a thread of its own; it counts from before the call that renewed it."""
 
-    def __init__(self, lease: Any, pen: Pen, began: float, seconds: int) -> None:
-        self.pen = pen
+    def __init__(self, lease: Any, writer: FencedWriter, began: float, seconds: int) -> None:
+        self.writer = writer
         self._lease = lease
         self._seconds = seconds
         self._until = began + seconds

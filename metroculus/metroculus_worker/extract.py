@@ -8,21 +8,23 @@ from hashlib import blake2b
 from math import fsum
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from metroculus.cost_model.allocation import Allocation, Costs
-from metroculus.cost_model.hours import control, spread
-from metroculus.cost_model.statement import COVERAGE_THRESHOLD
+from metroculus.cost_model.columns import Allocations
+from metroculus.cost_model.components import Costs
+from metroculus.cost_model.reading import COVERAGE_THRESHOLD
+from metroculus.cost_model.settle import control, spread
 from metroculus.metroculus_worker.ownership import Owned
 from metroculus.metroculus_worker.plan import Stretch, closed
 from metroculus.sources.accounts import Accounts
+from metroculus.sources.choose import AccountSources, HourReading
 from metroculus.sources.errors import SourceError
-from metroculus.sources.hours import HourReading, HourSource, hour_source
+from metroculus.storage.blocks import NodeKind
 from metroculus.storage.gaps import Gap
 from metroculus.storage.jobs import Repair
 from metroculus.storage.ledger import HourBatch, Marker
-from metroculus.storage.rows import NodeKind
 from metroculus.storage.store import Store
 from tools.window import DAY, HOUR, SETTLING_SECONDS
 
@@ -84,41 +86,41 @@ class Extractor:
             StoreError: nothing of what was not committed is visible.
             LostOwnership
         """
-        source = hour_source(account, await self._accounts.of(account), self._timeout)
+        sources = await self._accounts.of(account)
         now = int(self._clock())
-        if source is None:
+        if not sources.any:
             return await self._with_gaps(account, dict.fromkeys(stretch.hours, "no cost source is configured"), now)
-        read = await source.hours(stretch.start, stretch.end)
+        read = await sources.hours(stretch.start, stretch.end, self._timeout)
         missing = dict(read.missing)
         whole = {h: r for h, r in read.hours.items() if not _still_filling(r, now)}
         missing |= {h: "the source has not filled this hour yet" for h in read.hours if h not in whole}
-        held = (await self._store.run(self._store.ledger.held, account, stretch.start, stretch.end)).hours
-        day, told_day = await self._day(source, stretch, len(whole))
+        committed = (await self._store.run(self._store.ledger.committed, account, stretch.start, stretch.end)).hours
+        day, told_day = await self._day(sources, stretch, len(whole))
         if not told_day:  # rows that do not follow the day's set must not replace rows that do
-            whole = {hour: reading for hour, reading in whole.items() if hour not in held}
+            whole = {hour: reading for hour, reading in whole.items() if hour not in committed}
         readings = [whole[hour] for hour in sorted(whole)]
         batches = await self._store.run(assemble, account, readings, day, now)
-        same = [held[b.hour] for b in batches if b.hour in held and held[b.hour].digest == b.digest]
-        changed = [b for b in batches if b.hour not in held or held[b.hour].digest != b.digest]
-        kept = [b.hour for b in changed if b.hour in held and closed(b.hour, now) and order is None]
+        same = [committed[b.hour] for b in batches if b.hour in committed and committed[b.hour].digest == b.digest]
+        changed = [b for b in batches if b.hour not in committed or committed[b.hour].digest != b.digest]
+        kept = [b.hour for b in changed if b.hour in committed and closed(b.hour, now) and order is None]
         changed = [b for b in changed if b.hour not in kept]
         if not owned.still():
             raise LostOwnership(account)
         if order is not None:  # first: a change that nobody knows of would be worse than one that did not come about
-            await self._audit(order, held, changed, now)
-        written = await self._store.run(self._store.ledger.commit, changed, owned.pen)
-        await self._store.run(self._store.ledger.confirm, account, same, owned.pen, now)
+            await self._audit(order, committed, changed, now)
+        written = await self._store.run(self._store.ledger.commit, changed, owned.writer)
+        await self._store.run(self._store.ledger.confirm, account, same, owned.writer, now)
         told = await self._with_gaps(account, missing, now)
         return replace(
             told, written=tuple(written), confirmed=tuple(m.hour for m in same), kept=tuple(kept), failure=read.failure
         )
 
-    async def _day(self, source: HourSource, stretch: Stretch, hours: int) -> tuple[dict[str, Costs] | None, bool]:
+    async def _day(self, sources: AccountSources, stretch: Stretch, hours: int) -> tuple[dict[str, Costs] | None, bool]:
         """The set of a day that is over and whose hours are all there, and whether it could be asked for."""
         if not stretch.whole or hours * HOUR != DAY:
             return None, True
         try:
-            return await source.day(stretch.start), True
+            return await sources.day(stretch.start, self._timeout), True
         except SourceError as failure:
             log.info("the set of a day could not be had: %s", failure)
             return None, False
@@ -130,13 +132,14 @@ class Extractor:
         return Outcome(missing=missing)
 
     async def _audit(
-        self, order: RepairOrder, held: Mapping[int, Marker], changed: Sequence[HourBatch], now: int
+        self, order: RepairOrder, committed: Mapping[int, Marker], changed: Sequence[HourBatch], now: int
     ) -> None:
         repairs = [
             Repair(
                 account=batch.account, hour=batch.hour, repair=order.id, who=order.who, why=order.why,
-                before=held[batch.hour].total if batch.hour in held else 0.0, after=fsum(batch.sums().values()),
-                before_batch=held[batch.hour].batch if batch.hour in held else 0, repaired_at=now,
+                before=committed[batch.hour].total if batch.hour in committed else 0.0,
+                after=fsum(batch.sums().values()),
+                before_batch=committed[batch.hour].batch if batch.hour in committed else 0, repaired_at=now,
             )
             for batch in changed
         ]  # fmt: skip
@@ -147,7 +150,7 @@ def assemble(
     account: str, readings: Sequence[HourReading], day: Mapping[str, Costs] | None, now: int
 ) -> list[HourBatch]:
     """What to store of hours, in order; with a day's own set they are all of its hours, and follow it."""
-    rows: Sequence[Sequence[Allocation]] = [sorted(reading.allocations, key=_by_name) for reading in readings]
+    rows: Sequence[Allocations] = [in_order(reading.allocations) for reading in readings]
     usd: Sequence[float] = (0.0,) * len(readings)
     agrees = True
     if day is not None:
@@ -184,13 +187,22 @@ def _still_filling(reading: HourReading, now: int) -> bool:
     return reading.seconds < COVERAGE_THRESHOLD * HOUR and now < over + SETTLING_SECONDS
 
 
-def _by_name(allocation: Allocation) -> tuple[str, ...]:
-    return (allocation.name, allocation.namespace, allocation.pod, allocation.container, allocation.node)
+_ORDER = ("name", "namespace", "pod", "container", "node")
 
 
-def digest(allocations: Sequence[Allocation], reading: HourReading, reconciled: bool) -> int:
+def in_order(allocations: Allocations) -> Allocations:
+    """The rows by their names: two readings that say the same are the same, whatever the order of their answers."""
+    ranks = [allocations.texts[field].ranked()[0] for field in reversed(_ORDER)]
+    return allocations.take(np.lexsort(ranks)) if len(allocations) else allocations
+
+
+def digest(allocations: Allocations, reading: HourReading, reconciled: bool) -> int:
     """A number that stands for everything that is stored of an hour."""
-    hashed = blake2b(_ENCODER.encode_lines(allocations), digest_size=8)
+    hashed = blake2b(digest_size=8)
+    for numbers in (allocations.measures, allocations.unknown, allocations.start, allocations.end):
+        hashed.update(np.ascontiguousarray(numbers).tobytes())
+    for field, column in sorted(allocations.texts.items()):
+        hashed.update(_ENCODER.encode((field, column.list())))
     besides = (
         reading.management, reading.seconds, reading.quarantined, reading.unknown, reading.not_covered, reconciled,
         sorted(reading.nodes.items()),

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from metroculus.storage.ledger import Pen
+from metroculus.storage.ledger import FencedWriter
 
 
 class Owned(Protocol):
     """A cluster that is ours until ``release``; ``still`` says whether it is."""
 
-    pen: Pen
+    writer: FencedWriter
 
     def still(self) -> bool: ...
 
@@ -59,7 +59,7 @@ class FileOwners:
         except BaseException:
             os.close(descriptor)
             raise
-        return _OwnedFile(descriptor, Pen(fence))
+        return _OwnedFile(descriptor, FencedWriter(fence))
 
     def close(self) -> None:
         return None
@@ -68,8 +68,8 @@ class FileOwners:
 class _OwnedFile:
     """The lock is the process's: it cannot be lost while it is held."""
 
-    def __init__(self, descriptor: int, pen: Pen) -> None:
-        self.pen = pen
+    def __init__(self, descriptor: int, writer: FencedWriter) -> None:
+        self.writer = writer
         self._descriptor: int | None = descriptor
 
     def still(self) -> bool:

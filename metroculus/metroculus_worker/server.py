@@ -18,10 +18,10 @@ from tornado.web import Application
 
 from metroculus.codes import CODES
 from metroculus.config import MetroculusConfig, WorkerConfig
+from metroculus.dependencies import Dependencies
 from metroculus.metroculus_worker.metrics import WorkerMetrics
 from metroculus.metroculus_worker.ownership import FileOwners, Owners
 from metroculus.metroculus_worker.worker import Worker
-from metroculus.parts import Parts
 from tools.tornado_service.application import Service, make_application
 
 log = logging.getLogger("worker")
@@ -97,20 +97,23 @@ class WorkerService:
 
 
 def make_worker(
-    config: MetroculusConfig, parts: Parts, owners: Owners | None = None, clock: Callable[[], float] = time.time
+    config: MetroculusConfig,
+    dependencies: Dependencies,
+    owners: Owners | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> WorkerService:
-    """Put the worker together over parts that are there already.
+    """Put the worker together over dependencies that are there already.
 
     Raises:
         ValueError: there is no store to keep history in.
     """
-    if parts.store is None:
+    if dependencies.store is None:
         raise ValueError("a worker needs a store")
     logging.getLogger("apscheduler").setLevel(logging.WARNING)  # a line a second says nothing
-    if parts.accounts.one_cluster:
+    if dependencies.accounts.one_cluster:
         log.warning("KUBECOST_ACCOUNT_ID is not set: history is kept only of accounts that were back-filled")
     settings = config.worker or WorkerConfig()
-    store = parts.store
+    store = dependencies.store
 
     def ready() -> dict[str, str]:
         states = {"store": "ok" if store.failed is None else "failing"}
@@ -122,10 +125,10 @@ def make_worker(
 
     service = Service("metroculus-worker", VERSION, CODES, ready, clock=clock)
     metrics = WorkerMetrics(service.registry)
-    parts.http.observers.append(metrics.called)
+    dependencies.http.observers.append(metrics.called)
     worker = Worker(
         store,
-        parts.accounts,
+        dependencies.accounts,
         owners or FileOwners(config.data_dir / "locks"),
         metrics,
         clock,

@@ -15,8 +15,7 @@ from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics, fresh
 from metroculus.metroculus_worker.ownership import Owned, Owners
 from metroculus.metroculus_worker.plan import CLOSED_AFTER_SECONDS, Stretch, due, last_complete_hour
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.errors import SourceError
-from metroculus.sources.registry.sqlite import RegistryError
+from metroculus.sources.errors import NoSource, RegistryError, SourceError
 from metroculus.storage.engine import StoreError
 from metroculus.storage.jobs import Backfill, State
 from metroculus.storage.store import Store
@@ -24,7 +23,7 @@ from tools.window import DAY, HOUR
 
 log = logging.getLogger("worker")
 
-FAILURES = (SourceError, StoreError, RegistryError, LostOwnership, OSError)
+FAILURES = (SourceError, NoSource, StoreError, RegistryError, LostOwnership, OSError)
 """What may fail of one cluster and leaves the others whole."""
 
 YOUNG_GAP_SECONDS = HOUR
@@ -94,7 +93,7 @@ class Worker:
             span = await self._store.run(self._store.ledger.span, account)
             if span is not None:
                 first = span[0] if everything else max(span[0], span[1] - CLOSED_AFTER_SECONDS - DAY)
-                await self._store.run(self._store.summaries.rebuild, account, first, span[1], owned.pen)
+                await self._store.run(self._store.summaries.rebuild, account, first, span[1], owned.writer)
 
         await self._each(await self._known(), one)
         try:
@@ -158,7 +157,7 @@ class Worker:
                 )
             except SourceError as failure:
                 log.warning("account %s: assets could not be had: %s", account, failure)
-            await self._store.run(self._store.summaries.rebuild, account, *whole, owned.pen)
+            await self._store.run(self._store.summaries.rebuild, account, *whole, owned.writer)
             await self._look(account, succeeded=progress.complete)
         return progress
 
@@ -199,10 +198,10 @@ class Worker:
         end = last_complete_hour(now)
         start = now - CLOSED_AFTER_SECONDS
         start -= start % DAY
-        held = await self._store.run(self._store.ledger.held, account, start, end)
+        committed = await self._store.run(self._store.ledger.committed, account, start, end)
         gaps = await self._store.run(self._store.gaps.of, account, start, end)
         failures = []
-        for stretch in due(start, now, held.hours, gaps):
+        for stretch in due(start, now, committed.hours, gaps):
             failures += await self._extract_one(account, owned, stretch)
         state = await self._look(account, succeeded=not failures)
         if failures:
@@ -220,9 +219,9 @@ class Worker:
         """How the cluster's open days stand now."""
         now = int(self._clock())
         start, end = now - now % HOUR - CLOSED_AFTER_SECONDS, last_complete_hour(now)
-        held = await self._store.run(self._store.ledger.held, account, start, end)
+        committed = await self._store.run(self._store.ledger.committed, account, start, end)
         asked = await self._store.run(self._store.gaps.of, account, start, end)
-        state = freshness(held.hours, asked, len(held.passed_over), end)
+        state = freshness(committed.hours, asked, len(committed.passed_over), end)
         self.states[account] = state
         self._metrics.stands(account, state, now, succeeded)
         return state

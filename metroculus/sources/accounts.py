@@ -1,15 +1,40 @@
-"""Which sources answer for an account: its own entry, the operator's Kubecost where that is the account's, Thanos."""
+"""Which sources an account has: its own entry, the operator's Kubecost where that is the account's, metrics.
+
+This is where a flavour of upstream is registered: ``FLAVOURS`` says how a source of each is made.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from metroculus.cost_model.prices import CustomPrices
+from metroculus.sources.choose import AccountSources
 from metroculus.sources.kubecost.client import Flavour, KubecostSource
+from metroculus.sources.outbound.addresses import AllowedAddresses, check_allowed, parse_upstream_url
 from metroculus.sources.outbound.http import SourceHttp, Upstream
-from metroculus.sources.registry.sqlite import SourceRegistry
-from metroculus.sources.thanos.client import ThanosSource
+from metroculus.sources.registry.sqlite import Credentials, SourceEntry, SourceRegistry
+from metroculus.sources.source import CostSource
+from metroculus.sources.thanos.client import Querier
+from metroculus.sources.thanos.source import MetricsSource
+
+__all__ = ["Accounts", "AllowedAddresses", "Credentials", "DefaultUpstream", "SourceEntry", "flavours"]
+
+Clock = Callable[[], float]
+MakeSource = Callable[[SourceHttp, Upstream, Clock], CostSource]
+
+PUSH = "push"
+"""The account's agent writes metrics and no upstream is asked."""
+
+FLAVOURS: dict[str, MakeSource] = {
+    "kubecost": lambda http, upstream, clock: KubecostSource(http, upstream, "kubecost", clock),
+    "opencost": lambda http, upstream, clock: KubecostSource(http, upstream, "opencost", clock),
+}
+"""How a source of each flavour is made; the names are what ``PUT kubecost_sources`` takes beside ``push``."""
+
+
+def flavours() -> tuple[str, ...]:
+    """What an entry's flavour may be."""
+    return (*FLAVOURS, PUSH)
 
 
 @dataclass(frozen=True)
@@ -21,13 +46,6 @@ class DefaultUpstream:
     flavour: Flavour | None = None
 
 
-@dataclass(frozen=True)
-class AccountSources:
-    kubecost: KubecostSource | None
-    thanos: ThanosSource | None
-    custom_prices: CustomPrices | None = None
-
-
 class Accounts:
     """Finds the sources of an account; a source that was made is kept, with what it found out about its upstream."""
 
@@ -35,16 +53,18 @@ class Accounts:
         self,
         registry: SourceRegistry,
         http: SourceHttp,
-        thanos: ThanosSource | None,
+        querier: Querier | None,
         default: DefaultUpstream | None,
-        clock: Callable[[], float],
+        clock: Clock,
+        makers: Mapping[str, MakeSource] | None = None,
     ) -> None:
         self.registry = registry
         self._http = http
-        self._thanos = thanos
+        self._querier = querier
         self._default = default
         self._clock = clock
-        self._made: dict[str, tuple[int, KubecostSource]] = {}
+        self._makers = FLAVOURS if makers is None else makers
+        self._made: dict[str, tuple[int, CostSource]] = {}
 
     @property
     def one_cluster(self) -> bool:
@@ -57,32 +77,56 @@ class Accounts:
         return sorted({*await self.registry.accounts(), *([own] if own is not None else [])})
 
     async def revision(self, account: str) -> int | None:
-        """What tells the account's source from any that it had or will have; None where it has none of its own."""
+        """A number that changes whenever the account's source entry changes; None where it has no source of its own."""
         return 0 if self._default_of(account) is not None else await self.registry.revision(account)
+
+    async def of(self, account: str) -> AccountSources:
+        """The account's sources, in order of authority.
+
+        Raises:
+            RegistryError
+        """
+        default = self._default_of(account)
+        behind = [MetricsSource(self._querier, account)] if self._querier is not None else []
+        if default is not None:
+            upstream = Upstream("the cost source", default.url, trusted=True)
+
+            def make() -> CostSource:
+                return KubecostSource(self._http, upstream, default.flavour, self._clock)
+
+            return AccountSources([self._kept(account if default.account else "", 0, make), *behind])
+        entry = await self.registry.get(account)
+        if entry is None or entry.flavour == PUSH:
+            self._made.pop(account, None)
+            return AccountSources(behind)
+        return AccountSources([self._own(entry), *behind], entry.credentials.custom_prices)
+
+    @staticmethod
+    async def checked_url(text: str, allowed: AllowedAddresses) -> str:
+        """An upstream's URL as it is stored.
+
+        Raises:
+            ValueError: it is none.
+            AddressRefused: the operator does not allow where it leads.
+        """
+        url = parse_upstream_url(text)
+        await check_allowed(url, allowed)
+        return url.text
 
     def _default_of(self, account: str) -> DefaultUpstream | None:
         """The operator's Kubecost, where it is the account's."""
         default = self._default
         return default if default is not None and default.account in (None, account) else None
 
-    async def of(self, account: str) -> AccountSources:
-        default = self._default_of(account)
-        if default is not None:
-            upstream = Upstream("the cost source", default.url, trusted=True)
-            kept = self._kept(account if default.account else "", 0, upstream, default.flavour)
-            return AccountSources(kept, self._thanos)
-        entry = await self.registry.get(account)
-        if entry is None or entry.flavour == "push":
-            self._made.pop(account, None)
-            return AccountSources(None, self._thanos)
+    def _own(self, entry: SourceEntry) -> CostSource:
         known = entry.credentials
-        upstream = Upstream("the cost source", entry.url, known.headers, known.ca, owner=account)
-        kept = self._kept(account, entry.revision, upstream, entry.flavour)
-        return AccountSources(kept, self._thanos, known.custom_prices)
+        owner = entry.cloud_account_id
+        upstream = Upstream("the cost source", entry.url, known.headers, known.ca, owner=owner)
+        return self._kept(owner, entry.revision, lambda: self._makers[entry.flavour](self._http, upstream, self._clock))
 
-    def _kept(self, key: str, revision: int, upstream: Upstream, flavour: Flavour | None) -> KubecostSource:
+    def _kept(self, key: str, revision: int, make: Callable[[], CostSource]) -> CostSource:
         kept = self._made.get(key)
         if kept is None or kept[0] != revision:
-            kept = (revision, KubecostSource(self._http, upstream, flavour, self._clock))
+            kept = (revision, make())
             self._made[key] = kept
         return kept[1]

@@ -7,6 +7,8 @@ class SourceError(Exception):
     """A source failed. The text is safe to show: no URL, no secret, nothing of the upstream's body."""
 
     retry_after: int | None = None
+    rank = 0
+    """Of several failures the highest is told."""
 
 
 class Unreachable(SourceError):
@@ -22,6 +24,8 @@ class BadAnswer(SourceError):
         status: of the HTTP answer, where that is what was wrong with it.
     """
 
+    rank = 2
+
     def __init__(self, text: str, status: int | None = None) -> None:
         super().__init__(text)
         self.status = status
@@ -34,6 +38,20 @@ class TooLarge(BadAnswer):
 class DeadlineExceeded(SourceError):
     """It did not answer in time."""
 
+    rank = 1
+
 
 class AddressRefused(SourceError):
     """The address is none that the operator allows."""
+
+
+class NoSource(Exception):
+    """The account has no source that could answer."""
+
+
+class NoMetricsSource(NoSource):
+    """The account has no source of metrics."""
+
+
+class RegistryError(Exception):
+    """The registry of sources or its key cannot be used; the text says what to do."""

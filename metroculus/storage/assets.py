@@ -9,9 +9,9 @@ import msgspec
 from msgspec import Struct
 
 from metroculus.cost_model.assets import Asset
+from metroculus.storage.columns import ASSET_DAYS, ASSETS
 from metroculus.storage.engine import Engine, literal, moment, numbers
-from metroculus.storage.ledger import Pen
-from metroculus.storage.schema import ASSET_DAYS, ASSETS
+from metroculus.storage.ledger import FencedWriter
 from metroculus.storage.versions import Versions
 from tools.window import DAY
 
@@ -39,7 +39,7 @@ class AssetDays:
         self.versions = Versions()
 
     def commit(
-        self, account: str, day: int, assets: Sequence[Asset], batch: int, fetched_at: int, pen: Pen
+        self, account: str, day: int, assets: Sequence[Asset], batch: int, fetched_at: int, writer: FencedWriter
     ) -> AssetDay:
         """Store what a cluster was made of on one UTC day.
 
@@ -51,7 +51,7 @@ class AssetDays:
             for asset in assets
         ]
         self._engine.insert(ASSETS.name, ASSETS.names, rows)
-        made = AssetDay(day, batch, pen.sequence(), len(rows), fsum(a.total_cost for a in assets), fetched_at)
+        made = AssetDay(day, batch, writer.sequence(), len(rows), fsum(a.total_cost for a in assets), fetched_at)
         row = (account, day, batch, made.sequence, made.rows, made.total, fetched_at)
         with self.versions.changing(account):
             self._engine.insert(ASSET_DAYS.name, ASSET_DAYS.names, [row])
@@ -65,15 +65,16 @@ class AssetDays:
         """
         where = f"account = {literal(account)} AND day >= {moment(start)} AND day <= {moment(end - DAY)}"
         marks = [
-            AssetDay(*row)
-            for row in self._engine.query(
-                f"SELECT toUInt32(day), batch, sequence, rows, total, fetched_at FROM {ASSET_DAYS.name} WHERE {where}"
+            AssetDay(row.pop("stamp"), **row)
+            for row in self._engine.rows(
+                "SELECT toUInt32(day) AS stamp, batch, sequence, rows, total, fetched_at"
+                f" FROM {ASSET_DAYS.name} WHERE {where}"
             )
         ]
         counts: dict[int, int] = {
-            batch: rows
-            for batch, rows in self._engine.query(
-                f"SELECT batch, count() FROM {ASSETS.name} WHERE {where} GROUP BY batch"
+            row["batch"]: row["there"]
+            for row in self._engine.rows(
+                f"SELECT batch, count() AS there FROM {ASSETS.name} WHERE {where} GROUP BY batch"
             )
         }
         found: dict[int, AssetDay] = {}
@@ -88,10 +89,11 @@ class AssetDays:
         Raises:
             StoreError
         """
-        rows = self._engine.query(
-            f"SELECT argMax(batch, sequence) FROM {ASSET_DAYS.name} WHERE account = {literal(account)} GROUP BY day"
+        rows = self._engine.rows(
+            f"SELECT argMax(batch, sequence) AS newest FROM {ASSET_DAYS.name}"
+            f" WHERE account = {literal(account)} GROUP BY day"
         )
-        newest = {int(row[0]) for row in rows}
+        newest = {int(row["newest"]) for row in rows}
         return newest | {day.batch for day in self.days(account, 0, END_OF_TIME).values()}
 
     def read(self, account: str, days: Sequence[AssetDay]) -> list[Asset]:
@@ -102,9 +104,9 @@ class AssetDays:
         """
         if not days:
             return []
-        rows = self._engine.query(
+        rows = self._engine.rows(
             f"SELECT asset FROM {ASSETS.name} WHERE account = {literal(account)}"
             f" AND day >= {moment(min(d.day for d in days))} AND day <= {moment(max(d.day for d in days))}"
             f" AND batch IN ({numbers([d.batch for d in days])}) ORDER BY day, total_cost DESC, name"
         )
-        return [_DECODER.decode(row[0]) for row in rows]
+        return [_DECODER.decode(row["asset"]) for row in rows]

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import msgspec
 
-from metroculus.storage import schema
+from metroculus.storage import arrow
 from metroculus.storage.embedded_process import BLOCK, DONE, FORMAT, OWNED, read_frame, write_frame
-from metroculus.storage.engine import Dialect, Engine, StoreError, StoreOwned, Value, literal
-from metroculus.storage.rows import Line
+from metroculus.storage.engine import Column, Dialect, Engine, StoreError, StoreOwned, Value, literal
+
+if TYPE_CHECKING:
+    from metroculus.storage.arrow import Buffer
 
 log = logging.getLogger("storage")
 
@@ -27,6 +31,7 @@ ANSWER_SECONDS = 150.0
 _ENCODER = msgspec.json.Encoder(enc_hook=str)
 """Kinds of text (ids) are text."""
 _ROW = msgspec.json.Decoder(list[Value])
+_NAMED_ROW = msgspec.json.Decoder(dict[str, Value])
 
 
 class EmbeddedEngine(Engine):
@@ -143,36 +148,43 @@ class EmbeddedEngine(Engine):
                     frame = self._read(process)
                 raise
             if frame[:1] != DONE:
-                raise StoreError(_first_line(frame[1:].decode("utf-8", "replace")))
+                text = frame[1:].decode("utf-8", "replace")
+                raise StoreError(_first_line(text), _code(text))
 
     def command(self, sql: str) -> None:
         for _ in self._ask("command", sql):
             pass
 
     def query(self, sql: str) -> Iterator[Sequence[Value]]:
-        for block in self._ask("stream" if sql.startswith("SELECT") else "query", sql):
+        for block in self._ask("query", sql):
             yield from _ROW.decode_lines(block)
+
+    def rows(self, sql: str) -> Iterator[dict[str, Value]]:
+        for block in self._ask("rows", sql):
+            yield from _NAMED_ROW.decode_lines(block)
+
+    def columns(self, sql: str) -> dict[str, Column]:
+        return arrow.columns_of(self._ask("columns", sql))
 
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
         if rows:
-            self._insert_file(f"INSERT INTO {table} ({', '.join(columns)}) FROM INFILE {{file}} FORMAT {FORMAT}", rows)
+            names = ", ".join(columns)
+            self._insert_file(
+                f"INSERT INTO {table} ({names}) FROM INFILE {{file}} FORMAT {FORMAT}", _ENCODER.encode_lines(rows)
+            )
 
-    def insert_lines(self, account: str, lines: Sequence[Line]) -> None:
-        if not lines:
-            return
-        made = ", ".join(column.line for column in schema.ALLOCATIONS.columns[1:])
+    def insert_columns(self, table: str, columns: Mapping[str, Column]) -> None:
+        names = ", ".join(columns)
         self._insert_file(
-            f"INSERT INTO {schema.ALLOCATIONS.name} SELECT {literal(account)}, {made}"
-            f" FROM file({{file}}, {literal(FORMAT)}, {literal(schema.LINE_STRUCTURE)})",
-            lines,
+            f"INSERT INTO {table} ({names}) FROM INFILE {{file}} FORMAT ArrowStream", arrow.stream_of(columns)
         )
 
-    def _insert_file(self, sql: str, rows: Sequence[object]) -> None:
-        """Hand a block over in a file beside the data: the engine reads it side by side, and a pipe cannot clog."""
+    def _insert_file(self, sql: str, content: Buffer) -> None:
+        """Hand a block over in a file beside the data: a pipe could clog, and the engine reads a file side by side."""
         file = self._folder / f"block-{uuid4().hex}"
         try:
             try:
-                file.write_bytes(_ENCODER.encode_lines(rows))
+                file.write_bytes(content)
             except OSError as problem:
                 raise StoreError(f"{self._folder}: {problem.strerror}") from None
             self.command(sql.replace("{file}", literal(str(file))))
@@ -187,3 +199,9 @@ class EmbeddedEngine(Engine):
 
 def _first_line(text: str) -> str:
     return text.strip().splitlines()[0][:300] if text.strip() else "unknown failure"
+
+
+def _code(text: str) -> int | None:
+    """ClickHouse's number of an error, as it begins its text."""
+    found = re.match(r"Code: (\d+)", text.strip())
+    return int(found[1]) if found else None

@@ -26,11 +26,15 @@ NOT_INSTALLED = "pip install 'metroculus[embedded]', or set CLICKHOUSE_URL to a 
 
 BLOCK, DONE, FAILED, OWNED = b"b", b"d", b"f", b"o"
 FORMAT = "JSONCompactEachRow"
+FORMATS = {"query": FORMAT, "rows": "JSONEachRow", "columns": "ArrowStream"}
+"""What an answer is written in, by the kind of question."""
 SETTINGS = (
     "SET max_query_size = 67108864, max_ast_elements = 5000000, max_expanded_ast_elements = 5000000,"
     " max_partitions_per_insert_block = 0, max_execution_time = 120, input_format_json_named_tuples_as_objects = 0,"
     " output_format_json_quote_denormals = 0, session_timezone = 'UTC', max_block_size = 65409,"
-    " input_format_parallel_parsing = 0"
+    " input_format_parallel_parsing = 0, output_format_arrow_compression_method = 'none',"
+    " output_format_arrow_low_cardinality_as_dictionary = 1,"
+    " output_format_arrow_use_signed_indexes_for_dictionary = 1"
 )
 _HEAD = struct.Struct("<I")
 
@@ -128,11 +132,11 @@ def main(folder: Path) -> None:
         while True:
             kind, sql = msgspec.msgpack.decode(questions.get(), type=tuple[str, str])
             try:
-                if kind == "stream":
-                    for block in session.send_query(sql, FORMAT):
+                if kind in FORMATS and sql.startswith("SELECT"):
+                    for block in session.send_query(sql, FORMATS[kind]):
                         write_frame(answers, BLOCK, block.bytes())
-                elif kind == "query":  # the engine streams nothing but SELECT
-                    write_frame(answers, BLOCK, session.query(sql, FORMAT).bytes())
+                elif kind in FORMATS:  # the engine streams nothing but SELECT
+                    write_frame(answers, BLOCK, session.query(sql, FORMATS[kind]).bytes())
                 else:
                     session.query(sql)
             except failures as problem:

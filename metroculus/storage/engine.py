@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
 
-from metroculus.storage.rows import Line
-
 Value = Any
 """Text, a number, or a list of either."""
+Column = Any
+"""An array of numbers, or ``Coded`` texts or lists of texts."""
 
 
 class StoreError(Exception):
-    """The store cannot be used now: down, full, slow, or what it holds cannot be read. The text holds no secret."""
+    """The store cannot be used now: down, full, slow, or what it holds cannot be read. The text holds no secret.
+
+    Args:
+        code: ClickHouse's own number of the error, where it answered with one.
+    """
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+ALREADY_THERE = frozenset({15, 44})
+"""ClickHouse's numbers for a column that is there already, on new servers and on the oldest."""
 
 
 class TooManyRows(StoreError):
@@ -69,15 +81,23 @@ class Engine(Protocol):
         ...
 
     def query(self, sql: str) -> Iterator[Sequence[Value]]:
-        """Rows of an answer, read in blocks."""
+        """Rows of an answer as they come, read in blocks; for questions by hand."""
+        ...
+
+    def rows(self, sql: str) -> Iterator[dict[str, Value]]:
+        """Rows of an answer by the names of its columns, read in blocks; for small answers."""
+        ...
+
+    def columns(self, sql: str) -> dict[str, Column]:
+        """A whole answer as columns by their names: arrays of numbers, ``Coded`` texts and lists of texts."""
         ...
 
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
         """Some rows, in one block; acknowledged when it returns."""
         ...
 
-    def insert_lines(self, account: str, lines: Sequence[Line]) -> None:
-        """Allocation rows of one account, in one block; acknowledged when it returns."""
+    def insert_columns(self, table: str, columns: Mapping[str, Column]) -> None:
+        """Rows as columns, in one block; acknowledged when it returns."""
         ...
 
     def close(self) -> None: ...

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from metroculus.storage.columns import GAPS
 from metroculus.storage.engine import Engine, literal, moment
-from metroculus.storage.schema import GAPS
 
 
 class Gap(Struct, frozen=True):
@@ -37,8 +37,8 @@ class Gaps:
         Raises:
             StoreError
         """
-        rows = self._engine.query(
-            f"SELECT toUInt32(hour) AS h, max(asked_at), argMax(reason, asked_at) FROM {GAPS.name}"
+        rows = self._engine.rows(
+            f"SELECT toUInt32(hour) AS h, max(asked_at) AS last, argMax(reason, asked_at) AS why FROM {GAPS.name}"
             f" WHERE account = {literal(account)} AND hour >= {moment(start)} AND hour < {moment(end)} GROUP BY h"
         )
-        return {row[0]: Gap(row[0], row[1], row[2]) for row in rows}
+        return {row["h"]: Gap(row["h"], row["last"], row["why"]) for row in rows}

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from math import fsum
+from operator import or_
 from typing import Any
 
+import numpy as np
 from msgspec import Struct
 
-from metroculus.cost_model.allocation import (
-    IDLE,
-    MANAGEMENT,
-    UNALLOCATED,
-    Allocation,
-    AllocationSet,
-    Amounts,
-    Costs,
-    Egress,
-    Filters,
-    Usage,
-    as_prometheus_spells,
-)
-from metroculus.storage.engine import Engine, TooManyRows, literal, moment, numbers
-from metroculus.storage.ledger import Held
-from metroculus.storage.schema import ALLOCATIONS, AMOUNT_COLUMNS, COST_COLUMNS, EGRESS_COLUMNS, USAGE_COLUMNS
+from metroculus.cost_model.allocation import IDLE, MANAGEMENT, UNALLOCATED, Filters, as_prometheus_spells
+from metroculus.cost_model.columns import NOTHING, TEXT_FIELDS, Allocations, Coded, label_key
+from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT, MEASURES, Costs, Usage, of_kind
+from metroculus.cost_model.reading import AllocationSet
+from metroculus.storage.columns import ALLOCATIONS, COST_COLUMNS, COSTS_AND_USAGE, MEASURE_COLUMNS
+from metroculus.storage.engine import Column, Engine, TooManyRows, literal, moment, numbers
+from metroculus.storage.ledger import CommittedHours
 from tools.window import HOUR
+
+__all__ = ["COSTS_AND_USAGE", "CostSums", "History"]
 
 MAX_ROWS = 500_000
 """Of one answer: a question that no summary shortens could otherwise take all the memory that there is."""
-
-COSTS_AND_USAGE = (*COST_COLUMNS, *USAGE_COLUMNS)
-MEASURES = (*COSTS_AND_USAGE, *EGRESS_COLUMNS, *AMOUNT_COLUMNS)
-"""What rows are summed by; a question takes ``COST_COLUMNS``, ``COSTS_AND_USAGE`` or all of it."""
 
 PROPERTIES = {
     "cluster": "cluster",
@@ -75,44 +67,50 @@ def filtered(filters: Filters) -> str:
     return "".join(f" AND {part}" for part in parts)
 
 
-class Measured(Struct, frozen=True, gc=False):
-    """One group: its keys, and the sums of its rows; money in USD."""
+class CostSums(Struct, frozen=True, gc=False):
+    """One group: its keys, and the sums of its rows; money in the account's currency."""
 
     keys: tuple[str | int, ...]
     costs: Costs
     management: float
-    egress: Egress
     usage: Usage
-    amounts: Amounts
+    unknown: int = 0
+    """The bits of the measures that some row of it lacks."""
 
     @property
     def total(self) -> float:
         return fsum((*self.costs.by_component(), self.management))
 
     @staticmethod
-    def read(keys: Sequence[Any], sums: Sequence[float]) -> Measured:
-        """Out of the sums of ``COST_COLUMNS``, ``COSTS_AND_USAGE`` or ``MEASURES``."""
-        costs, management = Costs(*sums[0:8]), sums[8]
-        usage = Usage(*sums[9:13]) if len(sums) > 9 else _NO_USAGE
-        egress, amounts = (Egress(*sums[13:16]), Amounts(*sums[16:20])) if len(sums) > 13 else (_NO_EGRESS, _NOTHING)
-        return Measured(tuple(keys), costs, management, egress, usage, amounts)
+    def read(keys: Sequence[str | int], row: Mapping[str, Any]) -> CostSums:
+        """Out of the sums that ``sums_of`` asked for."""
+        usage = Usage(*(row[SUM + one.name] for one in USAGE)) if SUM + USAGE[0].name in row else _NO_USAGE
+        costs = Costs(*(row[SUM + name] for name in COMPONENTS))
+        return CostSums(tuple(keys), costs, row[SUM + MANAGEMENT_COMPONENT], usage, int(row.get(UNKNOWN, 0)))
 
 
-_NO_USAGE, _NO_EGRESS, _NOTHING = Usage(), Egress(), Amounts()
+SUM = "sum_"
+UNKNOWN = "unknown_bits"
+USAGE = of_kind("usage")
+_NO_USAGE = Usage()
 
 
-def sums_of(measures: Sequence[str], held: Held | None = None) -> str:
+def sums_of(measures: Sequence[str], committed: CommittedHours | None = None) -> str:
     """Sums to select; a cost that no committed hour has any of is 0, for a column of zeros takes as long to read."""
-    there = {name for marker in held.hours.values() for name in marker.components} if held else set(measures)
-    return ", ".join(f"sumKahan({name})" if name in there or name not in COST_COLUMNS else "0." for name in measures)
+    there = {name for marker in committed.hours.values() for name in marker.components} if committed else set(measures)
+    sums = [
+        f"{f'sumKahan({name})' if name in there or name not in COST_COLUMNS else '0.'} AS {SUM}{name}"
+        for name in measures
+    ]
+    return ", ".join((*sums, f"groupBitOr(unknown) AS {UNKNOWN}"))
 
 
-def where_held(held: Held) -> str:
+def where_committed(committed: CommittedHours) -> str:
     """The condition that lets through the rows of the committed batches alone."""
-    hours = held.hours
-    first, last = min(hours, default=held.start), max(hours, default=held.start)
+    hours = committed.hours
+    first, last = min(hours, default=committed.start), max(hours, default=committed.start)
     return (
-        f"account = {literal(held.account)} AND hour >= {moment(first)} AND hour <= {moment(last)}"
+        f"account = {literal(committed.account)} AND hour >= {moment(first)} AND hour <= {moment(last)}"
         f" AND batch IN ({numbers([marker.batch for marker in hours.values()])})"
     )
 
@@ -123,7 +121,7 @@ class History:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def allocations(self, held: Held, properties: Sequence[str]) -> tuple[AllocationSet, float | None]:
+    def allocations(self, committed: CommittedHours, properties: Sequence[str]) -> tuple[AllocationSet, float | None]:
         """All hours as one set, by ``properties``, and their management cost (None where no hour has any).
 
         The set knows how much of the time was seen: its hull may have holes.
@@ -132,34 +130,28 @@ class History:
             StoreError
         """
         asked = list(dict.fromkeys(properties))
+        named = ", ".join(["owned", "namespace", *(f"{expression(name)} AS k{n}" for n, name in enumerate(asked))])
         grouped = ", ".join(["owned", "namespace", *(f"k{number}" for number in range(len(asked)))])
-        named = ", ".join(["owned", "namespace", *(f"{expression(n)} AS k{i}" for i, n in enumerate(asked))])
         services = "arraySort(any(services))" if "pod" in asked else "emptyArrayString()"
-        rows = self._engine.query(
-            f"SELECT {named}, {services}, min(ran_from), max(ran_until), {sums_of(MEASURES, held)}"
-            f" FROM {ALLOCATIONS.name} WHERE {where_held(held)} GROUP BY {grouped}"
+        found = self._engine.columns(
+            f"SELECT {named}, {services} AS served, min(ran_from) AS since, max(ran_until) AS until,"
+            f" {sums_of(MEASURE_COLUMNS, committed)} FROM {ALLOCATIONS.name} WHERE {where_committed(committed)}"
+            f" GROUP BY {grouped}"
         )
-        found: list[Allocation] = []
-        management: list[float] = []
-        for owned, namespace, *rest in rows:
-            values, (served, since, until, *sums) = rest[: len(asked)], rest[len(asked) :]
-            one = Measured.read((), sums)
-            if namespace == MANAGEMENT and not owned:
-                management.append(one.management)
-                continue
-            found.append(
-                _allocation(bool(owned), namespace, dict(zip(asked, values, strict=True)), served, since, until, one)
-            )
-        hours = held.hours
-        start, end = min(hours, default=held.start), max(hours, default=held.start - HOUR) + HOUR
+        hours = committed.hours
+        start, end = min(hours, default=committed.start), max(hours, default=committed.start - HOUR) + HOUR
         seconds = sum(marker.seconds for marker in hours.values())
         quarantined = sum(marker.quarantined for marker in hours.values())
-        told = AllocationSet(start, end, tuple(found), quarantined, seconds=seconds)
-        return told, fsum(management) if management else None
+        allocations, management = _read(found, asked)
+        return AllocationSet(start, end, allocations, quarantined, seconds=seconds), management
 
-    def measured(
-        self, held: Held, group_by: Sequence[str], filters: Filters, measures: Sequence[str] = COST_COLUMNS
-    ) -> list[Measured]:
+    def sums(
+        self,
+        committed: CommittedHours,
+        group_by: Sequence[str],
+        filters: Filters,
+        measures: Sequence[str] = COST_COLUMNS,
+    ) -> list[CostSums]:
         """Sums of the rows by properties and by ``hour``, ``day`` or ``month`` (their first second).
 
         Special entities keep their own name under every property but labels.
@@ -167,14 +159,15 @@ class History:
         Raises:
             TooManyRows, StoreError
         """
-        if not held.hours:
+        if not committed.hours:
             return []
         chosen, group = grouped_by([grouping(name) for name in group_by])
-        rows = self._engine.query(
-            f"SELECT {chosen}{sums_of(measures, held)} FROM {ALLOCATIONS.name}"
-            f" WHERE {where_held(held)}{filtered(filters)}{group} LIMIT {MAX_ROWS + 1}"
+        keys = [f"k{number}" for number in range(len(group_by))]
+        rows = self._engine.rows(
+            f"SELECT {chosen}{sums_of(measures, committed)} FROM {ALLOCATIONS.name}"
+            f" WHERE {where_committed(committed)}{filtered(filters)}{group} LIMIT {MAX_ROWS + 1}"
         )
-        found = [Measured.read(row[: len(group_by)], row[len(group_by) :]) for row in rows]
+        found = [CostSums.read([row[key] for key in keys], row) for row in rows]
         if len(found) > MAX_ROWS:
             raise TooManyRows(f"more than {MAX_ROWS} rows")
         return found
@@ -207,57 +200,76 @@ def grouping(name: str) -> str:
     return f"if(owned = 1, if({expression(name)} = '', {literal(UNALLOCATED)}, {expression(name)}), namespace)"
 
 
-def by_key(measured: Sequence[Measured]) -> list[Measured]:
+def by_key(sums: Sequence[CostSums]) -> list[CostSums]:
     """Groups of the same keys, out of several answers, as one."""
-    groups: dict[tuple[str | int, ...], list[Measured]] = defaultdict(list)
-    for one in measured:
+    groups: dict[tuple[str | int, ...], list[CostSums]] = defaultdict(list)
+    for one in sums:
         groups[one.keys].append(one)
-    return [members[0] if len(members) == 1 else _summed(keys, members) for keys, members in sorted(groups.items())]
+    return [members[0] if len(members) == 1 else _added(keys, members) for keys, members in sorted(groups.items())]
 
 
-def _summed(keys: tuple[str | int, ...], members: Sequence[Measured]) -> Measured:
-    egress = Egress(*(fsum(getattr(m.egress, name) for m in members) for name in ("internet", "region", "zone")))
-    amounts = Amounts(*(fsum(getattr(m.amounts, name) for m in members) for name in ("cpu", "ram", "gpu", "pv")))
-    return Measured(
+def _added(keys: tuple[str | int, ...], members: Sequence[CostSums]) -> CostSums:
+    return CostSums(
         keys,
         Costs.sum(m.costs for m in members),
         fsum(m.management for m in members),
-        egress,
-        Usage.sum(m.usage for m in members),
-        amounts,
+        Usage(*(fsum(getattr(m.usage, one.field) for m in members) for one in USAGE)),
+        reduce(or_, (m.unknown for m in members), 0),
     )
 
 
-def _allocation(
-    owned: bool, namespace: str, values: dict[str, str], served: Sequence[str], since: int, until: int, one: Measured
-) -> Allocation:
-    """A stored group as an allocation; what no namespace owns gets its special name back."""
-    named: dict[str, Any] = {
-        field: values[name]
-        for name, field in (
-            ("cluster", "cluster"),
-            ("controller", "controller"),
-            ("controllerKind", "controller_kind"),
-            ("pod", "pod"),
-            ("container", "container"),
-            ("node", "node"),
-        )
-        if name in values
-    }
-    labels = {name.partition(":")[2]: value for name, value in values.items() if name[:6] == "label:" and value}
-    notes = {name.partition(":")[2]: value for name, value in values.items() if name[:11] == "annotation:" and value}
-    services = tuple(served) or ((values["service"],) if values.get("service") else ())
-    return Allocation(
-        name="/".join([namespace, *values.values()]) if owned else namespace,
-        namespace="" if namespace == IDLE and not owned else namespace,
-        services=services,
-        labels=labels,
-        annotations=notes,
-        start=since,
-        end=until,
-        costs=one.costs,
-        egress=one.egress,
-        usage=one.usage,
-        amounts=one.amounts,
-        **named,
+_FIELDS = {"controllerKind": "controller_kind"} | {
+    name: name for name in ("cluster", "controller", "pod", "container", "node")
+}
+
+
+def _read(found: Mapping[str, Column], asked: Sequence[str]) -> tuple[Allocations, float | None]:
+    """Stored groups as allocations, what no namespace owns under its special name again; and management."""
+    if not found or not len(found["owned"]):
+        return NOTHING, None
+    owned = found["owned"].astype(bool)
+    keys = {name: found[f"k{number}"] for number, name in enumerate(asked)}
+    named = {field: keys[name] for name, field in _FIELDS.items() if name in keys}
+    count = len(owned)
+    texts: dict[str, Coded[Any]] = {field: named.get(field, Coded.same("", count)) for field in TEXT_FIELDS}
+    texts["name"] = _names(owned, found["namespace"], list(keys.values()))
+    texts["namespace"] = _without_idle(owned, found["namespace"])
+    texts["services"] = _services(found["served"], keys.get("service"))
+    for kind in ("label", "annotation"):
+        of_kind_ = {name.partition(":")[2]: column for name, column in keys.items() if name.startswith(f"{kind}:")}
+        texts[f"{kind}s"] = _label_sets(of_kind_, count)
+    measures = np.stack([found[SUM + one.name] for one in MEASURES]).astype(np.float64)
+    rows = Allocations(
+        measures, found[UNKNOWN].astype(np.uint64), found["since"].astype(np.int64), found["until"].astype(np.int64),
+        texts,
+    )  # fmt: skip
+    is_management = ~owned & found["namespace"].map(lambda name: name == MANAGEMENT, bool)
+    usd = found[SUM + MANAGEMENT_COMPONENT][is_management]
+    return rows.take(~is_management), fsum(usd.tolist()) if is_management.any() else None
+
+
+def _names(owned: Any, namespaces: Coded[str], keys: Sequence[Coded[str]]) -> Coded[str]:
+    parts = zip(namespaces.list(), *(key.list() for key in keys), strict=True)
+    return Coded.of("/".join(one) if ours else one[0] for one, ours in zip(parts, owned.tolist(), strict=True))
+
+
+def _without_idle(owned: Any, namespaces: Coded[str]) -> Coded[str]:
+    """Idle has no namespace; its name says what it is."""
+    names = zip(namespaces.list(), owned.tolist(), strict=True)
+    return Coded.of("" if name == IDLE and not ours else name for name, ours in names)
+
+
+def _services(served: Coded[tuple[str, ...]], asked: Coded[str] | None) -> Coded[tuple[str, ...]]:
+    if asked is None:
+        return served
+    both = zip(served.list(), asked.list(), strict=True)
+    return Coded.of(many or ((one,) if one else ()) for many, one in both)
+
+
+def _label_sets(columns: Mapping[str, Coded[str]], count: int) -> Coded[dict[str, str]]:
+    if not columns:
+        return Coded.same({}, count)
+    rows = zip(*(column.list() for column in columns.values()), strict=True)
+    return Coded.of(
+        ({name: value for name, value in zip(columns, row, strict=True) if value} for row in rows), label_key
     )

@@ -9,8 +9,8 @@ from uuid import uuid4
 from msgspec import Struct
 from msgspec.structs import replace
 
+from metroculus.storage.columns import AUDIT, BACKFILLS
 from metroculus.storage.engine import Engine, literal
-from metroculus.storage.schema import AUDIT, BACKFILLS
 
 State = Literal["queued", "running", "done", "incomplete", "failed"]
 DEFAULT_PARALLEL, MAX_PARALLEL = 2, 8
@@ -90,11 +90,9 @@ class Jobs:
         return next_one
 
     def _write(self, job: Backfill) -> None:
-        row = [
-            job.id, job.sequence, job.account, job.first, job.last, job.state, int(job.repair), job.parallel,
-            job.hours_total, job.hours_done, job.hours_missing, job.reason, job.asked_at, job.updated_at,
-        ]  # fmt: skip
-        self._engine.insert(BACKFILLS.name, BACKFILLS.names, [row])
+        row = [getattr(job, name) for name in BACKFILLS.names if name != "repair"]
+        names = [name for name in BACKFILLS.names if name != "repair"]
+        self._engine.insert(BACKFILLS.name, [*names, "repair"], [[*row, int(job.repair)]])
 
     def get(self, id: str) -> Backfill | None:
         found = self._read(f"WHERE id = {literal(id)}")
@@ -107,8 +105,7 @@ class Jobs:
     def _read(self, where: str) -> list[Backfill]:
         newest: dict[str, Backfill] = {}
         columns = ", ".join(BACKFILLS.names)
-        for row in self._engine.query(f"SELECT {columns} FROM {BACKFILLS.name} {where}"):
-            fields = dict(zip(BACKFILLS.names, row, strict=True))
+        for fields in self._engine.rows(f"SELECT {columns} FROM {BACKFILLS.name} {where}"):
             job = Backfill(**fields | {"repair": bool(fields["repair"])})
             if job.id not in newest or job.sequence > newest[job.id].sequence:
                 newest[job.id] = job
@@ -129,8 +126,8 @@ class Jobs:
         Raises:
             StoreError
         """
-        columns = ", ".join("toUInt32(hour) AS h" if name == "hour" else name for name in AUDIT.names)
-        rows = self._engine.query(
-            f"SELECT {columns} FROM {AUDIT.name} WHERE account = {literal(account)} ORDER BY repaired_at, h"
+        columns = ", ".join("toUInt32(hour) AS stamp" if name == "hour" else name for name in AUDIT.names)
+        rows = self._engine.rows(
+            f"SELECT {columns} FROM {AUDIT.name} WHERE account = {literal(account)} ORDER BY repaired_at, stamp"
         )
-        return [Repair(**dict(zip(AUDIT.names, row, strict=True))) for row in rows]
+        return [Repair(hour=row.pop("stamp"), **row) for row in rows]

@@ -14,25 +14,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b
-from itertools import islice
 from math import fsum
-from operator import attrgetter
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from metroculus.cost_model.allocation import COMPONENTS, Allocation
-from metroculus.storage.engine import Engine, literal, moment, numbers
-from metroculus.storage.rows import BLOCK_ROWS, Line, NodeKind, lines_of
-from metroculus.storage.schema import ALLOCATIONS, EXTRACTIONS
+from metroculus.cost_model.allocation import Allocation
+from metroculus.cost_model.columns import Allocations, exact
+from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT
+from metroculus.storage.blocks import NodeKind, blocks_of
+from metroculus.storage.columns import ALLOCATIONS, EXTRACTIONS
+from metroculus.storage.engine import Column, Engine, literal, moment, numbers
 from metroculus.storage.versions import Versions
 from tools.window import HOUR
 
 log = logging.getLogger("ledger")
 
 COUNTER_BITS = 32
-_READ_COST = {name: attrgetter(name) for name in COMPONENTS}
 
 BLOCKS_AT_ONCE = 2
 COUNTED_KEPT = 100_000
@@ -65,6 +64,11 @@ class HourBatch(Struct, frozen=True, kw_only=True):
     fetched_at: int = 0
     digest: int = 0
     """Of what was read, to tell whether a later reading differs."""
+    currency: str = "USD"
+    covered: Mapping[str, int] = {}
+    """Seconds of the hour that are known of a component, where they are fewer than ``seconds``."""
+    residual_bound: float = 0.0
+    """How far the hour may be from the truth, where it is not reconciled."""
 
     @property
     def rows(self) -> int:
@@ -72,13 +76,9 @@ class HourBatch(Struct, frozen=True, kw_only=True):
 
     def sums(self) -> dict[str, float]:
         """USD by cost column, of the columns that have any."""
-        costs: dict[str, float] = {}
-        every = [a.costs for a in self.allocations]
-        for name, read in _READ_COST.items():
-            column = list(map(read, every))
-            if any(column):
-                costs[name] = fsum(column)
-        return costs | ({"management": self.management} if self.management else {})
+        costs = Allocations.of(self.allocations).costs
+        sums = {name: float(exact(line)) for name, line in zip(COMPONENTS, costs, strict=True) if line.any()}
+        return sums | ({MANAGEMENT_COMPONENT: self.management} if self.management else {})
 
 
 class Marker(Struct, frozen=True, gc=False):
@@ -100,13 +100,18 @@ class Marker(Struct, frozen=True, gc=False):
     not_covered: tuple[str, ...]
     fetched_at: int
     digest: int
+    currency: str = "USD"
+    partly_covered: tuple[str, ...] = ()
+    """Components that are known of less than ``seconds`` of the hour, and of how many in ``partly_covered_seconds``."""
+    partly_covered_seconds: tuple[int, ...] = ()
+    residual_bound: float = 0.0
 
     @property
     def fence(self) -> int:
         return self.sequence >> COUNTER_BITS
 
 
-class Held(Struct, frozen=True):
+class CommittedHours(Struct, frozen=True):
     """The committed hours of an account in ``[start, end)``, by hour, and the markers that were passed over."""
 
     account: str
@@ -148,8 +153,8 @@ def choose(markers: Iterable[Marker], counts: Mapping[int, int]) -> tuple[dict[i
     return dict(sorted(winners.items())), tuple(passed)
 
 
-class Pen:
-    """A right to write, with its fence; every batch gets a sequence above all that this pen wrote before."""
+class FencedWriter:
+    """A right to write, with its fence; every batch gets a sequence above all that this writer wrote before."""
 
     def __init__(self, fence: int) -> None:
         if not 0 < fence < 1 << COUNTER_BITS:
@@ -176,7 +181,7 @@ class Ledger:
         self._counted: dict[int, int] = {}
         """Rows of batches that were found whole, where nobody else could take any away since."""
 
-    def commit(self, batches: Sequence[HourBatch], pen: Pen) -> list[Marker]:
+    def commit(self, batches: Sequence[HourBatch], writer: FencedWriter) -> list[Marker]:
         """Store hours of one account; when it returns they are there, whole, and survive the process.
 
         Raises:
@@ -188,57 +193,53 @@ class Ledger:
         if len(accounts) != 1:
             raise ValueError("batches of one account at a time")
         numbered = [(batch, self.new_batch()) for batch in batches]
-        lines = (
-            line
-            for batch, number in numbered
-            for line in lines_of(batch.hour, number, batch.allocations, batch.management, batch.nodes)
-        )
         account = accounts.pop()
-        with self._inserting(account, lines):
-            markers = [_marker(one, number, pen.sequence()) for one, number in numbered]
+        with self._inserting(blocks_of(account, numbered)):
+            markers = [_marker(one, number, writer.sequence()) for one, number in numbered]
         with self.versions.changing(account):
             self._mark(account, markers)
         return markers
 
     @contextmanager
-    def _inserting(self, account: str, lines: Iterator[Line]) -> Iterator[None]:
-        """Rows in blocks: while the engine takes one, the next is made; no more than two are ever held."""
+    def _inserting(self, blocks: Iterator[dict[str, Column]]) -> Iterator[None]:
+        """Rows in blocks: while the engine takes one, the next is made; no more than two are ever in memory."""
         with ThreadPoolExecutor(BLOCKS_AT_ONCE) as hands:
             pending: deque[Future[None]] = deque()
-            for block in _blocks(lines):
+            for block in blocks:
                 if len(pending) == BLOCKS_AT_ONCE:
                     pending.popleft().result()
-                pending.append(hands.submit(self._engine.insert_lines, account, block))
+                pending.append(hands.submit(self._engine.insert_columns, ALLOCATIONS.name, block))
             yield
             for one in pending:
                 one.result()
 
-    def confirm(self, account: str, markers: Sequence[Marker], pen: Pen, fetched_at: int) -> None:
+    def confirm(self, account: str, markers: Sequence[Marker], writer: FencedWriter, fetched_at: int) -> None:
         """Say that hours were read again and are as they were: the same batches under a newer sequence."""
-        again = [replace(m, sequence=pen.sequence(), fetched_at=fetched_at) for m in markers]
+        again = [replace(m, sequence=writer.sequence(), fetched_at=fetched_at) for m in markers]
         self._mark(account, again)
 
     def _mark(self, account: str, markers: Sequence[Marker]) -> None:
-        rows = [(account, *(_stored(getattr(m, name)) for name in EXTRACTIONS.names[1:])) for m in markers]
-        self._engine.insert(EXTRACTIONS.name, EXTRACTIONS.names, rows)
+        names = Marker.__struct_fields__
+        rows = [(account, *(_stored(getattr(m, name)) for name in names)) for m in markers]
+        self._engine.insert(EXTRACTIONS.name, ("account", *names), rows)
 
-    def held(self, account: str, start: int, end: int) -> Held:
+    def committed(self, account: str, start: int, end: int) -> CommittedHours:
         """The committed hours that lie wholly in ``[start, end)``.
 
         Raises:
             StoreError
         """
         if end - start < HOUR:
-            return Held(account, start, end, {})
+            return CommittedHours(account, start, end, {})
         where = f"account = {literal(account)} AND hour >= {moment(start)} AND hour <= {moment(end - HOUR)}"
         markers = list(self._markers(where))
         if not markers:
-            return Held(account, start, end, {})
+            return CommittedHours(account, start, end, {})
         counts = self._counts(where, markers)
         winners, passed = choose(markers, counts)
         if passed:
             log.error("%d batches of account %s are not whole and were passed over", len(passed), account)
-        return Held(account, start, end, winners, passed)
+        return CommittedHours(account, start, end, winners, passed)
 
     def _counts(self, where: str, markers: Sequence[Marker]) -> Mapping[int, int]:
         """Rows that are there, by batch."""
@@ -247,10 +248,10 @@ class Ledger:
         if not unknown:
             return known
         counts: dict[int, int] = {
-            batch: rows
-            for batch, rows in self._engine.query(
-                f"SELECT batch, count() FROM {ALLOCATIONS.name} WHERE {where} AND batch IN ({numbers(unknown)})"
-                f" GROUP BY hour, batch{self._engine.dialect.in_order}"
+            row["batch"]: row["there"]
+            for row in self._engine.rows(
+                f"SELECT batch, count() AS there FROM {ALLOCATIONS.name} WHERE {where}"
+                f" AND batch IN ({numbers(unknown)}) GROUP BY hour, batch{self._engine.dialect.in_order}"
             )
         }
         if self._engine.alone:
@@ -270,28 +271,33 @@ class Ledger:
         return newest
 
     def _markers(self, where: str) -> Iterator[Marker]:
-        columns = ", ".join(f"toUInt32({name})" if name == "hour" else name for name in EXTRACTIONS.names[1:])
-        for row in self._engine.query(f"SELECT {columns} FROM {EXTRACTIONS.name} WHERE {where}"):
+        columns = ", ".join(name for name in Marker.__struct_fields__ if name != "hour")
+        for row in self._engine.rows(
+            f"SELECT toUInt32(hour) AS stamp, {columns} FROM {EXTRACTIONS.name} WHERE {where}"
+        ):
             yield _read_marker(row)
 
     def highest_fence(self) -> int:
         """The highest fence that ever wrote; a new one starts above it."""
-        rows = list(self._engine.query(f"SELECT count(), max(sequence) FROM {EXTRACTIONS.name}"))
-        return int(rows[0][1]) >> COUNTER_BITS if rows[0][0] else 0
+        rows = list(self._engine.rows(f"SELECT count() AS there, max(sequence) AS highest FROM {EXTRACTIONS.name}"))
+        return int(rows[0]["highest"]) >> COUNTER_BITS if rows[0]["there"] else 0
 
     def accounts(self) -> list[str]:
         """Every account with a committed hour."""
-        return sorted(str(row[0]) for row in self._engine.query(f"SELECT DISTINCT account FROM {EXTRACTIONS.name}"))
+        return sorted(
+            str(row["account"]) for row in self._engine.rows(f"SELECT DISTINCT account FROM {EXTRACTIONS.name}")
+        )
 
     def span(self, account: str) -> tuple[int, int] | None:
         """The first committed hour and the end of the last; None where there is none."""
         rows = list(
-            self._engine.query(
-                f"SELECT count(), toUInt32(min(hour)), toUInt32(max(hour)) FROM {EXTRACTIONS.name}"
+            self._engine.rows(
+                "SELECT count() AS there, toUInt32(min(hour)) AS first, toUInt32(max(hour)) AS last"
+                f" FROM {EXTRACTIONS.name}"
                 f" WHERE account = {literal(account)}"
             )
         )
-        return (int(rows[0][1]), int(rows[0][2]) + HOUR) if rows[0][0] else None
+        return (int(rows[0]["first"]), int(rows[0]["last"]) + HOUR) if rows[0]["there"] else None
 
     def batches(self, account: str) -> set[int]:
         """The batches that are read, and newer ones that are not whole: they are evidence.
@@ -302,8 +308,8 @@ class Ledger:
         span = self.span(account)
         if span is None:
             return set()
-        held = self.held(account, *span)
-        return {m.batch for m in held.passed_over} | {m.batch for m in held.hours.values()}
+        committed = self.committed(account, *span)
+        return {m.batch for m in committed.passed_over} | {m.batch for m in committed.hours.values()}
 
     def new_batch(self) -> int:
         """Seconds and chance: dated, so that what was orphaned can be told from what is being written."""
@@ -313,10 +319,26 @@ class Ledger:
 def _marker(batch: HourBatch, number: int, sequence: int) -> Marker:
     sums = batch.sums()
     return Marker(
-        batch.hour, number, sequence, batch.rows, fsum(sums.values()), tuple(sums), batch.residual, batch.spread,
-        batch.reconciled, batch.seconds, batch.quarantined, batch.unknown, batch.not_covered, batch.fetched_at,
-        batch.digest,
-    )  # fmt: skip
+        hour=batch.hour,
+        batch=number,
+        sequence=sequence,
+        rows=batch.rows,
+        total=fsum(sums.values()),
+        components=tuple(sums),
+        residual=batch.residual,
+        spread=batch.spread,
+        reconciled=batch.reconciled,
+        seconds=batch.seconds,
+        quarantined=batch.quarantined,
+        unknown=batch.unknown,
+        not_covered=batch.not_covered,
+        fetched_at=batch.fetched_at,
+        digest=batch.digest,
+        currency=batch.currency,
+        partly_covered=tuple(batch.covered),
+        partly_covered_seconds=tuple(batch.covered.values()),
+        residual_bound=batch.residual_bound,
+    )
 
 
 def _stored(value: object) -> object:
@@ -324,23 +346,12 @@ def _stored(value: object) -> object:
     return list(value) if isinstance(value, tuple) else int(value) if isinstance(value, bool) else value
 
 
-def _read_marker(row: Sequence[Any]) -> Marker:
-    """The columns stand in the order of the fields."""
-    hour, batch, sequence, rows, total, components, residual, spread, reconciled, seconds, quarantined, *more = row
-    unknown, not_covered, fetched_at, digest = more
-    return Marker(
-        hour, batch, sequence, rows, total, tuple(components), residual, spread, bool(reconciled), seconds, quarantined,
-        tuple(unknown), tuple(not_covered), fetched_at, digest,
-    )  # fmt: skip
+def _read_marker(row: dict[str, Any]) -> Marker:
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    return Marker(hour=fields.pop("stamp"), reconciled=bool(fields.pop("reconciled")), **fields)
 
 
 def built_from(markers: Iterable[Marker]) -> int:
     """A number that stands for these batches of these hours."""
     text = ",".join(f"{m.hour}:{m.batch}" for m in sorted(markers, key=lambda one: one.hour))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def _blocks(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    stream = iter(lines)
-    while block := list(islice(stream, BLOCK_ROWS)):
-        yield block

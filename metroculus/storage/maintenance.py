@@ -7,9 +7,9 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from metroculus.storage.assets import AssetDays
+from metroculus.storage.columns import ALLOCATIONS, ASSETS, PARTITIONED, SUMMARIES
 from metroculus.storage.engine import Engine, literal, numbers
 from metroculus.storage.ledger import COUNTER_BITS, Ledger
-from metroculus.storage.schema import ALLOCATIONS, ASSETS, PARTITIONED, SUMMARIES
 from metroculus.storage.summaries import Summaries, period_of
 from tools.window import DAY, iso
 
@@ -56,11 +56,11 @@ class Maintenance:
         """Remove the rows of what is old and not read; how many batches or versions went."""
         old = (now - ORPHANED_AFTER_SECONDS) << COUNTER_BITS
         gone = 0
-        accounts = sorted(str(row[0]) for row in self._engine.query(f"SELECT DISTINCT account FROM {table}"))
+        accounts = sorted(str(row["account"]) for row in self._engine.rows(f"SELECT DISTINCT account FROM {table}"))
         for account in accounts:
             where = f"account = {literal(account)}"
-            there = self._engine.query(f"SELECT DISTINCT {column} FROM {table} WHERE {where} AND {column} < {old}")
-            stored = [int(row[0]) for row in there]
+            there = self._engine.rows(f"SELECT DISTINCT {column} FROM {table} WHERE {where} AND {column} < {old}")
+            stored = [int(row[column]) for row in there]
             read = read_of(account)
             dead = [one for one in stored if one not in read]
             for first in range(0, len(dead), NAMED_AT_ONCE):
@@ -75,20 +75,20 @@ class Maintenance:
 
     def _months(self, table: str) -> list[int]:
         name = f"{table}_local" if self._engine.dialect.cluster else table
-        rows = self._engine.query(
+        rows = self._engine.rows(
             "SELECT DISTINCT partition FROM system.parts WHERE active = 1 AND database = currentDatabase()"
             f" AND table = {literal(name)}"
         )
-        return sorted(int(row[0]) for row in rows)
+        return sorted(int(row["partition"]) for row in rows)
 
     def bytes_on_disk(self) -> int:
         """Size of the store as this server holds it."""
         rows = list(
-            self._engine.query(
-                "SELECT sum(bytes_on_disk) FROM system.parts WHERE active = 1 AND database = currentDatabase()"
+            self._engine.rows(
+                "SELECT sum(bytes_on_disk) AS size FROM system.parts WHERE active = 1 AND database = currentDatabase()"
             )
         )
-        return int(rows[0][0] or 0)
+        return int(rows[0]["size"] or 0)
 
 
 def _month(stamp: int) -> int:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from queue import Empty, LifoQueue
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+import numpy as np
 from clickhouse_driver import Client
 from clickhouse_driver import errors as driver
 
-from metroculus.storage import schema
-from metroculus.storage.engine import Dialect, Engine, StoreError, StoreUrlError, Value
-from metroculus.storage.rows import Line, flat
+from metroculus.cost_model.columns import Coded
+from metroculus.storage.engine import Column, Dialect, Engine, StoreError, StoreUrlError, Value
 
 CONNECT_SECONDS = 3
 QUERY_SECONDS = 60
@@ -29,6 +29,7 @@ SETTINGS = {
     "max_execution_time": QUERY_SECONDS,
     "insert_distributed_sync": 1,
     "max_block_size": 16384,
+    "enable_optimize_predicate_expression": 1,  # off on the oldest servers: a view would read the whole store
 }
 
 _FAILURES = (driver.Error, OSError, EOFError)
@@ -88,7 +89,7 @@ class ServerEngine(Engine):
             yield client
             whole = True
         except _FAILURES as problem:
-            raise StoreError(_told(problem)) from None
+            raise StoreError(_told(problem), getattr(problem, "code", None)) from None
         finally:
             if whole and not self._closed and not self._idle.full():
                 self._idle.put_nowait(client)
@@ -108,8 +109,24 @@ class ServerEngine(Engine):
             with self._client() as client:
                 client.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES", list(rows), settings=SETTINGS)
 
-    def insert_lines(self, account: str, lines: Sequence[Line]) -> None:
-        self.insert(schema.ALLOCATIONS.name, schema.ALLOCATIONS.names, [flat(account, line) for line in lines])
+    def rows(self, sql: str) -> Iterator[dict[str, Value]]:
+        with self._client() as client:
+            answer = client.execute_iter(sql, settings=SETTINGS, with_column_types=True)
+            names = [name for name, _ in next(answer)]
+            for row in answer:
+                yield dict(zip(names, row, strict=True))
+
+    def columns(self, sql: str) -> dict[str, Column]:
+        with self._client() as client:
+            data, columns = client.execute(sql, settings=SETTINGS, with_column_types=True, columnar=True)
+        found = data or [()] * len(columns)
+        return {name: _column(kind, values) for (name, kind), values in zip(columns, found, strict=True)}
+
+    def insert_columns(self, table: str, columns: Mapping[str, Column]) -> None:
+        data = [column.list() if isinstance(column, Coded) else column.tolist() for column in columns.values()]
+        with self._client() as client:
+            sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES"
+            client.execute(sql, data, columnar=True, settings=SETTINGS)
 
     def close(self) -> None:
         self._closed = True
@@ -118,6 +135,15 @@ class ServerEngine(Engine):
                 self._idle.get_nowait().disconnect()
             except Empty:
                 return
+
+
+def _column(kind: str, values: Sequence[Value]) -> Column:
+    """A column of an answer by its type: numbers as an array, texts and lists of them by their distinct values."""
+    if kind.startswith("Array"):
+        return Coded.of(tuple(value) for value in values)
+    if "String" in kind:
+        return Coded.of(values)
+    return np.array(values, dtype=np.float64 if kind.startswith("Float") else np.int64)
 
 
 def _told(problem: BaseException) -> str:

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from metroculus.storage.assets import AssetDays
+from metroculus.storage.columns import TABLES
 from metroculus.storage.embedded import EmbeddedEngine
 from metroculus.storage.engine import Engine, StoreError
 from metroculus.storage.gaps import Gaps
@@ -19,7 +20,9 @@ from metroculus.storage.history import History
 from metroculus.storage.jobs import Jobs
 from metroculus.storage.ledger import Ledger
 from metroculus.storage.maintenance import Maintenance
-from metroculus.storage.schema import migrate
+from metroculus.storage.migrations import MIGRATIONS
+from metroculus.storage.migrations.runner import migrate, require_columns
+from metroculus.storage.migrations.steps import Migration
 from metroculus.storage.server import ServerEngine, parse_url
 from metroculus.storage.summaries import Summaries
 
@@ -37,8 +40,11 @@ EMBEDDED = "embedded:"
 class Store:
     """Everything that is stored; every part blocks, ``run`` calls it from a loop."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, engine: Engine, clock: Callable[[], float], migrations: Sequence[Migration] = MIGRATIONS
+    ) -> None:
         self.engine = engine
+        self._migrations = migrations
         self.clock = clock
         self.ledger = Ledger(engine, clock)
         self.history = History(engine)
@@ -63,7 +69,8 @@ class Store:
         """
         with self._migrating:
             if not self._migrated:
-                migrate(self.engine)
+                migrate(self.engine, self._migrations)
+                require_columns(self.engine, TABLES)
                 self._migrated = True
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -132,6 +139,15 @@ def is_embedded(url: str) -> bool:
     return url.startswith(EMBEDDED)
 
 
+def open_engine(url: str) -> Engine:
+    """The engine that a URL names.
+
+    Raises:
+        StoreOwned, StoreError
+    """
+    return EmbeddedEngine(Path(url[len(EMBEDDED) :])) if is_embedded(url) else ServerEngine(url)
+
+
 def open_store(url: str, clock: Callable[[], float] = time.time) -> Store:
     """Open a store. A server that is away now is no reason to fail: the schema is brought up to date by the first call.
 
@@ -139,8 +155,7 @@ def open_store(url: str, clock: Callable[[], float] = time.time) -> Store:
         StoreOwned: another process has its folder.
         StoreError: its folder cannot be used, or its schema is newer than this program.
     """
-    engine: Engine = EmbeddedEngine(Path(url[len(EMBEDDED) :])) if is_embedded(url) else ServerEngine(url)
-    store = Store(engine, clock)
+    store = Store(open_engine(url), clock)
     try:
         store.migrate()
     except StoreError as failure:

@@ -15,20 +15,20 @@ from typing import Literal
 from msgspec import Struct
 
 from metroculus.cost_model.allocation import Filters, Group
+from metroculus.storage.columns import ALLOCATIONS, COST_COLUMNS, MEASURE_COLUMNS, SUMMARIES, SUMMARY_BUILDS
 from metroculus.storage.engine import Engine, literal, moment, numbers
 from metroculus.storage.history import (
-    MEASURES,
+    SUM,
     TIMES,
+    CostSums,
     History,
-    Measured,
     by_key,
     filtered,
     grouped_by,
     sums_of,
-    where_held,
+    where_committed,
 )
-from metroculus.storage.ledger import Held, Ledger, Marker, Pen, built_from
-from metroculus.storage.schema import ALLOCATIONS, COST_COLUMNS, SUMMARIES, SUMMARY_BUILDS
+from metroculus.storage.ledger import CommittedHours, FencedWriter, Ledger, Marker, built_from
 from tools.window import DAY, HOUR
 
 log = logging.getLogger("summaries")
@@ -78,7 +78,7 @@ class Summaries:
         self._ledger = ledger
         self._history = history
 
-    def rebuild(self, account: str, start: int, end: int, pen: Pen) -> int:
+    def rebuild(self, account: str, start: int, end: int, writer: FencedWriter) -> int:
         """Bring the summaries of all periods that touch ``[start, end)`` up to what is committed.
 
         Returns:
@@ -88,45 +88,57 @@ class Summaries:
             StoreError
         """
         first, last = period_of(start, "month")[0], period_of(max(start, end - 1), "month")[1]
-        held = self._ledger.held(account, first, last)
+        committed = self._ledger.committed(account, first, last)
         made = 0
         for granularity in reversed(GRANULARITIES):
-            periods = by_period(held.hours.values(), granularity)
+            periods = by_period(committed.hours.values(), granularity)
             wanted = {s: built_from(m) for s, m in periods.items() if s < end and period_of(s, granularity)[1] > start}
             known = self._builds(account, granularity, first, last)
             stale = [s for s, built in wanted.items() if s not in known or known[s].built_from != built]
             for part in (stale[n : n + PERIODS_A_QUERY] for n in range(0, len(stale), PERIODS_A_QUERY)):
-                self._build(account, granularity, {s: periods[s] for s in part}, pen)
+                self._build(account, granularity, {s: periods[s] for s in part}, writer)
             made += len(stale)
         return made
 
-    def _build(self, account: str, granularity: Granularity, periods: Mapping[int, list[Marker]], pen: Pen) -> None:
+    def _build(
+        self, account: str, granularity: Granularity, periods: Mapping[int, list[Marker]], writer: FencedWriter
+    ) -> None:
         hours = {marker.hour: marker for markers in periods.values() for marker in markers}
-        held = Held(account, min(hours), max(hours) + HOUR, hours)
+        committed = CommittedHours(account, min(hours), max(hours) + HOUR, hours)
         versions = {start: self._ledger.new_batch() for start in periods}
-        rows: list[tuple[object, ...]] = []
+        rows: list[list[object]] = []
         counts = dict.fromkeys(periods, 0)
-        answer = self._engine.query(
-            f"SELECT {TIMES[granularity]} AS period, owned, namespace, {sums_of(MEASURES, held)}, uniqExact(pod)"
-            f" FROM {ALLOCATIONS.name} WHERE {where_held(held)} GROUP BY period, owned, namespace"
+        answer = self._engine.rows(
+            f"SELECT {TIMES[granularity]} AS period, owned, namespace, cluster, {sums_of(MEASURE_COLUMNS, committed)},"
+            f" uniqExact(pod) AS pods FROM {ALLOCATIONS.name} WHERE {where_committed(committed)}"
+            " GROUP BY period, owned, namespace, cluster"
         )
-        for start, owned, namespace, *sums in answer:
-            one = Measured.read((), sums[: len(MEASURES)])
+        for found in answer:
+            one = CostSums.read((), found)
             ratios = Group(one.costs, one.usage, 0, 0.0).efficiency
-            counts[start] += 1
-            rows.append(
-                (
-                    account, granularity, start, versions[start], owned, namespace, *sums[: len(MEASURES)], one.total,
-                    ratios.cpu_efficiency, ratios.ram_efficiency, ratios.total_efficiency, sums[len(MEASURES)],
-                )
-            )  # fmt: skip
+            counts[found["period"]] += 1
+            row = {
+                "account": account,
+                "granularity": granularity,
+                "start": found["period"],
+                "version": versions[found["period"]],
+                **{name: found[name] for name in ("owned", "namespace", "cluster")},
+                **{name: found[SUM + name] for name in MEASURE_COLUMNS},
+                "unknown": one.unknown,
+                "total_cost": one.total,
+                "cpu_efficiency": ratios.cpu_efficiency,
+                "ram_efficiency": ratios.ram_efficiency,
+                "total_efficiency": ratios.total_efficiency,
+                "pod_count": found["pods"],
+            }
+            rows.append([row[name] for name in SUMMARIES.names])
         for first in range(0, len(rows), 20_000):
             self._engine.insert(SUMMARIES.name, SUMMARIES.names, rows[first : first + 20_000])
         self._engine.insert(
             SUMMARY_BUILDS.name,
-            SUMMARY_BUILDS.names,
+            ("account", "granularity", "start", "version", "sequence", "rows", "built_from"),
             [
-                (account, granularity, start, versions[start], pen.sequence(), counts[start], built_from(markers))
+                (account, granularity, start, versions[start], writer.sequence(), counts[start], built_from(markers))
                 for start, markers in periods.items()
             ],
         )
@@ -134,25 +146,25 @@ class Summaries:
     def _builds(self, account: str, granularity: Granularity, start: int, end: int) -> dict[int, Build]:
         """The newest build of each period that begins in ``[start, end)``."""
         found: dict[int, Build] = {}
-        for row in self._engine.query(
-            f"SELECT toUInt32(start) AS s, version, sequence, rows, built_from FROM {SUMMARY_BUILDS.name}"
+        for row in self._engine.rows(
+            f"SELECT toUInt32(start) AS stamp, version, sequence, rows, built_from FROM {SUMMARY_BUILDS.name}"
             f" WHERE account = {literal(account)} AND granularity = {literal(granularity)}"
             f" AND start >= {moment(start)} AND start < {moment(end)}"
         ):
-            build = Build(*row)
+            build = Build(row.pop("stamp"), **row)
             if build.start not in found or build.sequence > found[build.start].sequence:
                 found[build.start] = build
         return found
 
     def versions(self, account: str) -> set[int]:
         """The versions that are read, of all periods."""
-        rows = self._engine.query(
-            f"SELECT argMax(version, sequence) FROM {SUMMARY_BUILDS.name} WHERE account = {literal(account)}"
+        rows = self._engine.rows(
+            f"SELECT argMax(version, sequence) AS newest FROM {SUMMARY_BUILDS.name} WHERE account = {literal(account)}"
             " GROUP BY granularity, start"
         )
-        return {int(row[0]) for row in rows}
+        return {int(row["newest"]) for row in rows}
 
-    def measured(
+    def sums(
         self,
         account: str,
         start: int,
@@ -167,12 +179,12 @@ class Summaries:
             StoreError
         """
         if not SUMMARISED.issuperset(group_by) or (filters.nodes or filters.services):
-            held = self._ledger.held(account, start, end)
-            return Answer(held, tuple(self._history.measured(held, group_by, filters, measures)))
+            committed = self._ledger.committed(account, start, end)
+            return Answer(committed, tuple(self._history.sums(committed, group_by, filters, measures)))
         asked = _Asked(group_by, filters, measures)
         newest = self._ledger.newest(account, start, end)
         left = dict(newest)
-        parts: list[Measured] = []
+        parts: list[CostSums] = []
         for granularity in self._usable(group_by):
             periods = {
                 first: markers
@@ -186,15 +198,15 @@ class Summaries:
                     del left[marker.hour]
         passed: tuple[Marker, ...] = ()
         if left:
-            counted = self._ledger.held(account, min(left), max(left) + HOUR)
+            counted = self._ledger.committed(account, min(left), max(left) + HOUR)
             passed = counted.passed_over
             rest = {hour: marker for hour, marker in counted.hours.items() if hour in left}
             for hour in left:
                 newest.pop(hour)
             newest |= rest
-            parts += self._history.measured(Held(account, start, end, rest), group_by, filters, measures)
-        held = Held(account, start, end, dict(sorted(newest.items())), passed)
-        return Answer(held, tuple(by_key(parts)))
+            parts += self._history.sums(CommittedHours(account, start, end, rest), group_by, filters, measures)
+        committed = CommittedHours(account, start, end, dict(sorted(newest.items())), passed)
+        return Answer(committed, tuple(by_key(parts)))
 
     @staticmethod
     def _usable(group_by: Sequence[str]) -> Sequence[Granularity]:
@@ -216,7 +228,7 @@ class Summaries:
 
     def _whole(
         self, account: str, granularity: Granularity, builds: dict[int, Build], asked: _Asked
-    ) -> tuple[dict[int, Build], list[Measured]]:
+    ) -> tuple[dict[int, Build], list[CostSums]]:
         """The builds whose rows are all there, and what they say; where all rows are read they are counted with it."""
         if builds and not asked.filters.any:
             found, rows = self._read(account, granularity, builds, asked)
@@ -227,9 +239,9 @@ class Summaries:
 
     def _counted(self, account: str, granularity: Granularity, builds: Mapping[int, Build]) -> dict[int, Build]:
         counted: dict[int, int] = {
-            version: rows
-            for version, rows in self._engine.query(
-                f"SELECT version, count() FROM {SUMMARIES.name}"
+            row["version"]: row["there"]
+            for row in self._engine.rows(
+                f"SELECT version, count() AS there FROM {SUMMARIES.name}"
                 f" WHERE {self._where(account, granularity, builds)} GROUP BY version"
             )
         }
@@ -245,18 +257,19 @@ class Summaries:
 
     def _read(
         self, account: str, granularity: Granularity, builds: Mapping[int, Build], asked: _Asked
-    ) -> tuple[list[Measured], int]:
+    ) -> tuple[list[CostSums], int]:
         """Sums over builds, and of how many rows."""
         times = {name: TIMES[name].replace("hour", "start") for name in TIMES}
-        keys = len(asked.group_by)
+        keys = [f"k{number}" for number in range(len(asked.group_by))]
         chosen, group = grouped_by([times.get(name, name) for name in asked.group_by])
         rows = list(
-            self._engine.query(
-                f"SELECT {chosen}count(), {sums_of(asked.measures)} FROM {SUMMARIES.name}"
+            self._engine.rows(
+                f"SELECT {chosen}count() AS there, {sums_of(asked.measures)} FROM {SUMMARIES.name}"
                 f" WHERE {self._where(account, granularity, builds)}{filtered(asked.filters)}{group}"
             )
         )
-        return [Measured.read(row[:keys], row[keys + 1 :]) for row in rows], sum(row[keys] for row in rows)
+        sums = [CostSums.read([row[key] for key in keys], row) for row in rows]
+        return sums, sum(row["there"] for row in rows)
 
 
 class _Asked(Struct, frozen=True):
@@ -268,5 +281,5 @@ class _Asked(Struct, frozen=True):
 class Answer(Struct, frozen=True):
     """Sums, and the committed hours that they are of."""
 
-    held: Held
-    measured: tuple[Measured, ...]
+    committed: CommittedHours
+    sums: tuple[CostSums, ...]

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import Filters
-from metroculus.storage.ledger import HourBatch, Pen
+from metroculus.storage.ledger import FencedWriter, HourBatch
 from metroculus.storage.store import Store, open_store
 from tests.stores import allocation
 from tests.support import DAY, END, HOUR, NOW
@@ -39,12 +39,12 @@ def test_the_ledger_is_its_model(store: Store) -> None:
         @initialize()
         def begin(self) -> None:
             self.account = str(uuid4())
-            self.pens: dict[int, Pen] = {}
+            self.writers: dict[int, FencedWriter] = {}
             self.model: dict[int, list[tuple[int, float, int, bool]]] = {hour: [] for hour in HOURS}
             """Per hour: sequence, total, time read, whether the rows are all there."""
 
-        def pen(self, fence: int) -> Pen:
-            return self.pens.setdefault(fence, Pen(fence))
+        def writer(self, fence: int) -> FencedWriter:
+            return self.writers.setdefault(fence, FencedWriter(fence))
 
         def batch(self, hour: int, costs: list[float], read: int = NOW) -> HourBatch:
             rows = [allocation(f"web-{n}", usd, hour=hour) for n, usd in enumerate(costs)]
@@ -53,13 +53,13 @@ def test_the_ledger_is_its_model(store: Store) -> None:
         @rule(hour=hours, costs=pods, fence=fences)
         def commit(self, hour: int, costs: list[float], fence: int) -> None:
             one = self.batch(hour, costs)
-            (marker,) = store.ledger.commit([one], self.pen(fence))
+            (marker,) = store.ledger.commit([one], self.writer(fence))
             assert marker.total == sum(one.sums().values())
             self.model[hour].append((marker.sequence, marker.total, NOW, True))
 
         @rule(several=st.lists(hours, unique=True, min_size=2), costs=pods, fence=fences)
         def commit_several(self, several: list[int], costs: list[float], fence: int) -> None:
-            for marker in store.ledger.commit([self.batch(hour, costs) for hour in several], self.pen(fence)):
+            for marker in store.ledger.commit([self.batch(hour, costs) for hour in several], self.writer(fence)):
                 self.model[marker.hour].append((marker.sequence, marker.total, NOW, True))
 
         @rule(hour=hours, costs=pods)
@@ -67,31 +67,31 @@ def test_the_ledger_is_its_model(store: Store) -> None:
             real = store.ledger._mark
             store.ledger._mark = lambda account, markers: None  # type: ignore[method-assign]
             try:
-                store.ledger.commit([self.batch(hour, costs)], Pen(9))
+                store.ledger.commit([self.batch(hour, costs)], FencedWriter(9))
             finally:
                 store.ledger._mark = real  # type: ignore[method-assign]
 
         @rule(hour=hours, costs=pods, fence=fences)
         def lose_a_row(self, hour: int, costs: list[float], fence: int) -> None:
-            (marker,) = store.ledger.commit([self.batch(hour, costs)], self.pen(fence))
+            (marker,) = store.ledger.commit([self.batch(hour, costs)], self.writer(fence))
             self.model[hour].append((marker.sequence, marker.total, NOW, True))
-            broken = replace(marker, sequence=self.pen(fence).sequence(), rows=marker.rows + 1)
+            broken = replace(marker, sequence=self.writer(fence).sequence(), rows=marker.rows + 1)
             store.ledger._mark(self.account, [broken])
             self.model[hour].append((broken.sequence, broken.total, NOW, False))
 
         @rule(fence=fences, later=st.integers(1, 1000))
         def confirm_all(self, fence: int, later: int) -> None:
-            held = store.ledger.held(self.account, HOURS[0], END)
-            store.ledger.confirm(self.account, list(held.hours.values()), self.pen(fence), NOW + later)
-            for hour, marker in held.hours.items():
+            committed = store.ledger.committed(self.account, HOURS[0], END)
+            store.ledger.confirm(self.account, list(committed.hours.values()), self.writer(fence), NOW + later)
+            for hour, marker in committed.hours.items():
                 sequence = fence << 32 | (
-                    self.pens[fence]._counter - len(held.hours) + 1 + list(held.hours).index(hour)
+                    self.writers[fence]._counter - len(committed.hours) + 1 + list(committed.hours).index(hour)
                 )
                 self.model[hour].append((sequence, marker.total, NOW + later, True))
 
         @rule(fence=fences)
         def sum_up(self, fence: int) -> None:
-            store.summaries.rebuild(self.account, HOURS[0], END, self.pen(fence))
+            store.summaries.rebuild(self.account, HOURS[0], END, self.writer(fence))
 
         @invariant()
         def agree(self) -> None:
@@ -100,14 +100,14 @@ def test_the_ledger_is_its_model(store: Store) -> None:
             expected = {
                 hour: max(one for one in told if one[3]) for hour, told in self.model.items() if any(t[3] for t in told)
             }
-            held = store.ledger.held(self.account, HOURS[0], END)
-            seen = {hour: (m.sequence, m.total, m.fetched_at, True) for hour, m in held.hours.items()}
+            committed = store.ledger.committed(self.account, HOURS[0], END)
+            seen = {hour: (m.sequence, m.total, m.fetched_at, True) for hour, m in committed.hours.items()}
             assert seen == expected
             total = sum(one[1] for one in expected.values())
             for group_by in ((), ("day",), ("namespace",), ("pod",)):
-                answer = store.summaries.measured(self.account, HOURS[0], END, group_by, Filters())
-                assert sum(one.total for one in answer.measured) == total, group_by
-            days = store.summaries.measured(self.account, HOURS[0], END, ("day",), Filters()).measured
+                answer = store.summaries.sums(self.account, HOURS[0], END, group_by, Filters())
+                assert sum(one.total for one in answer.sums) == total, group_by
+            days = store.summaries.sums(self.account, HOURS[0], END, ("day",), Filters()).sums
             by_day = {one.keys[0]: one.total for one in days}
             for day in (END - 2 * DAY, END - DAY):
                 mine = sum(one[1] for hour, one in expected.items() if day <= hour < day + DAY)

@@ -37,31 +37,31 @@ def owners(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
 
 def test_one_owns_a_cluster_until_it_lets_go(owners: Callable[[], Owners]) -> None:
     first, second = owners(), owners()
-    held = first.own(ACCOUNT, lambda: 0)
-    assert held is not None and held.still()
+    owned = first.own(ACCOUNT, lambda: 0)
+    assert owned is not None and owned.still()
     assert second.own(ACCOUNT, lambda: 0) is None
     assert second.own(OTHER, lambda: 0) is not None
-    held.release()
-    assert not held.still()
+    owned.release()
+    assert not owned.still()
     later = second.own(ACCOUNT, lambda: 0)
-    assert later is not None and later.pen.fence > held.pen.fence
+    assert later is not None and later.writer.fence > owned.writer.fence
 
 
 def test_a_fence_is_above_all_that_ever_wrote(owners: Callable[[], Owners]) -> None:
-    held = owners().own(ACCOUNT, lambda: 41)
-    assert held is not None and held.pen.fence == 42
-    held.release()
+    owned = owners().own(ACCOUNT, lambda: 41)
+    assert owned is not None and owned.writer.fence == 42
+    owned.release()
     again = owners().own(ACCOUNT, lambda: 7)
-    assert again is not None and again.pen.fence == 43
+    assert again is not None and again.writer.fence == 43
 
 
 def test_an_owner_keeps_its_cluster_past_a_lease(owners: Callable[[], Owners]) -> None:
     first, second = owners(), owners()
-    held = first.own(ACCOUNT, lambda: 0)
-    assert held is not None
+    owned = first.own(ACCOUNT, lambda: 0)
+    assert owned is not None
     until = time.monotonic() + 3.0
     while time.monotonic() < until:
-        assert held.still()
+        assert owned.still()
         assert second.own(ACCOUNT, lambda: 0) is None
         time.sleep(0.25)
 
@@ -71,10 +71,10 @@ import sys
 from metroculus.metroculus_worker.etcd_owners import EtcdOwners
 from optscale_client.config_client import EtcdConfig
 owners = EtcdOwners(EtcdConfig(sys.argv[1]).client(), lease_seconds=2)
-held = owners.own(sys.argv[2], lambda: 0)
-print(held.pen.fence, flush=True)
+owned = owners.own(sys.argv[2], lambda: 0)
+print(owned.writer.fence, flush=True)
 sys.stdin.readline()
-print(held.still(), flush=True)
+print(owned.still(), flush=True)
 """
 
 
@@ -90,13 +90,13 @@ def test_a_worker_that_was_stopped_past_its_lease_knows_it(etcd: object, tmp_pat
     fence = int(process.stdout.readline())
     process.send_signal(signal.SIGSTOP)
     later = EtcdOwners(EtcdConfig(url).client(), lease_seconds=2)
-    held = None
+    owned = None
     until = time.monotonic() + 15
-    while held is None:
+    while owned is None:
         assert time.monotonic() < until, "the lease of a stopped worker never ends"
-        held = later.own(ACCOUNT, lambda: fence)
+        owned = later.own(ACCOUNT, lambda: fence)
         time.sleep(0.1)
-    assert held.pen.fence > fence
+    assert owned.writer.fence > fence
     process.send_signal(signal.SIGCONT)
     answer, _ = process.communicate("go on\n", timeout=20)
     assert answer.strip() == "False"

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import pytest
 from msgspec.structs import replace
 
-from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Allocation, Costs, Filters
+from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Allocation, Filters
 from metroculus.cost_model.assets import Asset
+from metroculus.cost_model.components import Costs
+from metroculus.storage.blocks import NodeKind
 from metroculus.storage.engine import StoreError, literal
 from metroculus.storage.gaps import Gap
 from metroculus.storage.jobs import Repair
-from metroculus.storage.ledger import HourBatch, Pen
-from metroculus.storage.rows import NodeKind
+from metroculus.storage.ledger import FencedWriter, HourBatch
 from metroculus.storage.store import Store, open_store
 from tests.stores import allocation, idle
 from tests.support import ACCOUNT, DAY, END, HOUR, NOW
@@ -37,22 +38,22 @@ def batch(hour: int, *allocations: Allocation, account: str = ACCOUNT, **more: o
 
 def total(store: Store, start: int = H, end: int = END, account: str = ACCOUNT) -> float:
     """By rows and by what summaries there are: the two must agree."""
-    held = store.ledger.held(account, start, end)
-    by_rows = sum(one.total for one in store.history.measured(held, (), Filters()))
-    by_summaries = sum(one.total for one in store.summaries.measured(account, start, end, (), Filters()).measured)
+    committed = store.ledger.committed(account, start, end)
+    by_rows = sum(one.total for one in store.history.sums(committed, (), Filters()))
+    by_summaries = sum(one.total for one in store.summaries.sums(account, start, end, (), Filters()).sums)
     assert by_summaries == by_rows
-    assert sum(marker.total for marker in held.hours.values()) == by_rows
+    assert sum(marker.total for marker in committed.hours.values()) == by_rows
     return by_rows
 
 
 def test_an_hour_is_read_back_as_it_was_written(store: Store) -> None:
     kept = allocation("web-1", 8.0, hour=H, labels={"app.kubernetes.io/name": "web"}, annotations={"owner": "ann"})
     store.ledger.commit(
-        [batch(H, kept, idle(4.0, H), management=0.5, nodes={"node-1": NodeKind("m5.large", "eu-1a")})], Pen(1)
+        [batch(H, kept, idle(4.0, H), management=0.5, nodes={"node-1": NodeKind("m5.large", "eu-1a")})], FencedWriter(1)
     )
-    held = store.ledger.held(ACCOUNT, H, END)
+    committed = store.ledger.committed(ACCOUNT, H, END)
     properties = ("pod", "controller", "controllerKind", "node", "container", "cluster", "label:app.kubernetes.io/name")
-    told, management = store.history.allocations(held, (*properties, "annotation:owner"))
+    told, management = store.history.allocations(committed, (*properties, "annotation:owner"))
     read = {one.special: one for one in told.allocations}
     assert management == 0.5
     assert read[IDLE].costs == Costs(cpu=4.0)
@@ -61,42 +62,42 @@ def test_an_hour_is_read_back_as_it_was_written(store: Store) -> None:
     for name in ("namespace", "pod", "controller", "controller_kind", "node", "container", "cluster", "services"):
         assert getattr(back, name) == getattr(kept, name)
     assert (back.start, back.end, back.labels, back.annotations) == (H, H + HOUR, kept.labels, kept.annotations)
-    by_type = store.history.measured(held, ("instance_type", "zone"), Filters())
+    by_type = store.history.sums(committed, ("instance_type", "zone"), Filters())
     assert ("m5.large", "eu-1a") in {one.keys for one in by_type}
 
 
 def test_a_label_is_found_by_either_spelling(store: Store) -> None:
-    store.ledger.commit([batch(H, allocation("web-1", 8.0, labels={"app.io/team": "red"}))], Pen(1))
-    held = store.ledger.held(ACCOUNT, H, END)
+    store.ledger.commit([batch(H, allocation("web-1", 8.0, labels={"app.io/team": "red"}))], FencedWriter(1))
+    committed = store.ledger.committed(ACCOUNT, H, END)
     for spelling in ("label:app.io/team", "label:app_io_team"):
-        assert [one.keys for one in store.history.measured(held, (spelling,), Filters())] == [("red",)]
-    assert [one.keys for one in store.history.measured(held, ("label:absent",), Filters())] == [("__unallocated__",)]
+        assert [one.keys for one in store.history.sums(committed, (spelling,), Filters())] == [("red",)]
+    assert [one.keys for one in store.history.sums(committed, ("label:absent",), Filters())] == [("__unallocated__",)]
 
 
 def test_a_restatement_replaces_up_down_and_to_nothing(store: Store) -> None:
-    pen = Pen(1)
+    writer = FencedWriter(1)
     for figure in (10.0, 12.0, 7.0):
-        store.ledger.commit([batch(H, allocation("web-1", figure), allocation(f"gone-{figure}", 1.0))], pen)
+        store.ledger.commit([batch(H, allocation("web-1", figure), allocation(f"gone-{figure}", 1.0))], writer)
         assert total(store) == (figure + 1.0) * 1.5 + 0.5
-    store.ledger.commit([batch(H)], pen)
+    store.ledger.commit([batch(H)], writer)
     assert total(store) == 0.0
-    assert list(store.ledger.held(ACCOUNT, H, END).hours) == [H]
+    assert list(store.ledger.committed(ACCOUNT, H, END).hours) == [H]
 
 
 def test_an_hour_that_cost_nothing_is_not_an_hour_that_was_never_fetched(store: Store) -> None:
-    store.ledger.commit([batch(H)], Pen(1))
-    assert store.ledger.held(ACCOUNT, H, H + 3 * HOUR).missing() == [(H + HOUR, H + 3 * HOUR)]
+    store.ledger.commit([batch(H)], FencedWriter(1))
+    assert store.ledger.committed(ACCOUNT, H, H + 3 * HOUR).missing() == [(H + HOUR, H + 3 * HOUR)]
 
 
 @pytest.mark.parametrize("times", [2, 3, 10])
 def test_the_same_hour_delivered_again_counts_once(store: Store, times: int) -> None:
     for fence in range(1, times + 1):
-        store.ledger.commit([batch(H, allocation("web-1", 8.0))], Pen(fence))
+        store.ledger.commit([batch(H, allocation("web-1", 8.0))], FencedWriter(fence))
     assert total(store) == 12.25
 
 
 def test_an_older_fence_never_overrides_a_newer_one(store: Store) -> None:
-    paused, later = Pen(1), Pen(2)
+    paused, later = FencedWriter(1), FencedWriter(2)
     store.ledger.commit([batch(H, allocation("web-1", 8.0))], later)
     store.ledger.commit([batch(H, allocation("web-1", 99.0))], paused)
     assert total(store) == 12.25
@@ -104,47 +105,47 @@ def test_an_older_fence_never_overrides_a_newer_one(store: Store) -> None:
 
 
 def test_rows_without_a_marker_are_never_seen(store: Store) -> None:
-    store.ledger.commit([batch(H, allocation("web-1", 8.0))], Pen(1))
+    store.ledger.commit([batch(H, allocation("web-1", 8.0))], FencedWriter(1))
     engine, told = store.engine, store.engine.insert
     engine.insert = lambda *a: (_ for _ in ()).throw(InterruptedError)  # type: ignore[method-assign]
     with pytest.raises(InterruptedError):
-        store.ledger.commit([batch(H, allocation("web-1", 99.0))], Pen(2))
+        store.ledger.commit([batch(H, allocation("web-1", 99.0))], FencedWriter(2))
     engine.insert = told  # type: ignore[method-assign]
     assert total(store) == 12.25
 
 
 def test_a_marker_whose_rows_are_not_all_there_is_passed_over_and_told(store: Store) -> None:
-    pen = Pen(1)
-    store.ledger.commit([batch(H, allocation("web-1", 8.0))], pen)
-    whole = store.ledger.commit([batch(H, allocation("web-1", 99.0), allocation("web-2", 99.0))], pen)[0]
-    store.ledger._mark(ACCOUNT, [replace(whole, batch=whole.batch ^ 1, sequence=pen.sequence())])
-    store.ledger._mark(ACCOUNT, [replace(whole, rows=3, sequence=pen.sequence())])
-    held = store.ledger.held(ACCOUNT, H, END)
-    assert held.hours[H].batch == whole.batch
-    assert len(held.passed_over) == 2
+    writer = FencedWriter(1)
+    store.ledger.commit([batch(H, allocation("web-1", 8.0))], writer)
+    whole = store.ledger.commit([batch(H, allocation("web-1", 99.0), allocation("web-2", 99.0))], writer)[0]
+    store.ledger._mark(ACCOUNT, [replace(whole, batch=whole.batch ^ 1, sequence=writer.sequence())])
+    store.ledger._mark(ACCOUNT, [replace(whole, rows=3, sequence=writer.sequence())])
+    committed = store.ledger.committed(ACCOUNT, H, END)
+    assert committed.hours[H].batch == whole.batch
+    assert len(committed.passed_over) == 2
 
 
 def test_a_confirmed_hour_keeps_its_rows_under_a_newer_sequence(store: Store) -> None:
-    pen = Pen(1)
-    first = store.ledger.commit([batch(H, allocation("web-1", 8.0))], pen)
-    store.ledger.confirm(ACCOUNT, first, pen, NOW + 60)
-    marker = store.ledger.held(ACCOUNT, H, END).hours[H]
+    writer = FencedWriter(1)
+    first = store.ledger.commit([batch(H, allocation("web-1", 8.0))], writer)
+    store.ledger.confirm(ACCOUNT, first, writer, NOW + 60)
+    marker = store.ledger.committed(ACCOUNT, H, END).hours[H]
     assert (marker.batch, marker.fetched_at) == (first[0].batch, NOW + 60)
     assert total(store) == 12.25
 
 
 def test_accounts_do_not_see_each_other(store: Store) -> None:
-    store.ledger.commit([batch(H, allocation("web-1", 8.0))], Pen(1))
-    store.ledger.commit([batch(H, allocation("web-1", 5.0), account=OTHER)], Pen(1))
+    store.ledger.commit([batch(H, allocation("web-1", 8.0))], FencedWriter(1))
+    store.ledger.commit([batch(H, allocation("web-1", 5.0), account=OTHER)], FencedWriter(1))
     assert (total(store), total(store, account=OTHER)) == (12.25, 7.75)
     assert store.ledger.accounts() == sorted((OTHER, ACCOUNT))
 
 
 def test_hours_that_reach_over_the_edge_are_not_in_the_window(store: Store) -> None:
-    store.ledger.commit([batch(H + n * HOUR, allocation("web-1", 8.0)) for n in range(3)], Pen(1))
-    held = store.ledger.held(ACCOUNT, H + 1800, H + 2 * HOUR + 1800)
-    assert list(held.hours) == [H + HOUR]
-    assert held.missing() == [(H + 1800, H + HOUR), (H + 2 * HOUR, H + 2 * HOUR + 1800)]
+    store.ledger.commit([batch(H + n * HOUR, allocation("web-1", 8.0)) for n in range(3)], FencedWriter(1))
+    committed = store.ledger.committed(ACCOUNT, H + 1800, H + 2 * HOUR + 1800)
+    assert list(committed.hours) == [H + HOUR]
+    assert committed.missing() == [(H + 1800, H + HOUR), (H + 2 * HOUR, H + 2 * HOUR + 1800)]
 
 
 HOSTILE = (
@@ -165,9 +166,9 @@ HOSTILE = (
 @pytest.mark.parametrize("text", HOSTILE)
 def test_text_is_kept_compared_and_never_read_as_sql(store: Store, text: str) -> None:
     assert [row[0] for row in store.engine.query(f"SELECT {literal(text)}")] == [text]
-    store.ledger.commit([batch(H, allocation(text, 8.0, namespace=text), allocation("web-1", 1.0))], Pen(1))
-    held = store.ledger.held(ACCOUNT, H, END)
-    found = store.history.measured(held, ("namespace", "pod"), Filters(namespaces=(text,)))
+    store.ledger.commit([batch(H, allocation(text, 8.0, namespace=text), allocation("web-1", 1.0))], FencedWriter(1))
+    committed = store.ledger.committed(ACCOUNT, H, END)
+    found = store.history.sums(committed, ("namespace", "pod"), Filters(namespaces=(text,)))
     assert [one.keys for one in found] == [(text, text)]
 
 
@@ -182,12 +183,12 @@ def test_filters_hold_and_special_names_are_rows_like_any(store: Store) -> None:
                 management=1.0,
             )
         ],
-        Pen(1),
+        FencedWriter(1),
     )
-    held = store.ledger.held(ACCOUNT, H, END)
+    committed = store.ledger.committed(ACCOUNT, H, END)
 
     def sums(group_by: tuple[str, ...], **filters: tuple[str, ...]) -> dict[tuple[str | int, ...], float]:
-        return {one.keys: one.total for one in store.history.measured(held, group_by, Filters(**filters))}
+        return {one.keys: one.total for one in store.history.sums(committed, group_by, Filters(**filters))}
 
     assert sums(("namespace",)) == {("shop",): 18.5, (IDLE,): 2.0, (MANAGEMENT,): 1.0}
     assert sums(("node",), nodes=("b",)) == {("b",): 6.25}
@@ -201,34 +202,36 @@ def test_filters_hold_and_special_names_are_rows_like_any(store: Store) -> None:
     [("hour", H, H + HOUR), ("day", H - DAY, H), ("month", 1793491200 - 30 * DAY, 1793491200)],
 )
 def test_time_is_cut_in_utc(store: Store, key: str, first: int, second: int) -> None:
-    store.ledger.commit([batch(first, allocation("web-1", 8.0)), batch(second, allocation("web-1", 4.0))], Pen(1))
-    held = store.ledger.held(ACCOUNT, first, END)
-    by_rows = {one.keys: one.total for one in store.history.measured(held, (key,), Filters())}
+    store.ledger.commit(
+        [batch(first, allocation("web-1", 8.0)), batch(second, allocation("web-1", 4.0))], FencedWriter(1)
+    )
+    committed = store.ledger.committed(ACCOUNT, first, END)
+    by_rows = {one.keys: one.total for one in store.history.sums(committed, (key,), Filters())}
     begins = {"hour": first, "day": first, "month": 1790812800}[key]
     assert by_rows == {(begins,): 12.25, (second,): 6.25}
-    store.summaries.rebuild(ACCOUNT, first, END, Pen(1))
-    answer = store.summaries.measured(ACCOUNT, first, END, (key,), Filters())
-    assert {one.keys: one.total for one in answer.measured} == by_rows
+    store.summaries.rebuild(ACCOUNT, first, END, FencedWriter(1))
+    answer = store.summaries.sums(ACCOUNT, first, END, (key,), Filters())
+    assert {one.keys: one.total for one in answer.sums} == by_rows
 
 
 def test_a_summary_answers_only_for_the_batches_it_was_made_of(store: Store) -> None:
-    pen = Pen(1)
-    store.ledger.commit([batch(H + n * HOUR, allocation("web-1", 8.0)) for n in range(24)], pen)
-    assert store.summaries.rebuild(ACCOUNT, H, END, pen) == 24 + 1 + 1
-    assert store.summaries.rebuild(ACCOUNT, H, END, pen) == 0
+    writer = FencedWriter(1)
+    store.ledger.commit([batch(H + n * HOUR, allocation("web-1", 8.0)) for n in range(24)], writer)
+    assert store.summaries.rebuild(ACCOUNT, H, END, writer) == 24 + 1 + 1
+    assert store.summaries.rebuild(ACCOUNT, H, END, writer) == 0
     assert total(store) == 24 * 12.25
-    store.ledger.commit([batch(H, allocation("web-1", 10.0))], pen)
+    store.ledger.commit([batch(H, allocation("web-1", 10.0))], writer)
     assert total(store) == 23 * 12.25 + 15.25
-    assert store.summaries.rebuild(ACCOUNT, H, H + HOUR, pen) == 3
+    assert store.summaries.rebuild(ACCOUNT, H, H + HOUR, writer) == 3
     assert total(store) == 23 * 12.25 + 15.25
-    days = store.summaries.measured(ACCOUNT, H, END, ("namespace", "day"), Filters()).measured
+    days = store.summaries.sums(ACCOUNT, H, END, ("namespace", "day"), Filters()).sums
     assert {one.keys: one.total for one in days} == {("shop", H): 23 * 12.25 + 15.25}
 
 
 def test_a_summary_whose_rows_are_not_all_there_is_not_used(store: Store) -> None:
-    pen = Pen(1)
-    store.ledger.commit([batch(H, allocation("web-1", 8.0), idle(2.0, H))], pen)
-    store.summaries.rebuild(ACCOUNT, H, END, pen)
+    writer = FencedWriter(1)
+    store.ledger.commit([batch(H, allocation("web-1", 8.0), idle(2.0, H))], writer)
+    store.summaries.rebuild(ACCOUNT, H, END, writer)
     store.engine.command(f"ALTER TABLE k8s_cost_summaries DELETE WHERE namespace = {literal(IDLE)}")
     wait_for_mutations(store)
     assert total(store) == 14.25
@@ -245,9 +248,9 @@ def wait_for_mutations(store: Store) -> None:
 
 
 def test_sweeping_takes_what_is_old_and_unread_and_nothing_else(store: Store) -> None:
-    pen, now = Pen(1), NOW
-    store.ledger.commit([batch(H, allocation("web-1", 9.0))], pen)
-    store.ledger.commit([batch(H, allocation("web-1", 8.0))], pen)
+    writer, now = FencedWriter(1), NOW
+    store.ledger.commit([batch(H, allocation("web-1", 9.0))], writer)
+    store.ledger.commit([batch(H, allocation("web-1", 8.0))], writer)
     assert store.maintenance.clean(now + 3600, 400).batches == 0
     assert store.maintenance.clean(now + 2 * DAY, 400).batches == 1
     wait_for_mutations(store)
@@ -256,12 +259,12 @@ def test_sweeping_takes_what_is_old_and_unread_and_nothing_else(store: Store) ->
 
 
 def test_sweeping_takes_superseded_summaries_and_assets_too(store: Store) -> None:
-    pen = Pen(1)
+    writer = FencedWriter(1)
     for figure in (9.0, 8.0):
-        store.ledger.commit([batch(H, allocation("web-1", figure))], pen)
-        store.summaries.rebuild(ACCOUNT, H, END, pen)
+        store.ledger.commit([batch(H, allocation("web-1", figure))], writer)
+        store.summaries.rebuild(ACCOUNT, H, END, writer)
         node = Asset(type="node", name="a", total_cost=figure)
-        store.assets.commit(ACCOUNT, H, [node], store.ledger.new_batch(), NOW, pen)
+        store.assets.commit(ACCOUNT, H, [node], store.ledger.new_batch(), NOW, writer)
     assert store.maintenance.clean(NOW + 2 * DAY, 400).batches == 1 + 3 + 1
     wait_for_mutations(store)
     for table, rows in (("k8s_allocations", 1), ("k8s_cost_summaries", 3), ("k8s_assets", 1)):
@@ -271,12 +274,12 @@ def test_sweeping_takes_superseded_summaries_and_assets_too(store: Store) -> Non
 
 
 def test_retention_drops_whole_months(store: Store) -> None:
-    pen = Pen(1)
+    writer = FencedWriter(1)
     old = H - 60 * DAY
-    store.ledger.commit([batch(old, allocation("web-1", 9.0)), batch(H, allocation("web-1", 8.0))], pen)
-    store.summaries.rebuild(ACCOUNT, old, END, pen)
+    store.ledger.commit([batch(old, allocation("web-1", 9.0)), batch(H, allocation("web-1", 8.0))], writer)
+    store.summaries.rebuild(ACCOUNT, old, END, writer)
     assert store.maintenance.clean(NOW, 30).months == (202609,)
-    assert list(store.ledger.held(ACCOUNT, old, END).hours) == [H]
+    assert list(store.ledger.committed(ACCOUNT, old, END).hours) == [H]
     assert store.maintenance.bytes_on_disk() > 0
 
 
@@ -287,10 +290,10 @@ def test_gaps_keep_the_last_attempt(store: Store) -> None:
 
 
 def test_assets_of_a_day_are_replaced_as_a_whole(store: Store) -> None:
-    pen = Pen(1)
+    writer = FencedWriter(1)
     node, disk = Asset(type="node", name="a", total_cost=2.5), Asset(type="disk", name="b", total_cost=0.5)
     for assets in ([node, disk], [node]):
-        store.assets.commit(ACCOUNT, H, assets, store.ledger.new_batch(), NOW, pen)
+        store.assets.commit(ACCOUNT, H, assets, store.ledger.new_batch(), NOW, writer)
         days = store.assets.days(ACCOUNT, H, END)
         assert store.assets.read(ACCOUNT, list(days.values())) == assets
         assert days[H].total == sum(one.total_cost for one in assets)
@@ -319,7 +322,7 @@ def test_repairs_are_audited(store: Store) -> None:
 
 def test_a_store_is_opened_again_with_what_it_holds(store_url: str) -> None:
     first = open_store(store_url, lambda: NOW)
-    first.ledger.commit([batch(H, allocation("web-1", 8.0))], Pen(3))
+    first.ledger.commit([batch(H, allocation("web-1", 8.0))], FencedWriter(3))
     first.close()
     second = open_store(store_url, lambda: NOW)
     try:
@@ -329,10 +332,10 @@ def test_a_store_is_opened_again_with_what_it_holds(store_url: str) -> None:
 
 
 def test_an_empty_store_answers_with_nothing(store: Store) -> None:
-    assert store.ledger.held(ACCOUNT, H, END).hours == {}
+    assert store.ledger.committed(ACCOUNT, H, END).hours == {}
     assert store.ledger.span(ACCOUNT) is None
     assert store.ledger.highest_fence() == 0
-    assert store.summaries.measured(ACCOUNT, H, END, ("namespace",), Filters()).measured == ()
+    assert store.summaries.sums(ACCOUNT, H, END, ("namespace",), Filters()).sums == ()
 
 
 @pytest.mark.parametrize("sql", ["SELECT nonsense FROM nowhere", "DROP TABLE nowhere", "SELECT throwIf(1)"])

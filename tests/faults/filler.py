@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from metroculus.config import MetroculusConfig
+from metroculus.dependencies import make_dependencies
 from metroculus.metroculus_worker.ownership import FileOwners, Owned
 from metroculus.metroculus_worker.server import make_worker
-from metroculus.parts import make_parts
 from metroculus.sources.outbound.addresses import AllowedAddresses
 from metroculus.sources.registry.sqlite import Credentials
-from metroculus.storage.ledger import Pen
+from metroculus.storage.ledger import FencedWriter
 
 
 class Free(Owned):
     def __init__(self, fence: int) -> None:
-        self.pen = Pen(fence)
+        self.writer = FencedWriter(fence)
 
     def still(self) -> bool:
         return True
@@ -50,7 +50,7 @@ def deadly(engine: Any, die_at: str) -> None:
     if die_at == "-":
         return
     left = [int(die_at.rstrip("+"))]
-    for name in ("insert", "insert_lines"):
+    for name in ("insert", "insert_columns"):
         real = getattr(engine, name)
 
         def counted(*args: Any, real: Any = real) -> None:
@@ -74,20 +74,20 @@ async def main(arguments: list[str]) -> int:
         upstream_allow=AllowedAddresses(["127.0.0.0/8"]), data_dir=Path(folder), encryption_key=None, tls=None,
         clickhouse_url=url,
     )  # fmt: skip
-    parts = make_parts(config, lambda: float(now))
-    assert parts.store is not None
+    dependencies = make_dependencies(config, lambda: float(now))
+    assert dependencies.store is not None
     for account, upstream in pairs:
-        await parts.registry.put(account, "kubecost", upstream, Credentials())
-    deadly(parts.store.engine, die_at)
+        await dependencies.registry.put(account, "kubecost", upstream, Credentials())
+    deadly(dependencies.store.engine, die_at)
     owners = NoOwners() if free else FileOwners(Path(folder) / "locks")
-    service = make_worker(config, parts, owners, lambda: float(now))
+    service = make_worker(config, dependencies, owners, lambda: float(now))
     print("filling", flush=True)
     window = (int(start), int(end))
     done = await asyncio.gather(
         *(service.worker.fill(account, window, 2, lambda progress: None) for account, _ in pairs)
     )
     service.worker.close()
-    parts.close()
+    dependencies.close()
     return 0 if all(progress.complete for progress in done) else 1
 
 

@@ -58,13 +58,13 @@ def what_is_stored_is_true(store_url: str) -> int:
     seen = 0
     try:
         for number, account in enumerate(ACCOUNTS):
-            held = store.ledger.held(account, START, END)
-            assert held.passed_over == ()
-            told, management = store.history.allocations(held, ("pod",))
-            true = fsum(truth_of_hour(number, hour) for hour in held.hours)
+            committed = store.ledger.committed(account, START, END)
+            assert committed.passed_over == ()
+            told, management = store.history.allocations(committed, ("pod",))
+            true = fsum(truth_of_hour(number, hour) for hour in committed.hours)
             assert fsum([*(a.costs.total for a in told.allocations), management or 0.0]) == true
-            assert fsum(marker.total for marker in held.hours.values()) == true
-            seen += len(held.hours)
+            assert fsum(marker.total for marker in committed.hours.values()) == true
+            seen += len(committed.hours)
     finally:
         store.close()
     return seen

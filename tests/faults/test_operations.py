@@ -163,11 +163,11 @@ def test_connections_without_end_take_no_descriptor_that_is_needed(tmp_path):
     environment = {"CLUSTER_SECRET": SECRET, "DATA_DIR": str(tmp_path / "data")}
     limited = ("/bin/sh", "-c", 'ulimit -n 200; exec "$@"', "sh", str(BIN / "metroculus"), "serve")
     listen = ("--metroculus-listen", f"127.0.0.1:{free_port()}")
-    with command(tmp_path, *limited, *listen, **environment) as (url, process), ExitStack() as held:
+    with command(tmp_path, *limited, *listen, **environment) as (url, process), ExitStack() as connections:
         where = (urlsplit(url).hostname, urlsplit(url).port)
         for _ in range(5):
             for _ in range(100):
-                held.enter_context(socket.create_connection(where, timeout=10))
+                connections.enter_context(socket.create_connection(where, timeout=10))
             assert requests.get(f"{url}/healthz", timeout=10).status_code == 200
         assert open_descriptors(process) < 150
         idle = cpu_seconds(process)

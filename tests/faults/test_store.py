@@ -17,7 +17,7 @@ import requests
 from metroculus.storage.embedded import EmbeddedEngine
 from metroculus.storage.engine import StoreError
 from metroculus.storage.history import Filters
-from metroculus.storage.ledger import HourBatch, Pen
+from metroculus.storage.ledger import FencedWriter, HourBatch
 from metroculus.storage.store import Store, open_store
 from simulator.costs import truth
 from simulator.server import Habits
@@ -35,11 +35,11 @@ def hour_of(number: int, rows: int = ROWS) -> HourBatch:
 
 def whole(store: Store) -> set[int]:
     """The hours that can be seen, each of them whole."""
-    held = store.ledger.held(ACCOUNT, END - 400 * HOUR, END)
-    measured = store.history.measured(held, ("hour",), Filters())
+    committed = store.ledger.committed(ACCOUNT, END - 400 * HOUR, END)
+    measured = store.history.sums(committed, ("hour",), Filters())
     sums = {one.keys[0]: one.total for one in measured}
-    assert sums == {hour: marker.total for hour, marker in held.hours.items()}
-    return set(held.hours)
+    assert sums == {hour: marker.total for hour, marker in committed.hours.items()}
+    return set(committed.hours)
 
 
 @pytest.fixture
@@ -58,16 +58,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_shows_nothing_half_and_heals_with_room(small_disk: Path) -> None:
     store = open_store(f"embedded:{small_disk / 'store'}", lambda: NOW)
-    pen, stored = Pen(1), set[int]()
+    writer, stored = FencedWriter(1), set[int]()
     try:
         with pytest.raises(StoreError) as failure:
             for number in range(100):
-                stored |= {m.hour for m in store.ledger.commit([hour_of(number)], pen)}
+                stored |= {m.hour for m in store.ledger.commit([hour_of(number)], writer)}
         assert "\n" not in str(failure.value)
         assert whole(store) >= stored, "what was acknowledged stays, also while the disk is full"
         subprocess.run(["mount", "-o", "remount,size=400m", small_disk], check=True)
         first = len(stored)
-        stored |= {m.hour for m in store.ledger.commit([hour_of(first), hour_of(first + 1)], pen)}
+        stored |= {m.hour for m in store.ledger.commit([hour_of(first), hour_of(first + 1)], writer)}
         assert whole(store) == stored
     finally:
         store.close()
@@ -77,14 +77,14 @@ def test_an_engine_that_is_killed_mid_write_comes_back_with_the_next_call(tmp_pa
     store = open_store(f"embedded:{tmp_path / 'store'}", lambda: NOW)
     engine: Any = store.engine
     assert isinstance(engine, EmbeddedEngine)
-    pen, failed = Pen(1), 0
+    writer, failed = FencedWriter(1), 0
     try:
-        store.ledger.commit([hour_of(0, 100)], pen)
+        store.ledger.commit([hour_of(0, 100)], writer)
         for number in range(1, 6):
             killer = threading.Timer(0.02 * number, os.kill, (engine.process_id, signal.SIGKILL))
             killer.start()
             try:
-                store.ledger.commit([hour_of(number, 60_000)], pen)
+                store.ledger.commit([hour_of(number, 60_000)], writer)
             except StoreError as failure:
                 failed += 1
                 assert "engine" in str(failure)
@@ -92,7 +92,7 @@ def test_an_engine_that_is_killed_mid_write_comes_back_with_the_next_call(tmp_pa
             seen = whole(store)
             assert END - HOUR in seen
         assert failed, "none of the kills came in time"
-        store.ledger.commit([hour_of(number, 100) for number in range(6)], pen)
+        store.ledger.commit([hour_of(number, 100) for number in range(6)], writer)
         assert len(whole(store)) == 6
     finally:
         store.close()
@@ -108,7 +108,7 @@ def test_a_killed_server_is_waited_for_and_the_worker_goes_on_by_itself(clickhou
     admin.close()
     running = stack.start(clickhouse_url=engine_url, kubecost_api_url=url, kubecost_account_id=ACCOUNT, rounds=False)
     worker: Any = running.worker
-    store: Any = running.metroculus.parts.store
+    store: Any = running.metroculus.dependencies.store
     asked = {"cloud_account_id": ACCOUNT, "start_date": world.start, "end_date": END}
     true = truth(world, now=NOW, adjusted=True)["total_cost"]
     stack.thread.run(worker.worker.fill(ACCOUNT, (world.start, END - DAY), 1, lambda progress: None))
@@ -134,7 +134,7 @@ def test_a_killed_server_is_waited_for_and_the_worker_goes_on_by_itself(clickhou
     simulator.habits.fail_with = (503, "down")
     after = Metroculus(running).get("kubecost_cluster_costs", **asked).json()
     assert (after["total_cost"], after["complete"]) == (true, True)
-    assert len(store.ledger.held(ACCOUNT, world.start, END).hours) == 48
+    assert len(store.ledger.committed(ACCOUNT, world.start, END).hours) == 48
     store.engine.command("DROP DATABASE going")
 
 
@@ -155,7 +155,7 @@ def test_a_service_starts_while_its_server_is_away_and_uses_it_when_it_is_back(c
         except StoreError:
             assert time.monotonic() < until
             time.sleep(0.1)
-    assert store.ledger.held(ACCOUNT, END - DAY, END).hours == {}
+    assert store.ledger.committed(ACCOUNT, END - DAY, END).hours == {}
     store.close()
 
 
@@ -178,7 +178,7 @@ def test_a_store_that_stands_still_mid_write_loses_nothing(kind: str, clickhouse
         began = time.monotonic()
         stop.start(), go_on.start()
         try:
-            store.ledger.commit([hour_of(0, 60_000), hour_of(1, 60_000)], Pen(1))
+            store.ledger.commit([hour_of(0, 60_000), hour_of(1, 60_000)], FencedWriter(1))
             assert time.monotonic() - began > 2.0, "it did not stand still in time"
             assert len(whole(store)) == 2
         finally:

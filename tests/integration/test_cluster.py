@@ -12,7 +12,7 @@ import pytest
 
 from metroculus.cost_model.allocation import Filters
 from metroculus.storage.engine import StoreError
-from metroculus.storage.ledger import HourBatch, Pen
+from metroculus.storage.ledger import FencedWriter, HourBatch
 from metroculus.storage.store import Store, open_store
 from tests.conftest import free_port, need
 from tests.stores import PASSWORD, ClickHouse, allocation
@@ -75,8 +75,8 @@ def replicas(zookeeper: int, tmp_path: Path) -> Iterator[list[ClickHouse]]:
 
 
 def total(store: Store) -> float:
-    held = store.ledger.held(ACCOUNT, END - 24 * HOUR, END)
-    return sum(one.total for one in store.history.measured(held, (), Filters()))
+    committed = store.ledger.committed(ACCOUNT, END - 24 * HOUR, END)
+    return sum(one.total for one in store.history.sums(committed, (), Filters()))
 
 
 def eventually(store: Store, expected: float) -> None:
@@ -105,11 +105,13 @@ def test_what_one_replica_took_the_other_has_and_keeps_when_the_first_is_gone(re
         HourBatch(account=ACCOUNT, hour=hour, allocations=[allocation(f"web-{n}", 8.0, hour=hour) for n in range(100)])
         for hour in hours
     ]
-    first.ledger.commit(batches, Pen(1))
+    first.ledger.commit(batches, FencedWriter(1))
     assert total(first) == 6 * 100 * 12.25
     eventually(second, 6 * 100 * 12.25)
-    second.ledger.commit([HourBatch(account=ACCOUNT, hour=hours[0], allocations=[allocation("web-1", 8.0)])], Pen(2))
-    second.summaries.rebuild(ACCOUNT, hours[-1], END, Pen(2))
+    second.ledger.commit(
+        [HourBatch(account=ACCOUNT, hour=hours[0], allocations=[allocation("web-1", 8.0)])], FencedWriter(2)
+    )
+    second.summaries.rebuild(ACCOUNT, hours[-1], END, FencedWriter(2))
     eventually(first, 500 * 12.25 + 12.25)
     assert first.maintenance.clean(NOW + 3 * 86400, 400).batches == 1
     eventually(second, 500 * 12.25 + 12.25)

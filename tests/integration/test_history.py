@@ -195,9 +195,11 @@ def test_a_day_that_differs_up_to_a_tenth_is_followed_and_told(history: History)
 
     history.simulator.habits.rewrite = rewrite
     history.fill(day, END)
-    held = history.running.metroculus.parts.store.ledger.held(ACCOUNT, day, END)
+    committed = history.running.metroculus.dependencies.store.ledger.committed(ACCOUNT, day, END)
     true = the_truth(day, END)
-    assert fsum(m.spread for m in held.hours.values()) == pytest.approx(0.0625 * true["summary"]["pv_cost"], rel=1e-9)
+    assert fsum(m.spread for m in committed.hours.values()) == pytest.approx(
+        0.0625 * true["summary"]["pv_cost"], rel=1e-9
+    )
     statement = history.costs(start_date=day)
     assert statement["summary"]["pv_cost"] == pytest.approx(1.0625 * true["summary"]["pv_cost"], rel=1e-12)
     assert statement["complete"] is True
@@ -237,9 +239,9 @@ def test_hours_that_do_not_meet_their_control_total_are_shown(history: History) 
 
     history.simulator.habits.rewrite = rewrite
     history.fill(day, day + 6 * HOUR)
-    held = history.running.metroculus.parts.store.ledger.held(ACCOUNT, day, day + 6 * HOUR)
-    assert held.hours and not any(marker.reconciled for marker in held.hours.values())
-    assert all(abs(marker.residual) > 0.5 for marker in held.hours.values())
+    committed = history.running.metroculus.dependencies.store.ledger.committed(ACCOUNT, day, day + 6 * HOUR)
+    assert committed.hours and not any(marker.reconciled for marker in committed.hours.values())
+    assert all(abs(marker.residual) > 0.5 for marker in committed.hours.values())
 
 
 def test_what_is_not_stored_is_asked_live_and_joins_without_overlap_or_gap(history: History) -> None:
@@ -284,13 +286,13 @@ def test_an_hour_that_is_still_empty_is_a_gap_and_not_a_zero_and_is_refilled(his
     history.clock.now = END + 120
     history.simulator.habits.rewrite = only_hours(END)
     assert history.extract() is True, "the hour that has just ended is to be asked for again soon"
-    store = history.running.metroculus.parts.store
-    assert END - HOUR not in store.ledger.held(ACCOUNT, END - DAY, END).hours
+    store = history.running.metroculus.dependencies.store
+    assert END - HOUR not in store.ledger.committed(ACCOUNT, END - DAY, END).hours
     assert "knows nothing" in store.gaps.of(ACCOUNT, END - DAY, END)[END - HOUR].reason
     history.simulator.habits.rewrite = None
     history.clock.now += 60
     assert history.extract() is False, "from the hour's end to the store in under five minutes"
-    assert END - HOUR in store.ledger.held(ACCOUNT, END - DAY, END).hours
+    assert END - HOUR in store.ledger.committed(ACCOUNT, END - DAY, END).hours
     assert history.clock.now - END < 300
     history.simulator.habits.fail_with = (503, "down")
     assert (
@@ -319,7 +321,7 @@ def test_closed_hours_change_only_by_a_repair_that_is_audited(stack: Stack) -> N
     assert (job["state"], job["hours_done"], job["repair"]) == ("done", 96, True)
     cpu = truth(WORLD, WORLD.start, WORLD.start + DAY, now=clock.now, adjusted=True)["summary"]["cpu_cost"]
     assert history.costs()["total_cost"] == true + cpu
-    audited = history.running.metroculus.parts.store.jobs.audited(ACCOUNT)
+    audited = history.running.metroculus.dependencies.store.jobs.audited(ACCOUNT)
     assert len(audited) == 24 and {one.why for one in audited} == {"the bill was corrected"}
     assert fsum(one.after - one.before for one in audited) == pytest.approx(cpu, rel=1e-12)
 
@@ -360,13 +362,13 @@ def test_one_cluster_that_fails_leaves_the_others_whole(stack: Stack) -> None:
     other = "00000000-0000-4000-8000-00000000000b"
     _, second_url = stack.simulate(WORLD, Habits(fail_with=(500, "broken")), history.clock)
     first_url = stack.serve(history.simulator.application())
-    registry = history.running.metroculus.parts.registry
+    registry = history.running.metroculus.dependencies.registry
     for account, url in ((ACCOUNT, first_url), (other, second_url)):
         stack.thread.run(registry.put(account, "kubecost", url, Credentials()))
     history.extract()
-    store = history.running.metroculus.parts.store
-    assert len(store.ledger.held(ACCOUNT, WORLD.start, END).hours) == 96
-    assert len(store.ledger.held(other, WORLD.start, END).hours) == 0
+    store = history.running.metroculus.dependencies.store
+    assert len(store.ledger.committed(ACCOUNT, WORLD.start, END).hours) == 96
+    assert len(store.ledger.committed(other, WORLD.start, END).hours) == 0
     assert len(store.gaps.of(other, WORLD.start, END)) == 96
     base = history.running.worker_listener.url
     metrics = requests.get(f"{base}/metrics", timeout=5).text
@@ -468,7 +470,7 @@ def test_a_cluster_that_only_pushes_metrics_has_history_too(stack: Stack, promet
     prometheus.load_world(world, ACCOUNT)
     prometheus.start()
     history = History(stack, world, kubecost_api_url=None, kubecost_account_id=None, thanos_query_url=prometheus.url)
-    registry = history.running.metroculus.parts.registry
+    registry = history.running.metroculus.dependencies.registry
     stack.thread.run(registry.put(ACCOUNT, "push", "", Credentials()))
     history.fill(world.start, END)
     prometheus.stop()
@@ -483,7 +485,7 @@ def test_a_cluster_that_only_pushes_metrics_has_history_too(stack: Stack, promet
 
 def test_assets_of_past_days_are_kept(history: History) -> None:
     history.fill()
-    store = history.running.metroculus.parts.store
+    store = history.running.metroculus.dependencies.store
     days = store.assets.days(ACCOUNT, WORLD.start, END)
     assert sorted(days) == list(range(WORLD.start, END, DAY))
     true = the_truth()

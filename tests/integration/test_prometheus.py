@@ -8,12 +8,13 @@ from uuid import uuid4
 
 import pytest
 
-from metroculus.cost_model.statement import Question, reconcile
+from metroculus.cost_model.reconcile import reconcile
+from metroculus.cost_model.statement import Question
 from metroculus.sources.outbound.addresses import AllowedAddresses
 from metroculus.sources.outbound.http import SourceHttp, Upstream
 from metroculus.sources.thanos import promql
 from metroculus.sources.thanos.assets import assets_by_metrics
-from metroculus.sources.thanos.client import ThanosSource
+from metroculus.sources.thanos.client import Querier
 from metroculus.sources.thanos.costs import allocation_by_metrics, management_by_metrics
 from metroculus.sources.thanos.usage import container_usages, metadata
 from simulator.costs import truth
@@ -123,7 +124,7 @@ def with_thanos(server, work, label="tenant_id"):
     async def run():
         http = SourceHttp(AllowedAddresses())
         try:
-            return await work(ThanosSource(http, Upstream("metrics", server.url, trusted=True), label, lambda: END))
+            return await work(Querier(http, Upstream("metrics", server.url, trusted=True), label, lambda: END))
         finally:
             http.close()
 

@@ -125,7 +125,7 @@ def test_a_hostile_url_is_refused_when_written_and_when_used(world, resolved, na
     directory = running.rest_api.directory
     assert name not in [one.name for one in directory.clusters(tenant.organization_id)]
     # As if it had got past the writing: an older file, or a name that has come to mean something else.
-    registry = running.metroculus.parts.registry
+    registry = running.metroculus.dependencies.registry
     stack.thread.run(registry.put(ACCOUNT, "kubecost", url, Credentials()))
     used = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, **WINDOW)
     stack.thread.run(registry.delete(ACCOUNT))
@@ -149,7 +149,7 @@ def test_a_name_that_turns_is_followed_nowhere(world, resolved, name):
     )  # fmt: skip
     assert written.status_code == (200 if name == "M36" else 400)
     if name == "M37":
-        registry = running.metroculus.parts.registry
+        registry = running.metroculus.dependencies.registry
         stack.thread.run(registry.put(ACCOUNT, "kubecost", f"http://{host}:{decoy.port}", Credentials()))
     used = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, **WINDOW)
     assert used.status_code == 503 and decoy.reached == before

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from metroculus.cost_model.statement import Source
+from metroculus.cost_model.reading import SourceReport
 from metroculus.metroculus_api.cache import RETRY_SECONDS, STALE_SECONDS, AnswerCache
 from metroculus.sources.errors import DeadlineExceeded, Unreachable
 from tools.deadline import Deadline
@@ -23,7 +23,7 @@ ACCOUNT, QUESTION = "account", ("costs",)
 class Figure(Struct, frozen=True, kw_only=True):
     total: float | None
     complete: bool = True
-    sources: tuple[Source, ...] = (Source(name="allocation", status="ok", fetched_at=7),)
+    sources: tuple[SourceReport, ...] = (SourceReport(name="allocation", status="ok", fetched_at=7),)
 
 
 class Upstream:
@@ -156,10 +156,12 @@ def test_who_has_less_time_is_told_so_and_the_others_get_their_answer():
 
 FAILURES = [
     Unreachable("the cost source cannot be reached"),
-    Figure(total=None, complete=False, sources=(Source(name="allocation", status="no_data"),)),
-    Figure(total=None, complete=False, sources=(Source(name="allocation", status="unavailable", error="it is away"),)),
-    Figure(total=0.5, complete=True, sources=(Source(name="allocation", status="partial"),)),
-    Figure(total=None, complete=False, sources=(Source(name="another", status="unavailable"),)),
+    Figure(total=None, complete=False, sources=(SourceReport(name="allocation", status="no_data"),)),
+    Figure(
+        total=None, complete=False, sources=(SourceReport(name="allocation", status="unavailable", error="it is away"),)
+    ),
+    Figure(total=0.5, complete=True, sources=(SourceReport(name="allocation", status="partial"),)),
+    Figure(total=None, complete=False, sources=(SourceReport(name="another", status="unavailable"),)),
 ]
 
 
@@ -273,7 +275,7 @@ def test_it_holds_no_more_than_its_bytes_and_nothing_that_would_push_all_else_ou
             assert cache.stats().bytes <= 20_000
         assert 10 < cache.stats().items < 400
         items = cache.stats().items
-        long = Figure(total=1.0, sources=(Source(name="allocation", status="ok", error="x" * 20_000),))
+        long = Figure(total=1.0, sources=(SourceReport(name="allocation", status="ok", error="x" * 20_000),))
         await ask(cache, Upstream(long), question=("long",))
         assert cache.stats().items == items
 
@@ -283,7 +285,7 @@ def test_it_holds_no_more_than_its_bytes_and_nothing_that_would_push_all_else_ou
 def test_what_is_kept_packed_is_the_same():
     async def check():
         cache, _ = cache_of()
-        long = Figure(total=1.0, sources=tuple(Source(name=f"s{n}", status="ok") for n in range(100)))
+        long = Figure(total=1.0, sources=tuple(SourceReport(name=f"s{n}", status="ok") for n in range(100)))
         made = (await ask(cache, Upstream(long))).prepared
         assert made.packed is not None and gzip.decompress(made.packed) == made.body
         again = (await ask(cache, Upstream(long), account="other")).prepared

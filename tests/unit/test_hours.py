@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metroculus.cost_model.allocation import COMPONENTS, Allocation, Costs
-from metroculus.cost_model.hours import by_owner, control, spread
+from metroculus.cost_model.allocation import Allocation
+from metroculus.cost_model.columns import by_owner
+from metroculus.cost_model.components import COMPONENTS, Costs
+from metroculus.cost_model.settle import control, spread
 
 
 def row(namespace="a", **costs):

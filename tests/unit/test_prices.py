@@ -5,9 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from metroculus.cost_model.allocation import Allocation, AllocationSet, Amounts, Costs
+from metroculus.cost_model.allocation import Allocation
+from metroculus.cost_model.components import Amounts, Costs
 from metroculus.cost_model.prices import CustomPrices, with_prices
-from metroculus.cost_model.statement import AllocationReading, Question, Source, reconcile
+from metroculus.cost_model.reading import AllocationReading, AllocationSet, SourceReport
+from metroculus.cost_model.reconcile import reconcile
+from metroculus.cost_model.statement import Question
 from tools.window import Window
 
 DAY = Window.past(0, 86400)
@@ -20,7 +23,7 @@ def reading(ram_usd=0.0):
     )
     idle = Allocation(name="__idle__", end=86400)
     return AllocationReading(
-        source=Source(name="allocation", status="ok"), sets=(AllocationSet(0, 86400, (shop, idle)),)
+        source=SourceReport(name="allocation", status="ok"), sets=(AllocationSet(0, 86400, (shop, idle)),)
     )
 
 

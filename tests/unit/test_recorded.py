@@ -10,9 +10,12 @@ import pytest
 
 from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.assets import merge, totals
-from metroculus.cost_model.statement import ManagementReading, Question, Source, judge_sets, reconcile
+from metroculus.cost_model.reading import ManagementReading, SourceReport, judge_sets
+from metroculus.cost_model.reconcile import reconcile
+from metroculus.cost_model.statement import Question
 from metroculus.sources.errors import BadAnswer
-from metroculus.sources.kubecost.answers import decode_allocation, decode_assets
+from metroculus.sources.kubecost.allocation_json import decode_allocation
+from metroculus.sources.kubecost.assets_json import decode_assets
 from metroculus.sources.kubecost.savings import decode_abandoned, decode_overview, decode_request_sizing
 from tools.window import DAY, Window
 
@@ -41,7 +44,7 @@ def true_namespace(name):
 
 @pytest.mark.parametrize("name", ["alloc_namespace_step1d_idle.json", "alloc_namespace_idle_acc.json"])
 def test_the_statement_of_a_real_opencost_is_the_truth(name):
-    management = ManagementReading(source=Source(name="thanos", status="ok"), usd=TRUTH["management"])
+    management = ManagementReading(source=SourceReport(name="thanos", status="ok"), usd=TRUTH["management"])
     found = statement(read(name), management=management)
     assert found.complete
     rows = {row.namespace: row.total_cost for row in found.breakdown_by_namespace}

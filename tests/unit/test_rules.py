@@ -21,6 +21,7 @@ BROKEN = {
     "compared-in-constant-time": ("rest_api/x.py", "if offered == known:\n    go()\n"),
     "values-are-escaped": ("metroculus/storage/x.py", "sql = f\"SELECT 1 WHERE a = '{name}'\"\n"),
     "selectors-in-one-place": ("metroculus/sources/x.py", "query = f'm{{tenant=\"{a}\"}}'\n"),
+    "decoders-are-made-once": ("rest_api/x.py", "msgspec.json.decode(body, type=Shape)\n"),
     "trusted-is-the-operators": ("metroculus/sources/x.py", "Upstream('s', url, trusted=True)\n"),
     "no-operators-from-outside": ("rest_api/x.py", "find({'$where': text})\n"),
     "no-swallowed-failure": ("rest_api/x.py", "try:\n    go()\nexcept Exception:\n    pass\n"),

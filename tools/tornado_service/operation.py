@@ -48,14 +48,15 @@ def operation(
 ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[None]]]:
     """Declare a handler's method: ``async def get(self, query)``, with a ``body`` behind it where one is declared."""
     declared = Operation(needs, query, body, answer, status, also, content)
+    decoder: msgspec.json.Decoder[Any] | None = msgspec.json.Decoder(body) if body is not None else None
 
     def decorate(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
         @wraps(method)
         async def run(self: Any, **path: str) -> None:
             await self.authorize(declared, path)
             read: list[Any] = [read_query(query, self.request.query_arguments, path, self.codes)]
-            if body is not None:
-                read.append(_read_body(self, body))
+            if decoder is not None:
+                read.append(_read_body(self, decoder))
             elif self.request.body:
                 raise ApiError(self.codes.invalid_parameter, "this request takes no body", ["body"])
             self.set_status(declared.status)
@@ -67,9 +68,9 @@ def operation(
     return decorate
 
 
-def _read_body(handler: Any, body: type[Struct]) -> Struct:
+def _read_body(handler: Any, decoder: msgspec.json.Decoder[Any]) -> Any:
     try:
-        return msgspec.json.decode(handler.request.body, type=body)
+        return decoder.decode(handler.request.body)
     except msgspec.ValidationError as problem:
         named = re.search(r"`\$\.([A-Za-z_]+)|field `([A-Za-z_0-9]{1,64})`", str(problem))
         name = (named[1] or named[2]) if named else "body"

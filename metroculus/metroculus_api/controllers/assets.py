@@ -11,15 +11,12 @@ from msgspec import Struct
 
 from metroculus.codes import INVALID
 from metroculus.cost_model.assets import Asset, merge, totals
-from metroculus.cost_model.statement import Source, StatementWindow
+from metroculus.cost_model.reading import SourceReport
+from metroculus.cost_model.statement import StatementWindow
 from metroculus.metroculus_api.controllers.stored import share_of
-from metroculus.metroculus_api.errors import NoMetricsSource, NoSource
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.errors import SourceError
-from metroculus.sources.thanos.assets import assets_by_metrics
-from metroculus.sources.thanos.client import Series, ThanosSource
-from metroculus.sources.thanos.promql import selector
-from metroculus.sources.thanos.usage import NodeSpecification, Quota, WorkloadResources, metadata
+from metroculus.sources.errors import NoSource, SourceError
+from metroculus.sources.source import NodeSpecification, Quota, Series, WorkloadResources
 from metroculus.storage.engine import StoreError
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
@@ -59,7 +56,7 @@ class Assets(Struct, frozen=True, kw_only=True):
     window: StatementWindow
     currency: str
     complete: bool
-    sources: tuple[Source, ...]
+    sources: tuple[SourceReport, ...]
     nodes: tuple[Asset, ...]
     disks: tuple[Asset, ...]
     load_balancers: tuple[Asset, ...]
@@ -78,14 +75,14 @@ class MetricSeries(Struct, frozen=True, kw_only=True):
     window: StatementWindow
     step: int
     complete: bool
-    sources: tuple[Source, ...]
+    sources: tuple[SourceReport, ...]
     metrics: dict[str, tuple[Series, ...]]
 
 
 class MetadataAnswer(Struct, frozen=True, kw_only=True):
     cloud_account_id: str
     fetched_at: int
-    sources: tuple[Source, ...]
+    sources: tuple[SourceReport, ...]
     quotas: tuple[Quota, ...]
     workloads: tuple[WorkloadResources, ...]
     nodes: tuple[NodeSpecification, ...]
@@ -94,7 +91,7 @@ class MetadataAnswer(Struct, frozen=True, kw_only=True):
 class _StoredDays(Struct, frozen=True):
     days: frozenset[int]
     assets: tuple[Asset, ...]
-    source: Source
+    source: SourceReport
 
 
 def _without_days(window: Window, days: frozenset[int]) -> list[tuple[int, int]]:
@@ -126,7 +123,7 @@ class InventoryController:
             except (SourceError, NoSource) as failure:
                 if stored is None:
                     raise
-                live, source = (), Source(name="assets", status="unavailable", error=str(failure))
+                live, source = (), SourceReport(name="assets", status="unavailable", error=str(failure))
             found += live
             sources.append(source)
         kept = [asset for asset in merge(found) if kind in (None, asset.type)]
@@ -153,19 +150,14 @@ class InventoryController:
             total_cost=sum(by_type.values()) if known else None,
         )
 
-    async def _live(self, account: str, window: Window, deadline: Deadline) -> tuple[Sequence[Asset], Source]:
+    async def _live(self, account: str, window: Window, deadline: Deadline) -> tuple[Sequence[Asset], SourceReport]:
         """Assets that the account's source tells of.
 
         Raises:
             NoSource, SourceError
         """
-        sources = await self._accounts.of(account)
-        if sources.kubecost is not None:
-            reading = await sources.kubecost.assets(window, deadline)
-            return reading.assets, reading.source
-        if sources.thanos is not None:
-            return await assets_by_metrics(sources.thanos, account, window, deadline)
-        raise NoSource
+        reading = await (await self._accounts.of(account)).assets(window, deadline)
+        return reading.assets, reading.source
 
     async def _stored(self, account: str, window: Window, deadline: Deadline) -> _StoredDays | None:
         """The stored days that lie in a window; None where there are none, or the store cannot be asked."""
@@ -182,7 +174,7 @@ class InventoryController:
             return None
         share = len(days) * DAY / window.seconds
         fetched = min(day.fetched_at for day in days.values())
-        source = Source(name="store", status="ok", fetched_at=fetched, coverage=share)
+        source = SourceReport(name="store", status="ok", fetched_at=fetched, coverage=share)
         return _StoredDays(frozenset(days), tuple(assets), source)
 
     async def metrics(
@@ -193,23 +185,16 @@ class InventoryController:
         Raises:
             NoMetricsSource, SourceError
         """
-        thanos = await self._thanos(account)
-        tenant = thanos.tenant(account)
+        sources = await self._accounts.of(account)
+        sources.require_metrics()
         chosen = fitting_step(window.seconds, step)
-
-        async def read(name: str) -> tuple[list[Series], list[str]]:
-            lookback = max(chosen, 2 * MIN_STEP_SECONDS)
-            query = f"last_over_time({selector(name, tenant)}[{lookback}s])"
-            first = window.start + -window.start % chosen
-            return await thanos.query_range(tenant, query, first, window.end - 1, chosen, deadline)
-
         wanted = tuple(names) or ALL_METRICS
-        found = await asyncio.gather(*(read(name) for name in wanted))
+        found = await asyncio.gather(*(sources.series(name, window, chosen, deadline) for name in wanted))
         if sum(len(series) for series, _ in found) > MAX_SERIES:
             raise ApiError(INVALID, f"metrics: more than {MAX_SERIES} series; name fewer", ["metrics"])
         warnings = tuple(dict.fromkeys(text for _, texts in found for text in texts))
         some = any(series for series, _ in found)
-        source = Source(
+        source = SourceReport(
             name="thanos",
             status="partial" if warnings else "ok" if some else "no_data",
             fetched_at=int(self._clock()),
@@ -232,11 +217,10 @@ class InventoryController:
         Raises:
             NoMetricsSource, SourceError
         """
-        thanos = await self._thanos(account)
         now = int(self._clock())
-        found = await metadata(thanos, account, now, deadline)
+        found = await (await self._accounts.of(account)).metadata(now, deadline)
         status = "ok" if found.nodes or found.workloads else "no_data"
-        source = Source(name="thanos", status="ok" if status == "ok" else "no_data", fetched_at=now)
+        source = SourceReport(name="thanos", status="ok" if status == "ok" else "no_data", fetched_at=now)
         return MetadataAnswer(
             cloud_account_id=account,
             fetched_at=now,
@@ -245,12 +229,6 @@ class InventoryController:
             workloads=found.workloads,
             nodes=found.nodes,
         )
-
-    async def _thanos(self, account: str) -> ThanosSource:
-        sources = await self._accounts.of(account)
-        if sources.thanos is None:
-            raise NoMetricsSource
-        return sources.thanos
 
 
 def fitting_step(seconds: int, asked: int | None) -> int:

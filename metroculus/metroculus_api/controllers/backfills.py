@@ -7,8 +7,9 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from metroculus.codes import INVALID, NOT_FOUND
-from metroculus.metroculus_api.errors import NoHistory, NoSource, NoWorker
+from metroculus.metroculus_api.errors import NoHistory, NoWorker
 from metroculus.sources.accounts import Accounts
+from metroculus.sources.errors import NoSource
 from metroculus.storage.jobs import DEFAULT_PARALLEL, MAX_PARALLEL, Backfill
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
@@ -71,7 +72,7 @@ class BackfillsController:
             raise ApiError(INVALID, "repair must say why", ["repair"])
         first, last = stretch_of(body.start_date, body.end_date, self._clock())
         sources = await self._accounts.of(account)
-        if sources.kubecost is None and sources.thanos is None:
+        if not sources.any:
             raise NoSource
         job = await self._store.ask(
             deadline.left(), self._store.jobs.ask, account, first, last, body.parallel, body.repair

@@ -9,13 +9,15 @@ from typing import Any
 
 from msgspec import Struct
 
-from metroculus.cost_model.allocation import COMPONENTS, Filters, Group
+from metroculus.cost_model.allocation import Filters, Group
+from metroculus.cost_model.components import COMPONENTS
 from metroculus.cost_model.efficiency import Efficiency
-from metroculus.cost_model.statement import Source, StatementWindow
+from metroculus.cost_model.reading import SourceReport
+from metroculus.cost_model.statement import StatementWindow
 from metroculus.metroculus_api.controllers.stored import source_of, whole
 from metroculus.metroculus_api.errors import NoHistory
-from metroculus.storage.history import COSTS_AND_USAGE, Measured, by_key
-from metroculus.storage.ledger import Held
+from metroculus.storage.history import COSTS_AND_USAGE, CostSums, by_key
+from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
 from tools.deadline import Deadline
@@ -30,7 +32,7 @@ class AccountCoverage(Struct, frozen=True, kw_only=True):
     cloud_account_id: str
     coverage: float | None
     complete: bool
-    source: Source
+    source: SourceReport
 
 
 class Expenses(Struct, frozen=True, kw_only=True):
@@ -71,21 +73,19 @@ class ExpensesController:
 
         async def one(account: str) -> Answer:
             asked = (account, window.start, window.end, properties, filters, COSTS_AND_USAGE)
-            return await store.ask(deadline.left(), store.summaries.measured, *asked)
+            return await store.ask(deadline.left(), store.summaries.sums, *asked)
 
         answers = await asyncio.gather(*(one(account) for account in accounts))
         told = list(zip(accounts, answers, strict=True))
-        covered = tuple(_coverage(account, answer.held, window) for account, answer in told)
+        covered = tuple(_coverage(account, answer.committed, window) for account, answer in told)
         if "cluster" in group_by:
             rows = [
-                row_of(group_by, account, properties, measured)
-                for account, answer in told
-                for measured in answer.measured
+                row_of(group_by, account, properties, measured) for account, answer in told for measured in answer.sums
             ]
         else:
-            everything = by_key([measured for answer in answers for measured in answer.measured])
+            everything = by_key([measured for answer in answers for measured in answer.sums])
             rows = [row_of(group_by, "", properties, measured) for measured in everything]
-        known = any(answer.held.hours for answer in answers)
+        known = any(answer.committed.hours for answer in answers)
         return Expenses(
             start_date=window.start,
             end_date=window.end,
@@ -99,17 +99,17 @@ class ExpensesController:
         )
 
 
-def _coverage(account: str, held: Held, window: Window) -> AccountCoverage:
-    source = source_of(held, window)
+def _coverage(account: str, committed: CommittedHours, window: Window) -> AccountCoverage:
+    source = source_of(committed, window)
     return AccountCoverage(
         cloud_account_id=account,
         coverage=source.coverage,
-        complete=whole(held, source),
+        complete=whole(committed, source),
         source=source,
     )
 
 
-def row_of(group_by: Sequence[str], account: str, properties: Sequence[str], one: Measured) -> dict[str, Any]:
+def row_of(group_by: Sequence[str], account: str, properties: Sequence[str], one: CostSums) -> dict[str, Any]:
     """One line: a key for each property, every cost column, the efficiencies."""
     keys = dict(zip(properties, one.keys, strict=True))
     named: dict[str, Any] = {}

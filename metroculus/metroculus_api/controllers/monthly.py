@@ -7,11 +7,12 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from metroculus.cost_model.allocation import IDLE, Filters
-from metroculus.cost_model.series import Point, steps, stored_point
+from metroculus.cost_model.series import steps, stored_point
+from metroculus.cost_model.statement import Point
 from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, project
 from metroculus.metroculus_api.controllers.stored import source_of, whole
 from metroculus.metroculus_api.errors import NoHistory
-from metroculus.storage.ledger import Held
+from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import period_of
 from tools.deadline import Deadline
@@ -60,17 +61,17 @@ class MonthlyController:
             first = period_of(first - DAY, "month")[0]
         settled = now - SETTLING_SECONDS
         window = Window(first, next_month, settled - settled % HOUR)
-        measured, left = store.summaries.measured, deadline.left
+        measured, left = store.summaries.sums, deadline.left
         sums = await store.ask(left(), measured, account, first, next_month, ("month",), Filters())
         only = Filters(namespaces=(IDLE,))
         idle = await store.ask(left(), measured, account, first, next_month, ("month",), only)
-        parts = {int(one.keys[0]): (one.costs, one.management) for one in sums.measured}
-        idle_usd = {int(one.keys[0]): one.total for one in idle.measured}
+        parts = {int(one.keys[0]): (one.costs, one.management) for one in sums.sums}
+        idle_usd = {int(one.keys[0]): one.total for one in idle.sums}
         months = []
         for month in steps(window, "month"):
-            hours = {h: m for h, m in sums.held.hours.items() if month.start <= h < month.end}
-            held = Held(account, month.start, month.end, hours)
-            source = source_of(held, month)
+            hours = {h: m for h, m in sums.committed.hours.items() if month.start <= h < month.end}
+            committed = CommittedHours(account, month.start, month.end, hours)
+            source = source_of(committed, month)
             point = None
             if hours:
                 point = stored_point(
@@ -91,7 +92,7 @@ class MonthlyController:
                     start=iso(month.start),
                     end=iso(month.end),
                     coverage=source.coverage,
-                    complete=whole(held, source),
+                    complete=whole(committed, source),
                     costs=point,
                     projection=projection,
                 )
@@ -103,7 +104,7 @@ class MonthlyController:
     ) -> Projection:
         assert self._store is not None
         since = stored_until - LOOK_BACK_SECONDS
-        measured = self._store.summaries.measured
+        measured = self._store.summaries.sums
         recent = await self._store.ask(deadline.left(), measured, account, since, stored_until, ("hour",), Filters())
-        hours = {int(one.keys[0]): one.total for one in recent.measured}
+        hours = {int(one.keys[0]): one.total for one in recent.sums}
         return project(hours, booked, range(stored_until, end, HOUR))

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from metroculus.codes import TOO_MANY_POINTS
-from metroculus.cost_model.allocation import IDLE, Costs
-from metroculus.cost_model.series import Point, StepName, point_of, steps, stored_point
-from metroculus.cost_model.statement import Question, Statement
+from metroculus.cost_model.allocation import IDLE
+from metroculus.cost_model.components import Costs
+from metroculus.cost_model.series import StepName, point_of, steps, stored_point
+from metroculus.cost_model.statement import Point, Question, Statement
 from metroculus.metroculus_api.controllers.stored import share_of
 from metroculus.storage.engine import StoreError
-from metroculus.storage.ledger import Held
+from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
@@ -74,7 +75,7 @@ class SeriesController:
         if self._store is None:
             return {}
         account, window, filters = question.cloud_account_id, question.window, question.filters
-        read, deadline = self._store.summaries.measured, self._deadline
+        read, deadline = self._store.summaries.sums, self._deadline
         idle_only = type(filters)(namespaces=(IDLE,))
         try:
             span = (account, window.start, window.end, (key,))
@@ -83,22 +84,26 @@ class SeriesController:
         except StoreError:
             return {}
         with_idle = filters.keep_special(IDLE)
-        parts = {int(one.keys[0]): (one.costs, one.management) for one in everything.measured}
-        idle_usd = {int(one.keys[0]): one.total for one in idle.measured} if with_idle else {}
+        parts = {int(one.keys[0]): (one.costs, one.management) for one in everything.sums}
+        idle_usd = {int(one.keys[0]): one.total for one in idle.sums} if with_idle else {}
         return {
-            one.start: _point(one, everything.held, parts, idle_usd) for one in cut if _all_stored(one, everything.held)
+            one.start: _point(one, everything.committed, parts, idle_usd)
+            for one in cut
+            if _all_stored(one, everything.committed)
         }
 
 
-def _all_stored(window: Window, held: Held) -> bool:
+def _all_stored(window: Window, committed: CommittedHours) -> bool:
     hours = range(window.start, window.end, HOUR)
-    return window.end % HOUR == 0 and all(hour in held.hours for hour in hours)
+    return window.end % HOUR == 0 and all(hour in committed.hours for hour in hours)
 
 
-def _point(window: Window, held: Held, parts: dict[int, tuple[Costs, float]], idle: dict[int, float]) -> Point:
+def _point(
+    window: Window, committed: CommittedHours, parts: dict[int, tuple[Costs, float]], idle: dict[int, float]
+) -> Point:
     """Keys are first seconds of periods; the first of a window may have begun before it."""
-    inside = [first for first in parts if first < window.end and _ends_after(first, window.start, held)]
-    markers = [held.hours[hour] for hour in range(window.start, window.end, HOUR)]
+    inside = [first for first in parts if first < window.end and _ends_after(first, window.start, committed)]
+    markers = [committed.hours[hour] for hour in range(window.start, window.end, HOUR)]
     return stored_point(
         window,
         [parts[first] for first in inside],
@@ -108,6 +113,6 @@ def _point(window: Window, held: Held, parts: dict[int, tuple[Costs, float]], id
     )
 
 
-def _ends_after(first: int, start: int, held: Held) -> bool:
+def _ends_after(first: int, start: int, committed: CommittedHours) -> bool:
     """Whether a period that begins at ``first`` belongs to the step that begins at ``start``."""
-    return first >= start or start == held.start
+    return first >= start or start == committed.start

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 import ssl
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from metroculus.codes import INVALID, MISSING, NOT_FOUND, ONE_CLUSTER
 from metroculus.cost_model.prices import CustomPrices
-from metroculus.sources.accounts import Accounts
+from metroculus.sources.accounts import PUSH, Accounts, AllowedAddresses, Credentials, SourceEntry, flavours
 from metroculus.sources.errors import AddressRefused
-from metroculus.sources.outbound.addresses import AllowedAddresses, check_allowed, parse_upstream_url
-from metroculus.sources.registry.sqlite import Credentials, SourceEntry, SourceFlavour
 from tools.tornado_service.errors import ApiError
 
 MAX_CREDENTIAL_LENGTH = 8192
@@ -31,7 +29,7 @@ class Auth(Struct, frozen=True, forbid_unknown_fields=True):
 class SourceBody(Struct, frozen=True, forbid_unknown_fields=True):
     """Where an account's Kubecost or OpenCost is; with ``push`` its agent writes to Thanos and nothing is asked."""
 
-    flavour: SourceFlavour
+    flavour: Annotated[str, Meta(pattern=f"^({'|'.join(flavours())})$")]
     url: str = ""
     auth: Auth | None = None
     ca: str | None = None
@@ -67,7 +65,7 @@ class SourcesController:
         if self._accounts.one_cluster:
             raise ApiError(ONE_CLUSTER)
         url = ""
-        if body.flavour == "push":
+        if body.flavour == PUSH:
             if body.url or body.auth or body.ca or body.custom_prices:
                 raise ApiError(INVALID, "push mode takes no url, auth, ca or custom_prices", ["flavour"])
         else:
@@ -92,11 +90,9 @@ class SourcesController:
 
     async def _checked(self, text: str) -> str:
         try:
-            url = parse_upstream_url(text)
-            await check_allowed(url, self._allowed)
+            return await self._accounts.checked_url(text, self._allowed)
         except (ValueError, AddressRefused) as problem:
             raise ApiError(INVALID, f"url: {problem}", ["url"]) from None
-        return url.text
 
 
 def _headers(auth: Auth | None) -> dict[str, str]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 
-from metroculus.cost_model.allocation import AllocationSet
-from metroculus.cost_model.statement import (
+from metroculus.cost_model.reading import (
     COVERAGE_THRESHOLD,
     AllocationReading,
+    AllocationSet,
     ManagementReading,
-    Question,
-    Source,
+    SourceReport,
     StoredReading,
 )
+from metroculus.cost_model.statement import Question
 from metroculus.storage.engine import StoreError
-from metroculus.storage.ledger import Held
+from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
 from tools.window import HOUR, Window
@@ -37,9 +37,9 @@ def properties_of(question: Question) -> tuple[str, ...]:
     return ("pod", *(name for name in dict.fromkeys(asked) if name not in ("namespace", "pod")))
 
 
-def source_of(held: Held, window: Window) -> Source:
+def source_of(committed: CommittedHours, window: Window) -> SourceReport:
     """How much of a window's final time is stored, and what is to be said of it."""
-    hours = held.hours.values()
+    hours = committed.hours.values()
     final = [m.seconds for m in hours if m.hour < window.final_until]
     share = min(1.0, sum(final) / window.final_seconds) if window.final_seconds else None
     notes = []
@@ -52,11 +52,11 @@ def source_of(held: Held, window: Window) -> Source:
     unknown = sorted({name for m in hours for name in m.unknown})
     if unknown:
         notes.append(f"stored without a value for: {', '.join(unknown)}")
-    if held.passed_over:
-        notes.append(f"{len(held.passed_over)} stored batches are not whole and were passed over")
+    if committed.passed_over:
+        notes.append(f"{len(committed.passed_over)} stored batches are not whole and were passed over")
     told = sum(m.seconds for m in hours)
-    thin = told < COVERAGE_THRESHOLD * HOUR * len(held.hours)
-    return Source(
+    thin = told < COVERAGE_THRESHOLD * HOUR * len(committed.hours)
+    return SourceReport(
         name=STORE,
         status="partial" if quarantined or unknown or thin else "ok",
         fetched_at=min((m.fetched_at for m in hours), default=None),
@@ -65,16 +65,16 @@ def source_of(held: Held, window: Window) -> Source:
     )
 
 
-def whole(held: Held, source: Source) -> bool:
+def whole(committed: CommittedHours, source: SourceReport) -> bool:
     """Whether what is stored of a window is all of its final time, and all known."""
     covered = source.coverage is None or source.coverage >= COVERAGE_THRESHOLD
-    return bool(held.hours) and covered and source.status == "ok"
+    return bool(committed.hours) and covered and source.status == "ok"
 
 
-def reading_of(held: Held, window: Window, told: AllocationSet, usd: float | None) -> StoredReading:
+def reading_of(committed: CommittedHours, window: Window, told: AllocationSet, usd: float | None) -> StoredReading:
     """The stored rows with what the markers say, and management of the same hours."""
-    hours = held.hours.values()
-    source = source_of(held, window)
+    hours = committed.hours.values()
+    source = source_of(committed, window)
     missing = {name for m in hours for name in m.unknown} - {"management"}
     not_covered = {name for m in hours for name in m.not_covered}
     known = not any("management" in (*m.unknown, *m.not_covered) for m in hours)
@@ -86,7 +86,7 @@ def reading_of(held: Held, window: Window, told: AllocationSet, usd: float | Non
             not_covered=tuple(sorted(not_covered - {"management"} - missing)),
         ),
         ManagementReading(source=source, usd=(usd or 0.0) if known else None, covers="management" not in not_covered),
-        window.only(held.missing()),
+        window.only(committed.missing()),
     )
 
 
@@ -101,16 +101,18 @@ class StoredHours:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def read(self, question: Question, deadline: Deadline) -> tuple[StoredReading | None, Source | None]:
+    async def read(self, question: Question, deadline: Deadline) -> tuple[StoredReading | None, SourceReport | None]:
         """What is stored, None where nothing is; and the store as a source where it could not be asked."""
         window, store = question.window, self._store
         try:
             account = question.cloud_account_id
-            held = await store.ask(share_of(deadline), store.ledger.held, account, window.start, window.end)
-            if not held.hours:
+            committed = await store.ask(share_of(deadline), store.ledger.committed, account, window.start, window.end)
+            if not committed.hours:
                 return None, None
-            told, usd = await store.ask(share_of(deadline), store.history.allocations, held, properties_of(question))
+            told, usd = await store.ask(
+                share_of(deadline), store.history.allocations, committed, properties_of(question)
+            )
         except StoreError as failure:
             log.warning("the store failed: %s", failure)
-            return None, Source(name=STORE, status="unavailable", error="the store cannot be used")
-        return reading_of(held, window, told, usd), None
+            return None, SourceReport(name=STORE, status="unavailable", error="the store cannot be used")
+        return reading_of(committed, window, told, usd), None

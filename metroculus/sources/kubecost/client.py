@@ -7,35 +7,35 @@ and only sets that lie inside what was asked for are summed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, TypeVar
 
 from msgspec import Struct
 
-from metroculus.cost_model.allocation import AllocationSet, Amounts
 from metroculus.cost_model.assets import Asset, merge
-from metroculus.cost_model.statement import (
+from metroculus.cost_model.reading import (
     AllocationReading,
-    ManagementReading,
-    NodeCosts,
-    Source,
+    AllocationSet,
+    AssetsReading,
+    SourceReport,
+    Status,
     judge_sets,
 )
-from metroculus.sources.errors import BadAnswer, DeadlineExceeded, SourceError
-from metroculus.sources.kubecost.answers import Decoded, DecodedAssets, decode_allocation, decode_assets
+from metroculus.cost_model.statement import Question
+from metroculus.sources.errors import BadAnswer, SourceError
+from metroculus.sources.kubecost.allocation_json import Decoded
+from metroculus.sources.kubecost.assets_json import DecodedAssets, decode_assets
+from metroculus.sources.kubecost.large import decode_allocations, decode_elsewhere
+from metroculus.sources.kubecost.savings import decode_abandoned, decode_overview, decode_request_sizing
 from metroculus.sources.outbound.http import SourceHttp, Upstream
+from metroculus.sources.source import Capability, CostSource, HourSet, HourSets, SavingsReading, worst
 from tools.deadline import Deadline
 from tools.window import DAY, HOUR, Window, iso, split
 
 Flavour = Literal["kubecost", "opencost"]
 D = TypeVar("D")
 Step = Literal["day", "hour"]
-
-GIB = 2**30
-
-AGGREGATES = ("namespace", "controller", "controllerKind", "pod", "container", "node", "service", "cluster")
-"""What may be grouped by, beside ``label:x`` and ``annotation:x``: an unknown one is not refused upstream."""
 
 
 class Dialect(Struct, frozen=True):
@@ -50,34 +50,18 @@ KUBECOST = Dialect("kubecost", "/model/allocation", "/model/assets")
 OPENCOST = Dialect("opencost", "/allocation", "/assets")
 OLDER_OPENCOST = Dialect("opencost", "/allocation/compute", "/assets")
 
+_BOTH = frozenset({Capability.ALLOCATIONS, Capability.DAY_SET, Capability.ASSETS, Capability.PLACEMENT})
+CAPABILITIES: Mapping[Flavour, frozenset[Capability]] = {
+    "kubecost": _BOTH | {Capability.MANAGEMENT, Capability.SAVINGS},
+    "opencost": _BOTH,
+}
 
-class AssetsReading(Struct, frozen=True, kw_only=True):
-    """Assets of a window, and what became of asking for them."""
 
-    source: Source
-    assets: tuple[Asset, ...] = ()
-    flavour: Flavour
-
-    def node_hours(self) -> Amounts | None:
-        """Core, GiB and GPU hours of all nodes; None where there are none or one does not tell its size."""
-        nodes = [a for a in self.assets if a.type == "node"]
-        if not nodes or any(node.cpu_cores is None or node.ram_bytes is None for node in nodes):
-            return None
-        return Amounts(
-            sum((node.cpu_cores or 0.0) * node.hours for node in nodes),
-            sum((node.ram_bytes or 0.0) / GIB * node.hours for node in nodes),
-            sum((node.gpu_count or 0.0) * node.hours for node in nodes),
-        )
-
-    def management(self) -> ManagementReading:
-        """Cluster management and node costs, as far as these assets tell them."""
-        covers = self.flavour == "kubecost"
-        if self.source.status not in ("ok", "partial"):
-            return ManagementReading(source=self.source, covers=covers)
-        usd = sum(a.total_cost for a in self.assets if a.type == "cluster_management") if covers else None
-        priced = [a.priced for a in self.assets if a.type == "node"]
-        nodes = NodeCosts(*(sum(column) for column in zip(*priced, strict=True))) if priced else None
-        return ManagementReading(source=self.source, usd=usd, covers=covers, nodes=nodes)
+def upstream_aggregate(question: Question) -> tuple[str, ...]:
+    """The coarsest grouping that answers the question; we group and filter further ourselves."""
+    finer = [name for name in question.aggregate if name.startswith(("label:", "annotation:")) or name == "container"]
+    by_pod = question.detail != "summary" or question.aggregate or question.filters.nodes or question.filters.services
+    return ("namespace", "pod", *finer) if by_pod else ("namespace",)
 
 
 class _Piece(Struct, frozen=True):
@@ -91,13 +75,15 @@ def pieces(window: Window) -> list[_Piece]:
     return [_Piece(a, b, "day" if b - a == DAY else "hour") for a, b in window.days()]
 
 
-class KubecostSource:
+class KubecostSource(CostSource):
     """One account's Kubecost or OpenCost.
 
     Args:
         flavour: None finds out by asking.
         clock: Unix seconds, for ``fetched_at``.
     """
+
+    name = "allocation"
 
     def __init__(
         self, http: SourceHttp, upstream: Upstream, flavour: Flavour | None, clock: Callable[[], float]
@@ -109,11 +95,13 @@ class KubecostSource:
         self._dialect: Dialect | None = self._candidates[0] if len(self._candidates) == 1 else None
         self._detecting = asyncio.Lock()
 
+    async def capabilities(self, deadline: Deadline) -> frozenset[Capability]:
+        return CAPABILITIES[(await self.dialect(deadline)).flavour]
+
     @property
-    def flavour(self) -> Flavour | None:
-        """Kubecost or OpenCost; None until it is known."""
-        known = {candidate.flavour for candidate in self._candidates}
-        return self._dialect.flavour if self._dialect else known.pop() if len(known) == 1 else None
+    def known_capabilities(self) -> frozenset[Capability]:
+        candidates = self._candidates if self._dialect is None else [self._dialect]
+        return frozenset().union(*(CAPABILITIES[one.flavour] for one in candidates))
 
     async def dialect(self, deadline: Deadline) -> Dialect:
         """Which dialect the upstream speaks: the first whose allocation path is not a 404.
@@ -139,12 +127,9 @@ class KubecostSource:
                 return candidate
         raise BadAnswer(f"{self._upstream.name} is neither Kubecost nor OpenCost: it has no allocation API")
 
-    async def allocation(self, window: Window, aggregate: Sequence[str], deadline: Deadline) -> AllocationReading:
-        """Allocations of a window by ``aggregate``, unfiltered.
-
-        Raises:
-            SourceError: where no part of the window could be read.
-        """
+    async def allocations(self, question: Question, window: Window, deadline: Deadline) -> AllocationReading:
+        """Raises: SourceError: where no part of the window could be read."""
+        aggregate = upstream_aggregate(question)
         dialect = await self.dialect(deadline)
         asked = [self._allocation_piece(dialect, piece, window.end, aggregate, deadline) for piece in pieces(window)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -188,7 +173,24 @@ class KubecostSource:
         inside = [one for one in decoded.sets if piece.start <= one.start and one.end <= limit]
         return inside, [*decoded.warnings, "sets that reach beyond the window were left out"]
 
-    async def allocation_hours(
+    async def hour_sets(self, start: int, end: int, seconds_a_call: float) -> HourSets:
+        """One call for the rows of the stretch, one for the totals that they are held against."""
+        sets, totals = await asyncio.gather(
+            self._allocation_hours(start, end, (), Deadline(seconds_a_call)),
+            self._allocation_hours(start, end, ("cluster",), Deadline(seconds_a_call)),
+        )
+        return HourSets(
+            {
+                hour: HourSet(
+                    set=one,
+                    seconds=one.covered(hour + HOUR),
+                    control=totals[hour].columns.total() if hour in totals else None,
+                )
+                for hour, one in sets.items()
+            }
+        )
+
+    async def _allocation_hours(
         self, start: int, end: int, aggregate: Sequence[str], deadline: Deadline
     ) -> dict[int, AllocationSet]:
         """The hours of a stretch of one UTC day by their first second; one that the source knows nothing of is absent.
@@ -203,25 +205,27 @@ class KubecostSource:
             raise BadAnswer(f"{self._upstream.name} answered with sets that are no hours")
         return hours
 
-    async def asset_hours(self, start: int, end: int, deadline: Deadline) -> dict[int, AssetsReading]:
-        """Assets of each hour of a stretch of one UTC day, as far as the source tells hours apart.
+    async def node_kinds(self, start: int, end: int, deadline: Deadline) -> Mapping[int, AssetsReading]:
+        """OpenCost answers assets of one window a call: there one answer for the stretch says what the nodes are."""
+        if (await self.dialect(deadline)).flavour == "opencost":
+            reading = await self.assets(Window.past(start, end), deadline)
+            return {hour: reading for hour, _ in split(start, end, HOUR)}
+        return await self.asset_hours(start, end, deadline)
 
-        Raises:
-            SourceError
-        """
+    async def asset_hours(self, start: int, end: int, deadline: Deadline) -> Mapping[int, AssetsReading]:
         dialect = await self.dialect(deadline)
         if dialect.flavour == "opencost":
             hours = [_Piece(a, b, "hour") for a, b in split(start, end, HOUR)]
             answers = await asyncio.gather(*(self._assets_piece(dialect, hour, deadline) for hour in hours))
             by_hour = {hour.start: list(one.assets) for hour, one in zip(hours, answers, strict=True)}
         else:
-            by_hour = {}
+            by_hour = dict[int, list[Asset]]()
             for span, asset in (await self._assets_piece(dialect, _Piece(start, end, "hour"), deadline)).found:
                 if span is not None and span[1] - span[0] == HOUR:
                     by_hour.setdefault(span[0], []).append(asset)
-        source = Source(name="assets", status="ok", fetched_at=int(self._clock()))
+        source = SourceReport(name="assets", status="ok", fetched_at=int(self._clock()))
         return {
-            hour: AssetsReading(source=source, assets=tuple(assets), flavour=dialect.flavour)
+            hour: AssetsReading(source=source, assets=tuple(assets), tells_management=dialect.flavour == "kubecost")
             for hour, assets in by_hour.items()
             if assets
         }
@@ -249,15 +253,13 @@ class KubecostSource:
                 "includeIdle": "true",
                 "idleByNode": "false",
             }
-        body = await self._http.get(self._upstream, dialect.allocation, params, deadline)
-        return await _decoded(body, partial(decode_allocation, self._upstream.name, body, aggregate))
+        http, name = self._http, self._upstream.name
+        return await decode_allocations(
+            http.offload, name, await http.get(self._upstream, dialect.allocation, params, deadline), aggregate
+        )
 
     async def assets(self, window: Window, deadline: Deadline) -> AssetsReading:
-        """Assets of a window, one a thing.
-
-        Raises:
-            SourceError: where no part of the window could be read.
-        """
+        """Raises: SourceError: where no part of the window could be read."""
         dialect = await self.dialect(deadline)
         whole = pieces(window)
         if dialect.flavour == "opencost":
@@ -270,24 +272,24 @@ class KubecostSource:
             raise worst(failures)
         read = [answer for answer in answers if isinstance(answer, DecodedAssets)]
         assets = merge(asset for one in read for asset in one.assets)
-        status: Literal["ok", "partial", "no_data"] = "ok" if assets or window.still_running else "no_data"
+        status: Status = "ok" if assets or window.still_running else "no_data"
         if assets and (failures or any(not one.assets for one in read)):
             status = "partial"
-        source = Source(
+        source = SourceReport(
             name="assets",
             status=status,
             fetched_at=int(self._clock()),
             coverage=None,
             error=f"{len(failures)} of {len(answers)} days failed: {failures[0]}" if failures else None,
         )
-        return AssetsReading(source=source, assets=assets, flavour=dialect.flavour)
+        return AssetsReading(source=source, assets=assets, tells_management=dialect.flavour == "kubecost")
 
     async def _assets_piece(self, dialect: Dialect, piece: _Piece, deadline: Deadline) -> DecodedAssets:
         params = {"window": f"{iso(piece.start)},{iso(piece.end)}"}
         if dialect.flavour == "kubecost":
             params |= {"accumulate": piece.step, "aggregate": "", "reconcile": "true"}
         body = await self._http.get(self._upstream, dialect.assets, params, deadline)
-        decoded = await _decoded(body, partial(decode_assets, self._upstream.name, body))
+        decoded = await decode_elsewhere(body, partial(decode_assets, self._upstream.name, body))
         limit = piece.end + -piece.end % HOUR
         if all(piece.start <= start and end <= limit for start, end in decoded.spans):
             return decoded
@@ -304,32 +306,49 @@ class KubecostSource:
         )
         return DecodedAssets(tuple(one for part in parts for one in part.found))
 
-    async def savings_body(self, detail: str, deadline: Deadline) -> bytes | None:
+    async def savings(self, window: Window, utilization: float | None, deadline: Deadline) -> SavingsReading | None:
+        """Kubecost's own; None where it has no savings API."""
+        overview, sizing, abandoned, cluster = await asyncio.gather(
+            self._savings_body("", {}, deadline),
+            self._savings_body("/requestSizingV2", {"window": "7d"}, deadline),
+            self._savings_body("/abandonedWorkloads", {"window": "7d"}, deadline),
+            self._cluster_name(window, deadline),
+        )
+        if overview is None and sizing is None:
+            return None
+        recommendations = decode_request_sizing(sizing, cluster) if sizing is not None else []
+        if abandoned is not None:
+            recommendations += decode_abandoned(abandoned, cluster)
+        categories = decode_overview(overview, cluster) if overview is not None else None
+        return SavingsReading(SourceReport(name="savings", status="ok"), tuple(recommendations), categories)
+
+    async def _savings_body(self, detail: str, params: Mapping[str, str], deadline: Deadline) -> bytes | None:
         """The raw answer of ``/model/savings`` or one of its details; None where the upstream has no such thing.
 
         Raises:
             SourceError
         """
-        dialect = await self.dialect(deadline)
-        if dialect.flavour == "opencost":
-            return None
-        path = f"/model/savings{detail}"
         try:
-            return await self._http.get(self._upstream, path, {"window": "7d"} if detail else {}, deadline)
+            return await self._http.get(self._upstream, f"/model/savings{detail}", params, deadline)
         except BadAnswer as failure:
             if failure.status == 404:
                 return None
             raise
 
-
-LARGE_BODY_BYTES = 2**20
-
-
-async def _decoded(body: bytes, decode: Callable[[], D]) -> D:
-    """Decode on a thread what would hold the loop for longer than some milliseconds."""
-    if len(body) > LARGE_BODY_BYTES:
-        return await asyncio.get_running_loop().run_in_executor(None, decode)
-    return decode()
+    async def _cluster_name(self, window: Window, deadline: Deadline) -> str:
+        """The cluster's name as its own allocations say: savings are keyed by it, and the first key is anybody's."""
+        dialect = await self.dialect(deadline)
+        day = max(window.start, window.end - DAY)
+        asked = [
+            self._allocation_piece(dialect, piece, window.end, ("cluster",), deadline)
+            for piece in pieces(Window.past(day, window.end))
+        ]
+        for sets, _ in await asyncio.gather(*asked):
+            for one in sets:
+                for name in one.columns.texts["cluster"].values:
+                    if name:
+                        return str(name)
+        return ""
 
 
 def _failures(answers: Sequence[object]) -> list[SourceError]:
@@ -338,13 +357,3 @@ def _failures(answers: Sequence[object]) -> list[SourceError]:
         if isinstance(answer, BaseException) and not isinstance(answer, SourceError):
             raise answer
     return [answer for answer in answers if isinstance(answer, SourceError)]
-
-
-def worst(failures: Sequence[SourceError]) -> SourceError:
-    """Of several failures the one to tell: nonsense before silence before no connection."""
-    order = (BadAnswer, DeadlineExceeded)
-    for kind in order:
-        for failure in failures:
-            if isinstance(failure, kind):
-                return failure
-    return failures[0]

@@ -24,6 +24,7 @@ from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, S
 from metroculus.sources.errors import AddressRefused, BadAnswer, DeadlineExceeded, SourceError, TooLarge, Unreachable
 from metroculus.sources.outbound.addresses import AllowedAddresses, GuardedResolver
 from tools.deadline import Deadline
+from tools.offload import Offload
 
 CONNECT_SECONDS = 3.0
 MAX_BODY_BYTES = 256 * 2**20
@@ -148,11 +149,14 @@ class SourceHttp:
         self._trusted = _HttpClient(force_instance=True, **limits)
         self._guarded = _HttpClient(force_instance=True, resolver=GuardedResolver(allowed=allowed), **limits)
         self._health: dict[str, _Health] = {}
+        self.offload = Offload()
+        """Where answers are decoded that would hold the loop."""
         self.observers: list[Observer] = []
 
     def close(self) -> None:
         self._trusted.close()
         self._guarded.close()
+        self.offload.close()
 
     def seen(self) -> dict[str, str]:
         """What the last calls to each upstream saw, by whose it is and its URL: ``ok`` or ``open``."""

@@ -10,15 +10,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 from cryptography.fernet import Fernet, InvalidToken
 from msgspec import Struct
 
 from metroculus.cost_model.prices import CustomPrices
-
-SourceFlavour = Literal["kubecost", "opencost", "push"]
+from metroculus.sources.errors import RegistryError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS kubecost_sources (
@@ -39,17 +37,16 @@ class Credentials(Struct, frozen=True):
     custom_prices: CustomPrices | None = None
 
 
+_CREDENTIALS = msgspec.json.Decoder(Credentials)
+
+
 class SourceEntry(Struct, frozen=True):
     cloud_account_id: str
-    flavour: SourceFlavour
+    flavour: str
     url: str
     credentials: Credentials
     revision: int
     """Drawn anew at each write: an entry that was removed and written again is another one."""
-
-
-class RegistryError(Exception):
-    """The file or its key cannot be used; the text says what to do."""
 
 
 def load_key(data_dir: Path, given: str | None) -> bytes:
@@ -107,7 +104,7 @@ class SourceRegistry:
         """Every account with an entry."""
         return await asyncio.to_thread(self._accounts)
 
-    async def put(self, account: str, flavour: SourceFlavour, url: str, credentials: Credentials) -> SourceEntry:
+    async def put(self, account: str, flavour: str, url: str, credentials: Credentials) -> SourceEntry:
         return await asyncio.to_thread(self._put, account, flavour, url, credentials)
 
     async def delete(self, account: str) -> bool:
@@ -137,7 +134,7 @@ class SourceRegistry:
         if row is None:
             return None
         try:
-            credentials = msgspec.json.decode(self._fernet.decrypt(row[3]), type=Credentials)
+            credentials = _CREDENTIALS.decode(self._fernet.decrypt(row[3]))
         except InvalidToken:
             raise RegistryError("stored credentials do not open with this ENCRYPTION_KEY") from None
         return SourceEntry(row[0], row[1], row[2], credentials, row[4])
@@ -154,7 +151,7 @@ class SourceRegistry:
             rows = database.execute("SELECT cloud_account_id FROM kubecost_sources ORDER BY 1").fetchall()
         return [row[0] for row in rows]
 
-    def _put(self, account: str, flavour: SourceFlavour, url: str, credentials: Credentials) -> SourceEntry:
+    def _put(self, account: str, flavour: str, url: str, credentials: Credentials) -> SourceEntry:
         sealed = self._fernet.encrypt(msgspec.json.encode(credentials))
         revision = secrets.randbits(62)
         with self._opened() as database:

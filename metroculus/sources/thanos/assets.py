@@ -7,19 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 from metroculus.cost_model.assets import Asset, AssetType, merge
-from metroculus.cost_model.statement import Source
+from metroculus.cost_model.reading import SourceReport
+from metroculus.sources.source import NodeSpecification
 from metroculus.sources.thanos import promql
 from metroculus.sources.thanos.chunk import Chunk, Seen, judged, open_chunk
-from metroculus.sources.thanos.client import Found, Labels, ThanosSource
+from metroculus.sources.thanos.client import Labels, Querier, Samples
 from metroculus.sources.thanos.costs import GIB, volume_prices
-from metroculus.sources.thanos.usage import NodeSpecification, metadata
+from metroculus.sources.thanos.usage import metadata
 from tools.deadline import Deadline
 from tools.window import Window
 
 
 async def assets_by_metrics(
-    thanos: ThanosSource, account: str, window: Window, deadline: Deadline
-) -> tuple[tuple[Asset, ...], Source]:
+    thanos: Querier, account: str, window: Window, deadline: Deadline
+) -> tuple[tuple[Asset, ...], SourceReport]:
     """Every asset that the metrics tell of, and what became of asking.
 
     Raises:
@@ -45,7 +46,7 @@ async def assets_by_metrics(
     return merge(_specified(asset, known) for assets, _ in parts for asset in assets), source
 
 
-async def _hours(chunk: Chunk, rate: str, metric: str) -> Found:
+async def _hours(chunk: Chunk, rate: str, metric: str) -> Samples:
     """Hours in which each thing was there."""
     step = chunk.step(metric)
     return await chunk.ask(f"count_over_time(({rate})[{chunk.seconds}s:{step}s]) * {step} / 3600")

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from metroculus.cost_model.statement import Source, Status
+from metroculus.cost_model.reading import SourceReport, Status
 from metroculus.sources.thanos import promql
-from metroculus.sources.thanos.client import RESOLUTIONS, Found, Labels, ThanosSource
+from metroculus.sources.thanos.client import RESOLUTIONS, Labels, Querier, Samples
 from metroculus.sources.thanos.promql import Tenant
 from tools.deadline import Deadline
 from tools.window import Window
@@ -41,7 +41,7 @@ Seen = tuple[float, bool, list[str]]
 class Chunk:
     """A part of one UTC day, for one tenant: its queries share a resolution and collect warnings."""
 
-    thanos: ThanosSource
+    thanos: Querier
     tenant: Tenant
     deadline: Deadline
     start: int
@@ -55,7 +55,7 @@ class Chunk:
     def seconds(self) -> int:
         return self.end - self.start
 
-    async def ask(self, query: str) -> Found:
+    async def ask(self, query: str) -> Samples:
         """An instant query a millisecond before the end.
 
         Raises:
@@ -117,7 +117,7 @@ class Chunk:
         return best, enough
 
 
-async def open_chunk(thanos: ThanosSource, tenant: Tenant, start: int, end: int, deadline: Deadline) -> Chunk:
+async def open_chunk(thanos: Querier, tenant: Tenant, start: int, end: int, deadline: Deadline) -> Chunk:
     """A stretch that is ready to be read.
 
     Raises:
@@ -128,7 +128,7 @@ async def open_chunk(thanos: ThanosSource, tenant: Tenant, start: int, end: int,
     return chunk
 
 
-def judged(window: Window, parts: Sequence[Seen], fetched_at: int, partial: bool = False) -> Source:
+def judged(window: Window, parts: Sequence[Seen], fetched_at: int, partial: bool = False) -> SourceReport:
     """What became of asking for a window, out of what each stretch said."""
     seen = math.fsum(seconds for seconds, _, _ in parts)
     warnings = tuple(dict.fromkeys(text for _, _, texts in parts for text in texts))
@@ -138,4 +138,4 @@ def judged(window: Window, parts: Sequence[Seen], fetched_at: int, partial: bool
     elif partial or warnings or not all(enough for _, enough, _ in parts):
         status = "partial"
     share = min(1.0, seen / window.seconds)
-    return Source(name="thanos", status=status, fetched_at=fetched_at, coverage=share, warnings=warnings)
+    return SourceReport(name="thanos", status=status, fetched_at=fetched_at, coverage=share, warnings=warnings)

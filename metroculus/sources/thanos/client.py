@@ -19,6 +19,7 @@ from msgspec import Struct
 from metroculus.sources.errors import BadAnswer, DeadlineExceeded
 from metroculus.sources.numbers import is_quantity
 from metroculus.sources.outbound.http import CALLS_AT_ONCE, SourceHttp, Upstream, seconds_left
+from metroculus.sources.source import Series
 from metroculus.sources.thanos.promql import Tenant
 from tools.deadline import Deadline
 
@@ -64,19 +65,12 @@ _VECTOR = msgspec.json.Decoder(_VectorAnswer)
 _MATRIX = msgspec.json.Decoder(_MatrixAnswer)
 
 Labels = Mapping[str, str]
-Found = list[tuple[Labels, float]]
+Samples = list[tuple[Labels, float]]
 """Series of an instant query with their values."""
 A = TypeVar("A", _VectorAnswer, _MatrixAnswer)
 
 
-class Series(Struct, frozen=True):
-    """One series of a range query: labels as stored, ``[[Unix seconds, value], …]``."""
-
-    labels: dict[str, str]
-    values: tuple[tuple[float, float], ...]
-
-
-class ThanosSource:
+class Querier:
     """One querier, shared by all accounts.
 
     Args:
@@ -100,7 +94,7 @@ class ThanosSource:
 
     async def query(
         self, tenant: Tenant, query: str, at: float, deadline: Deadline, resolution: str = RESOLUTIONS[0]
-    ) -> tuple[Found, list[str]]:
+    ) -> tuple[Samples, list[str]]:
         """An instant query: labels and finite values, and what the querier warned of.
 
         Raises:

@@ -10,11 +10,12 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from metroculus.cost_model.allocation import IDLE, Allocation, AllocationSet, Costs, Egress, Usage
-from metroculus.cost_model.statement import AllocationReading, ManagementReading
+from metroculus.cost_model.allocation import IDLE, Allocation
+from metroculus.cost_model.components import Costs, Egress, Usage
+from metroculus.cost_model.reading import AllocationReading, AllocationSet, ManagementReading
 from metroculus.sources.thanos import promql
 from metroculus.sources.thanos.chunk import Chunk, Seen, judged, open_chunk
-from metroculus.sources.thanos.client import Found, Labels, ThanosSource
+from metroculus.sources.thanos.client import Labels, Querier, Samples
 from metroculus.sources.thanos.promql import Tenant
 from tools.deadline import Deadline
 from tools.window import Window
@@ -28,9 +29,7 @@ REACHES = {
 MANAGEMENT = "kubecost_cluster_management_cost"
 
 
-async def management_by_metrics(
-    thanos: ThanosSource, account: str, window: Window, deadline: Deadline
-) -> ManagementReading:
+async def management_by_metrics(thanos: Querier, account: str, window: Window, deadline: Deadline) -> ManagementReading:
     """Cluster management by the integral of its rate; heartbeat and no such series is 0.
 
     Raises:
@@ -54,7 +53,7 @@ async def management_by_metrics(
 
 
 async def allocation_by_metrics(
-    thanos: ThanosSource, account: str, window: Window, deadline: Deadline, labels: Sequence[str] = ()
+    thanos: Querier, account: str, window: Window, deadline: Deadline, labels: Sequence[str] = ()
 ) -> AllocationReading:
     """Allocations of a window by pod, one set a day.
 
@@ -387,7 +386,7 @@ def volume_prices(chunk: Chunk) -> str:
     )
 
 
-Ask = Callable[[str], Awaitable[Found]]
+Ask = Callable[[str], Awaitable[Samples]]
 
 
 async def read_owners(ask: Ask, tenant: Tenant, seconds: int) -> dict[Pod, tuple[str, str]]:

@@ -7,17 +7,15 @@ closed (Prometheus 2) and open (Prometheus 3) range ends see the same samples.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from msgspec import Struct
 
+from metroculus.sources.source import LABEL_NAME, METRIC_NAME
 from tools.window import HOUR
 
-METRIC_NAME = re.compile(r"(kubecost|opencost|node|pv|container|kube)_[a-z0-9_]+")
 _OTHER_METRICS = frozenset({"pod_pvc_allocation"})
 """What is read and that no caller may name."""
-LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 HEARTBEATS = ("node_total_hourly_cost", "kubecost_network_internet_egress_cost", "kubecost_cluster_management_cost")
 """Gauges that the cost exporter always writes: where they are, it was alive."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 
-from msgspec import Struct
-
 from metroculus.cost_model.savings import ContainerUsage
+from metroculus.sources.source import Metadata, NodeSpecification, Quota, WorkloadResources
 from metroculus.sources.thanos import promql
-from metroculus.sources.thanos.client import Found, Labels, ThanosSource
+from metroculus.sources.thanos.client import Labels, Querier, Samples
 from metroculus.sources.thanos.costs import Ask, read_owners
 from tools.deadline import Deadline
 from tools.window import Window
@@ -24,9 +23,7 @@ def _who(labels: Labels) -> Who:
     return labels.get("namespace", ""), labels.get("pod", ""), labels.get("container", "")
 
 
-async def container_usages(
-    thanos: ThanosSource, account: str, window: Window, deadline: Deadline
-) -> list[ContainerUsage]:
+async def container_usages(thanos: Querier, account: str, window: Window, deadline: Deadline) -> list[ContainerUsage]:
     """Requests, cpu at the 95th percentile and memory at its maximum, by controller and container.
 
     Raises:
@@ -99,49 +96,7 @@ def _mean(members: list[Who], node_of: dict[Who, str], price: dict[str, float], 
     return sum(price.get(node_of.get(who, ""), 0.0) * hours[who] for who in members) / whole if whole else 0.0
 
 
-class Quota(Struct, frozen=True):
-    """One resource of one namespace's quota; cores, bytes or a count."""
-
-    namespace: str
-    name: str
-    resource: str
-    hard: float | None
-    used: float | None
-
-
-class WorkloadResources(Struct, frozen=True):
-    """Requests and limits of a workload's containers together, now; cores and bytes, None where not set."""
-
-    namespace: str
-    controller: str
-    controller_kind: str
-    pods: int
-    cpu_request: float | None
-    cpu_limit: float | None
-    ram_request: float | None
-    ram_limit: float | None
-
-
-class NodeSpecification(Struct, frozen=True):
-    name: str
-    instance_type: str
-    zone: str
-    provider_id: str
-    spot: bool | None
-    cpu_cores: float | None
-    ram_bytes: float | None
-    gpu_count: float | None
-
-
-class Metadata(Struct, frozen=True):
-    """What a cluster is made of, as kube-state-metrics last said."""
-
-    quotas: tuple[Quota, ...]
-    workloads: tuple[WorkloadResources, ...]
-    nodes: tuple[NodeSpecification, ...]
-
-
-async def metadata(thanos: ThanosSource, account: str, at: float, deadline: Deadline) -> Metadata:
+async def metadata(thanos: Querier, account: str, at: float, deadline: Deadline) -> Metadata:
     """Quotas, workloads' requests and limits, and nodes, within the ten minutes before ``at``.
 
     Raises:
@@ -177,7 +132,7 @@ async def metadata(thanos: ThanosSource, account: str, at: float, deadline: Dead
     )
 
 
-def _quotas(found: Found) -> tuple[Quota, ...]:
+def _quotas(found: Samples) -> tuple[Quota, ...]:
     values: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
     for labels, value in found:
         key = (labels.get("namespace", ""), labels.get("resourcequota", ""), labels.get("resource", ""))
@@ -186,7 +141,7 @@ def _quotas(found: Found) -> tuple[Quota, ...]:
 
 
 def _workloads(
-    requests: Found, limits: Found, owners: dict[tuple[str, str], tuple[str, str]]
+    requests: Samples, limits: Samples, owners: dict[tuple[str, str], tuple[str, str]]
 ) -> tuple[WorkloadResources, ...]:
     sums: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
     pods: dict[tuple[str, str, str], set[str]] = defaultdict(set)
@@ -212,9 +167,9 @@ def _workloads(
 
 
 def _nodes(
-    nodes: Found, cores: Found, ram: Found, spot: Found, gpus: Found, labels: Found
+    nodes: Samples, cores: Samples, ram: Samples, spot: Samples, gpus: Samples, labels: Samples
 ) -> tuple[NodeSpecification, ...]:
-    def by_node(found: Found) -> dict[str, float]:
+    def by_node(found: Samples) -> dict[str, float]:
         return {one.get("node", ""): value for one, value in found}
 
     cores_of, ram_of, spot_of, gpus_of = map(by_node, (cores, ram, spot, gpus))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import fsum
 from typing import Any
 
-from optscale_client.metroculus_client import MetroculusError, ServiceUnavailable
+from optscale_client.metroculus_client import MetroculusError, ServiceUnavailable, structs
 from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
 from rest_api.rest_api_server.controllers.resources import ResourcesController
@@ -51,7 +51,7 @@ class CostsController:
         """
         ask = self._metroculus.client.get_kubecost_cluster_costs
         statement = await self._metroculus.call(
-            cluster, ask, cluster.id, **_stamps(window), request_id=request_id, shape=answers.Statement, **asked
+            cluster, ask, cluster.id, **_stamps(window), request_id=request_id, shape=structs.Statement, **asked
         )
         if not _adds_up(statement["summary"]):
             raise ServiceUnavailable("Metroculus answered with a total that is not the sum of its parts", status=502)
@@ -133,7 +133,7 @@ class CostsController:
         ask = self._metroculus.client.get_kubecost_assets
         asked = {"asset_type": asset_type, "request_id": request_id}
         body, (kept, known) = await asyncio.gather(
-            self._metroculus.call(cluster, ask, cluster.id, **_stamps(window), shape=answers.Assets, **asked),
+            self._metroculus.call(cluster, ask, cluster.id, **_stamps(window), shape=structs.Assets, **asked),
             self._resources.known(cluster, request_id),
         )
         nodes = {one["name"]: one for one in kept.nodes}
@@ -147,7 +147,7 @@ class CostsController:
         """What could be had for less, each with its monthly saving, evidence and risk."""
         ask = self._metroculus.client.get_kubecost_savings
         body = await self._metroculus.call(
-            cluster, ask, cluster.id, **_stamps(window), request_id=request_id, shape=answers.Savings
+            cluster, ask, cluster.id, **_stamps(window), request_id=request_id, shape=structs.Savings
         )
         by_kind = {key: [one for one in body["recommendations"] if one["kind"] == kind] for key, kind in KINDS.items()}
         kept = (

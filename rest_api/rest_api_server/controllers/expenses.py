@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from math import fsum
 from typing import Any
 
-from optscale_client.metroculus_client import MetroculusError
-from rest_api.rest_api_server import answers
+from optscale_client.metroculus_client import MetroculusError, structs
+from rest_api.rest_api_server.answers import PARTS
 from rest_api.rest_api_server.controllers.costs import CostsController, total_of
 from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster
@@ -16,10 +16,7 @@ from rest_api.rest_api_server.errors import told
 from tools.window import Window
 
 ROW_KEYS = ("cluster", "namespace", "controller", "pod", "node")
-COST_KEYS = (
-    "total_cost", "cpu_cost", "ram_cost", "gpu_cost", "pv_cost", "network_cost", "load_balancer_cost",
-    "management_cost", "shared_cost", "external_cost",
-)  # fmt: skip
+COST_KEYS = ("total_cost", *PARTS)
 
 
 class ExpensesController:
@@ -76,7 +73,7 @@ class ExpensesController:
                 ROW_KEYS,
                 **filters,
                 request_id=request_id,
-                shape=answers.Expenses,
+                shape=structs.Expenses,
             )
         except MetroculusError as failure:
             return nothing | {"error": told(failure)}
@@ -110,7 +107,7 @@ class ExpensesController:
         try:
             ask = self._metroculus.client.get_k8s_monthly
             return await self._metroculus.call(
-                cluster, ask, cluster.id, count, request_id=request_id, shape=answers.StoredMonths
+                cluster, ask, cluster.id, count, request_id=request_id, shape=structs.StoredMonths
             )
         except MetroculusError as failure:
             return {"error": told(failure)}

@@ -8,7 +8,7 @@ from itertools import pairwise
 from math import fsum
 from typing import Literal
 
-from rest_api.rest_api_server import answers
+from optscale_client.metroculus_client import structs
 from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster
 from tools.window import Window
@@ -58,7 +58,7 @@ class MetricsController:
             [name for name, _ in parts.values()],
             step=step,
             request_id=request_id,
-            shape=answers.Metrics,
+            shape=structs.Metrics,
         )
         sums = {role: summed(body["metrics"][name], counter) for role, (name, counter) in parts.items()}
         series = {role: sorted(points.items()) for role, points in sums.items()}

@@ -54,11 +54,11 @@ class MetroculusPool:
         """
         ends = time.monotonic() + self._seconds
         loop = asyncio.get_running_loop()
-        async with AsyncExitStack() as held:
+        async with AsyncExitStack() as places:
             try:
                 async with asyncio.timeout(self._seconds):
                     for place in self._shares(about):
-                        await held.enter_async_context(place)
+                        await places.enter_async_context(place)
             except TimeoutError:
                 raise DeadlineExceeded("every place of this cluster is taken by calls that hang") from None
             left = ends - time.monotonic()

@@ -10,7 +10,8 @@ from typing import Literal
 from uuid import uuid4
 
 from optscale_client.metroculus_client import MetroculusError, NoSourceConfigured
-from rest_api.rest_api_server.answers import Metadata, MetadataState
+from optscale_client.metroculus_client.structs import Metadata
+from rest_api.rest_api_server.answers import MetadataState
 from rest_api.rest_api_server.auth import Gate
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster, DirectoryError, Resources

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
+import msgspec
 from msgspec import Struct
 
 Flavour = Literal["kubecost", "opencost", "push"]
@@ -81,6 +82,9 @@ class Resources(Struct, frozen=True):
     quotas: list[dict[str, Any]]
     workloads: list[dict[str, Any]]
     nodes: list[dict[str, Any]]
+
+
+RESOURCES = msgspec.json.Decoder(Resources)
 
 
 class DirectoryError(Exception):

@@ -23,6 +23,7 @@ from pymongo.write_concern import WriteConcern
 
 from rest_api.rest_api_server.directory.model import (
     KUBERNETES,
+    RESOURCES,
     AlreadyExists,
     Cluster,
     DirectoryError,
@@ -289,7 +290,7 @@ class MongoDirectory:
     def resources(self, cluster_id: str) -> Resources | None:
         with self._asking():
             found = self._newest_resources(cluster_id)
-        return msgspec.json.decode(zlib.decompress(found["body"]), type=Resources) if found else None
+        return RESOURCES.decode(zlib.decompress(found["body"])) if found else None
 
     def _newest_resources(self, cluster_id: str) -> Document | None:
         return self._resources.find_one({"cluster_id": cluster_id}, sort=[("fetched_at", DESCENDING)])

@@ -15,6 +15,7 @@ import msgspec
 
 from rest_api.rest_api_server.directory.model import (
     KUBERNETES,
+    RESOURCES,
     AlreadyExists,
     Cluster,
     DirectoryError,
@@ -298,8 +299,11 @@ class SqliteDirectory:
 
     def resources(self, cluster_id: str) -> Resources | None:
         rows = self._rows("SELECT body FROM resources WHERE cluster_id = ?", cluster_id)
-        return msgspec.json.decode(rows[0][0], type=Resources) if rows else None
+        return RESOURCES.decode(rows[0][0]) if rows else None
+
+
+_NAMES = msgspec.json.Decoder(tuple[str, ...])
 
 
 def _listed(organizations: str | None) -> tuple[str, ...] | None:
-    return None if organizations is None else msgspec.json.decode(organizations, type=tuple[str, ...])
+    return None if organizations is None else _NAMES.decode(organizations)

@@ -8,15 +8,14 @@ from typing import Literal, Self
 from msgspec import Struct
 
 from metroculus.codes import INVALID
-from metroculus.cost_model.allocation import Filters
+from metroculus.cost_model.allocation import PROPERTIES, Filters
 from metroculus.cost_model.statement import Question, Statement
 from metroculus.metroculus_api.cache import Answered
 from metroculus.metroculus_api.controllers.assets import Assets, InventoryController, MetadataAnswer, MetricSeries
 from metroculus.metroculus_api.controllers.costs import CostController
 from metroculus.metroculus_api.controllers.savings import Savings, SavingsController
 from metroculus.metroculus_api.handlers.v2.base import KeptHandler, Needs
-from metroculus.sources.kubecost.client import AGGREGATES
-from metroculus.sources.thanos.promql import LABEL_NAME, METRIC_NAME
+from metroculus.sources.source import LABEL_NAME, METRIC_NAME
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import FilterText, RowFilter, Step, Text, Uuid, WindowQuery
@@ -30,8 +29,8 @@ class MetricName(Text):
 class Aggregate(Text):
     """A property to group by."""
 
-    pattern = rf"({'|'.join(AGGREGATES)}|(label|annotation):[A-Za-z0-9]([A-Za-z0-9_./-]{{0,251}}[A-Za-z0-9])?)"
-    what = f"one of {', '.join(AGGREGATES)}, label:NAME or annotation:NAME"
+    pattern = rf"({'|'.join(PROPERTIES)}|(label|annotation):[A-Za-z0-9]([A-Za-z0-9_./-]{{0,251}}[A-Za-z0-9])?)"
+    what = f"one of {', '.join(PROPERTIES)}, label:NAME or annotation:NAME"
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -10,12 +10,12 @@ from metroculus.config import MetroculusConfig
 from metroculus.sources.accounts import Accounts, DefaultUpstream
 from metroculus.sources.outbound.http import SourceHttp, Upstream
 from metroculus.sources.registry.sqlite import SourceRegistry, load_key
-from metroculus.sources.thanos.client import ThanosSource
+from metroculus.sources.thanos.client import Querier
 from metroculus.storage.store import Store, open_store
 
 
 @dataclass
-class Parts:
+class Dependencies:
     """Made once a process; ``close`` gives back what they hold."""
 
     http: SourceHttp
@@ -30,7 +30,7 @@ class Parts:
             self.store.close()
 
 
-def make_parts(config: MetroculusConfig, clock: Callable[[], float] = time.time) -> Parts:
+def make_dependencies(config: MetroculusConfig, clock: Callable[[], float] = time.time) -> Dependencies:
     """Put them together.
 
     Raises:
@@ -38,13 +38,13 @@ def make_parts(config: MetroculusConfig, clock: Callable[[], float] = time.time)
     """
     http = SourceHttp(config.upstream_allow, config.kubecost_timeout)
     registry = SourceRegistry(config.data_dir / "sources.sqlite", load_key(config.data_dir, config.encryption_key))
-    thanos = None
+    querier = None
     if config.thanos_query_url:
         upstream = Upstream("the metrics source", config.thanos_query_url, trusted=True)
-        thanos = ThanosSource(http, upstream, config.tenant_label, clock)
+        querier = Querier(http, upstream, config.tenant_label, clock)
     default = None
     if config.kubecost_api_url:
         default = DefaultUpstream(config.kubecost_api_url, config.kubecost_account_id, config.kubecost_flavour)
-    accounts = Accounts(registry, http, thanos, default, clock)
+    accounts = Accounts(registry, http, querier, default, clock)
     store = open_store(config.clickhouse_url, clock) if config.clickhouse_url else None
-    return Parts(http, registry, accounts, store)
+    return Dependencies(http, registry, accounts, store)

@@ -1,0 +1,252 @@
+"""One reconciled statement of what a cluster cost, out of whatever sources answered, and what is missing from it.
+
+Each component has one authority, so that nothing is counted twice: the allocation API, else metrics; management comes
+from the assets API or from metrics, never from allocation. What a source could not say is ``None`` here, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import fsum
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from metroculus.cost_model.allocation import IDLE, MANAGEMENT
+from metroculus.cost_model.columns import NOTHING, Allocations, Floats, add, exact, group, share_idle, sums_by
+from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT, Costs, of_kind
+from metroculus.cost_model.reading import AllocationReading, ManagementReading, SourceReport, StoredReading
+from metroculus.cost_model.statement import (
+    Breakdown,
+    Question,
+    Row,
+    Statement,
+    StatementWindow,
+    Summary,
+)
+
+Known = Mapping[str, float | None]
+"""USD by component, None where it is not known whole."""
+
+
+class _Cost(Struct, frozen=True):
+    """What was told of allocations, divided into what is shown apart."""
+
+    owned: Allocations
+    """What namespaces own and the question asks for."""
+    priced: Floats | None
+    """Their costs with shared idle; None where idle is not shared."""
+    special: dict[str, Costs]
+    """What no namespace owns, idle apart."""
+    others: Allocations
+    """The rows of the special entities, idle among them, that the question asks for."""
+    idle: Costs | None
+
+
+def reconcile(
+    question: Question,
+    allocation: AllocationReading | None,
+    metrics: AllocationReading | None,
+    management: Sequence[ManagementReading],
+    stored: StoredReading | None = None,
+) -> Statement:
+    """One statement out of what the sources said.
+
+    Args:
+        allocation: of the allocation API, None where none is configured or all is stored.
+        metrics: of metrics, None where there are none or they were not needed.
+        management: in order of authority, of the time that is not stored.
+        stored: the committed hours; the readings beside it are of the time that they leave out.
+    """
+    live = next((r for r in (allocation, metrics) if r is not None and r.usable), None)
+    readings = [*([stored.allocation] if stored else []), *([live] if live else [])]
+    authority = _joined(readings)
+    cost = _divided(authority, _whole_idle(readings, management), question)
+    parts = [*([stored.management] if stored else []), *([_first_known(management)] if live or not stored else [])]
+    management_usd, management_covered = _management(parts, question)
+    seen = _seen(cost) if authority else None
+    components = _components(authority, seen, cost.idle)
+    not_covered = tuple(authority.not_covered) if authority else ()
+    if not management_covered:
+        not_covered += (MANAGEMENT_COMPONENT,)
+    summary = _summary(components, seen, management_usd, not_covered)
+    sources = tuple(reading.source for reading in (allocation, metrics, *management) if reading is not None)
+    if stored is not None:
+        alone = live is None and stored.rest.final_seconds > 0
+        sources = (_stored_source(stored.allocation.source, alone), *sources)
+    lists: dict[str, Any] = {key: rows(cost.owned, cost.priced, by) for key, by in question.breakdowns.items()}
+    return Statement(
+        cloud_account_id=question.cloud_account_id,
+        start_date=question.window.start,
+        end_date=question.window.end,
+        window=StatementWindow.of(question.window),
+        currency=question.currency,
+        complete=summary.total_cost is not None and all(source.fine for source in sources),
+        not_covered=not_covered,
+        sources=sources,
+        total_cost=summary.total_cost,
+        summary=summary,
+        idle_cost=cost.idle.total if authority and cost.idle is not None else None,
+        unallocated_cost=fsum(costs.total for costs in cost.special.values()) if authority else None,
+        special=_shown(cost, question) if authority else {},
+        efficiency=add(cost.owned).efficiency if authority else None,
+        breakdown=_breakdown(cost, components, management_usd),
+        **lists,
+    )
+
+
+def _joined(readings: Sequence[AllocationReading]) -> AllocationReading | None:
+    """Readings of different times as one; a component that one of them cannot tell is not known of the whole."""
+    if not readings:
+        return None
+    return AllocationReading(
+        source=readings[0].source,
+        sets=tuple(one for reading in readings for one in reading.sets),
+        missing=tuple(sorted({name for reading in readings for name in reading.missing})),
+        not_covered=tuple(sorted({name for reading in readings for name in reading.not_covered})),
+    )
+
+
+def _divided(authority: AllocationReading | None, idle: Costs | None, question: Question) -> _Cost:
+    """Namespaces, special entities and idle, each as far as the question's filters ask for it."""
+    everything = authority.allocations() if authority else NOTHING
+    mask = everything.owned
+    owned, others = everything.take(mask), everything.take(~mask)
+    priced = None
+    if question.idle == "share" and idle is not None:
+        shared, idle = share_idle(owned, idle)
+        priced = shared.costs
+    filters = question.filters
+    if filters.any:
+        kept = owned.kept(filters)
+        owned, priced = owned.take(kept), None if priced is None else priced[:, kept]
+        others = others.take(others.special.map(lambda name: filters.keep_special(name or ""), bool))
+        idle = idle if filters.keep_special(IDLE) else Costs()
+    names, sums = sums_by(others.special.texts(str), others.costs)
+    special = {name: Costs(*sums[:, number].tolist()) for number, name in enumerate(names) if name != IDLE}
+    return _Cost(owned, priced, special, others, idle)
+
+
+def _shown(cost: _Cost, question: Question) -> dict[str, float]:
+    """Special entities as they are listed, USD by name."""
+    shown = {name: costs.total for name, costs in sorted(cost.special.items())}
+    if cost.idle is not None and question.filters.keep_special(IDLE) and question.idle != "hide":
+        shown[IDLE] = cost.idle.total
+    return shown
+
+
+def _stored_source(source: SourceReport, alone: bool) -> SourceReport:
+    """Where nobody told the rest of the window, what the store has is all there is, and not the whole of it."""
+    return replace(source, status="stale") if alone and source.status == "ok" else source
+
+
+def _first_known(readings: Sequence[ManagementReading]) -> ManagementReading | None:
+    """The first source that knows management cost, else one that should have, else any."""
+    known = next((reading for reading in readings if reading.usd is not None), None)
+    return known or next((reading for reading in readings if reading.covers), readings[0] if readings else None)
+
+
+def _management(parts: Sequence[ManagementReading | None], question: Question) -> tuple[float | None, bool]:
+    """Management cost of the whole window, None where a part is unknown; and whether any source could have told it."""
+    if not question.filters.keep_special(MANAGEMENT):
+        return 0.0, True
+    known = [reading.usd for reading in parts if reading is not None and reading.usd is not None]
+    if parts and len(known) == len(parts):
+        return fsum(known), True
+    return None, any(reading.covers for reading in parts if reading is not None)
+
+
+def _whole_idle(readings: Sequence[AllocationReading], management: Sequence[ManagementReading]) -> Costs | None:
+    """Idle cost over the whole window; None if any part is unknown, or there is none."""
+    known = [_idle(reading, management) for reading in readings]
+    return Costs.sum(one for one in known if one is not None) if known and None not in known else None
+
+
+def _idle(reading: AllocationReading, management: Sequence[ManagementReading]) -> Costs | None:
+    """Idle as the source told it, else what nodes cost beyond what was allocated; None where neither is known."""
+    if reading.has_idle() or not reading.sets:
+        sets = [one.columns for one in reading.sets]
+        return Costs.sum(columns.take(columns.is_special(IDLE)).sum_costs() for columns in sets)
+    nodes = next((one.nodes for one in management if one.nodes is not None), None)
+    if nodes is None:
+        return None
+    used = Costs.sum(one.columns.sum_costs() for one in reading.sets)
+    return Costs(cpu=nodes.cpu - used.cpu, ram=nodes.ram - used.ram, gpu=nodes.gpu - used.gpu)
+
+
+def _seen(cost: _Cost) -> Costs:
+    """What was seen of each component, whole or not."""
+    priced = Costs(*(float(usd) for usd in exact(cost.owned.costs if cost.priced is None else cost.priced, 1)))
+    return priced.plus(*cost.special.values(), cost.idle or Costs())
+
+
+def _components(authority: AllocationReading | None, seen: Costs | None, idle: Costs | None) -> Known:
+    """The cluster's cost by component; None where it is not known whole."""
+    if authority is None or seen is None:
+        return dict.fromkeys(COMPONENTS)
+    known: dict[str, float | None] = dict(zip(COMPONENTS, seen.by_component(), strict=True))
+    for name in (*authority.missing, *authority.not_covered, *(() if idle is not None else ("cpu", "ram", "gpu"))):
+        known[name] = None
+    return known
+
+
+def _summary(components: Known, seen: Costs | None, management: float | None, not_covered: Sequence[str]) -> Summary:
+    parts = {**components, MANAGEMENT_COMPONENT: management}
+    whole = any(value is not None for value in parts.values()) and all(
+        value is not None or name in not_covered for name, value in parts.items()
+    )
+    known = [usd for usd in (*(seen.by_component() if seen else ()), management) if usd is not None]
+    columns: dict[str, Any] = {f"{name}_cost": value for name, value in parts.items()}
+    return Summary(
+        total_cost=fsum(value for value in parts.values() if value is not None) if whole else None,
+        known_cost=fsum(known) if known else None,
+        **columns,
+    )
+
+
+def _breakdown(cost: _Cost, components: Known, management: float | None) -> Breakdown:
+    """Two columns again, and the parts of the network cost."""
+    reaches = of_kind("part")
+    parts: dict[str, float | None] = {f"network_{one.field}_cost": None for one in reaches}
+    if components["network"] is not None:
+        for one in reaches:
+            usd = exact(cost.owned.line(one.name)) + exact(cost.others.line(one.name))
+            parts[f"network_{one.field}_cost"] = float(usd)
+    return Breakdown(management_cost=management, load_balancer_cost=components["load_balancer"], **parts)
+
+
+_NAMED = {"namespace": "namespace", "controller": "controller", "controllerKind": "controller_kind", "pod": "pod"}
+"""The columns of a row that a property of a grouping has."""
+
+
+def rows(owned: Allocations, priced: Floats | None, aggregate: tuple[str, ...]) -> tuple[Row, ...]:
+    """Lines of a breakdown, dearest first.
+
+    Args:
+        priced: the costs to show, where they are not the rows' own; efficiency is always of their own.
+    """
+    groups = group(owned, aggregate)
+    costs = (groups.costs if priced is None else groups.summed(priced)).T.tolist()
+    named = [(number, _NAMED[name]) for number, name in enumerate(aggregate) if name in _NAMED]
+    columns = [f"{name}_cost" for name in COMPONENTS]
+    lines = []
+    for (key, one), usd in zip(groups, costs, strict=True):
+        ratios = one.efficiency
+        fields: dict[str, Any] = dict(zip(columns, usd, strict=True)) | {name: key[place] for place, name in named}
+        lines.append(
+            Row(
+                name="/".join(key),
+                total_cost=fsum(usd),
+                cpu_efficiency=ratios.cpu_efficiency,
+                ram_efficiency=ratios.ram_efficiency,
+                total_efficiency=ratios.total_efficiency,
+                pod_count=one.pods,
+                cpu_core_request_average=one.average(one.usage.cpu_request),
+                cpu_core_usage_average=one.average(one.usage.cpu_usage),
+                ram_byte_request_average=one.average(one.usage.ram_request),
+                ram_byte_usage_average=one.average(one.usage.ram_usage),
+                **fields,
+            )
+        )
+    return tuple(sorted(lines, key=lambda line: (-line.total_cost, line.name)))

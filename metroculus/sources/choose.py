@@ -1,0 +1,453 @@
+"""Which of an account's sources tells what: authority, fallback, idle, management, hours; for the API and the worker.
+
+The first source that can tell a thing is asked for it, the next one only where that failed or had nothing. Nothing here
+knows an upstream: sources are asked by what they declare.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from metroculus.cost_model.allocation import IDLE, Allocation
+from metroculus.cost_model.columns import Allocations
+from metroculus.cost_model.components import Costs
+from metroculus.cost_model.prices import CustomPrices, unpriced, with_prices
+from metroculus.cost_model.reading import (
+    AllocationReading,
+    AllocationSet,
+    AssetsReading,
+    ManagementReading,
+    SourceReport,
+)
+from metroculus.cost_model.savings import Recommendation, idle_nodes, requested_by_node, unclaimed_volumes
+from metroculus.cost_model.statement import Question
+from metroculus.sources.errors import DeadlineExceeded, NoMetricsSource, NoSource, SourceError, TooLarge
+from metroculus.sources.source import (
+    HOURS_AT_ONCE,
+    NOTHING_KNOWN,
+    Capability,
+    CostSource,
+    HourSet,
+    Metadata,
+    SavingsReading,
+    Series,
+    worst,
+)
+from tools.deadline import Deadline
+from tools.window import HOUR, Window, split
+
+log = logging.getLogger("sources")
+
+R = TypeVar("R")
+
+NO_METRICS = SourceReport(name="thanos", status="not_configured")
+NO_IDLE = "idle is not told, and what the nodes cost is not known either"
+
+
+class LiveReadings(Struct, frozen=True):
+    """What the live sources said of a window."""
+
+    allocation: AllocationReading | None = None
+    """Of the first source; None where the account has only metrics."""
+    metrics: AllocationReading | None = None
+    """Of the source behind it, where it was needed."""
+    management: tuple[ManagementReading, ...] = ()
+    """In order of authority."""
+    failures: tuple[SourceError, ...] = ()
+    answered: bool = False
+
+    def raise_if_nobody_answered(self) -> None:
+        """Raises: SourceError"""
+        if self.failures and not self.answered:
+            raise worst(self.failures)
+
+
+class HourReading(Struct, frozen=True, kw_only=True):
+    """What is known of one hour, idle among the rows. Money is USD."""
+
+    hour: int
+    allocations: Allocations
+    seconds: int
+    """Time of the hour that the source covers."""
+    control: float | None
+    """The source's own total of the rows; None where it has none."""
+    management: float | None
+    quarantined: int = 0
+    unknown: tuple[str, ...] = ()
+    """Components that the source should tell and could not."""
+    not_covered: tuple[str, ...] = ()
+    """Components that no configured source can tell."""
+    nodes: Mapping[str, tuple[str, str]] = {}
+    """Instance type and zone by node."""
+
+
+class HoursRead(Struct, frozen=True):
+    """The hours that were told, and why the others were not; ``failure`` where that is the source's fault."""
+
+    hours: dict[int, HourReading]
+    missing: dict[int, str]
+    failure: str | None = None
+
+
+class AccountSources:
+    """The sources of one account, in order of authority.
+
+    Args:
+        custom_prices: the operator's own, for what the first source does not price.
+    """
+
+    def __init__(self, sources: Sequence[CostSource], custom_prices: CustomPrices | None = None) -> None:
+        self._sources = tuple(sources)
+        self._prices = custom_prices
+
+    @property
+    def any(self) -> bool:
+        return bool(self._sources)
+
+    def _first(self, *wanted: Capability) -> CostSource | None:
+        """The first source that may have what is wanted, as far as is known without asking."""
+        return next((one for one in self._sources if set(wanted) <= one.known_capabilities), None)
+
+    def _after(self, source: CostSource, wanted: Capability) -> CostSource | None:
+        """The next source that can tell it."""
+        behind = self._sources[self._sources.index(source) + 1 :]
+        return next((one for one in behind if wanted in one.known_capabilities), None)
+
+    async def cost(self, question: Question, window: Window, deadline: Deadline) -> LiveReadings:
+        """What the sources say that a window cost.
+
+        Raises:
+            NoSource
+        """
+        if not self._sources:
+            raise NoSource
+        if not window.stretches:
+            return LiveReadings(answered=True)
+        return await _CostQuestion(self, question, window, deadline).readings()
+
+    async def hours(self, start: int, end: int, seconds_a_call: float) -> HoursRead:
+        """The hours of a stretch of one UTC day, row by row; a source that fails is a reason for each hour.
+
+        A stretch whose answer is too large, or takes too long, is asked for again in halves.
+
+        Raises:
+            NoSource
+        """
+        if not self._sources:
+            raise NoSource
+        try:
+            return await _Hours(self, start, end, seconds_a_call).read()
+        except (TooLarge, DeadlineExceeded) as failure:
+            if end - start <= HOUR:
+                return _no_hours(start, end, failure)
+            middle = start + (end - start) // HOUR // 2 * HOUR
+            first = await self.hours(start, middle, seconds_a_call)
+            second = await self.hours(middle, end, seconds_a_call)
+            failed = first.failure or second.failure
+            return HoursRead(first.hours | second.hours, first.missing | second.missing, failed)
+        except SourceError as failure:
+            return _no_hours(start, end, failure)
+
+    async def day(self, day: int, seconds_a_call: float) -> dict[str, Costs] | None:
+        """What the first source says that a complete UTC day cost, by owner; None where it does not say.
+
+        Raises:
+            SourceError
+        """
+        source = self._first(Capability.DAY_SET)
+        if source is None or self._prices is not None:
+            return None
+        return await source.day_set(day, Deadline(seconds_a_call))
+
+    async def assets(self, window: Window, deadline: Deadline) -> AssetsReading:
+        """Assets of a window.
+
+        Raises:
+            NoSource, SourceError
+        """
+        source = self._first(Capability.ASSETS)
+        if source is None:
+            raise NoSource
+        return await source.assets(window, deadline)
+
+    async def savings(self, window: Window, utilization: float | None, deadline: Deadline) -> SavingsReading:
+        """What could be saved by sizing workloads; a source that fails is told in the reading."""
+        try:
+            for source in self._sources:
+                if Capability.SAVINGS in await source.capabilities(deadline):
+                    found = await source.savings(window, utilization, deadline)
+                    if found is not None:
+                        return found
+        except SourceError as failure:
+            log.info("savings are not to be had: %s", failure)
+            return SavingsReading(_failed("savings", failure))
+        return SavingsReading(SourceReport(name="savings", status="not_configured"))
+
+    async def unused(self, window: Window, deadline: Deadline) -> tuple[list[Recommendation], SourceReport | None]:
+        """Volumes that nobody claims and nodes that could go; nodes only where it is known what runs on which."""
+        source = self._first(Capability.ASSETS)
+        if source is None:
+            return [], None
+        try:
+            if Capability.PLACEMENT not in await source.capabilities(deadline):
+                reading = await source.assets(window, deadline)
+                return unclaimed_volumes(reading.assets), reading.source
+            question = Question(cloud_account_id="", window=window, detail="pod", aggregate=("node",))
+            reading, allocation = await asyncio.gather(
+                source.assets(window, deadline), source.allocations(question, window, deadline)
+            )
+        except SourceError as failure:
+            return [], _failed(source.assets_name, failure)
+        requested = requested_by_node(allocation.allocations(), window)
+        return [*unclaimed_volumes(reading.assets), *idle_nodes(reading.assets, requested)], reading.source
+
+    async def metadata(self, at: int, deadline: Deadline) -> Metadata:
+        """Quotas, workloads and nodes.
+
+        Raises:
+            NoMetricsSource, SourceError
+        """
+        return await self._metrics(Capability.METADATA).metadata(at, deadline)
+
+    async def series(self, name: str, window: Window, step: int, deadline: Deadline) -> tuple[list[Series], list[str]]:
+        """One metric's series, and what the source warned of.
+
+        Raises:
+            NoMetricsSource, SourceError
+        """
+        return await self._metrics(Capability.SERIES).series(name, window, step, deadline)
+
+    def require_metrics(self) -> None:
+        """Raises: NoMetricsSource"""
+        self._metrics(Capability.SERIES)
+
+    def _metrics(self, wanted: Capability) -> CostSource:
+        source = self._first(wanted)
+        if source is None:
+            raise NoMetricsSource
+        return source
+
+
+class _CostQuestion:
+    """One question to the sources of one account about a window, and which of them failed."""
+
+    def __init__(self, sources: AccountSources, question: Question, window: Window, deadline: Deadline) -> None:
+        self._sources = sources
+        self._question = question
+        self._window = window
+        self._deadline = deadline
+        self._failures: list[SourceError] = []
+        self._answered = False
+
+    async def readings(self) -> LiveReadings:
+        first = self._sources._first(Capability.ALLOCATIONS)
+        if first is None:
+            raise NoSource
+        allocation, own = await self._of_first(first)
+        management = [own] if own is not None else []
+        told = any(reading.usd is not None for reading in management)
+        fallback = self._sources._after(first, Capability.ALLOCATIONS)
+        manager = self._sources._after(first, Capability.MANAGEMENT)
+        metrics, other = await asyncio.gather(
+            self._allocations(fallback) if fallback is not None and not allocation.usable else _none(),
+            self._management(manager) if manager is not None and not told else _none(),
+        )
+        if other is not None:
+            management.append(other)
+        elif manager is None and Capability.SERIES not in first.known_capabilities and not (allocation.usable and told):
+            management.append(ManagementReading(source=NO_METRICS, covers=False))
+        return LiveReadings(allocation, metrics, tuple(management), tuple(self._failures), self._answered)
+
+    async def _of_first(self, source: CostSource) -> tuple[AllocationReading, ManagementReading | None]:
+        """Allocations and management; assets only where management or idle has to be worked out from them."""
+        prices = self._sources._prices
+        asked_assets: AssetsReading | SourceError | None = None
+        management: ManagementReading | None = None
+        if Capability.MANAGEMENT not in source.known_capabilities:
+            allocation = await self._allocations(source)
+            if allocation.usable and (not allocation.has_idle() or (prices and unpriced(allocation, prices))):
+                asked_assets = await self._assets(source)
+        elif prices is not None:
+            allocation, asked_assets = await asyncio.gather(self._allocations(source), self._assets(source))
+        else:
+            allocation, management = await asyncio.gather(self._allocations(source), self._management(source))
+        if prices is not None and allocation.usable:
+            hours = asked_assets.node_hours() if isinstance(asked_assets, AssetsReading) else None
+            allocation = with_prices(allocation, hours, prices)
+        if isinstance(asked_assets, SourceError):
+            management = self._failed_management(source, asked_assets)
+        elif asked_assets is not None:
+            management = asked_assets.management()
+        return allocation, management
+
+    async def _allocations(self, source: CostSource) -> AllocationReading:
+        answer = await self._answer(source.allocations(self._question, self._window, self._deadline))
+        return AllocationReading(source=_failed(source.name, answer)) if isinstance(answer, SourceError) else answer
+
+    async def _assets(self, source: CostSource) -> AssetsReading | SourceError:
+        return await self._answer(source.assets(self._window, self._deadline))
+
+    async def _management(self, source: CostSource) -> ManagementReading:
+        answer = await self._answer(source.management(self._window, self._deadline))
+        return self._failed_management(source, answer) if isinstance(answer, SourceError) else answer
+
+    @staticmethod
+    def _failed_management(source: CostSource, failure: SourceError) -> ManagementReading:
+        covers = Capability.MANAGEMENT in source.known_capabilities
+        return ManagementReading(source=_failed(source.assets_name, failure), covers=covers)
+
+    async def _answer(self, asked: Coroutine[Any, Any, R]) -> R | SourceError:
+        """What a source said, or why it could not."""
+        try:
+            answer = await asked
+        except SourceError as failure:
+            log.info("a source failed request_id=%s: %s", self._deadline.request_id, failure)
+            self._failures.append(failure)
+            return failure
+        self._answered = True
+        return answer
+
+
+class _Hours:
+    """Reads a stretch of hours: allocations, what the nodes are, idle where it is not told, management."""
+
+    def __init__(self, sources: AccountSources, start: int, end: int, seconds_a_call: float) -> None:
+        self._sources = sources
+        self._start = start
+        self._end = end
+        self._seconds = seconds_a_call
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self._seconds)
+
+    async def read(self) -> HoursRead:
+        """Raises: SourceError"""
+        source = self._sources._first(Capability.ALLOCATIONS)
+        if source is None:
+            raise NoSource
+        sets, assets = await asyncio.gather(
+            source.hour_sets(self._start, self._end, self._seconds), self._node_kinds(source)
+        )
+        management = await self._management(source, sorted(sets.hours), assets)
+        covered = any(Capability.MANAGEMENT in one.known_capabilities for one in self._sources._sources)
+        found: dict[int, HourReading] = {}
+        missing: dict[int, str] = {}
+        for hour, _ in split(self._start, self._end, HOUR):
+            said = sets.hours.get(hour)
+            if said is None:
+                missing[hour] = sets.missing.get(hour, NOTHING_KNOWN)
+                continue
+            whole = await self._with_idle(source, said.set, assets.get(hour))
+            if whole is None:
+                missing[hour] = NO_IDLE
+                continue
+            found[hour] = _hour_reading(hour, said, whole, management.get(hour), covered, assets.get(hour))
+        return HoursRead(found, missing, sets.failure)
+
+    async def _node_kinds(self, source: CostSource) -> Mapping[int, AssetsReading]:
+        """What the nodes were, by hour; nothing where the source cannot say now."""
+        try:
+            if Capability.PLACEMENT in await source.capabilities(self._deadline()):
+                return await source.node_kinds(self._start, self._end, self._deadline())
+        except (TooLarge, DeadlineExceeded):
+            raise
+        except SourceError as failure:
+            log.info("what the nodes are is not to be had: %s", failure)
+        return {}
+
+    async def _management(
+        self, source: CostSource, hours: Sequence[int], assets: Mapping[int, AssetsReading]
+    ) -> dict[int, float]:
+        """Management by hour: out of the first source's assets, else from the next source that can tell it."""
+        told = {hour: assets[hour].management().usd for hour in hours if hour in assets}
+        known = {hour: usd for hour, usd in told.items() if usd is not None}
+        asked_by_assets = Capability.PLACEMENT in source.known_capabilities
+        manager: CostSource | None = source
+        if asked_by_assets or Capability.MANAGEMENT not in source.known_capabilities:
+            manager = self._sources._after(source, Capability.MANAGEMENT)
+        rest = [hour for hour in hours if hour not in known]
+        return known | (await self._management_hours(manager, rest) if manager is not None else {})
+
+    async def _management_hours(self, source: CostSource, hours: Iterable[int]) -> dict[int, float]:
+        """Management of each hour as far as the source tells it."""
+        gate = asyncio.Semaphore(HOURS_AT_ONCE)
+
+        async def one(hour: int) -> tuple[int, float | None]:
+            async with gate:
+                try:
+                    return hour, (await source.management(Window.past(hour, hour + HOUR), self._deadline())).usd
+                except SourceError as failure:
+                    log.info("management of an hour is not to be had: %s", failure)
+                    return hour, None
+
+        told = await asyncio.gather(*(one(hour) for hour in hours))
+        return {hour: usd for hour, usd in told if usd is not None}
+
+    async def _with_idle(
+        self, source: CostSource, told: AllocationSet, assets: AssetsReading | None
+    ) -> Allocations | None:
+        """An hour with idle and with the operator's prices; None where what that takes is not known."""
+        reading = AllocationReading(source=SourceReport(name=source.name, status="ok"), sets=(told,))
+        prices = self._sources._prices
+        own_prices = prices is not None and bool(unpriced(reading, prices))
+        if reading.has_idle() and not own_prices:
+            return told.columns
+        if Capability.MANAGEMENT not in source.known_capabilities:
+            hours = await source.asset_hours(told.start, told.end, self._deadline())
+            assets = hours.get(told.start)
+        if assets is None:
+            return None
+        if own_prices and prices is not None:
+            reading = with_prices(reading, assets.node_hours(), prices)
+            if reading.missing:
+                return None
+        priced = reading.sets[0].columns
+        if reading.has_idle():
+            return priced
+        nodes = assets.management().nodes
+        if nodes is None:
+            return None
+        used = priced.sum_costs()
+        costs = Costs(cpu=nodes.cpu - used.cpu, ram=nodes.ram - used.ram, gpu=nodes.gpu - used.gpu)
+        idle = Allocation(name=IDLE, start=told.start, end=told.end, costs=costs)
+        return Allocations.joined([priced, Allocations.of([idle])])
+
+
+def _hour_reading(
+    hour: int, said: HourSet, whole: Allocations, management: float | None, covered: bool, assets: AssetsReading | None
+) -> HourReading:
+    unknown = {*said.unknown, *whole.unknown_components()}
+    if management is None and covered:
+        unknown.add("management")
+    not_covered = set(said.not_covered)
+    if management is None and not covered:
+        not_covered.add("management")
+    priced = whole is not said.set.columns and whole.total() != said.set.columns.total()
+    return HourReading(
+        hour=hour,
+        allocations=whole,
+        seconds=said.seconds,
+        control=None if priced else said.control,
+        management=management,
+        quarantined=said.set.quarantined,
+        unknown=tuple(sorted(unknown)),
+        not_covered=tuple(sorted(not_covered)),
+        nodes=assets.node_kinds() if assets is not None else {},
+    )
+
+
+def _no_hours(start: int, end: int, failure: SourceError) -> HoursRead:
+    return HoursRead({}, {hour: str(failure) for hour, _ in split(start, end, HOUR)}, str(failure))
+
+
+def _failed(name: str, failure: SourceError) -> SourceReport:
+    return SourceReport(name=name, status="unavailable", error=str(failure))
+
+
+async def _none() -> None:
+    return None

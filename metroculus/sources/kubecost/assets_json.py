@@ -1,0 +1,137 @@
+"""Assets as Kubecost and OpenCost answer them, decoded into typed values; only the fields that are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from metroculus.cost_model.assets import UPSTREAM_TYPES, Asset
+from metroculus.cost_model.settle import ROUNDING_USD
+from metroculus.sources.errors import BadAnswer
+from metroculus.sources.kubecost.envelope import MALFORMED, Span, Window, malformed, open_envelope
+from metroculus.sources.numbers import Quantity, Usd
+
+
+class _Breakdown(Struct):
+    idle: float | None = None
+
+
+class _AssetProperties(Struct, frozen=True):
+    provider: str | None = None
+    cluster: str | None = None
+    name: str | None = None
+    providerID: str | None = None
+
+
+class _Asset(Struct):
+    type: str
+    totalCost: Usd
+    properties: _AssetProperties = _AssetProperties()
+    labels: dict[str, str] | None = None
+    window: Window | None = None
+    start: str | None = None
+    end: str | None = None
+    minutes: Quantity | None = None
+    nodeType: str | None = None
+    cpuCores: Quantity | None = None
+    ramBytes: Quantity | None = None
+    gpuCount: Quantity | None = None
+    preemptible: float | bool | None = None
+    cpuCost: Usd | None = None
+    ramCost: Usd | None = None
+    gpuCost: Usd | None = None
+    adjustment: Usd | None = None
+    cpuBreakdown: _Breakdown | None = None
+    ramBreakdown: _Breakdown | None = None
+    bytes: Quantity | None = None
+    byteHoursUsed: Quantity | None = None
+    byteHours: Quantity | None = None
+    storageClass: str | None = None
+    volumeName: str | None = None
+    claimName: str | None = None
+    claimNamespace: str | None = None
+    ip: str | None = None
+
+
+_ASSETS_LIST = msgspec.json.Decoder(list[dict[str, _Asset] | None] | None)
+_ASSETS_OBJECT = msgspec.json.Decoder(dict[str, _Asset] | None)
+
+
+class DecodedAssets(Struct, frozen=True):
+    """Assets as they came, each with the window that it is of; None where it did not say."""
+
+    found: tuple[tuple[Span | None, Asset], ...]
+
+    @property
+    def assets(self) -> tuple[Asset, ...]:
+        return tuple(asset for _, asset in self.found)
+
+    @property
+    def spans(self) -> set[Span]:
+        return {span for span, _ in self.found if span is not None}
+
+
+def decode_assets(source: str, body: bytes) -> DecodedAssets:
+    """Assets out of either form: Kubecost's list of objects, OpenCost's object.
+
+    A node may cost less than nothing for a while (a late adjustment of earlier days); nothing else may.
+
+    Raises:
+        BadAnswer
+    """
+    data, _ = open_envelope(source, body)
+    decoder: Callable[[Raw], Any] = _ASSETS_LIST.decode if bytes(data).startswith(b"[") else _ASSETS_OBJECT.decode
+    try:
+        decoded = decoder(data)
+    except MALFORMED:
+        raise malformed(source) from None
+    groups: list[dict[str, _Asset]] = (
+        [one for one in decoded or () if one] if isinstance(decoded, list) else [decoded or {}]
+    )
+    found = [(name, raw) for one in groups for name, raw in one.items() if raw.type in UPSTREAM_TYPES]
+    if any(raw.totalCost < -ROUNDING_USD and raw.type != "Node" for _, raw in found):
+        raise BadAnswer(f"{source} answered with an asset that costs less than nothing")
+    return DecodedAssets(tuple((raw.window.span if raw.window else None, _asset(key, raw)) for key, raw in found))
+
+
+def _asset(key: str, raw: _Asset) -> Asset:
+    labels = raw.labels or {}
+    byte_hours = raw.byteHours or 0.0
+    zone = next((v for k, v in labels.items() if k.endswith(("topology_kubernetes_io_zone", "zone"))), "")
+    return Asset(
+        type=UPSTREAM_TYPES[raw.type],
+        name=raw.properties.name or key.rsplit("/", 1)[-1],
+        provider=raw.properties.provider or "",
+        provider_id=raw.properties.providerID or "",
+        instance_type=raw.nodeType or "",
+        zone=zone,
+        spot=bool(raw.preemptible),
+        cpu_cores=raw.cpuCores,
+        ram_bytes=raw.ramBytes,
+        gpu_count=raw.gpuCount,
+        hours=(raw.minutes or 0.0) / 60,
+        cpu_cost=raw.cpuCost or 0.0,
+        ram_cost=raw.ramCost or 0.0,
+        gpu_cost=raw.gpuCost or 0.0,
+        adjustment=raw.adjustment or 0.0,
+        total_cost=raw.totalCost,
+        cpu_utilization=_busy(raw.cpuBreakdown),
+        ram_utilization=_busy(raw.ramBreakdown) if raw.type == "Node" else _used(raw, byte_hours),
+        storage_bytes=raw.bytes,
+        storage_class=raw.storageClass or "",
+        volume_name=raw.volumeName or "",
+        claim_name=raw.claimName or "",
+        claim_namespace=raw.claimNamespace or "",
+        ip=raw.ip or "",
+    )
+
+
+def _busy(breakdown: _Breakdown | None) -> float | None:
+    return None if breakdown is None or breakdown.idle is None else 1.0 - breakdown.idle
+
+
+def _used(raw: _Asset, byte_hours: float) -> float | None:
+    return raw.byteHoursUsed / byte_hours if raw.byteHoursUsed is not None and byte_hours else None

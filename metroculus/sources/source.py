@@ -1,0 +1,247 @@
+"""What every cost source is to the rest of the product: a protocol, with what each can tell as declared capabilities.
+
+A source is one account's: whoever holds it asks without naming the account. ``docs/extending.md`` walks through adding
+one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
+
+from msgspec import Struct
+
+from metroculus.cost_model.allocation import Costs
+from metroculus.cost_model.columns import by_owner
+from metroculus.cost_model.reading import (
+    AllocationReading,
+    AllocationSet,
+    AssetsReading,
+    ManagementReading,
+    SourceReport,
+)
+from metroculus.cost_model.savings import Recommendation
+from metroculus.cost_model.statement import Question
+from metroculus.sources.errors import SourceError
+from tools.deadline import Deadline
+from tools.window import DAY, HOUR, Window, split
+
+METRIC_NAME = re.compile(r"(kubecost|opencost|node|pv|container|kube)_[a-z0-9_]+")
+"""The metrics that callers may name."""
+LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+
+HOURS_AT_ONCE = 4
+"""Hours of one account that a source is asked for side by side, where it tells them one by one."""
+
+NOTHING_KNOWN = "the source knows nothing of this hour"
+
+
+class Capability(Enum):
+    """What a source can tell."""
+
+    ALLOCATIONS = auto()
+    DAY_SET = auto()
+    """What a whole UTC day cost by owner, apart from its hours."""
+    ASSETS = auto()
+    MANAGEMENT = auto()
+    SAVINGS = auto()
+    PLACEMENT = auto()
+    """Which node each pod ran on."""
+    METADATA = auto()
+    """Quotas, requests, limits and nodes as they are now."""
+    SERIES = auto()
+    """Samples of single metrics."""
+
+
+class HourSet(Struct, frozen=True, kw_only=True):
+    """What a source said of one hour."""
+
+    set: AllocationSet
+    seconds: int
+    """Time of the hour that it covers."""
+    control: float | None = None
+    """The source's own total of the rows, USD; None where it has none."""
+    unknown: tuple[str, ...] = ()
+    """Components that it should tell and could not."""
+    not_covered: tuple[str, ...] = ()
+    """Components that it has no means to tell."""
+
+
+class HourSets(Struct, frozen=True):
+    """The hours that a source told, and why the others were not; ``failure`` where that is the source's fault."""
+
+    hours: Mapping[int, HourSet]
+    missing: Mapping[int, str] = {}
+    failure: str | None = None
+
+
+class SavingsReading(Struct, frozen=True):
+    """What a source says could be saved; ``by_category`` where it has sums of its own, USD a month."""
+
+    source: SourceReport
+    recommendations: tuple[Recommendation, ...] = ()
+    by_category: dict[str, float] | None = None
+
+
+class Quota(Struct, frozen=True):
+    """One resource of one namespace's quota; cores, bytes or a count."""
+
+    namespace: str
+    name: str
+    resource: str
+    hard: float | None
+    used: float | None
+
+
+class WorkloadResources(Struct, frozen=True):
+    """Requests and limits of a workload's containers together, now; cores and bytes, None where not set."""
+
+    namespace: str
+    controller: str
+    controller_kind: str
+    pods: int
+    cpu_request: float | None
+    cpu_limit: float | None
+    ram_request: float | None
+    ram_limit: float | None
+
+
+class NodeSpecification(Struct, frozen=True):
+    name: str
+    instance_type: str
+    zone: str
+    provider_id: str
+    spot: bool | None
+    cpu_cores: float | None
+    ram_bytes: float | None
+    gpu_count: float | None
+
+
+class Metadata(Struct, frozen=True):
+    """What a cluster is made of, as kube-state-metrics last said."""
+
+    quotas: tuple[Quota, ...]
+    workloads: tuple[WorkloadResources, ...]
+    nodes: tuple[NodeSpecification, ...]
+
+
+class Series(Struct, frozen=True):
+    """One series of a metric: labels as stored, ``[[Unix seconds, value], …]``."""
+
+    labels: dict[str, str]
+    values: tuple[tuple[float, float], ...]
+
+
+class CostSource:
+    """One account's cost source. A method is called only where ``capabilities`` names what it tells.
+
+    Every method raises SourceError where the source fails; what it could not say is a value of the reading.
+    """
+
+    name: str
+    """What it is called in a statement's ``sources`` as a source of allocations."""
+    assets_name = "assets"
+    """What it is called there as a source of assets and management."""
+
+    async def capabilities(self, deadline: Deadline) -> frozenset[Capability]:
+        """What it can tell; may ask the upstream what it is.
+
+        Raises:
+            SourceError
+        """
+        raise NotImplementedError
+
+    @property
+    def known_capabilities(self) -> frozenset[Capability]:
+        """The capabilities as far as they are known without asking."""
+        raise NotImplementedError
+
+    async def allocations(self, question: Question, window: Window, deadline: Deadline) -> AllocationReading:
+        """Allocations of a window, at least as fine as the question asks, unfiltered."""
+        raise NotImplementedError
+
+    async def hour_sets(self, start: int, end: int, seconds_a_call: float) -> HourSets:
+        """Allocations of each hour of a stretch of one UTC day, row by row, for keeping.
+
+        Raises:
+            TooLarge, DeadlineExceeded: where a shorter stretch may be asked for.
+        """
+        return await self.hours_of(start, end, seconds_a_call, ("container",))
+
+    async def hours_of(self, start: int, end: int, seconds_a_call: float, aggregate: tuple[str, ...]) -> HourSets:
+        """Each hour out of ``allocations``, some at once; a failure is the reason of its hour."""
+        gate = asyncio.Semaphore(HOURS_AT_ONCE)
+        question = Question(cloud_account_id="", window=Window.past(start, end), detail="pod", aggregate=aggregate)
+
+        async def one(hour: int) -> HourSet | SourceError | None:
+            async with gate:
+                try:
+                    reading = await self.allocations(question, Window.past(hour, hour + HOUR), Deadline(seconds_a_call))
+                except SourceError as failure:
+                    return failure
+            return _as_hour(reading) if reading.usable else None
+
+        hours = [hour for hour, _ in split(start, end, HOUR)]
+        read = dict(zip(hours, await asyncio.gather(*(one(hour) for hour in hours)), strict=True))
+        failures = [str(said) for said in read.values() if isinstance(said, SourceError)]
+        return HourSets(
+            {hour: said for hour, said in read.items() if isinstance(said, HourSet)},
+            {hour: str(said or NOTHING_KNOWN) for hour, said in read.items() if not isinstance(said, HourSet)},
+            failures[0] if failures else None,
+        )
+
+    async def day_set(self, day: int, deadline: Deadline) -> dict[str, Costs] | None:
+        """What a complete UTC day cost by owner and component; None where the source does not have all of it."""
+        question = Question(cloud_account_id="", window=Window.past(day, day + DAY))
+        reading = await self.allocations(question, question.window, deadline)
+        whole = reading.source.status == "ok" and reading.has_idle()
+        return by_owner(reading.allocations()) if whole else None
+
+    async def assets(self, window: Window, deadline: Deadline) -> AssetsReading:
+        """Assets of a window, one a thing."""
+        raise NotImplementedError
+
+    async def asset_hours(self, start: int, end: int, deadline: Deadline) -> Mapping[int, AssetsReading]:
+        """Assets of each hour of a stretch of one UTC day, as far as the source tells hours apart."""
+        hours = [hour for hour, _ in split(start, end, HOUR)]
+        read = await asyncio.gather(*(self.assets(Window.past(hour, hour + HOUR), deadline) for hour in hours))
+        return {hour: reading for hour, reading in zip(hours, read, strict=True) if reading.assets}
+
+    async def node_kinds(self, start: int, end: int, deadline: Deadline) -> Mapping[int, AssetsReading]:
+        """Assets by hour, good enough to say what each node is; by default those of the hours."""
+        return await self.asset_hours(start, end, deadline)
+
+    async def management(self, window: Window, deadline: Deadline) -> ManagementReading:
+        """Cluster management of a window; by default out of the assets."""
+        return (await self.assets(window, deadline)).management()
+
+    async def savings(self, window: Window, utilization: float | None, deadline: Deadline) -> SavingsReading | None:
+        """What could be saved; None where the upstream turns out to have no such thing."""
+        raise NotImplementedError
+
+    async def metadata(self, at: int, deadline: Deadline) -> Metadata:
+        """Quotas, workloads and nodes as they were shortly before ``at``."""
+        raise NotImplementedError
+
+    async def series(self, name: str, window: Window, step: int, deadline: Deadline) -> tuple[list[Series], list[str]]:
+        """One metric's series of a window, and what the source warned of."""
+        raise NotImplementedError
+
+
+def _as_hour(reading: AllocationReading) -> HourSet:
+    """A reading of one hour as what is kept of it."""
+    sets = reading.sets
+    joined = AllocationSet(sets[0].start, sets[-1].end, reading.allocations(), sum(one.quarantined for one in sets))
+    return HourSet(
+        set=joined,
+        seconds=int(HOUR * (reading.source.coverage or 0.0)),
+        unknown=tuple(sorted({*reading.missing, *joined.columns.unknown_components()})),
+        not_covered=reading.not_covered,
+    )
+
+
+def worst(failures: Sequence[SourceError]) -> SourceError:
+    """Of several failures the one to tell: a bad answer before silence before no connection."""
+    return max(failures, key=lambda failure: failure.rank)

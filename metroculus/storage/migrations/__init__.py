@@ -1,0 +1,8 @@
+"""Every migration of the store, in order: each is frozen as the statements that it was, the next one follows it."""
+
+from __future__ import annotations
+
+from metroculus.storage.migrations import n0001, n0002
+from metroculus.storage.migrations.steps import Migration
+
+MIGRATIONS: tuple[Migration, ...] = (n0001.MIGRATION, n0002.MIGRATION)
