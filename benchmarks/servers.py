@@ -48,6 +48,10 @@ def serving(*arguments: str) -> Iterator[dict[str, Any]]:
         process.wait(30)
 
 
+NO_ASSETS = b'{"code": 200, "data": []}'
+"""Where the bytes stand for an upstream's allocations, its assets are none."""
+
+
 class Bare(RequestHandler):
     """What Tornado costs by itself: the same bytes, nothing decided."""
 
@@ -55,7 +59,7 @@ class Bare(RequestHandler):
 
     def get(self) -> None:
         self.set_header("Content-Type", "application/json; charset=utf-8")
-        self.finish(self.body)
+        self.finish(NO_ASSETS if self.request.path.endswith("/assets") else self.body)
 
     def compute_etag(self) -> None:
         return None

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 from msgspec.structs import replace
 
-from metroculus.cost_model.reading import StoredReading
+from metroculus.cost_model.reading import LARGE_ROWS, StoredReading
 from metroculus.cost_model.reconcile import reconcile
 from metroculus.cost_model.series import StepName
 from metroculus.cost_model.statement import Question, Statement
@@ -19,9 +19,6 @@ from metroculus.sources.choose import LiveReadings
 from metroculus.sources.errors import NoSource
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
-
-LARGE_ROWS = 5_000
-"""Above this many allocations a statement is worked out on a thread, so that the loop goes on."""
 
 
 class CostController:

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from metroculus.cost_model.assets import Asset, merge
 from metroculus.cost_model.reading import (
+    LARGE_ROWS,
     AllocationReading,
     AllocationSet,
     AssetsReading,
@@ -143,7 +144,9 @@ class KubecostSource(CostSource):
                 sets += answer[0]
                 warnings += answer[1]
         failed = f"{len(failures)} of {len(answers)} days failed: {failures[0]}" if failures else None
-        return judge_sets("allocation", sets, window, int(self._clock()), tuple(dict.fromkeys(warnings)), failed)
+        judge = partial(judge_sets, self.name, sets, window, int(self._clock()), tuple(dict.fromkeys(warnings)), failed)
+        large = sum(len(one.allocations) for one in sets) > LARGE_ROWS
+        return await asyncio.to_thread(judge) if large else judge()
 
     async def _allocation_piece(
         self,

@@ -7,6 +7,8 @@ thread may take, and half a second for a hundred.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +18,8 @@ from typing import TypeVar
 from metroculus.sources.errors import BadAnswer
 from metroculus.sources.kubecost.allocation_json import Decoded, decode_allocation
 from tools.offload import Offload, OffloadFailed
+
+log = logging.getLogger("sources")
 
 D = TypeVar("D")
 
@@ -41,13 +45,30 @@ async def decode_allocations(offload: Offload, source: str, body: bytes, aggrega
     if len(body) <= PROCESS_BYTES:
         return await decode_elsewhere(body, partial(decode_allocation, source, body, aggregate))
     # By a file: a pipe would take a copy of the answer at either end.
-    with tempfile.NamedTemporaryFile(prefix="metroculus-answer-") as file:
-        await asyncio.to_thread(Path(file.name).write_bytes, body)
-        del body  # nobody else holds it, and the process has its own
-        try:
-            return await offload.run(decode_file, source, file.name, tuple(aggregate))
-        except OffloadFailed as failure:
-            raise BadAnswer(f"{source} answered with more than could be decoded: {failure}") from None
+    try:
+        file = await asyncio.to_thread(_written, body)
+    except OSError as problem:
+        log.warning("no room for a large answer in %s, decoding on a thread: %s", tempfile.gettempdir(), problem)
+        return await decode_elsewhere(body, partial(decode_allocation, source, body, aggregate))
+    del body  # nobody else holds it, and the process has its own
+    try:
+        return await offload.run(decode_file, source, file, tuple(aggregate))
+    except OffloadFailed as failure:
+        raise BadAnswer(f"{source} answered with more than could be decoded: {failure}") from None
+    finally:
+        Path(file).unlink(missing_ok=True)
+
+
+def _written(body: bytes) -> str:
+    """A temporary file with these bytes; its path."""
+    descriptor, path = tempfile.mkstemp(prefix="metroculus-answer-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(body)
+    except OSError:
+        Path(path).unlink(missing_ok=True)
+        raise
+    return path
 
 
 def decode_file(source: str, path: str, aggregate: Sequence[str]) -> Decoded:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from time import monotonic, time
+from typing import cast
 from urllib.parse import urlencode
 
 from tornado.httpclient import HTTPRequest, HTTPResponse
@@ -30,6 +31,7 @@ CONNECT_SECONDS = 3.0
 MAX_BODY_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 64 * 2**10
 UNZIPPED_AT_ONCE = 2**20
+LARGE_BODY_BYTES = 2**20
 UNLIMITED = 2**40
 """The client's own cap, never met: ours is, and is told as what it is."""
 CALLS_AT_ONCE = 8
@@ -260,8 +262,7 @@ class _CappedBody:
     """Collects a body as it comes and stops at the cap."""
 
     def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.size = 0
+        self._body = bytearray()
         self.too_large = False
 
     def foresee(self, header: str) -> None:
@@ -270,18 +271,22 @@ class _CappedBody:
             self._refuse()
 
     def take(self, part: bytes) -> None:
-        self.size += len(part)
-        if self.size > MAX_BODY_BYTES:
+        if self.size + len(part) > MAX_BODY_BYTES:
             self._refuse()
-        self.parts.append(part)
+        self._body += part
 
     def _refuse(self) -> None:
         self.too_large = True
-        self.parts.clear()
+        self._body.clear()
         raise _BodyTooLarge
 
-    def join(self) -> bytes:
-        return b"".join(self.parts)
+    @property
+    def size(self) -> int:
+        return len(self._body)
+
+    def whole(self) -> bytes:
+        """The body; a large one is not copied, which would hold the loop."""
+        return cast("bytes", self._body) if self.size > LARGE_BODY_BYTES else bytes(self._body)
 
 
 def declares_more(length: str, limit: int) -> bool:
@@ -347,12 +352,12 @@ async def _read(upstream: Upstream, response: HTTPResponse, body: _CappedBody) -
     if response.code == 200:
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding == "identity":
-            return body.join()
+            return body.whole()
         if encoding != "gzip":
             raise BadAnswer(f"{upstream.name} answered in an encoding that was not asked for")
         try:
             # On a thread: what unpacks to hundreds of megabytes would hold everybody else up.
-            unpacked = await asyncio.to_thread(unzip, body.join(), MAX_BODY_BYTES)
+            unpacked = await asyncio.to_thread(unzip, body.whole(), MAX_BODY_BYTES)
         except zlib.error:
             raise BadAnswer(f"{upstream.name} answered with gzip that cannot be unpacked") from None
         if unpacked is None:
