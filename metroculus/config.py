@@ -36,6 +36,12 @@ def _label(text: str) -> str:
     return text
 
 
+def _registry(text: str) -> str:
+    if not text.startswith(("sqlite:", "etcd://")) or text == "sqlite:":
+        raise ValueError("must be sqlite:PATH or etcd://host:port")
+    return text
+
+
 def _cron(text: str) -> str:
     try:
         CronTrigger.from_crontab(text)
@@ -58,7 +64,20 @@ SETTINGS = (
     Setting("CACHE_SIZE", "MiB of answers that are kept.", count, 64),
     Setting("UPSTREAM_ALLOW", "Networks and host suffixes that tenants' URLs may reach.", _allowed, AllowedAddresses()),
     Setting("DATA_DIR", "Folder for every file that has no setting of its own.", Path, Path(".metroculus")),
-    Setting("ENCRYPTION_KEY", "Seals stored credentials; without it a key file is made.", str, None, secret=True),
+    Setting(
+        "ENCRYPTION_KEY",
+        "Keys that stored credentials are sealed under, by commas: the first seals, all open; without it a key file is"
+        " made.",
+        str,
+        None,
+        secret=True,
+    ),
+    Setting(
+        "REGISTRY_URL",
+        "Where upstreams of accounts are kept: sqlite:PATH (default: a file in DATA_DIR), or etcd://host:port for many"
+        " machines.",
+        _registry,
+    ),
     Setting(
         "CLICKHOUSE_URL",
         "Where history is kept: embedded:PATH (default: a folder in DATA_DIR), or clickhouse://user:password@host/db,"
@@ -103,6 +122,8 @@ class MetroculusConfig:
     tls: tuple[str, str] | None
     access: Access = field(default_factory=Access)
     kubecost_flavour: Any = None
+    registry_url: str | None = None
+    """None is a file in ``data_dir``."""
     clickhouse_url: str | None = None
     """None keeps no history."""
     worker: WorkerConfig | None = None
@@ -139,6 +160,7 @@ def config_of(values: Mapping[str, Any]) -> MetroculusConfig:
         upstream_allow=values["upstream_allow"],
         data_dir=values["data_dir"],
         encryption_key=values["encryption_key"],
+        registry_url=values["registry_url"],
         tls=tls_of(values),
         access=access_of(values),
         clickhouse_url=values["clickhouse_url"] or f"{EMBEDDED}{values['data_dir'] / 'store'}",

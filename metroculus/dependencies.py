@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from metroculus.config import MetroculusConfig
 from metroculus.sources.accounts import Accounts, DefaultUpstream
+from metroculus.sources.errors import RegistryError
 from metroculus.sources.outbound.http import SourceHttp, Upstream
-from metroculus.sources.registry.sqlite import SourceRegistry, load_key
+from metroculus.sources.registry.etcd import EtcdEntries
+from metroculus.sources.registry.protocol import SourceRegistry, load_keys
+from metroculus.sources.registry.sqlite import SqliteEntries
 from metroculus.sources.thanos.client import Querier
 from metroculus.storage.store import Store, open_store
+from optscale_client.config_client import ConfigError, EtcdConfig
 
 
 @dataclass
@@ -30,6 +35,29 @@ class Dependencies:
             self.store.close()
 
 
+def open_registry(config: MetroculusConfig) -> SourceRegistry:
+    """The registry of sources that ``REGISTRY_URL`` names.
+
+    Raises:
+        RegistryError
+    """
+    if config.registry_url is None or not config.registry_url.startswith("etcd:"):
+        file = Path(config.registry_url.partition(":")[2]) if config.registry_url else registry_file(config)
+        return SourceRegistry(SqliteEntries(file), load_keys(config.data_dir, config.encryption_key))
+    if config.encryption_key is None:
+        raise RegistryError("REGISTRY_URL=etcd://… needs ENCRYPTION_KEY: a key file would be of this machine alone")
+    try:
+        entries = EtcdEntries(EtcdConfig(config.registry_url))
+    except ConfigError as problem:
+        raise RegistryError(f"REGISTRY_URL: {problem}") from None
+    return SourceRegistry(entries, load_keys(config.data_dir, config.encryption_key))
+
+
+def registry_file(config: MetroculusConfig) -> Path:
+    """Where the registry is kept by default."""
+    return config.data_dir / "sources.sqlite"
+
+
 def make_dependencies(config: MetroculusConfig, clock: Callable[[], float] = time.time) -> Dependencies:
     """Put them together.
 
@@ -37,7 +65,7 @@ def make_dependencies(config: MetroculusConfig, clock: Callable[[], float] = tim
         RegistryError, StoreError: where their files cannot be used.
     """
     http = SourceHttp(config.upstream_allow, config.kubecost_timeout)
-    registry = SourceRegistry(config.data_dir / "sources.sqlite", load_key(config.data_dir, config.encryption_key))
+    registry = open_registry(config)
     querier = None
     if config.thanos_query_url:
         upstream = Upstream("the metrics source", config.thanos_query_url, trusted=True)

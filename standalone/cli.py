@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from metroculus.config import SETTINGS, MetroculusConfig, config_of
-from metroculus.dependencies import make_dependencies
+from metroculus.dependencies import make_dependencies, open_registry
 from metroculus.metroculus_api.server import make_app
 from metroculus.metroculus_worker.etcd_owners import EtcdOwners
 from metroculus.metroculus_worker.ownership import Owners
 from metroculus.metroculus_worker.server import make_worker
 from metroculus.sources.errors import RegistryError
 from metroculus.sources.outbound.addresses import parse_upstream_url
+from metroculus.sources.registry.sqlite import SqliteEntries
 from metroculus.storage.engine import StoreError
 from metroculus.storage.jobs import DEFAULT_PARALLEL, MAX_PARALLEL
 from metroculus.storage.store import EMBEDDED, is_embedded
@@ -133,6 +134,25 @@ def worker(**flags: Any) -> None:
     config, etcd = configured(flags)
     with told():
         asyncio.run(work(config, owners_of(config, etcd)))
+
+
+@main.command()
+@setting_options((*SETTINGS, CONFIG_URL))
+def rekey(**flags: Any) -> None:
+    """Seal every stored credential under the first key of ENCRYPTION_KEY; after that the others can go."""
+    config, _ = configured(flags)
+    with told(), closing(open_registry(config)) as registry:
+        click.echo(f"{registry.rekey()} sealed anew")
+
+
+@main.command("import-sources")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@setting_options((*SETTINGS, CONFIG_URL))
+def import_sources(file: Path, **flags: Any) -> None:
+    """Take over the upstreams of a registry FILE into the one that REGISTRY_URL names; what is there is kept."""
+    config, _ = configured(flags)
+    with told(), closing(open_registry(config)) as registry, closing(SqliteEntries(file)) as others:
+        click.echo(f"{registry.take_over(others)} taken over")
 
 
 def filling(command: Callable[..., Any]) -> Callable[..., Any]:

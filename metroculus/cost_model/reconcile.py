@@ -97,14 +97,19 @@ def reconcile(
 
 
 def _joined(readings: Sequence[AllocationReading]) -> AllocationReading | None:
-    """Readings of different times as one; a component that one of them cannot tell is not known of the whole."""
+    """Readings of different times as one; a component that one of them cannot tell is not known of the whole.
+
+    Where another of them tells some cost of it, leaving it out of the total would lose that cost: then it is missing.
+    """
     if not readings:
         return None
+    uncovered = {name for reading in readings for name in reading.not_covered}
+    lost = {name for name in uncovered if any(reading.allocations().line(name).any() for reading in readings)}
     return AllocationReading(
         source=readings[0].source,
         sets=tuple(one for reading in readings for one in reading.sets),
-        missing=tuple(sorted({name for reading in readings for name in reading.missing})),
-        not_covered=tuple(sorted({name for reading in readings for name in reading.not_covered})),
+        missing=tuple(sorted(lost.union(*(reading.missing for reading in readings)))),
+        not_covered=tuple(sorted(uncovered - lost)),
     )
 
 

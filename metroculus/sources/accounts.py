@@ -12,7 +12,7 @@ from metroculus.sources.choose import AccountSources
 from metroculus.sources.kubecost.client import Flavour, KubecostSource
 from metroculus.sources.outbound.addresses import AllowedAddresses, check_allowed, parse_upstream_url
 from metroculus.sources.outbound.http import SourceHttp, Upstream
-from metroculus.sources.registry.sqlite import Credentials, SourceEntry, SourceRegistry
+from metroculus.sources.registry.protocol import Credentials, SourceEntry, SourceRegistry
 from metroculus.sources.source import CostSource
 from metroculus.sources.thanos.client import Querier
 from metroculus.sources.thanos.source import MetricsSource

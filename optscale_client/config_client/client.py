@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -89,41 +90,43 @@ class EtcdConfig:
                             if value is not None and value != seen:
                                 changed(value)
                                 seen = value
-                            _wait_for_change(client, key, revision + 1, reread_seconds)
+                            self.wait_for_change(client, key, revision + 1, reread_seconds)
                 except Exception as problem:  # noqa: BLE001  (a blip of etcd is no reason to stop following)
                     log.warning("cannot follow %s: %s", key, problem)
                     self._stopping.wait(reread_seconds)
 
         threading.Thread(target=follow, name=f"etcd {key}", daemon=True).start()
 
+    def wait_for_change(self, client: Any, prefix: str, revision: int, seconds: float) -> None:
+        """Until a key with this prefix changes at this revision or later, at most so many seconds.
+
+        One stream a call, and it ends here: etcd3's own watcher asks again without a pause while etcd is away, a whole
+        core of it, from a thread that nothing ends.
+        """
+        import grpc
+        from etcd3 import etcdrpc
+        from etcd3.utils import increment_last_byte
+
+        first, ends = prefix.encode(), time.monotonic() + seconds
+        create = etcdrpc.WatchCreateRequest(key=first, range_end=increment_last_byte(first), start_revision=revision)
+        answers = etcdrpc.WatchStub(client.channel).Watch(
+            iter([etcdrpc.WatchRequest(create_request=create)]), timeout=seconds
+        )
+        try:
+            for answer in answers:
+                if answer.events:
+                    return
+                if answer.canceled:
+                    raise ConfigError(f"the watch was cancelled: {answer.cancel_reason}")
+        except grpc.RpcError as problem:
+            # etcd's own word for the end of the time may come before gRPC's, and is UNKNOWN.
+            if problem.code() is not grpc.StatusCode.DEADLINE_EXCEEDED and time.monotonic() < ends - 0.1:
+                raise ConfigError(f"the watch ended: {problem.code().name}") from None
+        finally:
+            answers.cancel()
+
     def stop(self) -> None:
         """No value is told any more; the threads end within the seconds of a reading."""
         self._stopping.set()
         if self._client is not None:
             self._client.close()
-
-
-def _wait_for_change(client: Any, key: str, revision: int, seconds: float) -> None:
-    """Until the key changes at this revision or later, at most so many seconds.
-
-    One stream a call, and it ends here: etcd3's own watcher asks again without a pause while etcd is away, a whole core
-    of it, from a thread that nothing ends.
-    """
-    import grpc
-    from etcd3 import etcdrpc
-
-    create = etcdrpc.WatchCreateRequest(key=key.encode(), start_revision=revision)
-    answers = etcdrpc.WatchStub(client.channel).Watch(
-        iter([etcdrpc.WatchRequest(create_request=create)]), timeout=seconds
-    )
-    try:
-        for answer in answers:
-            if answer.events:
-                return
-            if answer.canceled:
-                raise ConfigError(f"the watch was cancelled: {answer.cancel_reason}")
-    except grpc.RpcError as problem:
-        if problem.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise ConfigError(f"the watch ended: {problem.code().name}") from None
-    finally:
-        answers.cancel()

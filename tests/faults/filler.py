@@ -20,7 +20,7 @@ from metroculus.dependencies import make_dependencies
 from metroculus.metroculus_worker.ownership import FileOwners, Owned
 from metroculus.metroculus_worker.server import make_worker
 from metroculus.sources.outbound.addresses import AllowedAddresses
-from metroculus.sources.registry.sqlite import Credentials
+from metroculus.sources.registry.protocol import Credentials
 from metroculus.storage.ledger import FencedWriter
 
 

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from metroculus.metroculus_worker.backfill import Progress
-from metroculus.sources.registry.sqlite import Credentials
+from metroculus.sources.registry.protocol import Credentials
 from simulator.costs import truth
 from simulator.server import Habits, Simulator
 from standalone.running import Running

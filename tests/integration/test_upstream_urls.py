@@ -13,7 +13,7 @@ from metroculus.sources.errors import Unreachable
 from metroculus.sources.outbound import addresses
 from metroculus.sources.outbound.addresses import AllowedAddresses
 from metroculus.sources.outbound.http import SourceHttp, Upstream
-from metroculus.sources.registry.sqlite import Credentials
+from metroculus.sources.registry.protocol import Credentials
 from tests.support import ACCOUNT, END, SECRET, Answer, FakeUpstream, Metroculus, Stack, ask, make_tenant
 from tools.deadline import Deadline
 

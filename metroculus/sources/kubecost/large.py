@@ -56,7 +56,7 @@ async def decode_allocations(offload: Offload, source: str, body: bytes, aggrega
     except OffloadFailed as failure:
         raise BadAnswer(f"{source} answered with more than could be decoded: {failure}") from None
     finally:
-        Path(file).unlink(missing_ok=True)
+        await asyncio.to_thread(Path(file).unlink, missing_ok=True)
 
 
 def _written(body: bytes) -> str:

@@ -27,6 +27,8 @@ REACHES = {
     ("false", "false", "true"): "zone",
 }
 MANAGEMENT = "kubecost_cluster_management_cost"
+NO_METRICS_OF = ("shared", "external")
+"""Components that no metric tells: they are not covered, which is not the same as 0."""
 
 
 async def management_by_metrics(thanos: Querier, account: str, window: Window, deadline: Deadline) -> ManagementReading:
@@ -169,7 +171,7 @@ class _ChunkReader:
         return _Read(
             start=start, end=end, allocations=tuple(allocations), seen_seconds=share * (end - start), enough=enough,
             incomplete=self.incomplete, missing=missing + (("network",) if network_state == "missing" else ()),
-            not_covered=("network",) if network_state == "not_covered" else (),
+            not_covered=(*NO_METRICS_OF, *(("network",) if network_state == "not_covered" else ())),
             warnings=tuple(dict.fromkeys([*self.notes, *self.chunk.warnings])),
         )  # fmt: skip
 

@@ -1,0 +1,106 @@
+"""The registry of sources in etcd, for services and workers of many machines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from metroculus.sources.errors import RegistryError
+from metroculus.sources.registry.protocol import StoredEntry
+
+log = logging.getLogger("registry")
+
+PREFIX = "/metroculus/sources/"
+
+_ENCODER = msgspec.json.Encoder(enc_hook=str)
+"""Kinds of text (ids) are text."""
+_ENTRY = msgspec.json.Decoder(StoredEntry)
+
+
+class Etcd(Protocol):
+    """What is needed of an etcd: clients of ``etcd3``, with a timeout, and waiting for a change under a prefix."""
+
+    def client(self) -> Any: ...
+
+    def wait_for_change(self, client: Any, prefix: str, revision: int, seconds: float) -> None: ...
+
+
+class EtcdEntries:
+    """Entries as keys; the client is made anew after it failed.
+
+    Raises:
+        RegistryError: from every method, where etcd does not answer in time.
+    """
+
+    def __init__(self, etcd: Etcd) -> None:
+        self._etcd = etcd
+        self._client: Any = None
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _asked(self, what: Any) -> Any:
+        """What ``what`` makes of a client."""
+        client = self._client
+        try:
+            if client is None:
+                client = self._client = self._etcd.client()
+            return what(client)
+        except Exception as problem:  # noqa: BLE001  (etcd3 raises grpc's own, its own and plain ones alike)
+            self.close()
+            log.warning("etcd failed: %s: %.200s", type(problem).__name__, problem)
+            raise RegistryError(f"the registry of sources cannot be used: etcd, {type(problem).__name__}") from None
+
+    def read(self, account: str) -> StoredEntry | None:
+        value = self._asked(lambda client: client.get(PREFIX + account)[0])
+        return None if value is None else _read(value)
+
+    def revision(self, account: str) -> int | None:
+        entry = self.read(account)
+        return None if entry is None else entry.revision
+
+    def revisions(self) -> Mapping[str, int]:
+        found = self._asked(lambda client: [value for value, _ in client.get_prefix(PREFIX)])
+        entries = map(_read, found)
+        return {entry.cloud_account_id: entry.revision for entry in entries}
+
+    def write(self, entry: StoredEntry) -> None:
+        self._asked(lambda client: client.put(PREFIX + entry.cloud_account_id, _ENCODER.encode(entry)))
+
+    def replace(self, entry: StoredEntry, revision: int) -> bool:
+        key = PREFIX + entry.cloud_account_id
+
+        def swap(client: Any) -> bool:
+            value, about = client.get(key)
+            if value is None or _read(value).revision != revision:
+                return False
+            done, _ = client.transaction(
+                compare=[client.transactions.mod(key) == about.mod_revision],
+                success=[client.transactions.put(key, _ENCODER.encode(entry))],
+                failure=[],
+            )
+            return bool(done)
+
+        return bool(self._asked(swap))
+
+    def remove(self, account: str) -> bool:
+        return bool(self._asked(lambda client: client.delete(PREFIX + account)))
+
+    def wait_for_change(self, seconds: float) -> None:
+        def wait(client: Any) -> None:
+            revision = client.get_response(PREFIX).header.revision
+            self._etcd.wait_for_change(client, PREFIX, revision + 1, seconds)
+
+        self._asked(wait)
+
+
+def _read(value: bytes) -> StoredEntry:
+    try:
+        return _ENTRY.decode(value)
+    except msgspec.DecodeError:
+        raise RegistryError("an entry of the registry of sources cannot be read") from None

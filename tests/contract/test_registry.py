@@ -1,0 +1,216 @@
+"""One contract for the registry of sources, in a SQLite file and in a real etcd; keys, and moving from one to the other."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from cryptography.fernet import Fernet
+
+from metroculus.sources.errors import RegistryError
+from metroculus.sources.registry.etcd import PREFIX, EtcdEntries
+from metroculus.sources.registry.protocol import Credentials, Entries, Keyring, SourceRegistry, StoredEntry
+from metroculus.sources.registry.sqlite import SqliteEntries
+from optscale_client.config_client import EtcdConfig
+from tests.conftest import free_port
+from tests.support import BIN, command, until
+
+FIRST, SECOND = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+Open = Callable[[], Entries]
+
+
+@pytest.fixture(params=["sqlite", "etcd"])
+def open_entries(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    """Opens the same entries again and again, as several processes would."""
+    opened: list[Entries] = []
+    etcd = request.getfixturevalue("etcd_of_module") if request.param == "etcd" else None
+    if etcd is not None:
+        EtcdConfig(etcd.url).client().delete_prefix(PREFIX)
+
+    def make() -> Entries:
+        made: Entries = EtcdEntries(EtcdConfig(etcd.url)) if etcd else SqliteEntries(tmp_path / "sources.sqlite")
+        opened.append(made)
+        return made
+
+    yield make
+    for one in opened:
+        one.close()
+
+
+def registry(entries: Entries, *keys: str) -> SourceRegistry:
+    return SourceRegistry(entries, Keyring(keys or (FIRST,)))
+
+
+def entry(account: str, revision: int = 1, url: str = "http://kubecost:9090") -> StoredEntry:
+    return StoredEntry(account, "kubecost", url, b"sealed", revision)
+
+
+def test_what_was_written_is_read_by_everybody_and_gone_when_removed(open_entries: Open) -> None:
+    async def use() -> None:
+        ours, theirs = registry(open_entries()), registry(open_entries())
+        account = str(uuid4())
+        assert await ours.get(account) is None and await ours.revision(account) is None
+        secret = Credentials({"Authorization": "Bearer s3cret"}, None, None)
+        written = await ours.put(account, "kubecost", "http://é.example/ü?'\"", secret)
+        assert await theirs.get(account) == written
+        assert await theirs.revision(account) == written.revision
+        assert await theirs.accounts() == [account]
+        again = await theirs.put(account, "opencost", "http://opencost", Credentials())
+        assert again.revision != written.revision and await ours.get(account) == again
+        assert await ours.delete(account) and not await theirs.delete(account)
+        assert await theirs.get(account) is None and await theirs.accounts() == []
+        anew = await ours.put(account, "opencost", "http://opencost", Credentials())
+        assert anew.revision != again.revision
+
+    asyncio.run(use())
+
+
+def test_credentials_are_never_kept_in_the_clear(open_entries: Open) -> None:
+    async def use() -> StoredEntry | None:
+        ours = registry(open_entries())
+        await ours.put("a", "kubecost", "http://kubecost", Credentials({"Authorization": "Bearer s3cret"}))
+        return ours.entries.read("a")
+
+    stored = asyncio.run(use())
+    assert stored is not None and b"s3cret" not in stored.sealed
+
+
+def test_of_writers_that_race_for_one_revision_one_wins(open_entries: Open) -> None:
+    entries = [open_entries() for _ in range(4)]
+    entries[0].write(entry("a", 1))
+    with ThreadPoolExecutor(8) as racing:
+        won = list(racing.map(lambda n: entries[n % 4].replace(entry("a", n + 2), 1), range(8)))
+    assert won.count(True) == 1
+    assert entries[0].revision("a") == won.index(True) + 2
+    assert not entries[0].replace(entry("absent", 2), 1)
+
+
+def test_a_change_ends_the_waiting_and_silence_ends_it_too(open_entries: Open) -> None:
+    ours, theirs = open_entries(), open_entries()
+    ours.revisions(), theirs.revisions()
+    began = time.monotonic()
+    ours.wait_for_change(0.5)
+    assert 0.4 <= time.monotonic() - began < 5
+    writer = threading.Timer(0.5, theirs.write, (entry("a"),))
+    writer.start()
+    began = time.monotonic()
+    ours.wait_for_change(20)
+    assert time.monotonic() - began < 15
+    writer.join()
+    assert ours.revisions() == {"a": 1}
+
+
+def test_every_key_opens_and_rekey_leaves_the_first_alone(open_entries: Open) -> None:
+    async def use() -> None:
+        before, both = registry(open_entries(), FIRST), registry(open_entries(), SECOND, FIRST)
+        for account in ("a", "b", "c"):
+            await before.put(account, "kubecost", "http://kubecost", Credentials({"X": account}))
+        await both.put("d", "kubecost", "http://kubecost", Credentials({"X": "d"}))
+        assert both.rekey() == 3 and both.rekey() == 0
+        after = registry(open_entries(), SECOND)
+        assert [(await after.get(account)).credentials.headers["X"] for account in "abcd"] == list("abcd")
+        with pytest.raises(RegistryError, match="do not open"):
+            await before.get("a")
+
+    asyncio.run(use())
+
+
+def test_entries_of_before_keys_had_ids_open_and_are_sealed_anew(open_entries: Open) -> None:
+    token = Fernet(FIRST).encrypt(b'{"headers":{"X":"old"}}')
+    entries = open_entries()
+    entries.write(StoredEntry("a", "kubecost", "http://kubecost", token, 7))
+    ours = registry(entries)
+    assert asyncio.run(ours.get("a")).credentials.headers == {"X": "old"}
+    assert ours.rekey() == 1 and asyncio.run(ours.get("a")).credentials.headers == {"X": "old"}
+
+
+def test_a_file_is_taken_over_and_what_is_there_already_is_kept(open_entries: Open, tmp_path: Path) -> None:
+    async def use() -> None:
+        file = registry(SqliteEntries(tmp_path / "of-before.sqlite"))
+        for account in ("a", "b"):
+            await file.put(account, "kubecost", "http://of-before", Credentials({"X": account}))
+        ours = registry(open_entries())
+        await ours.put("a", "kubecost", "http://of-now", Credentials())
+        assert ours.take_over(file.entries) == 1 and ours.take_over(file.entries) == 0
+        assert (await ours.get("a")).url == "http://of-now"
+        assert (await ours.get("b")).credentials.headers == {"X": "b"}
+
+    asyncio.run(use())
+
+
+def test_an_etcd_that_is_away_is_told_and_used_again_when_it_is_back(etcd) -> None:
+    entries = EtcdEntries(EtcdConfig(etcd.url))
+    entries.write(entry("a"))
+    etcd.stop()
+    with pytest.raises(RegistryError, match="etcd"):
+        entries.read("a")
+    etcd.start()
+
+    def back() -> bool:
+        try:
+            return entries.revision("a") == 1
+        except RegistryError:
+            return False
+
+    assert until(back)
+    entries.close()
+
+
+@pytest.mark.parametrize("keys", [("short",), ("",), (FIRST, "nonsense")])
+def test_keys_that_are_none_are_refused(keys) -> None:
+    with pytest.raises(RegistryError, match="ENCRYPTION_KEY must be"):
+        Keyring(keys)
+
+
+def test_the_commands_move_a_file_into_etcd_and_seal_anew(etcd, tmp_path) -> None:
+    import subprocess
+
+    async def fill() -> None:
+        await registry(SqliteEntries(tmp_path / "sources.sqlite")).put(
+            str(uuid4()), "kubecost", "http://kubecost:9090", Credentials({"X": "y"})
+        )
+
+    asyncio.run(fill())
+    environment = {"REGISTRY_URL": etcd.url, "ENCRYPTION_KEY": f"{SECOND},{FIRST}", "PATH": "/usr/bin"}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [BIN / "metroculus", *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "1 taken over" in run("import-sources", str(tmp_path / "sources.sqlite"))
+    assert "1 sealed anew" in run("rekey") and "0 sealed anew" in run("rekey")
+    refused = subprocess.run(
+        [BIN / "metroculus", "rekey"], env={"REGISTRY_URL": etcd.url, "PATH": "/usr/bin"}, capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1 and "needs ENCRYPTION_KEY" in refused.stderr
+
+
+def test_two_services_on_two_folders_see_the_same_clusters(etcd, tmp_path) -> None:
+    import requests
+
+    account, headers = str(uuid4()), {"Secret": "a-secret-of-two"}
+    environment = {"REGISTRY_URL": etcd.url, "ENCRYPTION_KEY": FIRST, "CLUSTER_SECRET": "a-secret-of-two",
+                   "UPSTREAM_ALLOW": "127.0.0.0/8"}  # fmt: skip
+
+    def serve(name: str):
+        listen = f"127.0.0.1:{free_port()}"
+        return command(tmp_path / name, "metroculus", "serve", "--metroculus-listen", listen, **environment)
+
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    with serve("one") as (one, _), serve("two") as (two, _):
+        path = f"/metroculus/v2/kubecost_sources/{account}"
+        body = {"flavour": "kubecost", "url": "http://127.0.0.1:9090"}
+        assert requests.put(one + path, json=body, headers=headers, timeout=10).status_code == 200
+        assert requests.get(two + path, headers=headers, timeout=10).json()["url"] == body["url"]
+        assert requests.delete(two + path, headers=headers, timeout=10).status_code == 200
+        assert requests.get(one + path, headers=headers, timeout=10).status_code == 404
