@@ -109,6 +109,8 @@ class Worker:
             log.warning("cleaning failed: %s", failure)
             return
         log.info("dropped months %s, swept %d batches", list(cleaned.months), cleaned.batches)
+        if cleaned.broken:
+            log.error("%d batches have lost rows: back-fill or repair their hours", cleaned.broken)
         await self.aggregate_all(everything=True)
 
     async def work_off(self) -> None:

@@ -58,6 +58,11 @@ class Dialect(Struct, frozen=True):
         return " SETTINGS optimize_aggregation_in_order = 1" if self.version >= (20, 3) else ""
 
     @property
+    def wants_aliases(self) -> bool:
+        """Whether both sides of a join must have a name."""
+        return self.version >= (20, 3)
+
+    @property
     def part_settings(self) -> str:
         """A block that was just inserted is one file, not one a column: it is merged with others soon enough."""
         return " SETTINGS min_bytes_for_wide_part = 67108864" if self.version >= (20, 3) else ""

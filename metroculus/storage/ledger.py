@@ -105,6 +105,9 @@ class Marker(Struct, frozen=True, gc=False):
     """Components that are known of less than ``seconds`` of the hour, and of how many in ``partly_covered_seconds``."""
     partly_covered_seconds: tuple[int, ...] = ()
     residual_bound: float = 0.0
+    verified: bool = True
+    """Whether all its rows were there when they were last counted, at ``checked_at``."""
+    checked_at: int = 0
 
     @property
     def fence(self) -> int:
@@ -197,8 +200,40 @@ class Ledger:
         with self._inserting(blocks_of(account, numbered)):
             markers = [_marker(one, number, writer.sequence()) for one, number in numbered]
         with self.versions.changing(account):
-            self._mark(account, markers)
+            self._mark(account, self._checked(account, markers))
         return markers
+
+    def _checked(self, account: str, markers: Sequence[Marker]) -> list[Marker]:
+        """The markers with what counting their rows came to."""
+        now = int(self._clock())
+        first, last = min(m.hour for m in markers), max(m.hour for m in markers)
+        where = f"account = {literal(account)} AND hour >= {moment(first)} AND hour <= {moment(last)}"
+        counts = self._count(where, [m.batch for m in markers])
+        return [replace(m, verified=counts.get(m.batch, 0) == m.rows, checked_at=now) for m in markers]
+
+    def verify(self, account: str) -> int:
+        """Count the rows of every hour that is read again, and record what changed, for whoever reads by SQL.
+
+        Returns:
+            how many batches are not whole any more.
+
+        Raises:
+            StoreError
+        """
+        span = self.span(account)
+        if span is None:
+            return 0
+        self._counted.clear()
+        committed = self.committed(account, *span)
+
+        def checked(marker: Marker, whole: bool) -> Marker:
+            """Above what was known of it, whatever the clock says."""
+            return replace(marker, verified=whole, checked_at=max(int(self._clock()), marker.checked_at + 1))
+
+        broken = [checked(m, False) for m in committed.passed_over if m.verified]
+        whole = [checked(m, True) for m in committed.hours.values() if not m.verified]
+        self._mark(account, [*broken, *whole])
+        return len(committed.passed_over)
 
     @contextmanager
     def _inserting(self, blocks: Iterator[dict[str, Column]]) -> Iterator[None]:
@@ -247,18 +282,22 @@ class Ledger:
         unknown = sorted({marker.batch for marker in markers} - known.keys())
         if not unknown:
             return known
-        counts: dict[int, int] = {
-            row["batch"]: row["there"]
-            for row in self._engine.rows(
-                f"SELECT batch, count() AS there FROM {ALLOCATIONS.name} WHERE {where}"
-                f" AND batch IN ({numbers(unknown)}) GROUP BY hour, batch{self._engine.dialect.in_order}"
-            )
-        }
+        counts = self._count(where, unknown)
         if self._engine.alone:
             if len(self._counted) > COUNTED_KEPT:
                 self._counted.clear()
             self._counted |= {m.batch: m.rows for m in markers if m.rows and counts.get(m.batch) == m.rows}
         return {**known, **counts}
+
+    def _count(self, where: str, batches: Sequence[int]) -> dict[int, int]:
+        """Rows that are there now, by batch."""
+        return {
+            row["batch"]: row["there"]
+            for row in self._engine.rows(
+                f"SELECT batch, count() AS there FROM {ALLOCATIONS.name} WHERE {where}"
+                f" AND batch IN ({numbers(batches)}) GROUP BY hour, batch{self._engine.dialect.in_order}"
+            )
+        }
 
     def newest(self, account: str, start: int, end: int) -> dict[int, Marker]:
         """The newest marker of each hour, its rows not counted: for what was built from rows that were."""
@@ -348,7 +387,8 @@ def _stored(value: object) -> object:
 
 def _read_marker(row: dict[str, Any]) -> Marker:
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    return Marker(hour=fields.pop("stamp"), reconciled=bool(fields.pop("reconciled")), **fields)
+    fields |= {name: bool(fields[name]) for name in ("reconciled", "verified")}
+    return Marker(hour=fields.pop("stamp"), **fields)
 
 
 def built_from(markers: Iterable[Marker]) -> int:

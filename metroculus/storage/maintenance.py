@@ -24,11 +24,14 @@ class Cleaned(Struct, frozen=True):
 
     months: tuple[int, ...]
     batches: int
+    broken: int = 0
+    """Batches of which rows are missing; they are passed over, and their hours are read from the ones before."""
 
 
 class Maintenance:
     def __init__(self, engine: Engine, ledger: Ledger, assets: AssetDays, summaries: Summaries) -> None:
         self._engine = engine
+        self._ledger = ledger
         self._read_of: tuple[tuple[str, str, Callable[[str], set[int]]], ...] = (
             (ALLOCATIONS.name, "batch", ledger.batches),
             (ASSETS.name, "batch", assets.batches),
@@ -50,7 +53,8 @@ class Maintenance:
                     target = self._target(table.name)
                     self._engine.command(f"ALTER TABLE {target} DROP PARTITION {month}")
                     dropped.add(month)
-        return Cleaned(tuple(sorted(dropped)), sum(self._sweep(now, *one) for one in self._read_of))
+        broken = sum(self._ledger.verify(account) for account in self._ledger.accounts())
+        return Cleaned(tuple(sorted(dropped)), sum(self._sweep(now, *one) for one in self._read_of), broken)
 
     def _sweep(self, now: int, table: str, column: str, read_of: Callable[[str], set[int]]) -> int:
         """Remove the rows of what is old and not read; how many batches or versions went."""

@@ -13,7 +13,7 @@ from metroculus.storage.migrations.steps import CreateTable, resulting_columns
 
 RELEASED = {
     1: "07097687317fbf28",
-    2: "4f597e08961c978c",
+    2: "8677bc2a0d06094b",
 }
 """SHA-256 of each migration's steps."""
 

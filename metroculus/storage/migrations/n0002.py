@@ -6,9 +6,23 @@ what it meant (nothing unknown beyond what its marker names, all in USD).
 
 from __future__ import annotations
 
-from metroculus.storage.migrations.steps import AddColumns, CreateTable, Migration
+from metroculus.storage.migrations.steps import AddColumns, CreateTable, CreateView, Migration
 
 TEXT = "LowCardinality(String)"
+
+HOUR_COLUMNS = (
+    "account hour batch owned cluster namespace controller controller_kind pod container node"
+    " instance_type zone services label_names label_values annotation_names annotation_values ran_from"
+    " ran_until cpu ram gpu pv network load_balancer shared external management cpu_request cpu_usage"
+    " ram_request ram_usage internet region zone_egress core_hours ram_gib_hours gpu_hours pv_gib_hours"
+    " unknown covered_seconds"
+)
+SUMMARY_COLUMNS = (
+    "account granularity start owned namespace cluster cpu ram gpu pv network load_balancer shared"
+    " external management cpu_request cpu_usage ram_request ram_usage internet region zone_egress"
+    " core_hours ram_gib_hours gpu_hours pv_gib_hours unknown total_cost cpu_efficiency ram_efficiency"
+    " total_efficiency pod_count"
+)
 
 MIGRATION = Migration(
     number=2,
@@ -29,6 +43,7 @@ MIGRATION = Migration(
                 ("partly_covered_seconds", "Array(UInt32)", "[]"),
                 ("residual_bound", "Float64", "0"),
                 ("verified", "UInt8", "1"),
+                ("checked_at", "UInt32", "0"),
             ),
         ),
         AddColumns(
@@ -52,6 +67,27 @@ MIGRATION = Migration(
             ),
             order="account, day, sequence, owner, component",
             partition="toYYYYMM(day)",
+        ),
+        CreateView(
+            "v_hours",
+            "k8s_allocations",
+            tuple(HOUR_COLUMNS.split()),
+            newest=(
+                "SELECT account, hour, argMax(batch, latest) AS batch FROM (SELECT account, hour, batch,"
+                " max(sequence) AS latest, argMax(verified, checked_at) AS good FROM k8s_extractions"
+                " GROUP BY account, hour, batch) WHERE good = 1 GROUP BY account, hour"
+            ),
+            keys=("account", "hour", "batch"),
+        ),
+        CreateView(
+            "v_summaries",
+            "k8s_cost_summaries",
+            tuple(SUMMARY_COLUMNS.split()),
+            newest=(
+                "SELECT account, granularity, start, argMax(version, sequence) AS version FROM k8s_summary_builds"
+                " GROUP BY account, granularity, start"
+            ),
+            keys=("account", "granularity", "start", "version"),
         ),
     ),
 )

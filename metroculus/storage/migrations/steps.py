@@ -76,7 +76,33 @@ class AddColumns(Struct, frozen=True):
         engine.command(f"DROP TABLE IF EXISTS {old} {where}")
 
 
-Step = CreateTable | AddColumns
+class CreateView(Struct, frozen=True):
+    """The rows of a table that belong to the newest of their kind, for people who ask the store by SQL of their own.
+
+    A question with a condition on the account reads that account alone: the condition reaches both sides of the join.
+    What it takes for that differs: the oldest servers want no alias in sight, new ones an alias on both sides.
+    """
+
+    name: str
+    table: str
+    columns: tuple[str, ...]
+    newest: str
+    """The question that says which are the newest."""
+    keys: tuple[str, ...]
+
+    def apply(self, engine: Engine) -> None:
+        dialect = engine.dialect
+        where = f" ON CLUSTER {dialect.cluster}" if dialect.cluster else ""
+        left, right = f"(SELECT * FROM {self.table})", f"({self.newest})"
+        if dialect.wants_aliases:
+            left, right = f"{self.table} AS rows", f"({self.newest}) AS newest"
+        engine.command(
+            f"CREATE VIEW IF NOT EXISTS {self.name}{where} AS SELECT {', '.join(self.columns)}"
+            f" FROM {left} ALL INNER JOIN {right} USING ({', '.join(self.keys)})"
+        )
+
+
+Step = CreateTable | AddColumns | CreateView
 
 
 class Migration(Struct, frozen=True, kw_only=True):
@@ -111,5 +137,5 @@ def resulting_columns(migrations: tuple[Migration, ...]) -> Iterator[tuple[str, 
         for step in migration.steps:
             if isinstance(step, CreateTable):
                 yield from ((step.name, name, kind) for name, kind in step.columns)
-            else:
+            elif isinstance(step, AddColumns):
                 yield from ((step.table, name, kind) for name, kind, _ in step.columns)
