@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 from tqdm import tqdm
 
-from metroculus.config import MetroculusConfig, WorkerConfig
+from metroculus.config import MetroculusConfig
 from metroculus.dependencies import make_dependencies
 from metroculus.metroculus_worker.backfill import Progress, bounds
 from metroculus.metroculus_worker.extract import RepairOrder
@@ -202,7 +202,7 @@ async def work(config: MetroculusConfig, owners: Owners | None) -> None:
     stopped = stop_signal()
     dependencies = make_dependencies(config)
     service = make_worker(config, dependencies, owners)
-    settings = config.worker or WorkerConfig()
+    settings = config.worker
     try:
         listener = listen(service.application, service.service, *settings.listen)
     except OSError as problem:

@@ -7,7 +7,7 @@ names are not judged: Kubernetes puts its own there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,21 @@ class Setting:
     @property
     def key(self) -> str:
         return self.name.lower()
+
+
+def declared(setting: Setting) -> Any:
+    """A field of a configuration's dataclass that holds a setting's value; its default is the setting's."""
+    return field(default=setting.default, metadata={"setting": setting})
+
+
+def settings_of(config: type[Any]) -> tuple[Setting, ...]:
+    """The settings that a configuration's fields declare, in order."""
+    return tuple(one.metadata["setting"] for one in fields(config) if "setting" in one.metadata)
+
+
+def values_of(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """By field, what was loaded for the settings that a configuration's fields declare."""
+    return {one.name: values[one.metadata["setting"].key] for one in fields(config) if "setting" in one.metadata}
 
 
 CONFIG_URL = Setting("CONFIG_URL", "Where settings live: env: or etcd://host:port.", str, "env:")

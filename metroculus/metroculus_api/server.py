@@ -23,8 +23,7 @@ from metroculus.metroculus_api.errors import map_error
 from metroculus.metroculus_api.secret import SecretKeeper
 from metroculus.metroculus_api.urls import routes
 from tools.tornado_service.application import Service, make_application
-
-VERSION = "0.1.0"
+from tools.version import VERSION
 
 
 @dataclass

@@ -23,10 +23,10 @@ from metroculus.metroculus_worker.metrics import WorkerMetrics
 from metroculus.metroculus_worker.ownership import FileOwners, Owners
 from metroculus.metroculus_worker.worker import Worker
 from tools.tornado_service.application import Service, make_application
+from tools.version import VERSION
 
 log = logging.getLogger("worker")
 
-VERSION = "0.1.0"
 JOBS_SECONDS = 1
 AGAIN_SECONDS = 60
 """An hour that its source did not have yet is asked for again after this."""
@@ -112,7 +112,7 @@ def make_worker(
     logging.getLogger("apscheduler").setLevel(logging.WARNING)  # a line a second says nothing
     if dependencies.accounts.one_cluster:
         log.warning("KUBECOST_ACCOUNT_ID is not set: history is kept only of accounts that were back-filled")
-    settings = config.worker or WorkerConfig()
+    settings = config.worker
     store = dependencies.store
 
     def ready() -> dict[str, str]:

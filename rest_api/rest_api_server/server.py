@@ -24,8 +24,8 @@ from rest_api.rest_api_server.directory.model import Directory
 from rest_api.rest_api_server.errors import CODES, map_error
 from rest_api.rest_api_server.urls import routes
 from tools.tornado_service.application import Service, make_application
+from tools.version import VERSION
 
-VERSION = "0.1.0"
 DIRECTORY_THREADS = 8
 
 
@@ -60,8 +60,8 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
         DirectoryError: where its file cannot be used.
         OSError: where the audit log cannot be written.
     """
-    directory = open_directory(config.directory_url)
-    client = Client(url=config.metroculus_url, secret=config.cluster_secret, verify=config.metroculus_ca or True)
+    directory = open_directory(config.directory)
+    client = Client(url=config.metroculus_url, secret=config.cluster_secret or "", verify=config.metroculus_ca or True)
     metroculus = MetroculusPool(client, config.call_seconds)
     threads = ThreadPoolExecutor(DIRECTORY_THREADS, thread_name_prefix="directory")
     gate = Gate(directory, threads, clock, config.access.slowdown(), config.token_concurrency)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools.settings import Setting, SettingsError, count, listed
+from tools.settings import Setting, SettingsError, count, listed, one_of
 from tools.tornado_service.audit import AuditLog
 from tools.tornado_service.proxies import TrustedProxies
 from tools.tornado_service.slowdown import Slowdown
@@ -29,6 +29,16 @@ ACCESS_SETTINGS = (
         "BAD_TOKENS_A_MINUTE", "Bad tokens or secrets from one address that are answered without delay.", count, 10
     ),
 )
+
+
+SERVING_SETTINGS = (
+    *ACCESS_SETTINGS,
+    Setting("TLS_CERT", "Certificate (PEM) to serve with."),
+    Setting("TLS_KEY", "Its key (PEM)."),
+    Setting("LOG_LEVEL", "debug, info, warning or error.", one_of("debug", "info", "warning", "error"), "info"),
+    Setting("LOG_FORMAT", "text or json.", one_of("text", "json"), "text"),
+)
+"""What every service has."""
 
 
 @dataclass(frozen=True)
