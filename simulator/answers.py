@@ -76,7 +76,10 @@ def allocation_rows(
     window = {"start": stamp(start), "end": stamp(end)}
     whole_hours = sum(b - a for a, b in clipped.parts) / HOUR
     shared = world.management_usd_per_hour * whole_hours / max(1, len(pods)) if tenancy_shared else 0.0
-    rows = {key: _row(world, key, members, window, shared * len(members)) for key, members in sorted(groups.items())}
+    rows = {
+        key: _row(world, key, members, window, shared * len(members), bool(aggregate))
+        for key, members in sorted(groups.items())
+    }
     if with_idle:
         name = f"{world.cluster_id}/__idle__" if not aggregate and adjusted else "__idle__"
         rows = {name: _idle_row(world, name, idle, window, clipped.parts)} | rows
@@ -145,7 +148,8 @@ def _common(values: Iterable[Any]) -> Any:
     return found[0] if all(v == found[0] for v in found) else None
 
 
-def _properties(world: World, members: list[PodCost]) -> Json:
+def _properties(world: World, members: list[PodCost], aggregated: bool) -> Json:
+    """What a row keeps: properties on which its parts agree; a row that is a sum never has services."""
     properties: Json = {"cluster": world.cluster_id}
     containers = [m.container for m in members]
     if any(c is None for c in containers):
@@ -166,7 +170,7 @@ def _properties(world: World, members: list[PodCost]) -> Json:
         if value is not None:
             properties[key] = value
     services = _common([c.services for c in known])
-    if services:
+    if services and not aggregated:
         properties["services"] = list(services)
     labels = dict(set.intersection(*[set(c.labels.items()) for c in known]))
     if labels:
@@ -177,7 +181,7 @@ def _properties(world: World, members: list[PodCost]) -> Json:
     return properties
 
 
-def _row(world: World, key: str, members: list[PodCost], window: Json, shared: float) -> Json:
+def _row(world: World, key: str, members: list[PodCost], window: Json, shared: float, aggregated: bool) -> Json:
     start, end = min(m.start for m in members), max(m.end for m in members)
     hours = (end - start) / HOUR
     total = math.fsum(m.total for m in members) + shared
@@ -194,7 +198,7 @@ def _row(world: World, key: str, members: list[PodCost], window: Json, shared: f
     pv_gib_hours = math.fsum(gib_hours for gib_hours, _ in pvs.values())
     return {
         "name": key,
-        "properties": _properties(world, members),
+        "properties": _properties(world, members, aggregated),
         "window": window,
         "start": stamp(start),
         "end": stamp(end),

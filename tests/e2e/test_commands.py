@@ -148,7 +148,9 @@ def test_a_prometheus_beside_an_opencost_or_alone_tells_management_too(tmp_path,
     assert told["(cluster management)"] == pytest.approx(true["management_cost"], rel=5e-3)
     assert told["total"] == pytest.approx(true["total_cost"], rel=5e-3)
     assert told["shop"] == pytest.approx(true["namespaces"]["shop"], rel=5e-3)
-    assert "not covered" not in shown
+    metrics_alone = not beside  # which cannot tell shared and external cost
+    assert ("not covered by what is configured: external, shared\n" in shown) == metrics_alone
+    assert shown.count("not covered") == metrics_alone
 
 
 def test_a_dead_cluster_is_said_and_not_zero(tmp_path):

@@ -727,7 +727,7 @@ def test_a_cluster_of_ones_own_machines_is_priced_by_its_operator(stack):
 def test_stores_that_cannot_be_used_are_told_and_never_a_500(stack):
     running = stack.start()
     tenant = make_tenant(running, "t")
-    running.metroculus.dependencies.registry._database.execute("DROP TABLE kubecost_sources")
+    running.metroculus.dependencies.registry.entries._database.execute("DROP TABLE kubecost_sources")
     found = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, **DAY_WINDOW)
     assert found.status_code == 503 and found.json()["error"]["error_code"] == "OM0022"
     running.rest_api.directory._database.execute("DROP TABLE tokens")

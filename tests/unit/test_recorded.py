@@ -16,6 +16,7 @@ from metroculus.cost_model.statement import Question
 from metroculus.sources.errors import BadAnswer
 from metroculus.sources.kubecost.allocation_json import decode_allocation
 from metroculus.sources.kubecost.assets_json import decode_assets
+from metroculus.sources.kubecost.client import upstream_aggregate
 from metroculus.sources.kubecost.savings import decode_abandoned, decode_overview, decode_request_sizing
 from tools.window import DAY, Window
 
@@ -190,3 +191,21 @@ def test_savings_in_both_shapes_and_only_of_the_own_cluster():
     abandoned = decode_abandoned((DATA / "11_kubecost3_savings_abandonedWorkloads.json").read_bytes(), "cluster-one")
     assert [one.monthly_saving for one in abandoned] == [42.5, 8.0]
     assert decode_request_sizing((DATA / "10_kubecost3_savings_requestSizingV2.json").read_bytes(), "other") == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "aggregate"),
+    [
+        ({}, ("namespace",)),
+        ({"filters": Filters(namespaces=("shop",))}, ("namespace",)),
+        ({"detail": "workload"}, ("namespace", "pod")),
+        ({"aggregate": ("controller",)}, ("namespace", "pod")),
+        ({"aggregate": ("service",)}, ()),
+        ({"aggregate": ("node", "namespace")}, ()),
+        ({"aggregate": ("label:team",)}, ()),
+        ({"filters": Filters(services=("web",))}, ()),
+        ({"filters": Filters(nodes=("node-1",))}, ()),
+    ],
+)
+def test_what_a_sum_loses_is_asked_for_container_by_container(asked, aggregate):
+    assert upstream_aggregate(Question(cloud_account_id="a", window=TWO_DAYS, **asked)) == aggregate

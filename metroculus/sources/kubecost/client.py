@@ -58,11 +58,22 @@ CAPABILITIES: Mapping[Flavour, frozenset[Capability]] = {
 }
 
 
+_KEPT_BY_PODS = frozenset({"namespace", "pod", "cluster", "controller", "controllerKind"})
+"""Properties on which all containers of a pod agree: a sum of them still has these."""
+
+
 def upstream_aggregate(question: Question) -> tuple[str, ...]:
-    """The coarsest grouping that answers the question; we group and filter further ourselves."""
-    finer = [name for name in question.aggregate if name.startswith(("label:", "annotation:")) or name == "container"]
-    by_pod = question.detail != "summary" or question.aggregate or question.filters.nodes or question.filters.services
-    return ("namespace", "pod", *finer) if by_pod else ("namespace",)
+    """The coarsest grouping that answers the question; we group and filter further ourselves.
+
+    An aggregated row keeps only those properties on which all its parts agree, and never its services: what is grouped
+    or filtered by services, nodes, containers, labels or annotations is asked for container by container.
+    """
+    asked = {*question.aggregate}
+    asked |= {"node"} if question.filters.nodes else set()
+    asked |= {"service"} if question.filters.services else set()
+    if not asked <= _KEPT_BY_PODS:
+        return ()
+    return ("namespace", "pod") if asked or question.detail != "summary" else ("namespace",)
 
 
 class _Piece(Struct, frozen=True):

@@ -1,0 +1,63 @@
+"""Live and stored views of the same hours are one figure, for every grouping and filter that there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import ACCOUNT, END, Metroculus, exact_world
+
+WORLD = exact_world(days=2)
+DATES = {"cloud_account_id": ACCOUNT, "start_date": WORLD.start, "end_date": END}
+GROUPINGS = (
+    "namespace", "controller", "controllerKind", "pod", "container", "node", "service", "cluster", "label:team",
+    "label:app", "namespace,service", "node,namespace",
+)  # fmt: skip
+
+
+@pytest.fixture(params=["kubecost", "opencost"])
+def pair(request, stack):
+    """The same upstream twice: asked live, and kept by a worker whose upstream is gone."""
+    _, url = stack.simulate(WORLD)
+    plan = {"kubecost_api_url": url, "kubecost_account_id": ACCOUNT, "kubecost_flavour": request.param}
+    live = stack.start(**plan)
+    kept = stack.start(**plan, clickhouse_url=f"embedded:{stack.folder / 'store'}")
+    fill = kept.worker.worker.fill(ACCOUNT, (WORLD.start, END), 2, lambda progress: None)
+    assert stack.thread.run(fill).complete
+    return Metroculus(live), Metroculus(kept)
+
+
+def rows(asked, **query):
+    body = asked.get("kubecost_cluster_costs", **DATES, **query).json()
+    listed = body.get("breakdown_by_aggregate", body.get("breakdown_by_namespace", []))
+    return body["known_cost"] if "known_cost" in body else body["summary"]["known_cost"], {
+        row["name"]: row["total_cost"] for row in listed
+    }
+
+
+@pytest.mark.parametrize("aggregate", GROUPINGS)
+def test_groupings(pair, aggregate):
+    live, kept = (rows(asked, aggregate=aggregate) for asked in pair)
+    assert live[0] == pytest.approx(kept[0], rel=2e-2)
+    assert live[1].keys() == kept[1].keys()
+    for name, usd in kept[1].items():
+        assert live[1][name] == pytest.approx(usd, rel=2e-2, abs=1e-3), name
+    if aggregate != "cluster" and "service" not in aggregate and "label" not in aggregate:
+        assert "__unallocated__" not in live[1]
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"k8s_service": WORLD.containers[0].services[0]},
+        {"k8s_node": WORLD.nodes[0].name},
+        {"k8s_namespace": "shop"},
+        {"k8s_namespace": "shop", "k8s_node": WORLD.nodes[0].name},
+        {"k8s_service": "absent"},
+    ],
+)
+def test_filters(pair, filters):
+    live, kept = (rows(asked, detail_level="namespace", **filters) for asked in pair)
+    assert live[0] == pytest.approx(kept[0], rel=2e-2, abs=1e-9)
+    assert live[1].keys() == kept[1].keys()
+    if "absent" not in filters.values():
+        assert live[0] > 0
