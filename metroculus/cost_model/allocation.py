@@ -119,8 +119,8 @@ def as_prometheus_spells(label: str) -> str:
 
 
 def value_of(labels: dict[str, str], name: str) -> str:
-    """A label's value by either spelling of its name; empty where there is none."""
+    """A label's value by either spelling of its name, of several the first in order; empty where there is none."""
     if name in labels:
         return labels[name]
     clean = as_prometheus_spells(name)
-    return next((value for key, value in labels.items() if as_prometheus_spells(key) == clean), "")
+    return next((labels[key] for key in sorted(labels) if as_prometheus_spells(key) == clean), "")

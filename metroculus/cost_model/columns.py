@@ -398,7 +398,7 @@ class Allocations(Sequence[Allocation]):
     def spans(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """When rows ran within ``[start, end)``, sorted by when they began; each stretch once."""
         begun, over = np.maximum(self.start, start), np.minimum(self.end, end)
-        for span in np.unique(begun << 32 | over).tolist():
+        for span in np.unique(begun.astype(np.uint64) << 32 | over.astype(np.uint64)).tolist():
             yield span >> 32, span & 0xFFFFFFFF
 
 

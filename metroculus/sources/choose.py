@@ -346,8 +346,15 @@ class _Hours:
             if whole is None:
                 missing[hour] = NO_IDLE
                 continue
-            found[hour] = _hour_reading(hour, said, whole, management.get(hour), covered, assets.get(hour))
+            control = self._control(said, whole)
+            found[hour] = _hour_reading(hour, said, whole, management.get(hour), covered, assets.get(hour), control)
         return HoursRead(found, missing, sets.failure)
+
+    def _control(self, said: HourSet, whole: Allocations) -> float | None:
+        """The source's own total, with the idle that was worked out beside its rows; None where prices are our own."""
+        if said.control is None or self._sources._prices is not None:
+            return None
+        return said.control + whole.total() - said.set.columns.total()
 
     async def _node_kinds(self, source: CostSource) -> Mapping[int, AssetsReading]:
         """What the nodes were, by hour; nothing where the source cannot say now."""
@@ -419,7 +426,13 @@ class _Hours:
 
 
 def _hour_reading(
-    hour: int, said: HourSet, whole: Allocations, management: float | None, covered: bool, assets: AssetsReading | None
+    hour: int,
+    said: HourSet,
+    whole: Allocations,
+    management: float | None,
+    covered: bool,
+    assets: AssetsReading | None,
+    control: float | None,
 ) -> HourReading:
     unknown = {*said.unknown, *whole.unknown_components()}
     if management is None and covered:
@@ -427,12 +440,11 @@ def _hour_reading(
     not_covered = set(said.not_covered)
     if management is None and not covered:
         not_covered.add("management")
-    priced = whole is not said.set.columns and whole.total() != said.set.columns.total()
     return HourReading(
         hour=hour,
         allocations=whole,
         seconds=said.seconds,
-        control=None if priced else said.control,
+        control=control,
         management=management,
         quarantined=said.set.quarantined,
         unknown=tuple(sorted(unknown)),

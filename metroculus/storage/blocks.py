@@ -33,49 +33,54 @@ UNKNOWN_NODE = NodeKind()
 
 def blocks_of(account: str, batches: Sequence[tuple[HourBatch, int]]) -> Iterator[dict[str, Column]]:
     """The rows of numbered batches, no more than ``BLOCK_ROWS`` a block but for one batch that has more."""
-    parts: list[tuple[HourBatch, int, Allocations]] = []
+    parts: list[_Part] = []
     waiting = 0
     for batch, number in batches:
-        for rows in _pieces(_stored_rows(batch)):
-            if parts and waiting + len(rows) > BLOCK_ROWS:
+        for part in _parts_of(batch, number):
+            if parts and waiting + len(part.rows) > BLOCK_ROWS:
                 yield _block(account, parts)
                 parts, waiting = [], 0
-            parts.append((batch, number, rows))
-            waiting += len(rows)
+            parts.append(part)
+            waiting += len(part.rows)
     if parts:
         yield _block(account, parts)
 
 
-def _pieces(rows: Allocations) -> Iterator[Allocations]:
-    for first in range(0, len(rows), BLOCK_ROWS):
-        yield rows[first : first + BLOCK_ROWS]
+class _Part(Struct, frozen=True):
+    """Rows of one batch, and whether the last of them is its management."""
+
+    batch: HourBatch
+    number: int
+    rows: Allocations
+    with_management: bool
 
 
-def _stored_rows(batch: HourBatch) -> Allocations:
-    """The rows of a batch; management is one of them, and what no namespace owns has its special name as namespace."""
+def _parts_of(batch: HourBatch, number: int) -> Iterator[_Part]:
+    """A batch's rows in pieces that fit a block; what no namespace owns has its special name as namespace."""
     rows = Allocations.of(batch.allocations)
     rows = rows.replaced(namespace=rows.owner)
-    if batch.management is None:
-        return rows
-    row = Allocation(name=MANAGEMENT, namespace=MANAGEMENT, start=batch.hour, end=batch.hour + HOUR)
-    return Allocations.joined([rows, Allocations.of([row])])
+    if batch.management is not None:
+        row = Allocation(name=MANAGEMENT, namespace=MANAGEMENT, start=batch.hour, end=batch.hour + HOUR)
+        rows = Allocations.joined([rows, Allocations.of([row])])
+    for first in range(0, len(rows), BLOCK_ROWS):
+        last = first + BLOCK_ROWS >= len(rows)
+        yield _Part(batch, number, rows[first : first + BLOCK_ROWS], last and batch.management is not None)
 
 
-def _block(account: str, parts: Sequence[tuple[HourBatch, int, Allocations]]) -> dict[str, Column]:
+def _block(account: str, parts: Sequence[_Part]) -> dict[str, Column]:
     """Some batches' rows as the columns of ``ALLOCATIONS``."""
-    rows = Allocations.joined(part for _, _, part in parts)
-    sizes = [len(part) for _, _, part in parts]
+    rows = Allocations.joined(part.rows for part in parts)
+    sizes = [len(part.rows) for part in parts]
     texts = rows.texts
-    is_management = texts["namespace"].map(lambda name: name == MANAGEMENT, bool) & texts["name"].map(
-        lambda name: name == MANAGEMENT, bool
-    )
-    usd = np.repeat([batch.management or 0.0 for batch, _, _ in parts], sizes)
+    is_management = np.zeros(len(rows), dtype=bool)
+    is_management[(np.cumsum(sizes) - 1)[[part.with_management for part in parts]]] = True
+    usd = np.repeat([part.batch.management or 0.0 for part in parts], sizes)
     labels, annotations = texts["labels"].map_to(_spelled), texts["annotations"].map_to(_spelled)
-    kinds = [_node_kinds(batch.nodes, part.texts["node"]) for batch, _, part in parts]
+    kinds = [_node_kinds(part.batch.nodes, part.rows.texts["node"]) for part in parts]
     return {
         "account": Coded.same(account, len(rows)),
-        "hour": np.repeat(np.array([batch.hour for batch, _, _ in parts], dtype=np.uint32), sizes),
-        "batch": np.repeat(np.array([number for _, number, _ in parts], dtype=np.uint64), sizes),
+        "hour": np.repeat(np.array([part.batch.hour for part in parts], dtype=np.uint32), sizes),
+        "batch": np.repeat(np.array([part.number for part in parts], dtype=np.uint64), sizes),
         "owned": (rows.owned & ~is_management).astype(np.uint8),
         **{field: texts[field] for field in ("cluster", "namespace", "controller", "controller_kind", "pod")},
         **{field: texts[field] for field in ("container", "node")},

@@ -338,3 +338,47 @@ def test_coverage_counts_the_union_and_only_what_is_final():
     assert coverage([one], Window.past(START, START + 6 * HOUR)) == 1.0
     assert coverage([one], Window(START, START + HOUR, START)) is None
     assert coverage([], Window.past(START, START + DAY)) == 0.0
+
+
+NULLS = dict.fromkeys(("cpuCost", "ramCost"))
+
+
+def test_rows_that_say_nothing_leave_no_idle_to_stand_for_all_of_it():
+    for rest in ({}, {"gpuCost": 0, "pvCost": 0, "networkCost": 0, "loadBalancerCost": 0}):
+        silent = [row("shop", **NULLS, **rest), row("api", **NULLS, **rest), row("__idle__", cpuCost=5, ramCost=1)]
+        reading = read(silent)
+        assert reading.source.status == "no_data" and not reading.sets
+        assert statement(reading).total_cost is None
+
+
+def test_rows_without_a_window_are_a_bad_answer_and_never_no_data_or_idle_alone():
+    for window in ({"start": "x", "end": "y"}, {"start": iso(START + DAY), "end": iso(START)}):
+        lost = {**row("shop", cpuCost=1, ramCost=1), "window": window}
+        for rows in ([lost], [lost, row("__idle__", cpuCost=1, ramCost=1)]):
+            with pytest.raises(BadAnswer, match="none can be read"):
+                read(rows)
+
+
+@pytest.mark.parametrize("numbers", [{"totalCost": 1e13}, {"minutes": 1e25}, {"cpuCost": 1e13}, {"gpuHours": -1e25}])
+def test_a_figure_that_no_sum_can_hold_takes_its_row_and_says_so(numbers):
+    reading = read([row("shop", cpuCost=1, ramCost=1), row("api", **{"cpuCost": 1, "ramCost": 1, **numbers})])
+    assert reading.source.status == "partial" and [one.quarantined for one in reading.sets] == [1]
+    assert reading.allocations().total() == 2.0
+
+
+def test_stamps_up_to_the_end_of_time_are_covered_as_they_are():
+    late = 2**32 - DAY - 2**32 % DAY
+    one = AllocationSet(late, late + DAY, (Allocation(name="a", namespace="a", start=late, end=late + 6 * HOUR),))
+    assert one.covered(late + DAY) == 6 * HOUR
+    never = AllocationSet(START, START + DAY, (Allocation(name="a", namespace="a", start=late, end=START + DAY),))
+    assert never.covered(START + DAY) == 0
+
+
+def test_a_label_that_stands_under_two_spellings_has_one_value_whatever_their_order():
+    labels = {"a.b": "2", "a-b": "1"}
+    rows = [
+        Allocation(name=str(n), namespace="shop", labels=dict(sorted(labels.items(), reverse=bool(n))))
+        for n in range(2)
+    ]
+    assert [key for key, _ in group(rows, ("label:a_b",))] == [("1",)]
+    assert [key for key, _ in group(rows, ("label:a.b",))] == [("2",)]

@@ -214,7 +214,7 @@ def _read_set(named: dict[str, Any], broken: int, aggregate: Sequence[str]) -> _
     windows = Coded.of(bytes(row.window) for row in rows).map_to(_span)
     placed = [span for span in windows.values if span is not None]
     if not placed:
-        return _Set(AllocationSet(0, 0, (), broken + len(rows)), broken)
+        return _Set(AllocationSet(0, 0, (), broken + len(rows)), broken + len(rows))
     start, end = min(s for s, _ in placed), max(e for _, e in placed)
     numbers = _numbers_of(rows)
     names = [row.name if row.name is not None else key for key, row in named.items()]
@@ -230,13 +230,22 @@ def _read_set(named: dict[str, Any], broken: int, aggregate: Sequence[str]) -> _
     refused = _refused(numbers, is_idle, texts) | unread | windows.map(lambda span: span is None, bool)
     silent = _says_nothing(measures, unknown)
     keep = ~(refused | silent)
+    if silent.any() and not (keep & ~is_idle).any():
+        keep &= False  # nobody's cost is known: idle alone would stand for all of it
     allocations = Allocations(measures, unknown, started, ended, texts)
     kept = allocations if keep.all() else allocations.take(keep)
-    return _Set(
-        AllocationSet(start, end, kept, broken + int((~keep).sum()), _disagreement(numbers["totalCost"][keep], kept)),
-        broken + int((refused & ~is_idle).sum()),
-    )
+    left_out = broken + int((~keep).sum())
+    disagreement = _disagreement(numbers["totalCost"][keep], kept)
+    return _Set(AllocationSet(start, end, kept, left_out, disagreement), broken + int(refused.sum()))
 
+
+_MOST = {"minutes": MAX_QUANTITY, "totalCost": MAX_USD} | {
+    key: MAX_USD if one.unit == "USD" else MAX_QUANTITY
+    for one in MEASURES
+    for key in (one.upstream, one.adjustment)
+    if key
+}
+"""By key, what no number may be beyond."""
 
 _READERS = tuple(map(attrgetter, _NUMBERS))
 _BLOCK_ROWS = 512
@@ -302,11 +311,10 @@ def _refused(numbers: Mapping[str, Floats], is_idle: Mask, texts: Mapping[str, C
     if longest > MAX_NAME_LENGTH:
         refused |= texts["name"].map(lambda name: len(name) > MAX_NAME_LENGTH, bool)
     refused |= texts["namespace"].map(lambda name: len(name) > MAX_NAMESPACE_LENGTH or "/" in name, bool)
+    for key, most in _MOST.items():
+        given = numbers[key]
+        refused |= np.isfinite(given) & (np.abs(given) > most)
     for one in MEASURES:
-        most = MAX_USD if one.unit == "USD" else MAX_QUANTITY
-        for key in filter(None, (one.upstream, one.adjustment)):
-            given = numbers[key]
-            refused |= np.isfinite(given) & (np.abs(given) > most)
         if one.kind == "cost" and not one.may_be_negative:
             given = numbers[one.upstream]
             refused |= np.isfinite(given) & (given < -ROUNDING_USD) & ~is_idle
