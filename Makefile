@@ -7,11 +7,12 @@ TOOLS := build/parts/tools/.installed
 
 CODE := metroculus rest_api optscale_client tools standalone
 
-.PHONY: help setup parts tools soak demo test lint bench clean
+.PHONY: help setup parts tools soak demo test test-long lint bench clean
 
 help:
 	@echo "make demo    the product against two simulated clusters (DEMO_ARGS=--check compares with the truth)"
 	@echo "make test    every test, on real Prometheus, etcd and ClickHouse (PYTEST_ARGS=... goes to pytest)"
+	@echo "make test-long  longer outages, more kills, more generated requests, and the tests at awkward times"
 	@echo "make lint    ruff, mypy --strict, import rules, bandit, semgrep, floors of versions"
 	@echo "make soak    ten minutes under load with upstreams that come and go (SOAK_ARGS=--seconds=60)"
 	@echo "make bench   the figures of docs/benchmarks.md into build/bench.json (BENCH_ARGS=--help)"
@@ -43,6 +44,10 @@ demo: setup
 test: setup parts tools
 	@echo "testing ..."
 	@$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-long: setup parts tools
+	@CRASH_ROUNDS=25 OUTAGE_SECONDS=30 FUZZ_EXAMPLES=30 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/faults tests/fuzz
+	@$(BIN)/python -m tests.clocks
 
 lint: setup tools
 	@$(BIN)/ruff format --check .

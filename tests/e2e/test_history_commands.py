@@ -17,22 +17,24 @@ import requests
 from tests.conftest import free_port
 from tests.integration.test_etcd import BIN
 from tests.support import ACCOUNT, DAY, HOUR, SECRET
+from tools.window import SETTLING_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
 def cluster():
-    """A simulated cluster of three days that end at the last midnight; its URL and its end."""
+    """A simulated cluster of three days that end at the last midnight that has settled; its URL and its end."""
+    settled = int(time.time()) - SETTLING_SECONDS - 60
+    end = settled - settled % DAY
     process = subprocess.Popen(
-        [sys.executable, "-m", "simulator", "serve", "--port", "0", "--days", "3"],
+        [sys.executable, "-m", "simulator", "serve", "--port", "0", "--days", "3", "--end", str(end)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    now = int(time.time())
-    yield process.stdout.readline().strip(), now - now % DAY
+    yield process.stdout.readline().strip(), end
     process.terminate()
     process.wait(10)
 

@@ -20,6 +20,7 @@ command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$
 command -v etcd >/dev/null || missing="$missing etcd-server"
 command -v clickhouse-server >/dev/null || missing="$missing clickhouse-server"
 command -v java >/dev/null || missing="$missing default-jre-headless"
+command -v faketime >/dev/null || missing="$missing faketime"
 command -v wrk >/dev/null || missing="$missing wrk"
 [ -e /usr/share/java/zookeeper.jar ] || missing="$missing zookeeper"
 [ -z "$missing" ] && exit 0
