@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -123,6 +123,38 @@ def link(running: Running, token: str, organization_id: str, name: str, flavour:
     return cluster_id
 
 
+@dataclass
+class Demo:
+    """What a demo is made of, once it runs."""
+
+    folder: Path
+    now: int
+    worlds: list[World]
+    served: list[tuple[HTTPServer, str]]
+    prometheus: Prometheus | None
+    running: Running
+    secret: str
+    token: str = ""
+    stranger: str = ""
+    organization_id: str = ""
+    clusters: list[DemoCluster] = field(default_factory=list)
+
+    @property
+    def store_url(self) -> str:
+        return _store_url(self.folder)
+
+    async def stop(self) -> None:
+        await self.running.stop()
+        for server, _ in self.served:
+            server.stop()
+        if self.prometheus is not None:
+            self.prometheus.stop()
+
+
+def _store_url(folder: Path) -> str:
+    return f"{EMBEDDED}{folder / 'data' / 'store'}"
+
+
 async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
     """Start everything afresh in ``folder``; with ``check`` hold every view against the truth and end.
 
@@ -131,12 +163,32 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
     """
     stopped = stop_signal()
     began = time.monotonic()
+    demo = _started(folder, ports)
+    try:
+        _make_tenants(demo)
+        await _link_and_fill(demo, stopped)
+        demo.running.begin()
+        tell_owner(demo.store_url, demo.running.metroculus_listener.url, demo.secret)
+        file = _write_connection(demo)
+        click.echo(f"ready after {time.monotonic() - began:.1f} s; {file} says where everything is\n")
+        if check:
+            return report(await _checks(demo))
+        click.echo(await asyncio.to_thread(first_look, demo.running, demo.token, demo.clusters[0].id))
+        click.echo(how_to_ask(demo.running, demo.organization_id, demo.clusters[0].id, demo.token))
+        await stopped.wait()
+        return 0
+    finally:
+        await demo.stop()
+
+
+def _started(folder: Path, ports: tuple[int, int]) -> Demo:
+    """Two simulated clusters, a Prometheus where there is one, and the services."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     now = int(time.time())
-    midnight = now - now % DAY
+    end = now - now % DAY + AHEAD_DAYS * DAY
     worlds = [
-        make_world(seed=seed, days=HISTORY_DAYS + AHEAD_DAYS, end=midnight + AHEAD_DAYS * DAY, cluster_id=name)
+        make_world(seed=seed, days=HISTORY_DAYS + AHEAD_DAYS, end=end, cluster_id=name)
         for seed, name in ((1, "cluster-one"), (2, "cluster-two"))
     ]
     click.echo("starting two simulated clusters: cluster-one behind Kubecost, cluster-two behind OpenCost …")
@@ -157,73 +209,74 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
             rest_api_listen=("127.0.0.1", ports[1]),
             thanos_query_url=prometheus.url if prometheus else None,
             upstream_allow=AllowedAddresses(["127.0.0.0/8"]),
-            clickhouse_url=f"{EMBEDDED}{folder / 'data' / 'store'}",
+            clickhouse_url=_store_url(folder),
             access=Access(audit_log=str(folder / "audit.jsonl")),
             rounds=False,
         )
     )
-    try:
-        directory = running.rest_api.directory
-        organization = directory.create_organization("demo")
-        other = directory.create_organization("somebody else")
-        for name, place in (("demo", organization), ("stranger", other)):
-            directory.create_user(name)
-            directory.set_role(name, place.id, Role.ADMIN)
-        token = directory.create_token("demo", now + 30 * DAY)[1]
-        stranger = directory.create_token("stranger", now + 30 * DAY)[1]
-        click.echo("linking the clusters through the API …")
-        clusters = []
-        for world, flavour, (_, url) in zip(worlds, ("kubecost", "opencost"), served, strict=True):
-            linked = await asyncio.to_thread(link, running, token, organization.id, world.cluster_id, flavour, url)
-            clusters.append(DemoCluster(linked, world, flavour, url))
-        if prometheus is not None:
-            click.echo("writing two weeks of metrics into a Prometheus …")
-            for cluster in clusters:
-                await asyncio.to_thread(prometheus.load, cluster.world, cluster.id, now)
-            await prometheus.start()
-        for cluster in clusters:
-            what = f"storing two weeks of {cluster.world.cluster_id}"
-            await unless(stopped, filled(running, cluster.id, what))
-        assert running.worker is not None and running.worker_listener is not None
-        running.begin()
-        tell_owner(f"{EMBEDDED}{folder / 'data' / 'store'}", running.metroculus_listener.url, secret)
-        connection = {
-            "worker_url": running.worker_listener.url,
-            "metroculus_url": running.metroculus_listener.url,
-            "rest_api_url": running.rest_api_listener.url,
-            "secret": running.rest_api.metroculus.client.secret,
-            "token": token,
-            "organization_id": organization.id,
-            "cluster_ids": [cluster.id for cluster in clusters],
-            "simulator_url": served[0][1],
-        }
-        file = folder / "connection.json"
-        file.touch(mode=0o600)
-        file.write_text(json.dumps(connection, indent=1))
-        click.echo(f"ready after {time.monotonic() - began:.1f} s; {file} says where everything is\n")
-        if check:
-            base = running.rest_api_listener.url
-            checks = await asyncio.to_thread(
-                check_everything, base, token, stranger, organization.id, clusters, prometheus is not None
-            )
-            click.echo("stopping the clusters and asking again …")
-            for server, _ in served:
-                server.stop()
-                await server.close_all_connections()
-            running.metroculus.cache.clear()  # it would stand in for them
-            checks += await asyncio.to_thread(check_store_alone, base, token, organization.id, clusters)
-            return report(checks)
-        body = await asyncio.to_thread(first_look, running, token, clusters[0].id)
-        click.echo(body)
-        click.echo(how_to_ask(running, organization.id, clusters[0].id, token))
-        await stopped.wait()
-        return 0
-    finally:
-        await running.stop()
-        for server, _ in served:
-            server.stop()
-        if prometheus is not None:
-            prometheus.stop()
+    return Demo(folder, now, worlds, served, prometheus, running, secret)
+
+
+def _make_tenants(demo: Demo) -> None:
+    """The demo's organization with its user, and a stranger who must see nothing of it."""
+    directory = demo.running.rest_api.directory
+    organization = directory.create_organization("demo")
+    other = directory.create_organization("somebody else")
+    for name, place in (("demo", organization), ("stranger", other)):
+        directory.create_user(name)
+        directory.set_role(name, place.id, Role.ADMIN)
+    demo.organization_id = organization.id
+    demo.token = directory.create_token("demo", demo.now + 30 * DAY)[1]
+    demo.stranger = directory.create_token("stranger", demo.now + 30 * DAY)[1]
+
+
+async def _link_and_fill(demo: Demo, stopped: asyncio.Event) -> None:
+    """Link the clusters as a user would, load their metrics, and store two weeks of hours."""
+    click.echo("linking the clusters through the API …")
+    for world, flavour, (_, url) in zip(demo.worlds, ("kubecost", "opencost"), demo.served, strict=True):
+        asked = (demo.running, demo.token, demo.organization_id, world.cluster_id, flavour, url)
+        demo.clusters.append(DemoCluster(await asyncio.to_thread(link, *asked), world, flavour, url))
+    if demo.prometheus is not None:
+        click.echo("writing two weeks of metrics into a Prometheus …")
+        for cluster in demo.clusters:
+            await asyncio.to_thread(demo.prometheus.load, cluster.world, cluster.id, demo.now)
+        await demo.prometheus.start()
+    for cluster in demo.clusters:
+        what = f"storing two weeks of {cluster.world.cluster_id}"
+        await unless(stopped, filled(demo.running, cluster.id, what))
+
+
+def _write_connection(demo: Demo) -> Path:
+    """``connection.json``: where everything is, and how to get in."""
+    running = demo.running
+    assert running.worker_listener is not None
+    connection = {
+        "worker_url": running.worker_listener.url,
+        "metroculus_url": running.metroculus_listener.url,
+        "rest_api_url": running.rest_api_listener.url,
+        "secret": running.rest_api.metroculus.client.secret,
+        "token": demo.token,
+        "organization_id": demo.organization_id,
+        "cluster_ids": [cluster.id for cluster in demo.clusters],
+        "simulator_url": demo.served[0][1],
+    }
+    file = demo.folder / "connection.json"
+    file.touch(mode=0o600)
+    file.write_text(json.dumps(connection, indent=1))
+    return file
+
+
+async def _checks(demo: Demo) -> list[Check]:
+    """Every view against the truth, then with the clusters stopped what is stored."""
+    base = demo.running.rest_api_listener.url
+    asked = (base, demo.token, demo.stranger, demo.organization_id, demo.clusters, demo.prometheus is not None)
+    checks = await asyncio.to_thread(check_everything, *asked)
+    click.echo("stopping the clusters and asking again …")
+    for server, _ in demo.served:
+        server.stop()
+        await server.close_all_connections()
+    demo.running.metroculus.cache.clear()  # it would stand in for them
+    return checks + await asyncio.to_thread(check_store_alone, base, demo.token, demo.organization_id, demo.clusters)
 
 
 async def filled(running: Running, cluster_id: str, what: str) -> None:

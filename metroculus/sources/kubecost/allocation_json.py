@@ -211,7 +211,7 @@ def _read_set(named: dict[str, Any], broken: int, aggregate: Sequence[str]) -> _
     if not named:
         return _Set(AllocationSet(0, 0, (), broken), broken) if broken else None
     rows = list(named.values())
-    windows = Coded.of(bytes(row.window) for row in rows).map_to(_span)
+    windows = Coded.of(map(bytes, map(attrgetter("window"), rows))).map_to(_span)
     placed = [span for span in windows.values if span is not None]
     if not placed:
         return _Set(AllocationSet(0, 0, (), broken + len(rows)), broken + len(rows))
@@ -386,6 +386,8 @@ def _first(field: str, of_properties: str | None, of_name: str | None) -> str:
 
 def _decoded(field: str, raws: Sequence[Raw], decoder: Any) -> tuple[Coded[Any], Mask]:
     """Label sets or service lists, each distinct one decoded once; and which rows hold something else."""
+    if all(raw is _NULL for raw in raws):
+        return Coded.same(EMPTY[field], len(raws)), np.zeros(len(raws), dtype=bool)
     by_bytes = Coded.of(map(bytes, raws))
     values, broken = [], []
     for raw in by_bytes.values:

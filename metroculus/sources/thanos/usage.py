@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 
+from msgspec import Struct
+
 from metroculus.cost_model.savings import ContainerUsage
 from metroculus.sources.source import Metadata, NodeSpecification, Quota, WorkloadResources
 from metroculus.sources.thanos import promql
@@ -23,12 +25,25 @@ def _who(labels: Labels) -> Who:
     return labels.get("namespace", ""), labels.get("pod", ""), labels.get("container", "")
 
 
-async def container_usages(thanos: Querier, account: str, window: Window, deadline: Deadline) -> list[ContainerUsage]:
-    """Requests, cpu at the 95th percentile and memory at its maximum, by controller and container.
+class _Containers(Struct, frozen=True):
+    """What the metrics say of each container of a window."""
 
-    Raises:
-        SourceError
-    """
+    hours: dict[Who, float]
+    cpu_p95: dict[Who, float]
+    ram_max: dict[Who, float]
+    cpu_request: dict[Who, float]
+    ram_request: dict[Who, float]
+    node: dict[Who, str]
+    cpu_price: dict[str, float]
+    """USD per core and hour, by node."""
+    ram_price: dict[str, float]
+    owners: dict[tuple[str, str], tuple[str, str]]
+    sent: dict[tuple[str, str], float]
+    """Bytes by namespace and pod; empty where nobody counted."""
+
+
+async def _containers(thanos: Querier, account: str, window: Window, deadline: Deadline) -> _Containers:
+    """Raises: SourceError"""
     tenant, seconds = thanos.tenant(account), window.seconds
     by = tenant.by("namespace", "pod", "container")
 
@@ -43,9 +58,8 @@ async def container_usages(thanos: Querier, account: str, window: Window, deadli
         return f"{function}({promql.selector(metric, tenant, **labels)}[{seconds}s])"
 
     rate = f"rate({promql.selector('container_cpu_usage_seconds_total', tenant, container='!')}[10m])"
-    there = f"max by ({by}) ({promql.selector('container_cpu_allocation', tenant)})"
-    placed = tenant.by("namespace", "pod", "container", "node")
     allocation = promql.selector("container_cpu_allocation", tenant)
+    there, placed = f"max by ({by}) ({allocation})", tenant.by("namespace", "pod", "container", "node")
     cpu, ram, cpu_request, ram_request, hours = await asyncio.gather(
         by_container(f"quantile_over_time(0.95, {rate}[{seconds}s:10m])"),
         by_container(over("container_memory_working_set_bytes", "max_over_time", container="!")),
@@ -61,26 +75,49 @@ async def container_usages(thanos: Querier, account: str, window: Window, deadli
         read_owners(ask, tenant, seconds),
         ask(egress),
     )
-    sent_by = {(labels.get("namespace", ""), labels.get("pod_name", "")): value for labels, value in sent}
-    node_of = {_who(labels): labels.get("node", "") for labels, _ in nodes}
+    return _Containers(
+        hours=hours,
+        cpu_p95=cpu,
+        ram_max=ram,
+        cpu_request=cpu_request,
+        ram_request=ram_request,
+        node={_who(labels): labels.get("node", "") for labels, _ in nodes},
+        cpu_price=cpu_price,
+        ram_price=ram_price,
+        owners=owners,
+        sent={(labels.get("namespace", ""), labels.get("pod_name", "")): value for labels, value in sent},
+    )
+
+
+async def container_usages(thanos: Querier, account: str, window: Window, deadline: Deadline) -> list[ContainerUsage]:
+    """Requests, cpu at the 95th percentile and memory at its maximum, by controller and container.
+
+    Raises:
+        SourceError
+    """
+    seen = await _containers(thanos, account, window, deadline)
     groups: dict[tuple[str, str, str, str], list[Who]] = defaultdict(list)
-    for who in hours:
-        kind, controller = owners.get(who[:2], ("", who[1]))
+    for who in seen.hours:
+        kind, controller = seen.owners.get(who[:2], ("", who[1]))
         groups[(who[0], kind, controller, who[2])].append(who)
+
+    def largest(values: dict[Who, float], members: list[Who]) -> float:
+        return max(values.get(who, 0.0) for who in members)
+
     return [
         ContainerUsage(
             namespace=namespace,
             controller=controller,
             controller_kind=kind,
             container=container,
-            cpu_request=max(cpu_request.get(who, 0.0) for who in members),
-            cpu_p95=max(cpu.get(who, 0.0) for who in members),
-            ram_request=max(ram_request.get(who, 0.0) for who in members),
-            ram_max=max(ram.get(who, 0.0) for who in members),
-            container_hours=sum(hours[who] for who in members),
-            egress_bytes=sum(sent_by.get(who[:2], 0.0) for who in members) if sent_by else None,
-            usd_per_core_hour=_mean(members, node_of, cpu_price, hours),
-            usd_per_gib_hour=_mean(members, node_of, ram_price, hours),
+            cpu_request=largest(seen.cpu_request, members),
+            cpu_p95=largest(seen.cpu_p95, members),
+            ram_request=largest(seen.ram_request, members),
+            ram_max=largest(seen.ram_max, members),
+            container_hours=sum(seen.hours[who] for who in members),
+            egress_bytes=sum(seen.sent.get(who[:2], 0.0) for who in members) if seen.sent else None,
+            usd_per_core_hour=_mean(members, seen.node, seen.cpu_price, seen.hours),
+            usd_per_gib_hour=_mean(members, seen.node, seen.ram_price, seen.hours),
         )
         for (namespace, kind, controller, container), members in sorted(groups.items())
     ]
