@@ -12,6 +12,7 @@ from statistics import median
 
 from benchmarks.figures import Declared
 from metroculus.cost_model.allocation import Allocation, Filters
+from metroculus.cost_model.columns import Allocations
 from metroculus.cost_model.components import Amounts, Costs, Egress, Usage
 from metroculus.storage.columns import COST_COLUMNS
 from metroculus.storage.embedded import EmbeddedEngine
@@ -83,7 +84,7 @@ def measure(days: int = 30) -> dict[str, float]:
     store = open_store(f"embedded:{FOLDER}")
     engine = store.engine
     assert isinstance(engine, EmbeddedEngine)
-    hours = [decoded_hour(seed) for seed in range(4)]
+    hours = [Allocations.of(decoded_hour(seed)) for seed in range(4)]
     writer, start, rows = FencedWriter(1), END - days * DAY, 0
     taken: list[float] = []
     memory: list[float] = []
