@@ -26,7 +26,7 @@ ONE_CLUSTER = ErrorCode(
     "OM0017",
     "this service is in one-cluster mode: KUBECOST_API_URL answers every account; set KUBECOST_ACCOUNT_ID",
 )
-BAD_ANSWER = ErrorCode(502, "OM0018", "no source gave an answer of use")
+BAD_ANSWER = ErrorCode(502, "OM0018", "no source returned a usable answer")
 UNREACHABLE = ErrorCode(503, "OM0019", "no source could be reached")
 DEADLINE = ErrorCode(504, "OM0020", "no source answered in time")
 NO_SECRET_YET = ErrorCode(503, "OM0021", "the cluster secret is not known yet")

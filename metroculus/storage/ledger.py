@@ -300,7 +300,7 @@ class Ledger:
         }
 
     def newest(self, account: str, start: int, end: int) -> dict[int, Marker]:
-        """The newest marker of each hour, its rows not counted: for what was built from rows that were."""
+        """Newest marker per hour, row counts not verified; for reading summaries."""
         where = f"account = {literal(account)} AND hour >= {moment(start)} AND hour <= {moment(end - HOUR)}"
         newest: dict[int, Marker] = {}
         for marker in self._markers(where):

@@ -93,7 +93,7 @@ class Store:
         return answer
 
     async def ask(self, seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """``run`` for whoever cannot wait: a store that hangs is one that fails, and is soon asked no more.
+        """``run`` with a time limit: a timeout is a StoreError; after ``MAX_LATE`` of them new calls fail at once.
 
         Raises:
             StoreError
