@@ -104,10 +104,11 @@ def _joined(readings: Sequence[AllocationReading]) -> AllocationReading | None:
     if not readings:
         return None
     uncovered = {name for reading in readings for name in reading.not_covered}
-    lost = {name for name in uncovered if any(reading.allocations().line(name).any() for reading in readings)}
+    sets = [one for reading in readings for one in reading.sets]
+    lost = {name for name in uncovered if any(one.columns.line(name).any() for one in sets)}
     return AllocationReading(
         source=readings[0].source,
-        sets=tuple(one for reading in readings for one in reading.sets),
+        sets=tuple(sets),
         missing=tuple(sorted(lost.union(*(reading.missing for reading in readings)))),
         not_covered=tuple(sorted(uncovered - lost)),
     )

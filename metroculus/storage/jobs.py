@@ -90,9 +90,8 @@ class Jobs:
         return next_one
 
     def _write(self, job: Backfill) -> None:
-        row = [getattr(job, name) for name in BACKFILLS.names if name != "repair"]
-        names = [name for name in BACKFILLS.names if name != "repair"]
-        self._engine.insert(BACKFILLS.name, [*names, "repair"], [[*row, int(job.repair)]])
+        values = {name: getattr(job, name) for name in BACKFILLS.names} | {"repair": int(job.repair)}
+        self._engine.insert(BACKFILLS.name, BACKFILLS.names, [list(values.values())])
 
     def get(self, id: str) -> Backfill | None:
         found = self._read(f"WHERE id = {literal(id)}")

@@ -59,7 +59,7 @@ class RestApiConfig:
     @property
     def directory(self) -> str:
         """Where the directory is, by default a file in ``DATA_DIR``."""
-        return self.directory_url or f"{SQLITE}{self.data_dir / 'directory.sqlite'}"
+        return directory_of({"directory_url": self.directory_url, "data_dir": self.data_dir})
 
 
 SETTINGS = (*settings_of(RestApiConfig), *SERVING_SETTINGS)
