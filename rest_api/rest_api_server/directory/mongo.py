@@ -18,7 +18,7 @@ from uuid import uuid4
 import msgspec
 from pymongo import ASCENDING, DESCENDING, MongoClient
 from pymongo.collection import Collection
-from pymongo.errors import DuplicateKeyError, InvalidURI, PyMongoError
+from pymongo.errors import DuplicateKeyError, InvalidURI, OperationFailure, PyMongoError
 from pymongo.write_concern import WriteConcern
 
 from rest_api.rest_api_server.directory.model import (
@@ -87,7 +87,8 @@ class MongoDirectory:
         except PyMongoError as problem:
             if "UNIQUE constraint failed" in str(problem):  # FerretDB's word for it in an update, without the number
                 raise DuplicateKeyError(str(problem)) from None
-            raise DirectoryError(f"the directory cannot be used: {type(problem).__name__}") from None
+            code = f" (code {problem.code})" if isinstance(problem, OperationFailure) and problem.code else ""
+            raise DirectoryError(f"the directory cannot be used: {type(problem).__name__}{code}") from None
 
     def _make_indexes(self) -> None:
         with self._lock:
