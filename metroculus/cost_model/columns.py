@@ -7,6 +7,7 @@ Sums are made in extended precision where the machine has it, so that their orde
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
 
@@ -66,14 +67,14 @@ class Coded(Generic[T]):
     @staticmethod
     def of(values: Iterable[T], key: Callable[[T], Hashable] | None = None) -> Coded[T]:
         """Encode values; ``key`` stands for those that cannot be hashed."""
-        given = list(values)
-        keys: list[Any] = given if key is None else list(map(key, given))
-        index: dict[Hashable, int] = dict.fromkeys(keys, 0)
-        for number, by in enumerate(index):
-            index[by] = number
-        codes = np.fromiter(map(index.__getitem__, keys), dtype=np.int32, count=len(keys))
+        index: defaultdict[Hashable, int] = defaultdict()
+        index.default_factory = index.__len__  # a value that was not there yet gets the next code
         if key is None:
+            codes = np.fromiter(map(index.__getitem__, cast("Iterable[Hashable]", values)), dtype=np.int32)
             return Coded(codes, cast("list[T]", list(index)))
+        given = list(values)
+        keys = list(map(key, given))
+        codes = np.fromiter(map(index.__getitem__, keys), dtype=np.int32, count=len(keys))
         distinct: dict[Hashable, T] = dict(zip(keys, given, strict=True))
         return Coded(codes, [distinct[by] for by in index])
 
@@ -398,7 +399,10 @@ class Allocations(Sequence[Allocation]):
     def spans(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """When rows ran within ``[start, end)``, sorted by when they began; each stretch once."""
         begun, over = np.maximum(self.start, start), np.minimum(self.end, end)
-        for span in np.unique(begun.astype(np.uint64) << 32 | over.astype(np.uint64)).tolist():
+        spans = begun.astype(np.uint64) << 32 | over.astype(np.uint64)
+        if len(spans) and (spans == spans[0]).all():  # as most sets are: sorting them would tell no more
+            spans = spans[:1]
+        for span in np.unique(spans).tolist():
             yield span >> 32, span & 0xFFFFFFFF
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import pairwise
-from operator import attrgetter
+from itertools import pairwise, starmap
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -24,11 +25,12 @@ from msgspec import Raw, Struct, defstruct
 from msgspec.structs import astuple
 
 from metroculus.cost_model.allocation import IDLE
-from metroculus.cost_model.columns import BITS, EMPTY, Allocations, Bits, Coded, Floats, Mask, idle_rows, key_of
+from metroculus.cost_model.columns import BITS, Allocations, Bits, Coded, Floats, Mask
 from metroculus.cost_model.components import COMPONENTS, MEASURES
 from metroculus.cost_model.reading import AllocationSet
 from metroculus.cost_model.settle import ROUNDING_USD
 from metroculus.sources.errors import BadAnswer
+from metroculus.sources.kubecost.allocation_texts import NULL, Texts, read_texts
 from metroculus.sources.kubecost.envelope import (
     MALFORMED,
     Envelope,
@@ -41,27 +43,8 @@ from metroculus.sources.kubecost.envelope import (
 from metroculus.sources.numbers import MAX_QUANTITY, MAX_USD
 from tools.window import parse_rfc3339_utc
 
-MAX_NAME_LENGTH = 1024
-MAX_NAMESPACE_LENGTH = 253
-
 ABSENT = -math.inf
 """A key that is not there; null is NaN. JSON can hold neither."""
-
-_NULL = Raw(b"null")
-
-
-class _Properties(Struct, rename="camel", gc=False):
-    cluster: str | None = None
-    node: str | None = None
-    container: str | None = None
-    controller: str | None = None
-    controller_kind: str | None = None
-    namespace: str | None = None
-    pod: str | None = None
-    services: Raw = _NULL
-    labels: Raw = _NULL
-    annotations: Raw = _NULL
-
 
 _NUMBERS = tuple(
     dict.fromkeys(["minutes", "totalCost", *(key for one in MEASURES for key in (one.upstream, one.adjustment) if key)])
@@ -72,7 +55,7 @@ _Row: Any = defstruct(
     [
         ("window", Raw),
         ("name", str | None, None),
-        ("properties", _Properties | None, None),
+        ("properties", Raw, NULL),
         ("start", str | None, None),
         ("end", str | None, None),
         *((key, float | None, ABSENT) for key in _NUMBERS),
@@ -86,13 +69,6 @@ _ANSWER: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
 _RAW_SETS = msgspec.json.Decoder(list[dict[str, Raw] | None] | None)
 _ROW = msgspec.json.Decoder(_Row)
 _WINDOW = msgspec.json.Decoder(Window | None)
-_TEXTS: Mapping[str, Any] = {
-    "services": msgspec.json.Decoder(tuple[str, ...] | None),
-    "labels": msgspec.json.Decoder(dict[str, str] | None),
-    "annotations": msgspec.json.Decoder(dict[str, str] | None),
-}
-
-_TOLD_BY_PROPERTIES = frozenset({"namespace", "pod", "cluster", "node", "controller", "controllerKind"})
 
 
 class Decoded(Struct, frozen=True):
@@ -136,17 +112,24 @@ def _without_collector() -> Iterator[None]:
 
 def _decode(source: str, body: bytes, aggregate: Sequence[str]) -> Decoded:
     named_sets, warnings = _row_sets(source, body)
+    counts = [len(named) for named, _ in named_sets]
+    if _objects_of_rows(body) != sum(counts) + sum(broken for _, broken in named_sets):
+        _refuse_repeated_keys(source, body)
+    keyed = [item for named, _ in named_sets for item in named.items()]
+    texts = read_texts(
+        (row.name if row.name is not None else key for key, row in keyed),
+        (row.properties for _, row in keyed),
+        aggregate,
+    )
+    del keyed
     found: list[_Set] = []
-    rows = 0
-    while named_sets:
+    while named_sets:  # from the last, so that the rows of each set are let go of once they are columns
         named, broken = named_sets.pop()
-        rows += len(named) + broken
-        read = _read_set(named, broken, aggregate)
+        first = sum(counts[: len(named_sets)])
+        read = _read_set(list(named.values()), broken, texts.take(slice(first, first + len(named))))
         if read is not None:
             found.append(read)
         del named
-    if body.count(b'"window"') != rows:
-        _refuse_repeated_keys(source, body)
     sets = sorted((one.set for one in found), key=lambda one: one.start)
     if any(one.unreadable for one in found) and all(one.columns.is_special(IDLE).all() for one in sets):
         raise BadAnswer(f"{source} answered with rows of which none can be read")
@@ -154,6 +137,17 @@ def _decode(source: str, body: bytes, aggregate: Sequence[str]) -> Decoded:
         if after.start < before.end:
             raise BadAnswer(f"{source} answered with sets that overlap")
     return Decoded(tuple(sets), warnings)
+
+
+_WINDOW_KEY = b'"window"'
+_LONG_KEY = len('"window": {"start": "2026-')
+"""Bytes that the windows of most rows begin with alike: a long text is looked for several times as fast as a short."""
+
+
+def _objects_of_rows(body: bytes) -> int:
+    """How many rows the answer's bytes hold, each of which has one window; more where a text says ``"window"``, too."""
+    first = body.find(_WINDOW_KEY)
+    return body.count(body[first : first + _LONG_KEY]) if first >= 0 else 0
 
 
 def _row_sets(source: str, body: bytes) -> tuple[list[tuple[dict[str, Any], int]], tuple[str, ...]]:
@@ -206,33 +200,29 @@ def _refuse_repeated_keys(source: str, data: bytes) -> None:
         return
 
 
-def _read_set(named: dict[str, Any], broken: int, aggregate: Sequence[str]) -> _Set | None:
+def _read_set(rows: list[Any], broken: int, texts: Texts) -> _Set | None:
     """A set as columns; None where there is no row at all."""
-    if not named:
+    if not rows:
         return _Set(AllocationSet(0, 0, (), broken), broken) if broken else None
-    rows = list(named.values())
     windows = Coded.of(map(bytes, map(attrgetter("window"), rows))).map_to(_span)
     placed = [span for span in windows.values if span is not None]
     if not placed:
         return _Set(AllocationSet(0, 0, (), broken + len(rows)), broken + len(rows))
     start, end = min(s for s, _ in placed), max(e for _, e in placed)
     numbers = _numbers_of(rows)
-    names = [row.name if row.name is not None else key for key, row in named.items()]
-    texts, unread = _texts(names, [row.properties for row in rows], aggregate)
     window_from = windows.map(lambda span: span[0] if span else 0, np.int64)
     window_until = windows.map(lambda span: span[1] if span else 0, np.int64)
-    started = _stamps([row.start for row in rows], window_from)
-    ended = _stamps([row.end for row in rows], window_until)
+    started = _stamps(map(attrgetter("start"), rows), window_from)
+    ended = _stamps(map(attrgetter("end"), rows), window_until)
     minutes = np.where(np.isfinite(numbers["minutes"]), numbers["minutes"], (ended - started) / 60)
     minutes = np.clip(minutes, 0.0, (window_until - window_from) / 60)
     measures, unknown = _measures(numbers, minutes)
-    is_idle = idle_rows(texts["name"])
-    refused = _refused(numbers, is_idle, texts) | unread | windows.map(lambda span: span is None, bool)
+    refused = _refused(numbers, texts.is_idle) | texts.unread | windows.map(lambda span: span is None, bool)
     silent = _says_nothing(measures, unknown)
     keep = ~(refused | silent)
-    if silent.any() and not (keep & ~is_idle).any():
+    if silent.any() and not (keep & ~texts.is_idle).any():
         keep &= False  # nobody's cost is known: idle alone would stand for all of it
-    allocations = Allocations(measures, unknown, started, ended, texts)
+    allocations = Allocations(measures, unknown, started, ended, texts.columns)
     kept = allocations if keep.all() else allocations.take(keep)
     left_out = broken + int((~keep).sum())
     disagreement = _disagreement(numbers["totalCost"][keep], kept)
@@ -247,22 +237,20 @@ _MOST = {"minutes": MAX_QUANTITY, "totalCost": MAX_USD} | {
 }
 """By key, what no number may be beyond."""
 
-_READERS = tuple(map(attrgetter, _NUMBERS))
-_BLOCK_ROWS = 512
-"""Rows that are gone through at once, so that they stay in the processor's cache from one number to the next."""
+_numbers_only = itemgetter(slice(len(_Row.__struct_fields__) - len(_NUMBERS), None))
+_pack = struct.Struct(f"={len(_NUMBERS)}d").pack
 
 
 def _numbers_of(rows: Sequence[Any]) -> dict[str, Floats]:
     """The numbers of all rows by key; null is NaN."""
-    matrix = np.empty((len(_NUMBERS), len(rows)), dtype=np.float64)
-    for first in range(0, len(rows), _BLOCK_ROWS):
-        block = rows[first : first + _BLOCK_ROWS]
-        for line, read in zip(matrix[:, first : first + _BLOCK_ROWS], _READERS, strict=True):
-            try:
-                line[:] = np.fromiter(map(read, block), dtype=np.float64, count=len(block))
-            except TypeError:  # some are null
-                line[:] = list(map(read, block))
-    return dict(zip(_NUMBERS, matrix, strict=True))
+    numbers = map(_numbers_only, map(astuple, rows))
+    try:
+        packed = b"".join(starmap(_pack, numbers))
+    except struct.error:  # some are null
+        matrix = np.array([_numbers_only(astuple(row)) for row in rows], dtype=np.float64)
+    else:
+        matrix = np.frombuffer(packed, dtype=np.float64).reshape(len(rows), len(_NUMBERS))
+    return dict(zip(_NUMBERS, np.ascontiguousarray(matrix.T), strict=True))
 
 
 @lru_cache(maxsize=4096)
@@ -280,7 +268,7 @@ def _stamp(text: str) -> int:
     return parse_rfc3339_utc(text) or 0
 
 
-def _stamps(texts: Sequence[str | None], otherwise: Any) -> Any:
+def _stamps(texts: Iterable[str | None], otherwise: Any) -> Any:
     stamps = Coded.of(texts).map(lambda text: _stamp(text) if text else 0, np.int64)
     return np.where(stamps > 0, stamps, otherwise)
 
@@ -304,13 +292,9 @@ def _measures(numbers: Mapping[str, Floats], minutes: Floats) -> tuple[Floats, B
     return measures, unknown
 
 
-def _refused(numbers: Mapping[str, Floats], is_idle: Mask, texts: Mapping[str, Coded[str]]) -> Mask:
-    """Rows that say what cannot be: a cost below zero, a figure that no sum can hold, a name that is none."""
-    longest = max(map(len, texts["name"].values))
+def _refused(numbers: Mapping[str, Floats], is_idle: Mask) -> Mask:
+    """Rows that say what cannot be: a cost below zero, or a figure that no sum can hold."""
     refused = np.zeros(len(is_idle), dtype=bool)
-    if longest > MAX_NAME_LENGTH:
-        refused |= texts["name"].map(lambda name: len(name) > MAX_NAME_LENGTH, bool)
-    refused |= texts["namespace"].map(lambda name: len(name) > MAX_NAMESPACE_LENGTH or "/" in name, bool)
     for key, most in _MOST.items():
         given = numbers[key]
         refused |= np.isfinite(given) & (np.abs(given) > most)
@@ -337,127 +321,3 @@ def _disagreement(totals: Floats, kept: Allocations) -> float:
     apart = np.abs(totals - kept.costs.sum(axis=0))
     told = np.isfinite(totals) & ((kept.unknown & _COST_BITS) == 0)
     return float(apart[told & (apart > len(COMPONENTS) * ROUNDING_USD)].sum())
-
-
-_TEXT_FIELDS = (
-    ("cluster", "cluster"), ("node", "node"), ("container", "container"), ("controller", "controller"),
-    ("controller_kind", "controllerKind"), ("namespace", "namespace"), ("pod", "pod"),
-)  # fmt: skip
-"""Columns that ``_Properties`` begins with, and what a part of a name is called that tells the same."""
-
-
-def _texts(
-    names: list[str], properties: Sequence[_Properties | None], aggregate: Sequence[str]
-) -> tuple[dict[str, Coded[Any]], Mask]:
-    """Columns of texts, of properties and of what names tell where those lack it; and which rows cannot be read."""
-    columns = list(zip(*[astuple(one) if one is not None else _NO_PROPERTIES for one in properties], strict=True))
-    parts = _name_parts(names, columns[_NAMESPACE], columns[_POD], aggregate)
-    texts: dict[str, Coded[Any]] = {"name": Coded.of(names)}
-    for (field, key), column in zip(_TEXT_FIELDS, columns, strict=False):
-        values: Sequence[str | None] = column
-        if parts:
-            patched = list(column)
-            for row, of_name in parts.items():
-                patched[row] = _first(field, column[row], of_name.get(key))
-            values = patched
-        coded = Coded.of(values)
-        texts[field] = coded.texts(lambda value: value or "") if None in coded.values else coded
-    unread = np.zeros(len(names), dtype=bool)
-    for (field, decoder), raws in zip(_TEXTS.items(), columns[len(_TEXT_FIELDS) :], strict=True):
-        texts[field], broken = _decoded(field, raws, decoder)
-        unread |= broken
-    if parts:
-        texts |= _sets_of_names(texts, parts)
-    return texts, unread
-
-
-_NO_PROPERTIES = astuple(_Properties())
-_NAMESPACE, _POD = (_Properties.__struct_fields__.index(field) for field in ("namespace", "pod"))
-
-
-def _first(field: str, of_properties: str | None, of_name: str | None) -> str:
-    """A property, else what the name tells; a container's name is truer than its property."""
-    if field == "container":
-        return of_name or of_properties or ""
-    if field == "namespace" and of_properties is not None:
-        return of_properties
-    return of_properties or (without_kind(of_name or "") if field == "controller" else of_name or "")
-
-
-def _decoded(field: str, raws: Sequence[Raw], decoder: Any) -> tuple[Coded[Any], Mask]:
-    """Label sets or service lists, each distinct one decoded once; and which rows hold something else."""
-    if all(raw is _NULL for raw in raws):
-        return Coded.same(EMPTY[field], len(raws)), np.zeros(len(raws), dtype=bool)
-    by_bytes = Coded.of(map(bytes, raws))
-    values, broken = [], []
-    for raw in by_bytes.values:
-        try:
-            value, unread = decoder.decode(raw), False
-        except MALFORMED:
-            value, unread = None, True
-        values.append(value if value is not None else EMPTY[field])
-        broken.append(unread)
-    made: Coded[Any] = Coded.of(values, key_of(field))
-    return Coded(made.codes[by_bytes.codes], made.values), np.array(broken)[by_bytes.codes]
-
-
-def _name_parts(
-    names: list[str], namespaces: Sequence[str | None], pods: Sequence[str | None], aggregate: Sequence[str]
-) -> dict[int, dict[str, str]]:
-    """By row, its name's parts by what they are; only of rows whose properties do not tell all of them."""
-    if not _TOLD_BY_PROPERTIES.issuperset(aggregate or ("container",)):
-        return {row: parts_of(name, aggregate) for row, name in enumerate(names)}
-    with_pod = "pod" in aggregate
-    return {
-        row: parts_of(names[row], aggregate)
-        for row, (namespace, pod) in enumerate(zip(namespaces, pods, strict=True))
-        if namespace is None or (with_pod and pod is None)
-    }
-
-
-def _sets_of_names(texts: Mapping[str, Coded[Any]], parts: Mapping[int, dict[str, str]]) -> dict[str, Coded[Any]]:
-    """Services, labels and annotations with those that names tell."""
-    made: dict[str, Coded[Any]] = {}
-    if any("service" in one for one in parts.values()):
-        served = texts["services"].list()
-        for row, of_name in parts.items():
-            served[row] = served[row] or _single(of_name.get("service"))
-        made["services"] = Coded.of(served)
-    for field, prefix in (("labels", "label:"), ("annotations", "annotation:")):
-        if any(key.startswith(prefix) for one in parts.values() for key in one):
-            named = texts[field].list()
-            for row, of_name in parts.items():
-                named[row] = _named(prefix, of_name, named[row])
-            made[field] = Coded.of(named, key_of(field))
-    return made
-
-
-def parts_of(name: str, aggregate: Sequence[str]) -> dict[str, str]:
-    """A name's parts by what they are: ``shop/web-1`` of ``namespace,pod``; special and empty parts left out.
-
-    Kubecost may put the cluster in front (``cluster-one/shop``); an annotation, asked for last, may hold slashes.
-    """
-    if not aggregate:
-        aggregate = ("cluster", "node", "namespace", "pod", "container")
-    if any(part.startswith("annotation:") for part in aggregate):
-        parts = name.split("/", len(aggregate) - 1)
-    else:
-        parts = name.split("/")[-len(aggregate) :]
-    if len(parts) != len(aggregate):
-        return {}
-    found = dict(zip(aggregate, parts, strict=True))
-    return {key: part for key, part in found.items() if key == "namespace" or part[:2] != "__"}
-
-
-def without_kind(controller: str) -> str:
-    """``deployment:web`` is how the upstream names a controller beside other properties."""
-    return controller.partition(":")[2] or controller
-
-
-def _single(text: str | None) -> tuple[str, ...]:
-    return (text,) if text else ()
-
-
-def _named(prefix: str, parts: dict[str, str], properties: dict[str, str]) -> dict[str, str]:
-    """Labels or annotations, those that the name tells among them."""
-    return {key[len(prefix) :]: part for key, part in parts.items() if key.startswith(prefix) and part} | properties
