@@ -1,0 +1,100 @@
+"""Allocation answers of many sets: what is read once for all of them is what each would say alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metroculus.sources.errors import BadAnswer
+from metroculus.sources.kubecost.allocation_json import decode_allocation
+from tools.window import DAY, iso
+
+COMPACT, SPACED = (",", ":"), (", ", ": ")
+NEW_YEAR = 1798761600
+
+
+def row(start, cpu, name="shop/web", **properties):
+    window = {"start": iso(start), "end": iso(start + DAY)}
+    return {
+        "name": name,
+        "properties": {"namespace": "shop", **properties},
+        "window": window,
+        "cpuCost": cpu,
+        "ramCost": 0,
+    }
+
+
+def body(sets, separators=COMPACT):
+    return json.dumps({"code": 200, "data": sets}, separators=separators).encode()
+
+
+def repeated(first, second, separators):
+    """A set whose two rows have one key, the second after others or right behind the first."""
+    return body([{"a": first, "b": second, "c": first}], separators).replace(b'"b"', b'"a"')
+
+
+@pytest.mark.parametrize("separators", [COMPACT, SPACED])
+@pytest.mark.parametrize("start", [0, NEW_YEAR - DAY])
+def test_a_key_that_stands_twice_in_a_set_is_refused(separators, start):
+    bad = repeated(row(start, 1), row(start, 2), separators)
+    with pytest.raises(BadAnswer, match="same key twice"):
+        decode_allocation("x", bad, ("namespace", "pod"))
+
+
+@pytest.mark.parametrize("separators", [COMPACT, SPACED])
+def test_windows_that_begin_unlike_and_names_that_say_window_are_read(separators):
+    sets = [{"a": row(NEW_YEAR - DAY, 1, name='"window"')}, {"a": row(NEW_YEAR, 2)}]
+    found = decode_allocation("x", body(sets, separators), ("namespace", "pod")).sets
+    assert [one.columns.total() for one in found] == [1, 2]
+
+
+@pytest.mark.parametrize("properties", ['{"namespace": 5}', '"text"', "[1]", '{"labels": {"a": 1}}', '{"services": 7}'])
+def test_properties_that_cannot_be_read_leave_their_row_out_and_are_counted(properties):
+    text = body([{"a": row(0, 1), "b": row(0, 2, name="shop/db", mark=1)}]).decode()
+    bad = text.replace('{"namespace":"shop","mark":1}', properties).encode()
+    (found,) = decode_allocation("x", bad, ("namespace", "pod")).sets
+    assert (found.columns.total(), found.quarantined) == (1, 1)
+
+
+names = st.sampled_from(["shop/web", "shop/db", "blog/web", "__idle__", "a/b/c", "x" * 1030, ""])
+properties = st.sampled_from(
+    [
+        None,
+        {},
+        {"namespace": "shop", "pod": "web"},
+        {"namespace": "shop", "pod": "db", "labels": {"team": "a"}, "services": ["s", "t"]},
+        {"namespace": "b/ad", "node": "n1"},
+        {"controller": "web", "controllerKind": "deployment", "annotations": {"x": "y"}},
+    ]
+)
+
+
+@given(
+    st.lists(st.lists(st.tuples(names, properties), min_size=1, max_size=5), min_size=1, max_size=4),
+    st.sampled_from([("namespace", "pod"), ("namespace",), ("label:team",), ("service",), ()]),
+)
+def test_sets_of_one_answer_say_what_each_says_alone(drawn, aggregate):
+    sets = []
+    for day, rows in enumerate(drawn):
+        start = day * DAY
+        sets.append({})
+        for number, (name, told) in enumerate(rows):
+            sets[-1][f"k{number}"] = row(start, 2.0**number, name=name) | {"properties": told}
+    try:
+        together = decode_allocation("x", body(sets), aggregate).sets
+    except BadAnswer:
+        for one in sets:
+            with pytest.raises(BadAnswer):
+                decode_allocation("x", body([one]), aggregate)
+        return
+    for one, found in zip(sets, together, strict=True):
+        try:
+            (alone,) = decode_allocation("x", body([one]), aggregate).sets
+        except BadAnswer:
+            assert not len(found.columns) or not found.columns.owned.any()
+            continue
+        assert list(found.columns) == list(alone.columns)
+        assert (found.start, found.end) == (alone.start, alone.end)
