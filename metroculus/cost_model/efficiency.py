@@ -13,9 +13,13 @@ class Efficiency(Struct, frozen=True):
     total_efficiency: float
 
 
+LEAST_REQUEST = 1e-9
+"""Core or byte hours; what is below it asks for nothing, and a ratio to it could be more than a number holds."""
+
+
 def efficiency(usage: float, request: float, cost: float) -> float:
     """Usage over request; 1.0 for use without a request, 0.0 where nothing is used or paid."""
-    if request > 0:
+    if request > LEAST_REQUEST:
         return usage / request
     return 0.0 if usage == 0 or cost == 0 else 1.0
 

@@ -1,7 +1,7 @@
 """What Metroculus answers, as types: for callers that have ``msgspec``; the client itself needs none of it.
 
-Only what is relied upon is named; an answer may hold more. Money is in the answer's ``currency``, None is unknown;
-stamps are Unix seconds, times RFC 3339.
+Every key of an answer is named, in its order. Money is in the answer's ``currency``, None is unknown; stamps are Unix
+seconds, times RFC 3339.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ Usd: TypeAlias = Money | None
 SourceStatus = Literal["ok", "stale", "partial", "no_data", "unavailable", "not_configured"]
 
 
-class SourceState(Struct):
+class SourceState(Struct, frozen=True, kw_only=True):
+    """What became of asking one source; ``coverage`` is time with data over time asked."""
+
     name: str
     status: SourceStatus
     fetched_at: int | None
     coverage: float | None
     error: str | None
+    warnings: tuple[str, ...] = ()
 
 
-class TimeWindow(Struct):
+class TimeWindow(Struct, frozen=True, kw_only=True):
     start: str
     end: str
     final_until: str
 
 
-class Columns(Struct):
+class Columns(Struct, frozen=True, kw_only=True):
     total_cost: Usd
     cpu_cost: Usd
     ram_cost: Usd
@@ -42,172 +45,329 @@ class Columns(Struct):
     external_cost: Usd
 
 
-class SummaryColumns(Columns):
+class SummaryColumns(Columns, frozen=True, kw_only=True):
     management_cost: Usd
     known_cost: Usd
 
 
-class CostRow(Columns):
+class DataPoint(SummaryColumns, frozen=True, kw_only=True):
+    """One step of a statement: ``[start, end)``."""
+
+    start: str
+    end: str
+    complete: bool
+    idle_cost: Usd
+
+
+class CostRow(Columns, frozen=True, kw_only=True):
+    """One line of a breakdown; averages in cores and bytes, efficiencies are ratios."""
+
     name: str
+    namespace: str | UnsetType = UNSET
+    controller: str | UnsetType = UNSET
+    controller_kind: str | UnsetType = UNSET
+    pod: str | UnsetType = UNSET
     total_cost: Money
+    cpu_efficiency: float
+    ram_efficiency: float
     total_efficiency: float
     pod_count: int
     cpu_core_request_average: float
     cpu_core_usage_average: float
     ram_byte_request_average: float
     ram_byte_usage_average: float
-    namespace: str | UnsetType = UNSET
-    controller: str | UnsetType = UNSET
 
 
-class Windowed(Struct):
+class Windowed(Struct, frozen=True, kw_only=True):
     start_date: int
     end_date: int
     window: TimeWindow
 
 
-class WithSources(Windowed):
+class WithSources(Windowed, frozen=True, kw_only=True):
     complete: bool
-    sources: list[SourceState]
+    sources: tuple[SourceState, ...]
 
 
-class Figures(WithSources):
-    """What a statement of one cluster tells, in Metroculus' answer and in ours."""
+class Efficiency(Struct, frozen=True, kw_only=True):
+    cpu_efficiency: float
+    ram_efficiency: float
+    total_efficiency: float
+
+
+class Breakdown(Struct, frozen=True, kw_only=True):
+    """Two columns of the summary again, and the parts of the network cost."""
+
+    management_cost: Usd
+    load_balancer_cost: Usd
+    network_internet_cost: Usd
+    network_region_cost: Usd
+    network_zone_cost: Usd
+
+
+class Figures(WithSources, frozen=True, kw_only=True):
+    """What a statement of one cluster tells, in Metroculus' answer and in the REST API's."""
 
     currency: str
-    not_covered: list[str]
+    not_covered: tuple[str, ...]
     total_cost: Usd
     summary: SummaryColumns
     idle_cost: Usd
     unallocated_cost: Usd
     special: dict[str, float]
-    efficiency: dict[str, float] | None
-    breakdown: dict[str, Usd]
+    efficiency: Efficiency | None
     potential_savings: Usd
-    data_points: list[dict[str, Any]]
+    breakdown: Breakdown
+    data_points: tuple[DataPoint, ...]
 
 
-class Statement(Figures):
+class Statement(Figures, frozen=True, kw_only=True):
     """``kubecost_cluster_costs``."""
 
-    breakdown_by_aggregate: list[CostRow] | UnsetType = UNSET
+    cloud_account_id: str
+    breakdown_by_namespace: tuple[CostRow, ...] | UnsetType = UNSET
+    breakdown_by_workload: tuple[CostRow, ...] | UnsetType = UNSET
+    breakdown_by_pod: tuple[CostRow, ...] | UnsetType = UNSET
+    breakdown_by_aggregate: tuple[CostRow, ...] | UnsetType = UNSET
+    savings_recommendations: dict[str, Any]
 
 
-class Asset(Struct):
+class Asset(Struct, frozen=True, kw_only=True):
+    """One asset; ``total_cost`` holds the adjustment, hours are the time that it existed, utilisations are shares."""
+
     type: str
     name: str
+    provider: str
+    provider_id: str
+    instance_type: str
+    zone: str
+    spot: bool
+    cpu_cores: float | None
+    ram_bytes: float | None
+    gpu_count: float | None
+    hours: float
+    cpu_cost: Money
+    ram_cost: Money
+    gpu_cost: Money
+    adjustment: Money
     total_cost: Money
+    cpu_utilization: float | None
+    ram_utilization: float | None
+    storage_bytes: float | None
+    storage_class: str
+    volume_name: str
+    claim_name: str
+    claim_namespace: str
+    ip: str
 
 
-class Assets(WithSources):
-    """``kubecost_assets``."""
+class Assets(WithSources, frozen=True, kw_only=True):
+    """``kubecost_assets``; ``totals`` covers everything listed, by type."""
 
+    cloud_account_id: str
     currency: str
-    nodes: list[Asset]
-    disks: list[Asset]
-    load_balancers: list[Asset]
-    network: list[Asset]
-    cluster_management: list[Asset]
+    nodes: tuple[Asset, ...]
+    disks: tuple[Asset, ...]
+    load_balancers: tuple[Asset, ...]
+    network: tuple[Asset, ...]
+    cluster_management: tuple[Asset, ...]
     totals: dict[str, float]
     total_cost: Usd
 
 
-class Recommendation(Struct):
+class Recommendation(Struct, frozen=True, kw_only=True):
+    """One thing to do: what it saves a month, why, and how much could go wrong."""
+
     kind: str
+    namespace: str
+    controller: str
+    controller_kind: str
+    container: str
+    name: str
+    resource: str
     monthly_saving: Money
-    risk: str
+    requested: float | None
+    recommended: float | None
+    freed: float | None
     evidence: dict[str, Any]
+    risk: str
 
 
-class Savings(WithSources):
-    """``kubecost_savings``."""
+class Savings(WithSources, frozen=True, kw_only=True):
+    """``kubecost_savings``; USD a month."""
 
+    cloud_account_id: str
     currency: str
     potential_savings: Usd
+    cpu_savings: tuple[Recommendation, ...]
+    memory_savings: tuple[Recommendation, ...]
+    recommendations: tuple[Recommendation, ...]
     by_category: dict[str, float]
-    recommendations: list[Recommendation]
 
 
-class MetricSeries(Struct):
+class MetricSeries(Struct, frozen=True, kw_only=True):
     labels: dict[str, str]
-    values: list[tuple[float, float]]
+    values: tuple[tuple[float, float], ...]
 
 
-class Metrics(WithSources):
-    """``kubecost_metrics``."""
+class Metrics(WithSources, frozen=True, kw_only=True):
+    """``kubecost_metrics``: series as stored, by metric; ``step`` in seconds."""
 
+    cloud_account_id: str
     step: int
-    metrics: dict[str, list[MetricSeries]]
+    metrics: dict[str, tuple[MetricSeries, ...]]
 
 
-class QuotaRow(Struct):
+class QuotaRow(Struct, frozen=True, kw_only=True):
+    """One resource of one namespace's quota; cores, bytes or a count."""
+
     namespace: str
+    name: str
+    resource: str
+    hard: float | None
+    used: float | None
 
 
-class WorkloadRow(Struct):
+class WorkloadRow(Struct, frozen=True, kw_only=True):
+    """Requests and limits of a workload's containers together, now; cores and bytes, None where not set."""
+
     namespace: str
     controller: str
+    controller_kind: str
+    pods: int
+    cpu_request: float | None
+    cpu_limit: float | None
+    ram_request: float | None
+    ram_limit: float | None
 
 
-class NodeRow(Struct):
+class NodeRow(Struct, frozen=True, kw_only=True):
     name: str
+    instance_type: str
+    zone: str
+    provider_id: str
+    spot: bool | None
+    cpu_cores: float | None
+    ram_bytes: float | None
+    gpu_count: float | None
 
 
-class Metadata(Struct):
+class Metadata(Struct, frozen=True, kw_only=True):
     """``k8s_metadata``."""
 
+    cloud_account_id: str
     fetched_at: int
-    sources: list[SourceState]
-    quotas: list[QuotaRow]
-    workloads: list[WorkloadRow]
-    nodes: list[NodeRow]
+    sources: tuple[SourceState, ...]
+    quotas: tuple[QuotaRow, ...]
+    workloads: tuple[WorkloadRow, ...]
+    nodes: tuple[NodeRow, ...]
 
 
-class ExpenseRow(Struct):
-    cluster: str
-    namespace: str
-    controller: str
-    pod: str
-    node: str
+class ExpenseRow(Columns, frozen=True, kw_only=True):
+    """Stored hours summed; a key for each property that was asked for in ``group_by``, others are not there."""
+
+    cluster: str | UnsetType = UNSET
+    namespace: str | UnsetType = UNSET
+    controller: str | UnsetType = UNSET
+    pod: str | UnsetType = UNSET
+    node: str | UnsetType = UNSET
+    service: str | UnsetType = UNSET
+    day: str | UnsetType = UNSET
+    hour: str | UnsetType = UNSET
+    month: str | UnsetType = UNSET
     total_cost: Money
+    management_cost: Usd
+    cpu_efficiency: float
+    ram_efficiency: float
+    total_efficiency: float
 
 
-class AccountCoverage(Struct):
+class AccountCoverage(Struct, frozen=True, kw_only=True):
+    """How much of the final time of a window is stored for one account."""
+
     cloud_account_id: str
     coverage: float | None
     complete: bool
+    source: SourceState
 
 
-class Expenses(Windowed):
-    """``k8s_expenses``."""
+class Expenses(Windowed, frozen=True, kw_only=True):
+    """``k8s_expenses``; ``coverage`` is time with data over time asked, over all accounts."""
 
     currency: str
     complete: bool
     coverage: float | None
     total_cost: Usd
-    expenses: list[ExpenseRow]
-    accounts: list[AccountCoverage]
+    expenses: tuple[ExpenseRow, ...]
+    accounts: tuple[AccountCoverage, ...]
 
 
-class Projection(Struct):
+class Projection(Struct, frozen=True, kw_only=True):
+    """What a whole month will have cost: ``low`` to ``high`` holds it four times in five."""
+
     total_cost: Usd
     low: Usd
     high: Usd
     method: str
+    hours_left: int
 
 
-class StoredMonth(Struct):
+class StoredMonth(Struct, frozen=True, kw_only=True):
+    """One calendar month, UTC, as far as it is stored; ``projection`` is of the running month alone."""
+
     month: str
     start: str
     end: str
     coverage: float | None
     complete: bool
-    costs: SummaryColumns | None
+    costs: DataPoint | None
     projection: Projection | None
 
 
-class StoredMonths(Struct):
-    """``k8s_monthly``."""
+class StoredMonths(Struct, frozen=True, kw_only=True):
+    """``k8s_monthly``: the months of one account, the running one last."""
 
+    cloud_account_id: str
     currency: str
-    months: list[StoredMonth]
+    months: tuple[StoredMonth, ...]
+
+
+class CustomPrices(Struct, frozen=True, kw_only=True):
+    """USD, for clusters whose upstream has no prices."""
+
+    core_hour: float | None = None
+    ram_gib_hour: float | None = None
+    gpu_hour: float | None = None
+    storage_gib_hour: float | None = None
+
+
+class Source(Struct, frozen=True, kw_only=True):
+    """``kubecost_sources``: which upstream an account has, without what is secret about it."""
+
+    cloud_account_id: str
+    flavour: str
+    url: str
+    has_credentials: bool
+    has_ca: bool
+    custom_prices: CustomPrices | None
+
+
+class Deleted(Struct, frozen=True):
+    deleted: bool
+
+
+class Backfill(Struct, frozen=True, kw_only=True):
+    """``backfills``: how far one is, in hours. ``incomplete`` is at its end with hours that could not be had."""
+
+    id: str
+    cloud_account_id: str
+    start: str
+    end: str
+    state: str
+    repair: bool
+    hours_total: int
+    hours_done: int
+    hours_missing: int
+    reason: str
+    asked_at: str
+    updated_at: str

@@ -1,21 +1,24 @@
-"""The shapes of the REST API's own answers; what Metroculus' must fit is in the SDK's ``structs``.
+"""The shapes of the REST API's own answers; what Metroculus answers is in the SDK's ``structs``.
 
-Only what is relied upon is named; an answer may hold more. Money is in the answer's ``currency``, None is unknown;
-stamps are Unix seconds, times RFC 3339.
+Money is in the answer's ``currency``, None is unknown; stamps are Unix seconds, times RFC 3339. A list is whole where
+``total_count`` is not set, else a page of it.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from optscale_client.metroculus_client.structs import (
     AccountCoverage,
     Asset,
+    Columns,
     CostRow,
+    Efficiency,
     Figures,
     Money,
+    NodeRow,
     Projection,
     Recommendation,
     SourceState,
@@ -33,7 +36,7 @@ PARTS = tuple(
 """Of a summary: what its total is the sum of."""
 
 
-class Told(Struct):
+class Failure(Struct, frozen=True):
     """Why one of several clusters is not in the figures."""
 
     status_code: int
@@ -41,7 +44,7 @@ class Told(Struct):
     reason: str
 
 
-class MetadataState(Struct):
+class MetadataState(Struct, frozen=True):
     """Whether quotas, limits and nodes are known, since when, and how old they are (seconds)."""
 
     status: Literal["ok", "stale", "no_data", "unavailable", "not_configured"]
@@ -49,157 +52,191 @@ class MetadataState(Struct):
     age_seconds: int | None
 
 
-class ClusterStatement(Figures):
+class ClusterStatement(Figures, frozen=True, kw_only=True):
     cluster_id: str
     cluster_name: str
 
 
-class ClusterCosts(ClusterStatement):
-    aggregate: str
-    costs: list[CostRow]
-    total_count: int
-    next_cursor: str | None
+class ClusterView(WithSources, frozen=True, kw_only=True):
+    cluster_id: str
+    cluster_name: str
 
 
-class NamedCosts(ClusterStatement):
-    costs: list[CostRow]
+class ClusterCosts(ClusterStatement, frozen=True, kw_only=True):
+    aggregate: str | UnsetType = UNSET
+    costs: tuple[CostRow, ...]
+    total_count: int | UnsetType = UNSET
+    next_cursor: str | UnsetType | None = UNSET
 
 
-class Utilization(Struct):
+class Utilization(Struct, frozen=True, kw_only=True):
     """Usage over request; None where nothing was requested."""
 
     cpu: float | None
     ram: float | None
 
 
-class NamespaceRow(CostRow, kw_only=True):
-    quota: list[dict[str, Any]]
+class Quota(Struct, frozen=True, kw_only=True):
+    """One resource of a namespace's quota; cores, bytes or a count."""
+
+    name: str
+    resource: str
+    hard: float | None
+    used: float | None
+
+
+class NamespaceRow(CostRow, frozen=True, kw_only=True):
+    quota: tuple[Quota, ...]
     utilization: Utilization
 
 
-class NamedNamespaces(ClusterStatement):
+class Namespaces(ClusterStatement, frozen=True, kw_only=True):
     metadata: MetadataState
-    namespaces: list[NamespaceRow]
+    namespaces: tuple[NamespaceRow, ...]
+    total_count: int | UnsetType = UNSET
+    next_cursor: str | UnsetType | None = UNSET
 
 
-class Namespaces(NamedNamespaces):
-    total_count: int
-    next_cursor: str | None
+class Limits(Struct, frozen=True, kw_only=True):
+    """Requests and limits of a workload, now; cores and bytes, None where not set or not known."""
+
+    cpu_request: float | None = None
+    cpu_limit: float | None = None
+    ram_request: float | None = None
+    ram_limit: float | None = None
 
 
-class WorkloadCosts(CostRow, kw_only=True):
-    resources: dict[str, float | None]
+class WorkloadCosts(CostRow, frozen=True, kw_only=True):
+    resources: Limits
     utilization: Utilization
 
 
-class Workloads(ClusterStatement):
+class Workloads(ClusterStatement, frozen=True, kw_only=True):
     namespace: str
     metadata: MetadataState
-    workloads: list[WorkloadCosts]
-    total_count: int
-    next_cursor: str | None
+    workloads: tuple[WorkloadCosts, ...]
+    total_count: int | UnsetType = UNSET
+    next_cursor: str | UnsetType | None = UNSET
 
 
-class NamedWorkloads(ClusterStatement):
-    workloads: list[CostRow]
+class NamedWorkloads(ClusterStatement, frozen=True, kw_only=True):
+    workloads: tuple[CostRow, ...]
 
 
-class ClusterAssets(WithSources, kw_only=True):
-    cluster_id: str
-    cluster_name: str
+class AssetRow(Asset, frozen=True, kw_only=True):
+    """An asset; a node with its specification, None where it is not known."""
+
+    specification: NodeRow | UnsetType | None = UNSET
+
+
+class ClusterAssets(ClusterView, frozen=True, kw_only=True):
     currency: str
     totals: dict[str, float]
     total_cost: Usd
     metadata: MetadataState
-    assets: list[Asset]
-    total_count: int
-    next_cursor: str | None
+    assets: tuple[AssetRow, ...]
+    total_count: int | UnsetType = UNSET
+    next_cursor: str | UnsetType | None = UNSET
 
 
-class ClusterMetrics(WithSources, kw_only=True):
-    cluster_id: str
-    cluster_name: str
+Points = tuple[tuple[float, float], ...]
+
+
+class ClusterMetrics(ClusterView, frozen=True, kw_only=True):
     metric: str
     unit: str
     step: int
-    series: dict[str, list[tuple[float, float]]]
+    series: dict[str, Points]
 
 
-class Optimization(WithSources, kw_only=True):
-    cluster_id: str
-    cluster_name: str
+class Optimization(ClusterView, frozen=True, kw_only=True):
     currency: str
     potential_savings: Usd
     by_category: dict[str, float]
-    right_sizing: list[Recommendation]
-    under_provisioned: list[Recommendation]
-    abandoned_workloads: list[Recommendation]
-    unclaimed_volumes: list[Recommendation]
-    idle_nodes: list[Recommendation]
+    right_sizing: tuple[Recommendation, ...]
+    under_provisioned: tuple[Recommendation, ...]
+    abandoned_workloads: tuple[Recommendation, ...]
+    unclaimed_volumes: tuple[Recommendation, ...]
+    idle_nodes: tuple[Recommendation, ...]
 
 
-class Freshness(Struct):
+class Freshness(Struct, frozen=True):
     fetched_at: int | None
     final_until: str
 
 
-class ClusterSummary(Struct):
+class ClusterSummary(Struct, frozen=True, kw_only=True):
+    """One cluster of an organization; where it failed, ``error`` says why and nothing of its cost is known."""
+
     cluster_id: str
     cluster_name: str
     name: str
     state: str
     flavour: str
-    total_cost: Usd
-    summary: SummaryColumns | None
-    idle_cost: Usd
-    currency: str | None
-    complete: bool
-    sources: list[SourceState]
-    not_covered: list[str]
-    freshness: Freshness | None
-    error: Told | None
+    total_cost: Usd = None
+    summary: SummaryColumns | None = None
+    idle_cost: Usd = None
+    efficiency: Efficiency | None = None
+    currency: str | None = None
+    complete: bool = False
+    sources: tuple[SourceState, ...] = ()
+    not_covered: tuple[str, ...] = ()
+    freshness: Freshness | None = None
+    error: Failure | None = None
 
 
-class OrganizationCosts(Struct):
+class OrganizationCosts(Struct, frozen=True, kw_only=True):
     organization_id: str
     start_date: int
     end_date: int
-    clusters: list[ClusterSummary]
+    clusters: tuple[ClusterSummary, ...]
+    total_count: int | UnsetType = UNSET
+    next_cursor: str | UnsetType | None = UNSET
     totals: dict[str, Usd]
     total_cost: Usd
     known_cost: Usd
     complete: bool
-    total_count: int
-    next_cursor: str | None
 
 
-class CleanExpenseRow(Struct):
+class CleanExpenseRow(Columns, frozen=True, kw_only=True):
+    """A stored row in OptScale's words beside ours."""
+
     cloud_account_id: str
     cloud_account_name: str
     k8s_namespace: str
+    k8s_controller: str
     k8s_node: str
     resource_name: str
+    name: str
+    resource_type: str = "K8s Pod"
     cost: Money
+    total_cost: Money
+    management_cost: Usd
+    cpu_efficiency: float
+    ram_efficiency: float
+    total_efficiency: float
 
 
-class ClusterCost(Struct):
+class ClusterCost(Struct, frozen=True, kw_only=True):
+    """What one cluster says now; where it failed, ``error`` says why."""
+
     cloud_account_id: str
     cloud_account_name: str
-    cost: Usd
-    breakdown: SummaryColumns | None
-    complete: bool
-    sources: list[SourceState]
-    not_covered: list[str]
-    error: Told | None
+    cost: Usd = None
+    breakdown: SummaryColumns | None = None
+    complete: bool = False
+    sources: tuple[SourceState, ...] = ()
+    not_covered: tuple[str, ...] = ()
+    error: Failure | None = None
 
 
-class KubernetesCosts(Struct):
+class KubernetesCosts(Struct, frozen=True, kw_only=True):
     k8s_total_cost: Usd
     complete: bool
-    k8s_cost_breakdown: list[ClusterCost]
+    k8s_cost_breakdown: tuple[ClusterCost, ...]
 
 
-class CleanExpenses(Struct):
+class CleanExpenses(Struct, frozen=True, kw_only=True):
     organization_id: str
     start_date: int
     end_date: int
@@ -207,15 +244,15 @@ class CleanExpenses(Struct):
     total_cost: Usd
     coverage: float | None
     complete: bool
-    accounts: list[AccountCoverage]
-    error: Told | None
+    accounts: tuple[AccountCoverage, ...]
+    error: Failure | None
     k8s_costs: KubernetesCosts
-    clean_expenses: list[CleanExpenseRow]
-    total_count: int
-    next_cursor: str | None
+    clean_expenses: tuple[CleanExpenseRow, ...]
+    total_count: int | UnsetType = UNSET
+    next_cursor: str | UnsetType | None = UNSET
 
 
-class MonthOfCluster(Struct):
+class MonthOfCluster(Struct, frozen=True, kw_only=True):
     cloud_account_id: str
     cloud_account_name: str
     total_cost: Usd
@@ -224,36 +261,43 @@ class MonthOfCluster(Struct):
     projection: Projection | None
 
 
-class Month(Struct):
+class MonthProjection(Struct, frozen=True, kw_only=True):
+    """The sum of the clusters' projections; the band is the sum of bands, which is wide: few go the same way."""
+
+    total_cost: Usd
+    low: Usd
+    high: Usd
+    method: str
+
+
+class Month(SummaryColumns, frozen=True, kw_only=True):
+    """One month of all clusters; a sum is None where a cluster's part of it is not known."""
+
     month: str
     start: str
     end: str
     complete: bool
-    total_cost: Usd
-    known_cost: Usd
     month_to_date: Usd
-    projection: Projection | None
-    clusters: list[MonthOfCluster]
+    projection: MonthProjection | None
+    clusters: tuple[MonthOfCluster, ...]
 
 
-class UnavailableCluster(Struct):
+class UnavailableCluster(Struct, frozen=True, kw_only=True):
     cloud_account_id: str
     cloud_account_name: str
-    error: Told
+    error: Failure
 
 
-class Monthly(Struct):
+class Monthly(Struct, frozen=True, kw_only=True):
+    organization_id: str | UnsetType = UNSET
     currency: str
-    months: list[Month]
-    unavailable: list[UnavailableCluster]
+    months: tuple[Month, ...]
+    unavailable: tuple[UnavailableCluster, ...]
 
 
-class OrganizationMonthly(Monthly, kw_only=True):
-    organization_id: str
-
-
-class KubecentItem(Struct):
+class KubecentItem(Struct, frozen=True, kw_only=True):
     name: str
+    namespace: str | UnsetType = UNSET
     total_cost: Money
     cpu_cost: Usd
     memory_cost: Usd
@@ -262,30 +306,26 @@ class KubecentItem(Struct):
     pod_count: int
 
 
-class KubecentListing(Struct):
+class KubecentListing(Struct, frozen=True, kw_only=True):
     window: TimeWindow
     item_count: int
     total: Usd
     complete: bool
-    sources: list[SourceState]
+    sources: tuple[SourceState, ...]
 
 
-class KubecentNamespaces(KubecentListing):
-    namespaces: list[KubecentItem]
+class KubecentNamespaces(KubecentListing, frozen=True, kw_only=True):
+    namespaces: tuple[KubecentItem, ...]
 
 
-class KubecentPod(KubecentItem):
-    namespace: str
+class KubecentPods(KubecentListing, frozen=True, kw_only=True):
+    pods: tuple[KubecentItem, ...]
 
 
-class KubecentPods(KubecentListing):
-    pods: list[KubecentPod]
-
-
-class KubecentRecommendations(Struct):
+class KubecentRecommendations(Struct, frozen=True, kw_only=True):
     window: TimeWindow
     item_count: int
     potential_savings: Usd
     complete: bool
-    sources: list[SourceState]
-    recommendations: list[Recommendation]
+    sources: tuple[SourceState, ...]
+    recommendations: tuple[Recommendation, ...]

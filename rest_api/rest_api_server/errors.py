@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from optscale_client.metroculus_client import (
     DeadlineExceeded,
     InvalidRequest,
@@ -11,6 +9,7 @@ from optscale_client.metroculus_client import (
     NoSourceConfigured,
     ServiceUnavailable,
 )
+from rest_api.rest_api_server.answers import Failure
 from rest_api.rest_api_server.directory.model import DirectoryError
 from tools.tornado_service.errors import ApiError, CommonCodes, ErrorCode
 
@@ -52,10 +51,10 @@ CODES = CommonCodes(
 )
 
 
-def told(failure: MetroculusError) -> dict[str, Any]:
-    """A failure of one cluster, as it stands inside an answer about several."""
-    error = map_error(failure) or ApiError(INTERNAL)
-    return {"status_code": error.code.status, "error_code": error.code.code, "reason": error.reason}
+def failure_of(error: MetroculusError) -> Failure:
+    """What failed of one cluster, as it stands inside an answer about several."""
+    mapped = map_error(error) or ApiError(INTERNAL)
+    return Failure(mapped.code.status, mapped.code.code, mapped.reason)
 
 
 def map_error(error: BaseException) -> ApiError | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from operator import attrgetter
+from typing import Any, Literal, Self, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rest_api.rest_api_server.errors import INVALID
 from tools.tornado_service.errors import ApiError
@@ -57,8 +60,11 @@ class PageQuery(WindowQuery, frozen=True, kw_only=True):
     order: Literal["asc", "desc"] | None = None
 
 
-def page(rows: Sequence[dict[str, Any]], query: PageQuery, key: str) -> dict[str, Any]:
-    """One page under ``key``, with ``total_count`` and ``next_cursor``.
+T = TypeVar("T", bound=Struct)
+
+
+def paged(answer: T, query: PageQuery, key: str) -> T:
+    """The answer with one page of its rows under ``key``, their ``total_count`` and the ``next_cursor``.
 
     Raises:
         ApiError: a cursor of another order.
@@ -69,11 +75,12 @@ def page(rows: Sequence[dict[str, Any]], query: PageQuery, key: str) -> dict[str
     offset, ordered = query.cursor.position() if query.cursor else (0, chosen)
     if ordered != chosen:
         raise ApiError(INVALID, "cursor belongs to a list in another order", ["cursor"])
-    named = sorted(rows, key=lambda row: str(row.get("name", "")))
-    known = [row for row in named if row.get(sort) is not None]
-    unknown = [row for row in named if row.get(sort) is None]
-    ranked = sorted(known, key=lambda row: row[sort], reverse=descending) + unknown
+    named = sorted(getattr(answer, key), key=lambda row: row.name)
+    known = [row for row in named if getattr(row, sort, None) is not None]
+    unknown = [row for row in named if getattr(row, sort, None) is None]
+    ranked = sorted(known, key=attrgetter(sort), reverse=descending) + unknown
     end = offset + int(query.limit or DEFAULT_LIMIT)
     more = end < len(ranked)
     cursor = base64.urlsafe_b64encode(json.dumps([end, chosen]).encode()).decode() if more else None
-    return {key: ranked[offset:end], "total_count": len(ranked), "next_cursor": cursor}
+    paging: dict[str, Any] = {key: tuple(ranked[offset:end]), "total_count": len(ranked), "next_cursor": cursor}
+    return replace(answer, **paging)

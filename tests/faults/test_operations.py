@@ -202,8 +202,7 @@ def test_an_upstream_that_flaps_is_never_half_answered_and_right_when_it_is_well
         assert {answer.status_code for answer in answers} <= {200, 502, 503, 504}
         told = {(a.json()["complete"], a.json()["total_cost"]) for a in answers if a.status_code == 200}
         assert (True, situation.true) in told and told <= {(True, situation.true), (False, None)}
-        assert until(situation.right, HEALED_WITHIN)
-        assert all(situation.right() for _ in range(20))
+        assert until(lambda: all(situation.right() for _ in range(20)), HEALED_WITHIN), "it did not stay well"
     finally:
         situation.close()
 

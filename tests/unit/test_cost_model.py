@@ -259,6 +259,11 @@ def answers(draw):
     return sets
 
 
+def test_a_request_too_small_to_divide_by_is_none():
+    assert efficiency(117.0, 6.4e-307, 1.0) == 1.0 and efficiency(0.0, 5e-324, 1.0) == 0.0
+    assert efficiency(1.0, 2.0, 1.0) == 0.5
+
+
 @given(answers(), st.sampled_from(["separate", "share", "hide"]), st.one_of(st.none(), st.floats(0, 1e6)))
 def test_identities_hold_for_any_answer(sets, idle, management):
     window = Window.past(START, START + 4 * DAY)

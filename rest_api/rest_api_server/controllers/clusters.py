@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from msgspec import Struct, to_builtins
 
-from optscale_client.metroculus_client import InvalidRequest, NoSourceConfigured, NotFound
+from optscale_client.metroculus_client import InvalidRequest, NoSourceConfigured, NotFound, structs
 from rest_api.rest_api_server.auth import Gate
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.directory.model import AlreadyExists, Cluster, Flavour
@@ -115,7 +115,7 @@ class ClustersController:
         """
         with suppress(NotFound):
             forget = self._metroculus.client.delete_kubecost_source
-            await self._metroculus.call(cluster, forget, cluster.id, request_id=request_id)
+            await self._metroculus.call(cluster, forget, cluster.id, request_id=request_id, shape=structs.Deleted)
         await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
 
     async def _unfinished(self, organization_id: str, name: str) -> Cluster | None:
@@ -125,7 +125,9 @@ class ClustersController:
     async def _write(self, cluster: Cluster, source: dict[str, Any], request_id: str) -> None:
         try:
             write = self._metroculus.client.put_kubecost_source
-            await self._metroculus.call(cluster, write, cluster.id, **source, request_id=request_id)
+            await self._metroculus.call(
+                cluster, write, cluster.id, **source, request_id=request_id, shape=structs.Source
+            )
         except NoSourceConfigured as refusal:
             raise ApiError(LINK_REFUSED, refusal.reason) from None
 

@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 from math import fsum
 from typing import Any
 
-from optscale_client.metroculus_client import MetroculusError, ServiceUnavailable, structs
+from msgspec import Struct, structs
+
+from optscale_client.metroculus_client import MetroculusError, ServiceUnavailable
+from optscale_client.metroculus_client.structs import (
+    Assets,
+    CostRow,
+    Figures,
+    Recommendation,
+    Savings,
+    Statement,
+    SummaryColumns,
+    WithSources,
+)
 from rest_api.rest_api_server import answers
-from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
+from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.controllers.resources import ResourcesController
 from rest_api.rest_api_server.directory.model import Cluster
-from rest_api.rest_api_server.errors import told
+from rest_api.rest_api_server.errors import failure_of
 from tools.window import Window
 
-STATEMENT_KEYS = (
-    "start_date", "end_date", "window", "currency", "complete", "not_covered", "sources", "total_cost", "summary",
-    "idle_cost", "unallocated_cost", "special", "efficiency", "breakdown", "potential_savings",
-    "data_points",
-)  # fmt: skip
 
-KINDS = {
-    "right_sizing": "right_sizing",
-    "under_provisioned": "under_provisioned",
-    "abandoned_workloads": "abandoned_workload",
-    "unclaimed_volumes": "unclaimed_volume",
-    "idle_nodes": "idle_node",
-}
+def fields_of(source: Struct, shape: type[Struct]) -> dict[str, Any]:
+    """The fields of ``shape`` as ``source`` holds them."""
+    return {name: getattr(source, name) for name in shape.__struct_fields__}
 
 
-def _about(cluster: Cluster) -> Json:
+def _about(cluster: Cluster) -> dict[str, Any]:
     return {"cluster_id": cluster.id, "cluster_name": cluster.name}
 
 
-def _stamps(window: Window) -> dict[str, int]:
+def _stamps(window: Window) -> dict[str, Any]:
     return {"start_date": window.start, "end_date": window.end}
+
+
+def rows_of(statement: Statement) -> tuple[CostRow, ...]:
+    """The rows by what was asked for as ``aggregate``; none where that was not asked."""
+    return statement.breakdown_by_aggregate or ()
 
 
 class CostsController:
@@ -43,7 +52,7 @@ class CostsController:
         self._metroculus = metroculus
         self._resources = resources
 
-    async def statement(self, cluster: Cluster, window: Window, request_id: str, **asked: Any) -> Json:
+    async def statement(self, cluster: Cluster, window: Window, request_id: str, **asked: Any) -> Statement:
         """A cluster's statement.
 
         Raises:
@@ -51,140 +60,175 @@ class CostsController:
         """
         ask = self._metroculus.client.get_kubecost_cluster_costs
         statement = await self._metroculus.call(
-            cluster, ask, cluster.id, **_stamps(window), request_id=request_id, shape=structs.Statement, **asked
+            cluster, ask, cluster.id, **_stamps(window), request_id=request_id, shape=Statement, **asked
         )
-        if not _adds_up(statement["summary"]):
+        if not _adds_up(statement.summary):
             raise ServiceUnavailable("Metroculus answered with a total that is not the sum of its parts", status=502)
         return statement
 
-    async def overview(self, clusters: Sequence[Cluster], window: Window, request_id: str) -> Json:
+    async def overview(
+        self, organization_id: str, clusters: Sequence[Cluster], window: Window, request_id: str
+    ) -> answers.OrganizationCosts:
         """Every cluster with its cost, side by side; one that fails says so and leaves the others whole."""
         rows = await asyncio.gather(*(self._summary(cluster, window, request_id) for cluster in clusters))
-        by_currency: dict[str, list[float | None]] = {}
+        by_currency: dict[str, list[float | None]] = defaultdict(list)
         for row in rows:
-            by_currency.setdefault(row["currency"] or "USD", []).append(row["total_cost"])
+            by_currency[row.currency or "USD"].append(row.total_cost)
         totals = {currency: total_of(costs) for currency, costs in sorted(by_currency.items())}
-        return {
-            "clusters": list(rows),
-            "totals": totals,
-            "total_cost": next(iter(totals.values())) if len(totals) == 1 else None,
-            "known_cost": _known([row["summary"]["known_cost"] if row["summary"] else None for row in rows]),
-            "complete": all(row["complete"] for row in rows),
-        }
+        return answers.OrganizationCosts(
+            organization_id=organization_id,
+            **_stamps(window),
+            clusters=tuple(rows),
+            totals=totals,
+            total_cost=next(iter(totals.values())) if len(totals) == 1 else None,
+            known_cost=_known([row.summary.known_cost if row.summary else None for row in rows]),
+            complete=all(row.complete for row in rows),
+        )
 
-    async def _summary(self, cluster: Cluster, window: Window, request_id: str) -> Json:
-        row: Json = _about(cluster) | {"name": cluster.name, "state": cluster.state, "flavour": cluster.flavour}
+    async def _summary(self, cluster: Cluster, window: Window, request_id: str) -> answers.ClusterSummary:
+        about = _about(cluster) | {"name": cluster.name, "state": cluster.state, "flavour": cluster.flavour}
         try:
             statement = await self.statement(cluster, window, request_id)
         except MetroculusError as failure:
-            unknown = dict.fromkeys(("total_cost", "summary", "idle_cost", "efficiency", "currency", "freshness"))
-            return row | unknown | {"complete": False, "sources": [], "not_covered": [], "error": told(failure)}
-        kept = ("total_cost", "summary", "idle_cost", "efficiency", "currency", "complete", "sources", "not_covered")
-        fetched = [source["fetched_at"] for source in statement["sources"] if source["fetched_at"] is not None]
-        freshness = {"fetched_at": min(fetched, default=None), "final_until": statement["window"]["final_until"]}
-        return row | {key: statement[key] for key in kept} | {"freshness": freshness, "error": None}
+            return answers.ClusterSummary(**about, error=failure_of(failure))
+        fetched = [source.fetched_at for source in statement.sources if source.fetched_at is not None]
+        return answers.ClusterSummary(
+            **about,
+            total_cost=statement.total_cost,
+            summary=statement.summary,
+            idle_cost=statement.idle_cost,
+            efficiency=statement.efficiency,
+            currency=statement.currency,
+            complete=statement.complete,
+            sources=statement.sources,
+            not_covered=statement.not_covered,
+            freshness=answers.Freshness(min(fetched, default=None), statement.window.final_until),
+        )
 
     async def costs(
-        self, cluster: Cluster, window: Window, aggregate: Sequence[str], asked: Json, request_id: str
-    ) -> tuple[Json, list[Json]]:
-        """A statement, and its rows by ``aggregate``; ``asked`` may say ``idle`` and ``step``."""
+        self, cluster: Cluster, window: Window, aggregate: Sequence[str], request_id: str, **asked: Any
+    ) -> answers.ClusterCosts:
+        """A statement with its rows by ``aggregate``; ``asked`` may say ``idle`` and ``step``."""
         statement = await self.statement(cluster, window, request_id, aggregate=tuple(aggregate), **asked)
-        return _shown(cluster, statement), statement.get("breakdown_by_aggregate", [])
+        return answers.ClusterCosts(**_shown(cluster, statement), costs=rows_of(statement))
 
-    async def namespaces(self, cluster: Cluster, window: Window, request_id: str) -> tuple[Json, list[Json]]:
-        """A statement, and its namespaces with quota and utilisation."""
-        statement, (resources, known) = await asyncio.gather(
+    async def namespaces(self, cluster: Cluster, window: Window, request_id: str) -> answers.Namespaces:
+        """A statement with its namespaces, each with quota and utilisation."""
+        statement, (resources, metadata) = await asyncio.gather(
             self.statement(cluster, window, request_id, aggregate="namespace"),
             self._resources.known(cluster, request_id),
         )
-        quotas: dict[str, list[Json]] = {}
+        quotas: dict[str, list[answers.Quota]] = defaultdict(list)
         for quota in resources.quotas:
-            quotas.setdefault(quota["namespace"], []).append({k: v for k, v in quota.items() if k != "namespace"})
-        rows = [
-            row | {"quota": quotas.get(row["namespace"], []), "utilization": _utilization(row)}
-            for row in statement.get("breakdown_by_aggregate", [])
-        ]
-        return _shown(cluster, statement) | {"metadata": known}, rows
+            quotas[quota.namespace].append(answers.Quota(**fields_of(quota, answers.Quota)))
+        rows = tuple(
+            answers.NamespaceRow(
+                **structs.asdict(row),
+                quota=tuple(quotas.get(row.namespace or "", ())),
+                utilization=_utilization(row),
+            )
+            for row in rows_of(statement)
+        )
+        return answers.Namespaces(**_shown(cluster, statement), metadata=metadata, namespaces=rows)
 
-    async def workloads(
-        self, cluster: Cluster, namespace: str, window: Window, request_id: str
-    ) -> tuple[Json, list[Json]]:
-        """A namespace's statement, and its workloads with requests and limits against usage."""
-        statement, (kept, known) = await asyncio.gather(
+    async def workloads(self, cluster: Cluster, namespace: str, window: Window, request_id: str) -> answers.Workloads:
+        """A namespace's statement with its workloads, each with requests and limits against usage."""
+        statement, (resources, metadata) = await asyncio.gather(
             self.statement(
                 cluster, window, request_id, aggregate="namespace,controller,controllerKind", namespace=namespace
             ),
             self._resources.known(cluster, request_id),
         )
-        resources = {
-            (one["namespace"], one["controller"]): one for one in kept.workloads if one["namespace"] == namespace
+        limits = {
+            one.controller: answers.Limits(**fields_of(one, answers.Limits))
+            for one in resources.workloads
+            if one.namespace == namespace
         }
-        rows = []
-        for row in statement.get("breakdown_by_aggregate", []):
-            now = resources.get((row["namespace"], row["controller"]), {})
-            limits = {key: now.get(key) for key in ("cpu_request", "cpu_limit", "ram_request", "ram_limit")}
-            rows.append(row | {"resources": limits, "utilization": _utilization(row)})
-        return _shown(cluster, statement) | {"namespace": namespace, "metadata": known}, rows
+        rows = tuple(
+            answers.WorkloadCosts(
+                **structs.asdict(row),
+                resources=limits.get(row.controller or "", answers.Limits()),
+                utilization=_utilization(row),
+            )
+            for row in rows_of(statement)
+        )
+        return answers.Workloads(**_shown(cluster, statement), namespace=namespace, metadata=metadata, workloads=rows)
 
     async def assets(
         self, cluster: Cluster, window: Window, asset_type: str | None, request_id: str
-    ) -> tuple[Json, list[Json]]:
-        """What a cluster is made of, and every asset."""
+    ) -> answers.ClusterAssets:
+        """What a cluster is made of: every asset, nodes with their specification."""
         ask = self._metroculus.client.get_kubecost_assets
         asked = {"asset_type": asset_type, "request_id": request_id}
-        body, (kept, known) = await asyncio.gather(
-            self._metroculus.call(cluster, ask, cluster.id, **_stamps(window), shape=structs.Assets, **asked),
+        found, (resources, metadata) = await asyncio.gather(
+            self._metroculus.call(cluster, ask, cluster.id, **_stamps(window), shape=Assets, **asked),
             self._resources.known(cluster, request_id),
         )
-        nodes = {one["name"]: one for one in kept.nodes}
-        lists = ("nodes", "disks", "load_balancers", "network", "cluster_management")
-        rows = [asset for name in lists for asset in body[name]]
-        rows = [row | {"specification": nodes.get(row["name"])} if row["type"] == "node" else row for row in rows]
-        about = {key: value for key, value in body.items() if key not in (*lists, "cloud_account_id")}
-        return _about(cluster) | about | {"metadata": known}, rows
+        nodes = {one.name: one for one in resources.nodes}
+        listed = (*found.nodes, *found.disks, *found.load_balancers, *found.network, *found.cluster_management)
+        rows = tuple(
+            answers.AssetRow(**structs.asdict(one), specification=nodes.get(one.name))
+            if one.type == "node"
+            else answers.AssetRow(**structs.asdict(one))
+            for one in listed
+        )
+        return answers.ClusterAssets(
+            **_about(cluster),
+            **fields_of(found, WithSources),
+            currency=found.currency,
+            totals=found.totals,
+            total_cost=found.total_cost,
+            metadata=metadata,
+            assets=rows,
+        )
 
-    async def optimization(self, cluster: Cluster, window: Window, request_id: str) -> Json:
+    async def optimization(self, cluster: Cluster, window: Window, request_id: str) -> answers.Optimization:
         """What could be had for less, each with its monthly saving, evidence and risk."""
         ask = self._metroculus.client.get_kubecost_savings
-        body = await self._metroculus.call(
-            cluster, ask, cluster.id, **_stamps(window), request_id=request_id, shape=structs.Savings
+        found = await self._metroculus.call(
+            cluster, ask, cluster.id, **_stamps(window), request_id=request_id, shape=Savings
         )
-        by_kind = {key: [one for one in body["recommendations"] if one["kind"] == kind] for key, kind in KINDS.items()}
-        kept = (
-            "start_date",
-            "end_date",
-            "window",
-            "currency",
-            "complete",
-            "sources",
-            "potential_savings",
-            "by_category",
+
+        def of(kind: str) -> tuple[Recommendation, ...]:
+            return tuple(one for one in found.recommendations if one.kind == kind)
+
+        return answers.Optimization(
+            **_about(cluster),
+            **fields_of(found, WithSources),
+            currency=found.currency,
+            potential_savings=found.potential_savings,
+            by_category=found.by_category,
+            right_sizing=of("right_sizing"),
+            under_provisioned=of("under_provisioned"),
+            abandoned_workloads=of("abandoned_workload"),
+            unclaimed_volumes=of("unclaimed_volume"),
+            idle_nodes=of("idle_node"),
         )
-        return _about(cluster) | {key: body[key] for key in kept} | by_kind
 
 
-def _adds_up(summary: Json) -> bool:
+def _adds_up(summary: SummaryColumns) -> bool:
     """Whether a total that is known is the sum of its parts, rounding apart; what does not add up is no figure."""
-    total: float | None = summary["total_cost"]
-    if total is None:
+    if summary.total_cost is None:
         return True
-    parts: list[float] = [summary[name] for name in answers.PARTS if summary[name] is not None]
-    return abs(total - fsum(parts)) <= 1e-6 * max(1.0, *map(abs, parts))
+    given = [getattr(summary, name) for name in answers.PARTS]
+    parts: list[float] = [usd for usd in given if usd is not None]
+    return abs(summary.total_cost - fsum(parts)) <= 1e-6 * max(1.0, *map(abs, parts))
 
 
-def _shown(cluster: Cluster, statement: Json) -> Json:
-    return _about(cluster) | {key: statement[key] for key in STATEMENT_KEYS}
+def _shown(cluster: Cluster, statement: Statement) -> dict[str, Any]:
+    return _about(cluster) | fields_of(statement, Figures)
 
 
-def _utilization(row: Json) -> Json:
+def _utilization(row: CostRow) -> answers.Utilization:
     """Usage over request by resource; None where nothing was requested."""
-    found: Json = {}
-    for name, usage, request in (
-        ("cpu", "cpu_core_usage_average", "cpu_core_request_average"),
-        ("ram", "ram_byte_usage_average", "ram_byte_request_average"),
-    ):
-        found[name] = row[usage] / row[request] if row[request] else None
-    return found
+
+    def share(usage: float, request: float) -> float | None:
+        return usage / request if request else None
+
+    return answers.Utilization(
+        cpu=share(row.cpu_core_usage_average, row.cpu_core_request_average),
+        ram=share(row.ram_byte_usage_average, row.ram_byte_request_average),
+    )
 
 
 def total_of(costs: Sequence[float | None]) -> float | None:

@@ -8,8 +8,10 @@ from itertools import pairwise
 from math import fsum
 from typing import Literal
 
-from optscale_client.metroculus_client import structs
-from rest_api.rest_api_server.controllers.metroculus import Json, MetroculusPool
+from optscale_client.metroculus_client.structs import Metrics, MetricSeries, WithSources
+from rest_api.rest_api_server import answers
+from rest_api.rest_api_server.controllers.costs import fields_of
+from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster
 from tools.window import Window
 
@@ -42,14 +44,16 @@ class MetricsController:
     def __init__(self, metroculus: MetroculusPool) -> None:
         self._metroculus = metroculus
 
-    async def series(self, cluster: Cluster, metric: Metric, window: Window, step: str | None, request_id: str) -> Json:
+    async def series(
+        self, cluster: Cluster, metric: Metric, window: Window, step: str | None, request_id: str
+    ) -> answers.ClusterMetrics:
         """Usage, allocation, capacity and utilisation over time.
 
         Raises:
             MetroculusError
         """
         parts = SERIES[metric]
-        body = await self._metroculus.call(
+        found = await self._metroculus.call(
             cluster,
             self._metroculus.client.get_kubecost_metrics,
             cluster.id,
@@ -58,23 +62,29 @@ class MetricsController:
             [name for name, _ in parts.values()],
             step=step,
             request_id=request_id,
-            shape=structs.Metrics,
+            shape=Metrics,
         )
-        sums = {role: summed(body["metrics"][name], counter) for role, (name, counter) in parts.items()}
-        series = {role: sorted(points.items()) for role, points in sums.items()}
+        sums = {role: summed(found.metrics.get(name, ()), counter) for role, (name, counter) in parts.items()}
+        series = {role: tuple(sorted(points.items())) for role, points in sums.items()}
         if "capacity" in sums:
             shares = {at: used / sums["capacity"][at] for at, used in sums["usage"].items() if sums["capacity"].get(at)}
-            series["utilization"] = sorted(shares.items())
-        kept = ("start_date", "end_date", "window", "step", "complete", "sources")
-        about = {"cluster_id": cluster.id, "cluster_name": cluster.name, "metric": metric, "unit": UNITS[metric]}
-        return about | {key: body[key] for key in kept} | {"series": series}
+            series["utilization"] = tuple(sorted(shares.items()))
+        return answers.ClusterMetrics(
+            **fields_of(found, WithSources),
+            cluster_id=cluster.id,
+            cluster_name=cluster.name,
+            metric=metric,
+            unit=UNITS[metric],
+            step=found.step,
+            series=series,
+        )
 
 
-def summed(series: Iterable[Json], counter: bool) -> Points:
+def summed(series: Iterable[MetricSeries], counter: bool) -> Points:
     """Series added up at each time; a counter as its growth a second, a reset counting from zero."""
     at_time: dict[float, list[float]] = defaultdict(list)
     for one in series:
-        values = one["values"]
+        values = one.values
         if not counter:
             for at, value in values:
                 at_time[at].append(value)

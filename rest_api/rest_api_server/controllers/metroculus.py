@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -21,8 +21,8 @@ CALLS_OF_A_CLUSTER = 4
 CALLS_OF_AN_ORGANIZATION = 32
 CALL_SECONDS = 35.0
 """For one call with the time that it waits for its place; a little over Metroculus' own deadline."""
-Json = dict[str, Any]
-Method: TypeAlias = Callable[..., tuple[int, Json]]
+Method: TypeAlias = Callable[..., tuple[int, dict[str, Any]]]
+T = TypeVar("T")
 
 
 class MetroculusPool:
@@ -41,13 +41,13 @@ class MetroculusPool:
         self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def call(
-        self, about: Cluster | Sequence[Cluster], method: Method, *args: Any, shape: Any = Json, **kwargs: Any
-    ) -> Json:
-        """The body of an answer.
+        self, about: Cluster | Sequence[Cluster], method: Method, *args: Any, shape: type[T], **kwargs: Any
+    ) -> T:
+        """An answer.
 
         Args:
             about: whose it is; several are of one organization.
-            shape: a type that the body must fit.
+            shape: what it is read as, one of the SDK's ``structs``.
 
         Raises:
             MetroculusError
@@ -68,12 +68,12 @@ class MetroculusPool:
                 self.seen = "failing" if failure.status is None else "ok"
                 raise
         try:
-            msgspec.convert(body, shape)
+            answer = msgspec.convert(body, shape)
         except msgspec.ValidationError as problem:
             self.seen = "failing"
             raise ServiceUnavailable("Metroculus answered with something else", status=502) from problem
         self.seen = "ok"
-        return body
+        return answer
 
     def _shares(self, about: Cluster | Sequence[Cluster]) -> list[asyncio.Semaphore]:
         one = about if isinstance(about, Cluster) else about[0]

@@ -9,8 +9,11 @@ from collections.abc import Callable
 from typing import Literal
 from uuid import uuid4
 
+import msgspec
+from msgspec import Struct
+
 from optscale_client.metroculus_client import MetroculusError, NoSourceConfigured
-from optscale_client.metroculus_client.structs import Metadata
+from optscale_client.metroculus_client.structs import Metadata, NodeRow, QuotaRow, WorkloadRow
 from rest_api.rest_api_server.answers import MetadataState
 from rest_api.rest_api_server.auth import Gate
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
@@ -21,7 +24,14 @@ log = logging.getLogger("resources")
 STALE_AFTER = 3
 """Refreshes that were missed in a row."""
 AT_ONCE = 4
-NOTHING = Resources(0, [], [], [])
+
+
+class ClusterResources(Struct, frozen=True):
+    """What a cluster is made of; Metroculus' rows of ``k8s_metadata``."""
+
+    quotas: tuple[QuotaRow, ...] = ()
+    workloads: tuple[WorkloadRow, ...] = ()
+    nodes: tuple[NodeRow, ...] = ()
 
 
 class ResourcesController:
@@ -38,7 +48,7 @@ class ResourcesController:
         self._clock = clock
         self._seconds = seconds
 
-    async def known(self, cluster: Cluster, request_id: str) -> tuple[Resources, MetadataState]:
+    async def known(self, cluster: Cluster, request_id: str) -> tuple[ClusterResources, MetadataState]:
         """What is kept of a cluster, asked for now where nothing is; that it is not to be had fails no view of cost."""
         kept = await self._gate.ask(lambda directory: directory.resources(cluster.id))
         status: Literal["ok", "no_data", "unavailable", "not_configured"] = "ok"
@@ -50,12 +60,13 @@ class ResourcesController:
             except MetroculusError:
                 status = "unavailable"
         if kept is None:
-            return NOTHING, MetadataState(status, None, None)
+            return ClusterResources(), MetadataState(status, None, None)
         age = max(0, int(self._clock()) - kept.fetched_at)
-        if not (kept.quotas or kept.workloads or kept.nodes):
-            return kept, MetadataState("no_data", kept.fetched_at, age)
+        resources = _typed(kept)
+        if not (resources.quotas or resources.workloads or resources.nodes):
+            return resources, MetadataState("no_data", kept.fetched_at, age)
         stale = age > STALE_AFTER * self._seconds
-        return kept, MetadataState("stale" if stale else "ok", kept.fetched_at, age)
+        return resources, MetadataState("stale" if stale else "ok", kept.fetched_at, age)
 
     async def refresh(self, cluster: Cluster, request_id: str) -> Resources:
         """Ask for a cluster's resources and keep them.
@@ -64,8 +75,8 @@ class ResourcesController:
             MetroculusError, DirectoryError
         """
         ask = self._metroculus.client.get_k8s_metadata
-        body = await self._metroculus.call(cluster, ask, cluster.id, request_id=request_id, shape=Metadata)
-        found = Resources(body["fetched_at"], body["quotas"], body["workloads"], body["nodes"])
+        told = await self._metroculus.call(cluster, ask, cluster.id, request_id=request_id, shape=Metadata)
+        found = Resources(told.fetched_at, *map(msgspec.to_builtins, (told.quotas, told.workloads, told.nodes)))
         await self._gate.ask(lambda directory: directory.put_resources(cluster.id, found))
         return found
 
@@ -97,3 +108,13 @@ class ResourcesController:
             except DirectoryError as problem:
                 log.warning("what clusters are made of could not be refreshed: %s", problem)
             await asyncio.sleep(self._seconds * random.uniform(0.8, 1.0))
+
+
+def _typed(kept: Resources) -> ClusterResources:
+    """What is kept as rows; what an older program kept in another shape is nothing, until the next refresh."""
+    try:
+        return msgspec.convert(
+            {"quotas": kept.quotas, "workloads": kept.workloads, "nodes": kept.nodes}, ClusterResources
+        )
+    except msgspec.ValidationError:
+        return ClusterResources()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import fsum
 from typing import Any
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
+from optscale_client.metroculus_client.structs import CostRow, Figures
 from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.auth import Needs, RestHandler
-from rest_api.rest_api_server.controllers.costs import CostsController
+from rest_api.rest_api_server.controllers.costs import CostsController, fields_of, rows_of
 from rest_api.rest_api_server.controllers.expenses import ExpensesController
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import CODES, NOT_FOUND, SEVERAL_CLUSTERS
@@ -20,8 +22,6 @@ from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import NoQuery, operation
 from tools.tornado_service.params import DnsLabel, Flag, Text, Uuid, WindowQuery, resolve_window
 from tools.window import Window
-
-Json = dict[str, Any]
 
 
 class HealthAnswer(Struct, frozen=True):
@@ -72,13 +72,13 @@ class KubecentNamespaces(Kubecent):
     """Cost of each namespace."""
 
     @operation(needs=Needs.READ_COSTS, query=NamespacesQuery, answer=answers.KubecentNamespaces)
-    async def get(self, query: NamespacesQuery) -> Json:
+    async def get(self, query: NamespacesQuery) -> answers.KubecentNamespaces:
         cluster, window = await self.chosen(query.cluster_id), self.window_of(query)
-        about, rows = await self.costs.costs(cluster, window, ("namespace",), {}, self.request_id)
-        items = [_item(row) | {"name": row["namespace"]} for row in rows]
-        if query.idle == "true" and about["idle_cost"] is not None:
-            items.append(_idle_item(about["idle_cost"]))
-        return _listing(about, "namespaces", items)
+        statement = await self.costs.statement(cluster, window, self.request_id, aggregate="namespace")
+        items = [_item(row, row.namespace or row.name) for row in rows_of(statement)]
+        if query.idle == "true" and statement.idle_cost is not None:
+            items.append(_idle_item(statement.idle_cost))
+        return answers.KubecentNamespaces(**_listing(statement, items), namespaces=tuple(items))
 
 
 class PodsQuery(NamespacesQuery, frozen=True, kw_only=True):
@@ -89,75 +89,83 @@ class KubecentPods(Kubecent):
     """Cost of each pod, of one namespace or all."""
 
     @operation(needs=Needs.READ_COSTS, query=PodsQuery, answer=answers.KubecentPods)
-    async def get(self, query: PodsQuery) -> Json:
+    async def get(self, query: PodsQuery) -> answers.KubecentPods:
         cluster, window = await self.chosen(query.cluster_id), self.window_of(query)
         statement = await self.costs.statement(
             cluster, window, self.request_id, aggregate="namespace,pod", namespace=query.namespace
         )
-        rows = statement.get("breakdown_by_aggregate", [])
-        items = [_item(row) | {"name": row["pod"], "namespace": row["namespace"]} for row in rows]
-        if query.idle == "true" and query.namespace is None and statement["idle_cost"] is not None:
-            items.append(_idle_item(statement["idle_cost"]) | {"namespace": ""})
-        return _listing(statement, "pods", items)
+        items = [_item(row, row.pod or row.name, row.namespace) for row in rows_of(statement)]
+        if query.idle == "true" and query.namespace is None and statement.idle_cost is not None:
+            items.append(_idle_item(statement.idle_cost, ""))
+        return answers.KubecentPods(**_listing(statement, items), pods=tuple(items))
 
 
-def _item(row: Json) -> Json:
+def _item(row: CostRow, name: str, namespace: str | UnsetType = UNSET) -> answers.KubecentItem:
+    return answers.KubecentItem(
+        name=name,
+        namespace=namespace,
+        total_cost=row.total_cost,
+        cpu_cost=row.cpu_cost,
+        memory_cost=row.ram_cost,
+        storage_cost=row.pv_cost,
+        idle_cost=0.0,
+        pod_count=row.pod_count,
+    )
+
+
+def _idle_item(usd: float, namespace: str | UnsetType = UNSET) -> answers.KubecentItem:
+    return answers.KubecentItem(
+        name="__idle__",
+        namespace=namespace,
+        total_cost=usd,
+        cpu_cost=None,
+        memory_cost=None,
+        storage_cost=None,
+        idle_cost=usd,
+        pod_count=0,
+    )
+
+
+def _listing(statement: Figures, items: Sequence[answers.KubecentItem]) -> dict[str, Any]:
+    """The fields of a ``KubecentListing``."""
+    known = statement.summary.known_cost is not None
     return {
-        "name": row["name"],
-        "total_cost": row["total_cost"],
-        "cpu_cost": row["cpu_cost"],
-        "memory_cost": row["ram_cost"],
-        "storage_cost": row["pv_cost"],
-        "idle_cost": 0.0,
-        "pod_count": row["pod_count"],
-    }
-
-
-def _idle_item(usd: float) -> Json:
-    zeros = dict.fromkeys(("cpu_cost", "memory_cost", "storage_cost"), None)
-    return {"name": "__idle__", "total_cost": usd, **zeros, "idle_cost": usd, "pod_count": 0}
-
-
-def _listing(about: Json, key: str, items: list[Json]) -> Json:
-    known = about["summary"]["known_cost"] is not None
-    return {
-        "window": about["window"],
+        "window": statement.window,
         "item_count": len(items),
-        "total": fsum(item["total_cost"] for item in items) if known else None,
-        "complete": about["complete"],
-        "sources": about["sources"],
-        key: items,
+        "total": fsum(item.total_cost for item in items) if known else None,
+        "complete": statement.complete,
+        "sources": statement.sources,
     }
 
 
-class Fifty(Text):
+class UpToFifty(Text):
     pattern = r"[1-9]|[1-4][0-9]|50"
     what = "a whole number from 1 to 50"
 
 
 class RecommendationsQuery(WindowQuery, frozen=True, kw_only=True):
     cluster_id: Uuid | None = None
-    limit: Fifty | None = None
+    limit: UpToFifty | None = None
 
 
 class KubecentRecommendations(Kubecent):
     """The dearest savings."""
 
     @operation(needs=Needs.READ_COSTS, query=RecommendationsQuery, answer=answers.KubecentRecommendations)
-    async def get(self, query: RecommendationsQuery) -> Json:
+    async def get(self, query: RecommendationsQuery) -> answers.KubecentRecommendations:
         cluster = await self.chosen(query.cluster_id)
         found = await self.costs.optimization(cluster, self.window_of(query), self.request_id)
-        kinds = ("right_sizing", "abandoned_workloads", "unclaimed_volumes", "idle_nodes")
-        dearest = sorted((one for kind in kinds for one in found[kind]), key=lambda one: -one["monthly_saving"])
+        listed = (*found.right_sizing, *found.abandoned_workloads, *found.unclaimed_volumes, *found.idle_nodes)
+        dearest = sorted(listed, key=lambda one: -one.monthly_saving)
         limit = int(query.limit or 10)
-        return {
-            "window": found["window"],
-            "item_count": min(limit, len(dearest)),
-            "potential_savings": found["potential_savings"],
-            "complete": found["complete"],
-            "sources": found["sources"],
-            "recommendations": dearest[:limit],
-        }
+        return answers.KubecentRecommendations(
+            window=found.window,
+            item_count=min(limit, len(dearest)),
+            potential_savings=found.potential_savings,
+            complete=found.complete,
+            sources=found.sources,
+            recommendations=tuple(dearest[:limit]),
+        )
 
 
 class KubecentMonthlyQuery(Struct, frozen=True, kw_only=True):
@@ -171,7 +179,7 @@ class KubecentMonthly(Kubecent):
     expenses: ExpensesController
 
     @operation(needs=Needs.READ_COSTS, query=KubecentMonthlyQuery, answer=answers.Monthly)
-    async def get(self, query: KubecentMonthlyQuery) -> Json:
+    async def get(self, query: KubecentMonthlyQuery) -> answers.Monthly:
         cluster = await self.chosen(query.cluster_id)
         return await self.expenses.monthly([cluster], int(query.months), self.request_id)
 
@@ -206,38 +214,36 @@ class ByName(Kubecent):
 class KubernetesCosts(ByName):
     """What one cluster cost, by id or by name."""
 
-    @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.NamedCosts)
-    async def get(self, query: ClusterPathQuery) -> Json:
+    @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.ClusterCosts)
+    async def get(self, query: ClusterPathQuery) -> answers.ClusterCosts:
         cluster, window = await self.named(query.cluster), self.window_of(query)
-        about, rows = await self.costs.costs(cluster, window, ("namespace",), {}, self.request_id)
-        return about | {"costs": rows}
+        return await self.costs.costs(cluster, window, ("namespace",), self.request_id)
 
 
 class KubernetesNamespaces(ByName):
     """A cluster's namespaces."""
 
-    @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.NamedNamespaces)
-    async def get(self, query: ClusterPathQuery) -> Json:
+    @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.Namespaces)
+    async def get(self, query: ClusterPathQuery) -> answers.Namespaces:
         cluster, window = await self.named(query.cluster), self.window_of(query)
-        about, rows = await self.costs.namespaces(cluster, window, self.request_id)
-        return about | {"namespaces": rows}
+        return await self.costs.namespaces(cluster, window, self.request_id)
 
 
 class KubernetesWorkloads(ByName):
     """A cluster's workloads, of every namespace."""
 
     @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.NamedWorkloads)
-    async def get(self, query: ClusterPathQuery) -> Json:
+    async def get(self, query: ClusterPathQuery) -> answers.NamedWorkloads:
         cluster, window = await self.named(query.cluster), self.window_of(query)
         aggregate = ("namespace", "controller", "controllerKind")
-        about, rows = await self.costs.costs(cluster, window, aggregate, {}, self.request_id)
-        return about | {"workloads": rows}
+        found = await self.costs.costs(cluster, window, aggregate, self.request_id)
+        return answers.NamedWorkloads(**fields_of(found, answers.ClusterStatement), workloads=found.costs)
 
 
 class KubernetesOptimization(ByName):
     """What a cluster could save."""
 
     @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.Optimization)
-    async def get(self, query: ClusterPathQuery) -> Json:
+    async def get(self, query: ClusterPathQuery) -> answers.Optimization:
         cluster, window = await self.named(query.cluster), self.window_of(query)
         return await self.costs.optimization(cluster, window, self.request_id)

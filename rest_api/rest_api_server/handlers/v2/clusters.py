@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.auth import Needs, RestHandler
@@ -18,13 +19,12 @@ from rest_api.rest_api_server.controllers.clusters import (
 from rest_api.rest_api_server.controllers.costs import CostsController
 from rest_api.rest_api_server.controllers.metrics import MetricsController
 from rest_api.rest_api_server.errors import CODES
-from rest_api.rest_api_server.paging import PageQuery, page
+from rest_api.rest_api_server.paging import PageQuery, paged
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import DnsLabel, Step, Text, Uuid, WindowQuery, resolve_window
 from tools.window import Window
 
 DEFAULT_WINDOW = "7d"
-Json = dict[str, Any]
 
 
 class Aggregate(Text):
@@ -64,16 +64,11 @@ class OrganizationClusters(CostHandler):
     links: ClustersController
 
     @operation(needs=Needs.READ_COSTS, query=OrganizationCostsQuery, answer=answers.OrganizationCosts)
-    async def get(self, query: OrganizationCostsQuery) -> Json:
+    async def get(self, query: OrganizationCostsQuery) -> answers.OrganizationCosts:
         window = self.window_of(query)
         clusters = await self.gate.clusters(query.organization_id)
-        overview = await self.costs.overview(clusters, window, self.request_id)
-        about = {
-            "organization_id": query.organization_id,
-            "start_date": window.start,
-            "end_date": window.end,
-        }
-        return about | overview | page(overview["clusters"], query, "clusters")
+        overview = await self.costs.overview(query.organization_id, clusters, window, self.request_id)
+        return paged(overview, query, "clusters")
 
     @operation(needs=Needs.MANAGE_CLUSTERS, query=OrganizationQuery, body=LinkBody, answer=LinkedCluster, status=201)
     async def post(self, query: OrganizationQuery, body: LinkBody) -> LinkedCluster:
@@ -123,20 +118,21 @@ class ClusterCosts(CostHandler):
     """What one cluster cost, by namespace, controller, pod, service, node or label."""
 
     @operation(needs=Needs.READ_COSTS, query=ClusterCostsQuery, answer=answers.ClusterCosts)
-    async def get(self, query: ClusterCostsQuery) -> Json:
+    async def get(self, query: ClusterCostsQuery) -> answers.ClusterCosts:
         window = self.window_of(query)
-        asked = {"idle": query.idle, "step": query.step}
-        about, rows = await self.costs.costs(self.cluster, window, query.aggregate, asked, self.request_id)
-        return about | {"aggregate": ",".join(query.aggregate)} | page(rows, query, "costs")
+        found = await self.costs.costs(
+            self.cluster, window, query.aggregate, self.request_id, idle=query.idle, step=query.step
+        )
+        return paged(replace(found, aggregate=",".join(query.aggregate)), query, "costs")
 
 
 class ClusterNamespaces(CostHandler):
     """Namespaces with cost, quota and utilisation."""
 
     @operation(needs=Needs.READ_COSTS, query=ClusterRowsQuery, answer=answers.Namespaces)
-    async def get(self, query: ClusterRowsQuery) -> Json:
-        about, rows = await self.costs.namespaces(self.cluster, self.window_of(query), self.request_id)
-        return about | page(rows, query, "namespaces")
+    async def get(self, query: ClusterRowsQuery) -> answers.Namespaces:
+        found = await self.costs.namespaces(self.cluster, self.window_of(query), self.request_id)
+        return paged(found, query, "namespaces")
 
 
 class WorkloadsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
@@ -147,10 +143,9 @@ class NamespaceWorkloads(CostHandler):
     """Workloads of a namespace: cost, requests and limits against usage."""
 
     @operation(needs=Needs.READ_COSTS, query=WorkloadsQuery, answer=answers.Workloads)
-    async def get(self, query: WorkloadsQuery) -> Json:
-        window = self.window_of(query)
-        about, rows = await self.costs.workloads(self.cluster, query.namespace, window, self.request_id)
-        return about | page(rows, query, "workloads")
+    async def get(self, query: WorkloadsQuery) -> answers.Workloads:
+        found = await self.costs.workloads(self.cluster, query.namespace, self.window_of(query), self.request_id)
+        return paged(found, query, "workloads")
 
 
 class ClusterAssetsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
@@ -161,10 +156,9 @@ class ClusterAssets(CostHandler):
     """Nodes, disks and load balancers: cost, utilisation, specification."""
 
     @operation(needs=Needs.READ_COSTS, query=ClusterAssetsQuery, answer=answers.ClusterAssets)
-    async def get(self, query: ClusterAssetsQuery) -> Json:
-        window = self.window_of(query)
-        about, rows = await self.costs.assets(self.cluster, window, query.asset_type, self.request_id)
-        return about | page(rows, query, "assets")
+    async def get(self, query: ClusterAssetsQuery) -> answers.ClusterAssets:
+        found = await self.costs.assets(self.cluster, self.window_of(query), query.asset_type, self.request_id)
+        return paged(found, query, "assets")
 
 
 class ClusterMetricsQuery(ViewQuery, frozen=True, kw_only=True):
@@ -178,7 +172,7 @@ class ClusterMetrics(CostHandler):
     metrics: MetricsController
 
     @operation(needs=Needs.READ_COSTS, query=ClusterMetricsQuery, answer=answers.ClusterMetrics)
-    async def get(self, query: ClusterMetricsQuery) -> Json:
+    async def get(self, query: ClusterMetricsQuery) -> answers.ClusterMetrics:
         window = self.window_of(query)
         return await self.metrics.series(self.cluster, query.metric, window, query.step, self.request_id)
 
@@ -187,5 +181,5 @@ class ClusterOptimization(CostHandler):
     """Right-sizing, abandoned workloads, unclaimed volumes, idle nodes; each with saving, evidence and risk."""
 
     @operation(needs=Needs.READ_COSTS, query=ViewQuery, answer=answers.Optimization)
-    async def get(self, query: ViewQuery) -> Json:
+    async def get(self, query: ViewQuery) -> answers.Optimization:
         return await self.costs.optimization(self.cluster, self.window_of(query), self.request_id)

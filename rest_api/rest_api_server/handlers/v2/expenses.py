@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from msgspec import Struct
+from msgspec.structs import replace
 
 from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.auth import Needs, RestHandler
@@ -12,12 +11,10 @@ from rest_api.rest_api_server.controllers.expenses import ExpensesController
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import CODES, NOT_FOUND
 from rest_api.rest_api_server.handlers.v2.clusters import DEFAULT_WINDOW
-from rest_api.rest_api_server.paging import PageQuery, page
+from rest_api.rest_api_server.paging import PageQuery, paged
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import FilterText, RowFilter, Text, Uuid, resolve_window
-
-Json = dict[str, Any]
 
 
 class CleanExpensesQuery(PageQuery, frozen=True, kw_only=True):
@@ -34,13 +31,13 @@ class OrganizationCleanExpenses(RestHandler):
     expenses: ExpensesController
 
     @operation(needs=Needs.READ_COSTS, query=CleanExpensesQuery, answer=answers.CleanExpenses)
-    async def get(self, query: CleanExpensesQuery) -> Json:
+    async def get(self, query: CleanExpensesQuery) -> answers.CleanExpenses:
         window = resolve_window(query, self.service.clock(), CODES, DEFAULT_WINDOW)
         clusters = await self.chosen(query)
         asked = {"k8s_namespace": query.k8s_namespace, "k8s_node": query.k8s_node, "k8s_service": query.k8s_service}
         filters = {name: values for name, values in asked.items() if values}
-        body, rows = await self.expenses.clean_expenses(clusters, window, filters, self.request_id)
-        return {"organization_id": query.organization_id} | body | page(rows, query, "clean_expenses")
+        found = await self.expenses.clean_expenses(query.organization_id, clusters, window, filters, self.request_id)
+        return paged(found, query, "clean_expenses")
 
     async def chosen(self, query: CleanExpensesQuery) -> list[Cluster]:
         """The organization's clusters, or those of them that are named.
@@ -78,8 +75,8 @@ class OrganizationMonthly(RestHandler):
 
     expenses: ExpensesController
 
-    @operation(needs=Needs.READ_COSTS, query=MonthlyQuery, answer=answers.OrganizationMonthly)
-    async def get(self, query: MonthlyQuery) -> Json:
+    @operation(needs=Needs.READ_COSTS, query=MonthlyQuery, answer=answers.Monthly)
+    async def get(self, query: MonthlyQuery) -> answers.Monthly:
         clusters = await self.gate.clusters(query.organization_id)
-        body = await self.expenses.monthly(clusters, int(query.months), self.request_id)
-        return {"organization_id": query.organization_id} | body
+        found = await self.expenses.monthly(clusters, int(query.months), self.request_id)
+        return replace(found, organization_id=query.organization_id)
