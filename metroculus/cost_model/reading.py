@@ -17,6 +17,9 @@ from tools.window import Window
 
 Status = Literal["ok", "stale", "partial", "no_data", "unavailable", "not_configured"]
 
+FINE: tuple[Status, ...] = ("ok", "not_configured")
+"""The statuses of a source that gave all that it was asked for, or was not to be asked."""
+
 COVERAGE_THRESHOLD = 0.99
 """Below this share of the final time a source is ``partial``."""
 
@@ -41,7 +44,7 @@ class SourceReport(Struct, frozen=True, kw_only=True):
     @property
     def fine(self) -> bool:
         """Whether it gave all that it was asked for, or was not to be asked."""
-        return self.status in ("ok", "not_configured")
+        return self.status in FINE
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from metroculus.cost_model.reading import SourceReport
+from metroculus.cost_model.reading import FINE
 from metroculus.sources.errors import DeadlineExceeded, SourceError
 from tools.deadline import Deadline
 from tools.tornado_service.prepared import Prepared, encode
@@ -44,11 +44,22 @@ Basis = Callable[[str], Awaitable[Hashable]]
 """What an account's answers rest on now: its source, its stored hours."""
 
 
+class Report(Protocol):
+    """What became of asking one source."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def error(self) -> str | None: ...
+
+
 class Sourced(Protocol):
     """An answer that names its sources, and says whether it is whole unless they say it all."""
 
     @property
-    def sources(self) -> tuple[SourceReport, ...]: ...
+    def sources(self) -> Sequence[Report]: ...
 
 
 Work = Callable[[Deadline], Awaitable[Sourced]]
@@ -269,7 +280,7 @@ class CacheCollector(Collector):
 
 
 def _whole(value: Any) -> bool:
-    return all(source.fine for source in value.sources) and getattr(value, "complete", True)
+    return all(source.status in FINE for source in value.sources) and getattr(value, "complete", True)
 
 
 def _everything(failure: SourceError) -> dict[str | None, str]:
@@ -277,12 +288,12 @@ def _everything(failure: SourceError) -> dict[str | None, str]:
     return {None: str(failure)}
 
 
-def _failing(sources: tuple[SourceReport, ...]) -> dict[str | None, str]:
+def _failing(sources: Sequence[Report]) -> dict[str | None, str]:
     """Why each source that failed cannot be had; of an answer that is not whole for another reason, all."""
     told: dict[str | None, str] = {
         source.name: source.error or f"the source answered {source.status.replace('_', ' ')}"
         for source in sources
-        if not source.fine
+        if source.status not in FINE
     }
     return told or {None: "the sources' answer is not whole"}
 

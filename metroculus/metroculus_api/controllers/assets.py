@@ -12,13 +12,13 @@ from msgspec import Struct
 from metroculus.codes import INVALID
 from metroculus.cost_model.assets import Asset, merge, totals
 from metroculus.cost_model.reading import SourceReport
-from metroculus.cost_model.statement import StatementWindow
 from metroculus.metroculus_api.controllers.stored import share_of
+from metroculus.metroculus_api.wire import sources_of, window_of, wired
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import NoSource, SourceError
-from metroculus.sources.source import NodeSpecification, Quota, Series, WorkloadResources
 from metroculus.storage.engine import StoreError
 from metroculus.storage.store import Store
+from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
 from tools.window import DAY, Window
@@ -47,47 +47,6 @@ ALL_METRICS = (
 )
 
 
-class Assets(Struct, frozen=True, kw_only=True):
-    """What a cluster is made of and what each thing cost; ``totals`` covers everything listed, USD by type."""
-
-    cloud_account_id: str
-    start_date: int
-    end_date: int
-    window: StatementWindow
-    currency: str
-    complete: bool
-    sources: tuple[SourceReport, ...]
-    nodes: tuple[Asset, ...]
-    disks: tuple[Asset, ...]
-    load_balancers: tuple[Asset, ...]
-    network: tuple[Asset, ...]
-    cluster_management: tuple[Asset, ...]
-    totals: dict[str, float]
-    total_cost: float | None
-
-
-class MetricSeries(Struct, frozen=True, kw_only=True):
-    """Series as stored, by metric."""
-
-    cloud_account_id: str
-    start_date: int
-    end_date: int
-    window: StatementWindow
-    step: int
-    complete: bool
-    sources: tuple[SourceReport, ...]
-    metrics: dict[str, tuple[Series, ...]]
-
-
-class MetadataAnswer(Struct, frozen=True, kw_only=True):
-    cloud_account_id: str
-    fetched_at: int
-    sources: tuple[SourceReport, ...]
-    quotas: tuple[Quota, ...]
-    workloads: tuple[WorkloadResources, ...]
-    nodes: tuple[NodeSpecification, ...]
-
-
 class _StoredDays(Struct, frozen=True):
     days: frozenset[int]
     assets: tuple[Asset, ...]
@@ -107,7 +66,7 @@ class InventoryController:
         self._store = store
         self._clock = clock
 
-    async def assets(self, account: str, window: Window, kind: str | None, deadline: Deadline) -> Assets:
+    async def assets(self, account: str, window: Window, kind: str | None, deadline: Deadline) -> structs.Assets:
         """Assets of a window, of one type or all: of stored days out of the store, of the rest live.
 
         Raises:
@@ -128,19 +87,19 @@ class InventoryController:
             sources.append(source)
         kept = [asset for asset in merge(found) if kind in (None, asset.type)]
 
-        def of(name: str) -> tuple[Asset, ...]:
-            return tuple(asset for asset in kept if asset.type == name)
+        def of(name: str) -> tuple[structs.Asset, ...]:
+            return wired((asset for asset in kept if asset.type == name), structs.Asset)
 
         known = any(source.status in ("ok", "partial") for source in sources)
         by_type = totals(kept)
-        return Assets(
+        return structs.Assets(
             cloud_account_id=account,
             start_date=window.start,
             end_date=window.end,
-            window=StatementWindow.of(window),
+            window=window_of(window),
             currency="USD",
             complete=all(source.status == "ok" for source in sources),
-            sources=tuple(sources),
+            sources=sources_of(sources),
             nodes=of("node"),
             disks=of("disk"),
             load_balancers=of("load_balancer"),
@@ -179,7 +138,7 @@ class InventoryController:
 
     async def metrics(
         self, account: str, window: Window, names: Sequence[str], step: int | None, deadline: Deadline
-    ) -> MetricSeries:
+    ) -> structs.Metrics:
         """The account's series of some metrics, no series longer than a thousand points.
 
         Raises:
@@ -200,18 +159,20 @@ class InventoryController:
             fetched_at=int(self._clock()),
             warnings=warnings,
         )
-        return MetricSeries(
+        return structs.Metrics(
             cloud_account_id=account,
             start_date=window.start,
             end_date=window.end,
-            window=StatementWindow.of(window),
+            window=window_of(window),
             step=chosen,
             complete=source.status == "ok",
-            sources=(source,),
-            metrics={name: tuple(series) for name, (series, _) in zip(wanted, found, strict=True)},
+            sources=sources_of((source,)),
+            metrics={
+                name: wired(series, structs.MetricSeries) for name, (series, _) in zip(wanted, found, strict=True)
+            },
         )
 
-    async def metadata(self, account: str, deadline: Deadline) -> MetadataAnswer:
+    async def metadata(self, account: str, deadline: Deadline) -> structs.Metadata:
         """Quotas, workloads and nodes as they are now.
 
         Raises:
@@ -221,13 +182,13 @@ class InventoryController:
         found = await (await self._accounts.of(account)).metadata(now, deadline)
         status = "ok" if found.nodes or found.workloads else "no_data"
         source = SourceReport(name="thanos", status="ok" if status == "ok" else "no_data", fetched_at=now)
-        return MetadataAnswer(
+        return structs.Metadata(
             cloud_account_id=account,
             fetched_at=now,
-            sources=(source,),
-            quotas=found.quotas,
-            workloads=found.workloads,
-            nodes=found.nodes,
+            sources=sources_of((source,)),
+            quotas=wired(found.quotas, structs.QuotaRow),
+            workloads=wired(found.workloads, structs.WorkloadRow),
+            nodes=wired(found.nodes, structs.NodeRow),
         )
 
 

@@ -12,6 +12,7 @@ from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import NoSource
 from metroculus.storage.jobs import DEFAULT_PARALLEL, MAX_PARALLEL, Backfill
 from metroculus.storage.store import Store
+from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.params import Uuid
@@ -28,23 +29,6 @@ class BackfillBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     repair: str | None = None
 
 
-class BackfillAnswer(Struct, frozen=True, kw_only=True):
-    """How far a back-fill is, in hours. ``incomplete`` is at its end with hours that could not be had."""
-
-    id: str
-    cloud_account_id: str
-    start: str
-    end: str
-    state: str
-    repair: bool
-    hours_total: int
-    hours_done: int
-    hours_missing: int
-    reason: str
-    asked_at: str
-    updated_at: str
-
-
 class BackfillsController:
     def __init__(self, accounts: Accounts, store: Store | None, worked: bool, clock: Callable[[], float]) -> None:
         self._accounts = accounts
@@ -52,7 +36,7 @@ class BackfillsController:
         self._worked = worked
         self._clock = clock
 
-    async def create(self, body: BackfillBody, deadline: Deadline) -> BackfillAnswer:
+    async def create(self, body: BackfillBody, deadline: Deadline) -> structs.Backfill:
         """Ask for one.
 
         Raises:
@@ -79,7 +63,7 @@ class BackfillsController:
         )
         return _shown(job)
 
-    async def get(self, id: str, deadline: Deadline) -> BackfillAnswer:
+    async def get(self, id: str, deadline: Deadline) -> structs.Backfill:
         """One that was asked for.
 
         Raises:
@@ -112,8 +96,8 @@ def stretch_of(start: int | str, end: int | str, now: float) -> tuple[int, int]:
     return first, last
 
 
-def _shown(job: Backfill) -> BackfillAnswer:
-    return BackfillAnswer(
+def _shown(job: Backfill) -> structs.Backfill:
+    return structs.Backfill(
         id=job.id,
         cloud_account_id=job.account,
         start=iso(job.first),

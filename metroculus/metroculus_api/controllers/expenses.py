@@ -12,41 +12,32 @@ from msgspec import Struct
 from metroculus.cost_model.allocation import Filters, Group
 from metroculus.cost_model.components import COMPONENTS
 from metroculus.cost_model.efficiency import Efficiency
-from metroculus.cost_model.reading import SourceReport
-from metroculus.cost_model.statement import StatementWindow
 from metroculus.metroculus_api.controllers.stored import source_of, whole
 from metroculus.metroculus_api.errors import NoHistory
+from metroculus.metroculus_api.wire import window_of, wire
 from metroculus.storage.history import COSTS_AND_USAGE, CostSums, by_key
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
+from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import Window, iso
 
 TIME_KEYS = frozenset({"hour", "day", "month"})
 
 
-class AccountCoverage(Struct, frozen=True, kw_only=True):
-    """How much of the final time of a window is stored for one account."""
-
-    cloud_account_id: str
-    coverage: float | None
-    complete: bool
-    source: SourceReport
-
-
 class Expenses(Struct, frozen=True, kw_only=True):
-    """Stored hours; ``coverage`` is time with data over time asked, over all accounts. Money in ``currency``."""
+    """The SDK's ``Expenses``; its rows have a key for each property of ``group_by``, labels among them."""
 
     start_date: int
     end_date: int
-    window: StatementWindow
+    window: structs.TimeWindow
     currency: str
     complete: bool
     coverage: float | None
     total_cost: float | None
     expenses: tuple[dict[str, Any], ...]
-    accounts: tuple[AccountCoverage, ...]
+    accounts: tuple[structs.AccountCoverage, ...]
 
 
 class ExpensesController:
@@ -89,7 +80,7 @@ class ExpensesController:
         return Expenses(
             start_date=window.start,
             end_date=window.end,
-            window=StatementWindow.of(window),
+            window=window_of(window),
             currency="USD",
             complete=known and all(one.complete for one in covered),
             coverage=_mean([one.coverage for one in covered]),
@@ -99,13 +90,13 @@ class ExpensesController:
         )
 
 
-def _coverage(account: str, committed: CommittedHours, window: Window) -> AccountCoverage:
+def _coverage(account: str, committed: CommittedHours, window: Window) -> structs.AccountCoverage:
     source = source_of(committed, window)
-    return AccountCoverage(
+    return structs.AccountCoverage(
         cloud_account_id=account,
         coverage=source.coverage,
         complete=whole(committed, source),
-        source=source,
+        source=wire(source, structs.SourceState),
     )
 
 

@@ -4,40 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from msgspec import Struct
-
 from metroculus.cost_model.allocation import IDLE, Filters
 from metroculus.cost_model.series import steps, stored_point
-from metroculus.cost_model.statement import Point
 from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, project
 from metroculus.metroculus_api.controllers.stored import source_of, whole
 from metroculus.metroculus_api.errors import NoHistory
+from metroculus.metroculus_api.wire import wire
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import period_of
+from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import DAY, HOUR, SETTLING_SECONDS, Window, iso
-
-
-class Month(Struct, frozen=True, kw_only=True):
-    """One calendar month, UTC, as far as it is stored; ``costs`` is None where nothing of it is."""
-
-    month: str
-    start: str
-    end: str
-    coverage: float | None
-    complete: bool
-    costs: Point | None
-    projection: Projection | None
-    """Of the running month alone."""
-
-
-class Months(Struct, frozen=True, kw_only=True):
-    """The months of one account, the running one last."""
-
-    cloud_account_id: str
-    currency: str
-    months: tuple[Month, ...]
 
 
 class MonthlyController:
@@ -45,7 +23,7 @@ class MonthlyController:
         self._store = store
         self._clock = clock
 
-    async def months(self, account: str, count: int, deadline: Deadline) -> Months:
+    async def months(self, account: str, count: int, deadline: Deadline) -> structs.StoredMonths:
         """The last ``count`` months, the running one among them.
 
         Raises:
@@ -87,17 +65,17 @@ class MonthlyController:
                     account, point.known_cost or 0.0, max(hours) + HOUR, next_month, deadline
                 )
             months.append(
-                Month(
+                structs.StoredMonth(
                     month=iso(month.start)[:7],
                     start=iso(month.start),
                     end=iso(month.end),
                     coverage=source.coverage,
                     complete=whole(committed, source),
-                    costs=point,
-                    projection=projection,
+                    costs=wire(point, structs.DataPoint) if point else None,
+                    projection=wire(projection, structs.Projection) if projection else None,
                 )
             )
-        return Months(cloud_account_id=account, currency="USD", months=tuple(months))
+        return structs.StoredMonths(cloud_account_id=account, currency="USD", months=tuple(months))
 
     async def _project(
         self, account: str, booked: float, stored_until: int, end: int, deadline: Deadline

@@ -7,11 +7,12 @@ import asyncio
 from msgspec import Struct
 
 from metroculus.cost_model.reading import SourceReport
-from metroculus.cost_model.savings import Recommendation, by_kind
-from metroculus.cost_model.statement import StatementWindow
+from metroculus.cost_model.savings import by_kind
+from metroculus.metroculus_api.wire import sources_of, window_of, wired
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import AccountSources
 from metroculus.sources.errors import NoSource
+from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import Window
 
@@ -22,23 +23,6 @@ class SavingsOverview(Struct, frozen=True):
     potential_savings: float | None
     by_category: dict[str, float]
     source: SourceReport
-
-
-class Savings(Struct, frozen=True, kw_only=True):
-    """What could be saved, and where."""
-
-    cloud_account_id: str
-    start_date: int
-    end_date: int
-    window: StatementWindow
-    currency: str
-    potential_savings: float | None
-    cpu_savings: tuple[Recommendation, ...]
-    memory_savings: tuple[Recommendation, ...]
-    recommendations: tuple[Recommendation, ...]
-    by_category: dict[str, float]
-    complete: bool
-    sources: tuple[SourceReport, ...]
 
 
 class SavingsController:
@@ -56,7 +40,9 @@ class SavingsController:
             categories = by_kind([*found.recommendations, *unused])
         return SavingsOverview(sum(categories.values()), categories, found.source)
 
-    async def savings(self, account: str, window: Window, utilization: float | None, deadline: Deadline) -> Savings:
+    async def savings(
+        self, account: str, window: Window, utilization: float | None, deadline: Deadline
+    ) -> structs.Savings:
         """Everything that could be saved.
 
         Raises:
@@ -72,18 +58,19 @@ class SavingsController:
         categories = sizing.by_category
         if categories is None and sizing.source.status == "ok":
             categories = by_kind(recommendations)
+        listed = wired(recommendations, structs.Recommendation)
         known = [source for source in (sizing.source, assets_source) if source is not None]
-        return Savings(
+        return structs.Savings(
             cloud_account_id=account,
             start_date=window.start,
             end_date=window.end,
-            window=StatementWindow.of(window),
+            window=window_of(window),
             currency="USD",
             potential_savings=sum(categories.values()) if categories is not None else None,
-            cpu_savings=tuple(r for r in recommendations if r.resource == "cpu" and r.kind == "right_sizing"),
-            memory_savings=tuple(r for r in recommendations if r.resource == "memory" and r.kind == "right_sizing"),
-            recommendations=tuple(recommendations),
+            cpu_savings=tuple(r for r in listed if r.resource == "cpu" and r.kind == "right_sizing"),
+            memory_savings=tuple(r for r in listed if r.resource == "memory" and r.kind == "right_sizing"),
+            recommendations=listed,
             by_category=categories or {},
             complete=all(source.status == "ok" for source in known),
-            sources=tuple(known),
+            sources=sources_of(known),
         )

@@ -10,8 +10,10 @@ from msgspec import Meta, Struct
 
 from metroculus.codes import INVALID, MISSING, NOT_FOUND, ONE_CLUSTER
 from metroculus.cost_model.prices import CustomPrices
+from metroculus.metroculus_api.wire import wire
 from metroculus.sources.accounts import PUSH, Accounts, AllowedAddresses, Credentials, SourceEntry, flavours
 from metroculus.sources.errors import AddressRefused
+from optscale_client.metroculus_client import structs
 from tools.tornado_service.errors import ApiError
 
 MAX_CREDENTIAL_LENGTH = 8192
@@ -36,27 +38,12 @@ class SourceBody(Struct, frozen=True, forbid_unknown_fields=True):
     custom_prices: CustomPrices | None = None
 
 
-class SourceAnswer(Struct, frozen=True):
-    """An entry without what is secret about it."""
-
-    cloud_account_id: str
-    flavour: str
-    url: str
-    has_credentials: bool
-    has_ca: bool
-    custom_prices: CustomPrices | None
-
-
-class Deleted(Struct, frozen=True):
-    deleted: bool
-
-
 class SourcesController:
     def __init__(self, accounts: Accounts, allowed: AllowedAddresses) -> None:
         self._accounts = accounts
         self._allowed = allowed
 
-    async def put(self, account: str, body: SourceBody) -> SourceAnswer:
+    async def put(self, account: str, body: SourceBody) -> structs.Source:
         """Write an entry.
 
         Raises:
@@ -77,16 +64,16 @@ class SourcesController:
         )
         return _shown(entry)
 
-    async def get(self, account: str) -> SourceAnswer:
+    async def get(self, account: str) -> structs.Source:
         entry = await self._accounts.registry.get(account)
         if entry is None:
             raise ApiError(NOT_FOUND)
         return _shown(entry)
 
-    async def delete(self, account: str) -> Deleted:
+    async def delete(self, account: str) -> structs.Deleted:
         if not await self._accounts.registry.delete(account):
             raise ApiError(NOT_FOUND)
-        return Deleted(True)
+        return structs.Deleted(True)
 
     async def _checked(self, text: str) -> str:
         try:
@@ -118,13 +105,13 @@ def _checked_ca(ca: str | None) -> str | None:
     return ca
 
 
-def _shown(entry: SourceEntry) -> SourceAnswer:
+def _shown(entry: SourceEntry) -> structs.Source:
     known = entry.credentials
-    return SourceAnswer(
+    return structs.Source(
         cloud_account_id=entry.cloud_account_id,
         flavour=entry.flavour,
         url=entry.url,
         has_credentials=bool(known.headers),
         has_ca=known.ca is not None,
-        custom_prices=known.custom_prices,
+        custom_prices=wire(known.custom_prices, structs.CustomPrices) if known.custom_prices else None,
     )

@@ -9,13 +9,14 @@ from msgspec import Struct
 
 from metroculus.codes import INVALID
 from metroculus.cost_model.allocation import PROPERTIES, Filters
-from metroculus.cost_model.statement import Question, Statement
+from metroculus.cost_model.statement import Question
 from metroculus.metroculus_api.cache import Answered
-from metroculus.metroculus_api.controllers.assets import Assets, InventoryController, MetadataAnswer, MetricSeries
+from metroculus.metroculus_api.controllers.assets import InventoryController
 from metroculus.metroculus_api.controllers.costs import CostController
-from metroculus.metroculus_api.controllers.savings import Savings, SavingsController
+from metroculus.metroculus_api.controllers.savings import SavingsController
 from metroculus.metroculus_api.handlers.v2.base import KeptHandler, Needs
 from metroculus.sources.source import LABEL_NAME, METRIC_NAME
+from optscale_client.metroculus_client import structs
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import FilterText, RowFilter, Step, Text, Uuid, WindowQuery
@@ -72,7 +73,7 @@ class ClusterCosts(KeptHandler):
 
     costs: CostController
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=ClusterCostsQuery, answer=Statement)
+    @operation(needs=Needs.CLUSTER_SECRET, query=ClusterCostsQuery, answer=structs.Statement)
     async def get(self, query: ClusterCostsQuery) -> Answered:
         question = Question(
             cloud_account_id=query.cloud_account_id,
@@ -107,7 +108,7 @@ class ClusterSavings(KeptHandler):
 
     savings: SavingsController
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=SavingsQuery, answer=Savings)
+    @operation(needs=Needs.CLUSTER_SECRET, query=SavingsQuery, answer=structs.Savings)
     async def get(self, query: SavingsQuery) -> Answered:
         utilization = float(query.target_utilization) if query.target_utilization else None
         account, window = query.cloud_account_id, self.window_of(query)
@@ -124,7 +125,7 @@ class ClusterAssets(KeptHandler):
 
     inventory: InventoryController
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=AssetsQuery, answer=Assets)
+    @operation(needs=Needs.CLUSTER_SECRET, query=AssetsQuery, answer=structs.Assets)
     async def get(self, query: AssetsQuery) -> Answered:
         account, window = query.cloud_account_id, self.window_of(query)
         return await self.kept(account, self.inventory.assets, account, window, query.asset_type)
@@ -141,7 +142,7 @@ class ClusterMetrics(KeptHandler):
 
     inventory: InventoryController
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=MetricsQuery, answer=MetricSeries)
+    @operation(needs=Needs.CLUSTER_SECRET, query=MetricsQuery, answer=structs.Metrics)
     async def get(self, query: MetricsQuery) -> Answered:
         step = query.step.seconds if query.step else None
         account, window = query.cloud_account_id, self.window_of(query)
@@ -157,7 +158,7 @@ class ClusterMetadata(KeptHandler):
 
     inventory: InventoryController
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=MetadataQuery, answer=MetadataAnswer)
+    @operation(needs=Needs.CLUSTER_SECRET, query=MetadataQuery, answer=structs.Metadata)
     async def get(self, query: MetadataQuery) -> Answered:
         account = query.cloud_account_id
         return await self.kept(account, self.inventory.metadata, account)

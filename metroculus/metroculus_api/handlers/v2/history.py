@@ -5,10 +5,11 @@ from __future__ import annotations
 from msgspec import Struct
 
 from metroculus.cost_model.allocation import Filters
-from metroculus.metroculus_api.controllers.backfills import BackfillAnswer, BackfillBody, BackfillsController
+from metroculus.metroculus_api.controllers.backfills import BackfillBody, BackfillsController
 from metroculus.metroculus_api.controllers.expenses import Expenses, ExpensesController
-from metroculus.metroculus_api.controllers.monthly import MonthlyController, Months
+from metroculus.metroculus_api.controllers.monthly import MonthlyController
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
+from optscale_client.metroculus_client import structs
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import FilterText, RowFilter, Text, Uuid, WindowQuery
 
@@ -57,8 +58,8 @@ class K8sMonthly(MetroculusHandler):
 
     monthly: MonthlyController
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=MonthlyQuery, answer=Months)
-    async def get(self, query: MonthlyQuery) -> Months:
+    @operation(needs=Needs.CLUSTER_SECRET, query=MonthlyQuery, answer=structs.StoredMonths)
+    async def get(self, query: MonthlyQuery) -> structs.StoredMonths:
         return await self.monthly.months(query.cloud_account_id, int(query.months), self.deadline())
 
 
@@ -67,8 +68,8 @@ class Backfills(MetroculusHandler):
 
     backfills: BackfillsController
 
-    @operation(needs=Needs.CLUSTER_SECRET, body=BackfillBody, answer=BackfillAnswer, status=202)
-    async def post(self, query: Struct, body: BackfillBody) -> BackfillAnswer:
+    @operation(needs=Needs.CLUSTER_SECRET, body=BackfillBody, answer=structs.Backfill, status=202)
+    async def post(self, query: Struct, body: BackfillBody) -> structs.Backfill:
         self.tell_audit(cloud_account_id=body.cloud_account_id, change="repair" if body.repair else "backfill")
         return await self.backfills.create(body, self.deadline())
 
@@ -82,6 +83,6 @@ class BackfillEntry(MetroculusHandler):
 
     backfills: BackfillsController
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=BackfillQuery, answer=BackfillAnswer)
-    async def get(self, query: BackfillQuery) -> BackfillAnswer:
+    @operation(needs=Needs.CLUSTER_SECRET, query=BackfillQuery, answer=structs.Backfill)
+    async def get(self, query: BackfillQuery) -> structs.Backfill:
         return await self.backfills.get(query.backfill_id, self.deadline())

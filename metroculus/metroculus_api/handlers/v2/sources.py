@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from metroculus.metroculus_api.controllers.sources import Deleted, SourceAnswer, SourceBody, SourcesController
+from metroculus.metroculus_api.controllers.sources import SourceBody, SourcesController
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
+from optscale_client.metroculus_client import structs
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import Uuid
 
@@ -19,14 +20,14 @@ class KubecostSourceEntry(MetroculusHandler):
 
     sources: SourcesController
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=SourceQuery, body=SourceBody, answer=SourceAnswer)
-    async def put(self, query: SourceQuery, body: SourceBody) -> SourceAnswer:
+    @operation(needs=Needs.CLUSTER_SECRET, query=SourceQuery, body=SourceBody, answer=structs.Source)
+    async def put(self, query: SourceQuery, body: SourceBody) -> structs.Source:
         return await self.sources.put(query.cloud_account_id, body)
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=SourceQuery, answer=SourceAnswer)
-    async def get(self, query: SourceQuery) -> SourceAnswer:
+    @operation(needs=Needs.CLUSTER_SECRET, query=SourceQuery, answer=structs.Source)
+    async def get(self, query: SourceQuery) -> structs.Source:
         return await self.sources.get(query.cloud_account_id)
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=SourceQuery, answer=Deleted)
-    async def delete(self, query: SourceQuery) -> Deleted:
+    @operation(needs=Needs.CLUSTER_SECRET, query=SourceQuery, answer=structs.Deleted)
+    async def delete(self, query: SourceQuery) -> structs.Deleted:
         return await self.sources.delete(query.cloud_account_id)
