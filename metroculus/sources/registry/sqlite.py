@@ -13,16 +13,20 @@ from typing import Any
 
 from metroculus.sources.errors import RegistryError
 from metroculus.sources.registry.protocol import StoredEntry
+from tools.migrations import SqliteMigration, Statement, TooNew, migrate_sqlite
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS kubecost_sources (
-    cloud_account_id TEXT PRIMARY KEY,
-    flavour TEXT NOT NULL,
-    url TEXT NOT NULL,
-    sealed BLOB NOT NULL,
-    revision INTEGER NOT NULL
+MIGRATIONS = (
+    SqliteMigration(
+        number=1,
+        readable_from=1,
+        steps=(
+            Statement(
+                "CREATE TABLE IF NOT EXISTS kubecost_sources (cloud_account_id TEXT PRIMARY KEY,"
+                " flavour TEXT NOT NULL, url TEXT NOT NULL, sealed BLOB NOT NULL, revision INTEGER NOT NULL)"
+            ),
+        ),
+    ),
 )
-"""
 _COLUMNS = "cloud_account_id, flavour, url, sealed, revision"
 POLL_SECONDS = 0.2
 
@@ -42,8 +46,8 @@ class SqliteEntries:
             os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
             self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
             self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute(_SCHEMA)
-        except (sqlite3.Error, OSError) as problem:
+            migrate_sqlite(self._database, MIGRATIONS)
+        except (sqlite3.Error, OSError, TooNew) as problem:
             raise RegistryError(f"{file}: {problem}") from None
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
@@ -40,11 +41,37 @@ from rest_api.rest_api_server.directory.model import (
     narrowed,
     new_token,
 )
+from tools.migrations import TooNew, to_apply
 
 Document = dict[str, Any]
 DATABASE = "metroculus"
 TIMEOUTS: dict[str, Any] = {"timeoutMS": 4000, "serverSelectionTimeoutMS": 3000, "connectTimeoutMS": 3000}
 """For one call, finding a server and waiting for its majority together; the URL may say others."""
+
+
+@dataclass(frozen=True)
+class MongoMigration:
+    """A numbered migration: indexes as ``(collection, keys, unique)``; what is there already stays."""
+
+    number: int
+    readable_from: int
+    indexes: tuple[tuple[str, tuple[str, ...], bool], ...]
+
+
+MIGRATIONS = (
+    MongoMigration(
+        number=1,
+        readable_from=1,
+        indexes=(
+            ("users", ("name",), True),
+            ("roles", ("user_id",), False),
+            ("tokens", ("digest",), True),
+            ("tokens", ("user_id",), False),
+            ("clusters", ("organization_id", "live_name"), True),
+            ("resources", ("cluster_id", "fetched_at"), True),
+        ),
+    ),
+)
 
 
 class MongoDirectory:
@@ -62,7 +89,7 @@ class MongoDirectory:
             name = self._client.get_default_database(DATABASE).name
         except (InvalidURI, PyMongoError, ValueError) as problem:
             raise DirectoryError(f"DIRECTORY_URL cannot be used: {type(problem).__name__}") from None
-        database = self._client.get_database(name, write_concern=WriteConcern("majority"))
+        self._database = database = self._client.get_database(name, write_concern=WriteConcern("majority"))
         self._organizations: Collection[Document] = database["organizations"]
         self._users: Collection[Document] = database["users"]
         self._roles: Collection[Document] = database["roles"]
@@ -70,18 +97,21 @@ class MongoDirectory:
         self._clusters: Collection[Document] = database["clusters"]
         self._resources: Collection[Document] = database["resources"]
         self._lock = threading.Lock()
-        self._indexed = False
+        self._migrations: Collection[Document] = database["schema_migrations"]
+        self._migrated = False
 
     def close(self) -> None:
         self._client.close()
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """Failures of the server as ``DirectoryError``; the first call that reaches it makes the indexes."""
+        """Failures of the server as ``DirectoryError``; the first call that reaches it migrates the database."""
         try:
-            if not self._indexed:
-                self._make_indexes()
+            if not self._migrated:
+                self._migrate()
             yield
+        except TooNew as problem:
+            raise DirectoryError(f"the directory cannot be used: {problem}") from None
         except DuplicateKeyError:
             raise
         except PyMongoError as problem:
@@ -90,17 +120,21 @@ class MongoDirectory:
             code = f" (code {problem.code})" if isinstance(problem, OperationFailure) and problem.code else ""
             raise DirectoryError(f"the directory cannot be used: {type(problem).__name__}{code}") from None
 
-    def _make_indexes(self) -> None:
+    def _migrate(self) -> None:
         with self._lock:
-            if self._indexed:
+            if self._migrated:
                 return
-            self._users.create_index("name", unique=True)
-            self._roles.create_index("user_id")
-            self._tokens.create_index("digest", unique=True)
-            self._tokens.create_index("user_id")
-            self._clusters.create_index([("organization_id", ASCENDING), ("live_name", ASCENDING)], unique=True)
-            self._resources.create_index([("cluster_id", ASCENDING), ("fetched_at", ASCENDING)], unique=True)
-            self._indexed = True
+            applied = {one["_id"]: one["readable_from"] for one in self._migrations.find()}
+            wanted = to_apply(applied, [migration.number for migration in MIGRATIONS])
+            for migration in MIGRATIONS:
+                if migration.number not in wanted:
+                    continue
+                for name, keys, unique in migration.indexes:
+                    self._database[name].create_index([(key, ASCENDING) for key in keys], unique=unique)
+                self._migrations.update_one(
+                    {"_id": migration.number}, {"$set": {"readable_from": migration.readable_from}}, upsert=True
+                )
+            self._migrated = True
 
     def create_organization(self, name: str) -> Organization:
         made = Organization(str(uuid4()), name)

@@ -32,38 +32,52 @@ from rest_api.rest_api_server.directory.model import (
     narrowed,
     new_token,
 )
+from tools.migrations import AddColumn, SqliteMigration, Statement, TooNew, migrate_sqlite
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS organizations (
-    id TEXT PRIMARY KEY, name TEXT NOT NULL, deleted INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE IF NOT EXISTS users (
-    id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, disabled INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE IF NOT EXISTS roles (
-    user_id TEXT NOT NULL REFERENCES users (id), organization_id TEXT NOT NULL REFERENCES organizations (id),
-    role INTEGER NOT NULL, PRIMARY KEY (user_id, organization_id)
-);
-CREATE TABLE IF NOT EXISTS tokens (
-    id TEXT PRIMARY KEY, user_id TEXT NOT NULL REFERENCES users (id), digest BLOB NOT NULL UNIQUE,
-    expires_at INTEGER, revoked INTEGER NOT NULL DEFAULT 0, organizations TEXT, read_only INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE IF NOT EXISTS clusters (
-    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL REFERENCES organizations (id), name TEXT NOT NULL,
-    flavour TEXT NOT NULL, url TEXT NOT NULL, state TEXT NOT NULL, type TEXT NOT NULL DEFAULT 'kubernetes_cnr',
-    deleted INTEGER NOT NULL DEFAULT 0
-);
-CREATE UNIQUE INDEX IF NOT EXISTS cluster_names ON clusters (organization_id, name) WHERE deleted = 0;
-CREATE TABLE IF NOT EXISTS resources (
-    cluster_id TEXT PRIMARY KEY REFERENCES clusters (id), fetched_at INTEGER NOT NULL, body BLOB NOT NULL
-);
-"""
-_ADDED = (
-    "ALTER TABLE organizations ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE tokens ADD COLUMN organizations TEXT",
-    "ALTER TABLE tokens ADD COLUMN read_only INTEGER NOT NULL DEFAULT 0",
+MIGRATIONS = (
+    SqliteMigration(
+        number=1,
+        readable_from=1,
+        steps=(
+            Statement("PRAGMA user_version = 1"),  # by which programs before numbered migrations know it
+            AddColumn("organizations", "deleted", "INTEGER NOT NULL DEFAULT 0"),
+            AddColumn("tokens", "organizations", "TEXT"),
+            AddColumn("tokens", "read_only", "INTEGER NOT NULL DEFAULT 0"),
+            Statement(
+                "CREATE TABLE IF NOT EXISTS organizations"
+                " (id TEXT PRIMARY KEY, name TEXT NOT NULL, deleted INTEGER NOT NULL DEFAULT 0)"
+            ),
+            Statement(
+                "CREATE TABLE IF NOT EXISTS users"
+                " (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, disabled INTEGER NOT NULL DEFAULT 0)"
+            ),
+            Statement(
+                "CREATE TABLE IF NOT EXISTS roles (user_id TEXT NOT NULL REFERENCES users (id),"
+                " organization_id TEXT NOT NULL REFERENCES organizations (id), role INTEGER NOT NULL,"
+                " PRIMARY KEY (user_id, organization_id))"
+            ),
+            Statement(
+                "CREATE TABLE IF NOT EXISTS tokens (id TEXT PRIMARY KEY, user_id TEXT NOT NULL REFERENCES users (id),"
+                " digest BLOB NOT NULL UNIQUE, expires_at INTEGER, revoked INTEGER NOT NULL DEFAULT 0,"
+                " organizations TEXT, read_only INTEGER NOT NULL DEFAULT 0)"
+            ),
+            Statement(
+                "CREATE TABLE IF NOT EXISTS clusters (id TEXT PRIMARY KEY,"
+                " organization_id TEXT NOT NULL REFERENCES organizations (id), name TEXT NOT NULL,"
+                " flavour TEXT NOT NULL, url TEXT NOT NULL, state TEXT NOT NULL,"
+                " type TEXT NOT NULL DEFAULT 'kubernetes_cnr', deleted INTEGER NOT NULL DEFAULT 0)"
+            ),
+            Statement(
+                "CREATE UNIQUE INDEX IF NOT EXISTS cluster_names ON clusters (organization_id, name) WHERE deleted = 0"
+            ),
+            Statement(
+                "CREATE TABLE IF NOT EXISTS resources (cluster_id TEXT PRIMARY KEY REFERENCES clusters (id),"
+                " fetched_at INTEGER NOT NULL, body BLOB NOT NULL)"
+            ),
+        ),
+    ),
 )
-"""Columns that files of version 0 have not."""
+"""Files that were made before migrations had numbers are brought on by the first, too."""
 
 _CLUSTER = (
     "SELECT id, organization_id, name, flavour, url, state FROM clusters"
@@ -82,19 +96,9 @@ class SqliteDirectory:
             self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA foreign_keys=ON")
-            self._migrate()
-        except (OSError, sqlite3.Error) as problem:
+            migrate_sqlite(self._database, MIGRATIONS)
+        except (OSError, sqlite3.Error, TooNew) as problem:
             raise DirectoryError(f"{file}: {problem}") from None
-
-    def _migrate(self) -> None:
-        with self._transaction() as database:
-            old = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'tokens'").fetchone() is not None
-            if old and database.execute("PRAGMA user_version").fetchone()[0] == 0:
-                for statement in _ADDED:
-                    database.execute(statement)
-            for statement in filter(str.strip, _SCHEMA.split(";")):
-                database.execute(statement)
-            database.execute("PRAGMA user_version = 1")
 
     def close(self) -> None:
         with self._lock:
