@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +22,7 @@ from metroculus.storage.engine import StoreError
 from metroculus.storage.ledger import FencedWriter, HourBatch
 from metroculus.storage.migrations import MIGRATIONS
 from metroculus.storage.migrations.runner import migrate
-from metroculus.storage.migrations.steps import AddColumns, CreateView, Migration, columns_of
+from metroculus.storage.migrations.steps import AddColumns, CreateView, Migration, columns_of, resulting_columns
 from metroculus.storage.store import Store, open_engine, open_store
 from tests.stores import allocation
 from tests.support import DAY, END, HOUR, NOW
@@ -189,3 +194,58 @@ def test_eight_programs_that_start_at_once_make_one_schema(store_url):
         names = step.columns if isinstance(step, CreateView) else [column[0] for column in step.columns]
         assert set(names) <= set(columns_of(engines[0], table))
     engines[0].close()
+
+
+ROWS = int(os.environ.get("STORE_ROWS", "200000"))
+"""How large a store is migrated; ``make test-long`` takes 7.2 million rows, a month of 10,000 pods."""
+AT_MOST_SECONDS = 60
+COPIED = ("k8s_allocations", "k8s_extractions", "k8s_cost_summaries", "k8s_summary_builds")
+OPEN = """
+import sys
+from metroculus.storage.store import open_store
+open_store(sys.argv[1], lambda: 0).close()
+"""
+
+
+def copy_of(account: str, number: int) -> str:
+    return f"{account[:24]}{number:012}"
+
+
+def fill_large(url: str, rows: int) -> int:
+    """A store of number 1 with many accounts, each a copy of one of the fixture's; how many copies of each."""
+    fill(url, 1)
+    copies = rows // len(rows_of(1)["k8s_allocations"])
+    columns = defaultdict(list)
+    for table, name, _ in resulting_columns(MIGRATIONS[:1]):
+        columns[table].append(name)
+    copied = "concat(substring(account, 1, 24), substring(toString(1000000000000 + copy), 2))"
+    engine = open_engine(url)
+    for table in COPIED:
+        named = ", ".join(columns[table])
+        shown = ", ".join(copied if name == "account" else name for name in columns[table])
+        engine.command(f"INSERT INTO {table} ({named}) SELECT {shown} FROM {table} ARRAY JOIN range({copies}) AS copy")
+    engine.close()
+    return copies
+
+
+@pytest.mark.parametrize("store_url", ["embedded", "server"], indirect=True)
+@pytest.mark.parametrize("killed_after", [None, 0.7, 1.5])
+def test_a_large_store_opens_in_under_a_minute_killed_on_the_way_or_not(store_url, killed_after):
+    copies = fill_large(store_url, ROWS)
+    if killed_after is not None:
+        first = subprocess.Popen([sys.executable, "-c", OPEN, store_url], cwd=FIXTURES.parent.parent.parent)
+        with suppress(subprocess.TimeoutExpired):
+            first.wait(killed_after)  # where it was ready before, there is nothing to kill
+        first.kill()
+        first.wait(20)
+    began = time.monotonic()
+    store = open_store(store_url, lambda: NOW)
+    took = time.monotonic() - began
+    try:
+        assert took < AT_MOST_SECONDS, f"{took:.1f} s"
+        for account, said in expected(1).items():
+            for number in (0, copies - 1):
+                found = totals(store, copy_of(account, number))
+                assert (found["hours"], found["by"]) == (said["hours"], said["by"])
+    finally:
+        store.close()
