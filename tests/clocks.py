@@ -20,6 +20,8 @@ TIMES = (
 )
 FILES = ("tests/e2e", "tests/unit/test_plan.py", "tests/unit/test_window.py", "tests/unit/test_trend.py")
 
+AT_MOST_SECONDS = 600
+
 
 def main() -> int:
     """Run them all; 1 where any failed."""
@@ -28,11 +30,16 @@ def main() -> int:
         return 1
     failed = 0
     for moment, zone, why in TIMES:
-        done = subprocess.run(
-            ["env", f"TZ={zone}", "faketime", "-f", f"@{moment}", sys.executable, "-m", "pytest", "-n2", "-p",
-             "no:cacheprovider", *sys.argv[1:], *FILES],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        clock = ["env", f"TZ={zone}", "faketime", "-f", f"@{moment}"]
+        tests = [sys.executable, "-m", "pytest", "-n2", "-p", "no:cacheprovider", *sys.argv[1:], *FILES]
+        try:
+            done = subprocess.run(
+                [*clock, *tests], capture_output=True, text=True, check=False, timeout=AT_MOST_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            print(f"{moment}  {zone:<20} had not ended after {AT_MOST_SECONDS} s  ({why})", flush=True)
+            failed += 1
+            continue
         summary = re.findall(r"^.*(?:passed|failed).* in .*$", done.stdout, re.M)
         print(f"{moment}  {zone:<20} {summary[-1] if summary else done.stdout[-300:]}  ({why})", flush=True)
         for line in re.findall(r"^FAILED .*$", done.stdout, re.M):

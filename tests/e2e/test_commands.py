@@ -23,7 +23,7 @@ from simulator.world import DAY, make_world
 from tests.conftest import free_port, need
 from tests.integration.test_etcd import BIN, command, rest_commands
 from tests.support import ACCOUNT, SECRET, Stack
-from tools.window import parse_rfc3339_utc
+from tools.window import iso, parse_rfc3339_utc
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -194,10 +194,10 @@ def test_both_services_by_their_own_commands_with_a_user_made_by_hand(tmp_path):
         assert requests.get(path, headers={"Authorization": f"Bearer {token}"}, timeout=20).status_code == 401
 
 
-def test_sigterm_lets_what_is_in_flight_finish(tmp_path):
+def test_sigterm_lets_what_is_in_flight_finish(tmp_path, stack):
     """A request that an upstream answers slowly is answered whole though the end was asked for meanwhile."""
-    stack = Stack(tmp_path)
     asked = threading.Event()
+    start = int(time.time()) // DAY * DAY - 3 * DAY
 
     class Slow(tornado.web.RequestHandler):
         async def get(self):
@@ -205,7 +205,7 @@ def test_sigterm_lets_what_is_in_flight_finish(tmp_path):
             import asyncio
 
             await asyncio.sleep(1.0)
-            window = {"start": "2026-11-10T00:00:00Z", "end": "2026-11-11T00:00:00Z"}
+            window = {"start": iso(start), "end": iso(start + DAY)}
             row = {"name": "shop", "window": window, **window, "cpuCost": 1.5, "ramCost": 0}
             self.finish({"code": 200, "data": [{"shop": row, "__idle__": row | {"name": "__idle__"}}]})
 
@@ -216,7 +216,8 @@ def test_sigterm_lets_what_is_in_flight_finish(tmp_path):
         url,
         process,
     ):
-        target = f"{url}/metroculus/v2/kubecost_cluster_costs?cloud_account_id={ACCOUNT}&start_date=1794268800&end_date=1794355200"
+        stamps = f"start_date={start}&end_date={start + DAY}"
+        target = f"{url}/metroculus/v2/kubecost_cluster_costs?cloud_account_id={ACCOUNT}&{stamps}"
         thread = threading.Thread(
             target=lambda: answers.append(requests.get(target, headers={"Secret": SECRET}, timeout=20))
         )
@@ -228,7 +229,6 @@ def test_sigterm_lets_what_is_in_flight_finish(tmp_path):
             requests.get(f"{url}/healthz", timeout=5)
         thread.join(20)
         assert process.wait(20) == 0
-    stack.close()
     assert answers[0].status_code == 200 and answers[0].json()["summary"]["known_cost"] == 3.0
 
 
