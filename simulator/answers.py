@@ -192,8 +192,6 @@ def _row(world: World, key: str, members: list[PodCost], window: Json, shared: f
     cpu, ram = add("cpu"), add("ram")
     cpu_efficiency = _ratio(add("cpu_usage_hours"), add("cpu_request_hours"), cpu)
     ram_efficiency = _ratio(add("ram_usage_gib_hours"), add("ram_request_gib_hours"), ram)
-    weight = cpu + ram
-    efficiency = ((cpu_efficiency or 0.0) * cpu + (ram_efficiency or 0.0) * ram) / weight if weight else math.nan
     pvs = {name: value for m in members for name, value in m.pvs.items()}
     pv_gib_hours = math.fsum(gib_hours for gib_hours, _ in pvs.values())
     return {
@@ -216,28 +214,13 @@ def _row(world: World, key: str, members: list[PodCost], window: Json, shared: f
         "gpuCost": rounded(add("gpu")),
         "gpuCostAdjustment": 0,
         "gpuCostIdle": 0,
-        "networkTransferBytes": rounded(add("egress_bytes")),
-        "networkReceiveBytes": 0,
-        "networkCost": rounded(add("network")),
-        "networkCrossZoneCost": rounded(math.fsum(m.egress.get("zone", 0.0) for m in members)),
-        "networkCrossRegionCost": rounded(math.fsum(m.egress.get("region", 0.0) for m in members)),
-        "networkInternetCost": rounded(math.fsum(m.egress.get("internet", 0.0) for m in members)),
-        "networkCostAdjustment": 0,
+        **_network(members),
         "loadBalancerCost": rounded(add("load_balancer")),
         "loadBalancerCostAdjustment": 0,
         "pvBytes": rounded(pv_gib_hours * GIB / hours),
         "pvByteHours": rounded(pv_gib_hours * GIB),
         "pvCost": rounded(add("pv")),
-        "pvs": {
-            f"cluster={world.cluster_id}:name={name}": {
-                "byteHours": gib_hours * GIB,
-                "cost": usd,
-                "providerID": f"vol-{name}",
-                "adjustment": 0,
-            }
-            for name, (gib_hours, usd) in pvs.items()
-        }
-        or None,
+        "pvs": _volumes_of(world, pvs),
         "pvCostAdjustment": 0,
         "ramBytes": rounded(add("ram_gib_hours") * GIB / hours),
         "ramByteRequestAverage": rounded(add("ram_request_gib_hours") * GIB / hours),
@@ -250,9 +233,42 @@ def _row(world: World, key: str, members: list[PodCost], window: Json, shared: f
         "externalCost": 0,
         "sharedCost": rounded(shared),
         "totalCost": rounded(total),
-        "totalEfficiency": rounded(efficiency),
+        "totalEfficiency": rounded(_weighted(cpu_efficiency, cpu, ram_efficiency, ram)),
         "lbAllocations": None,
     }
+
+
+def _network(members: list[PodCost]) -> Json:
+    def sent(reach: str) -> float | None:
+        return rounded(math.fsum(m.egress.get(reach, 0.0) for m in members))
+
+    return {
+        "networkTransferBytes": rounded(math.fsum(m.egress_bytes for m in members)),
+        "networkReceiveBytes": 0,
+        "networkCost": rounded(math.fsum(m.network for m in members)),
+        "networkCrossZoneCost": sent("zone"),
+        "networkCrossRegionCost": sent("region"),
+        "networkInternetCost": sent("internet"),
+        "networkCostAdjustment": 0,
+    }
+
+
+def _weighted(cpu_efficiency: float | None, cpu: float, ram_efficiency: float | None, ram: float) -> float:
+    """Both efficiencies by the cost of each; NaN where neither costs anything."""
+    weight = cpu + ram
+    return ((cpu_efficiency or 0.0) * cpu + (ram_efficiency or 0.0) * ram) / weight if weight else math.nan
+
+
+def _volumes_of(world: World, pvs: dict[str, tuple[float, float]]) -> Json | None:
+    return {
+        f"cluster={world.cluster_id}:name={name}": {
+            "byteHours": gib_hours * GIB,
+            "cost": usd,
+            "providerID": f"vol-{name}",
+            "adjustment": 0,
+        }
+        for name, (gib_hours, usd) in pvs.items()
+    } or None
 
 
 def _idle_row(world: World, name: str, idle: Idle, window: Json, parts: tuple[tuple[int, int], ...]) -> Json:
@@ -348,6 +364,25 @@ def assets(
     first, last = clipped.parts[0][0], clipped.parts[-1][1]
     for cost in node_costs(world, clipped, now, adjusted):
         _put_node(put, cost, pods)
+    _put_volumes(put, world, pods, first, last)
+    hours = sum(b - a for a, b in clipped.parts) / HOUR
+    for balancer in world.balancers:
+        put(
+            "LoadBalancer", "Network", f"{balancer.namespace}/{balancer.service}", balancer.ip,
+            balancer.usd_per_hour * hours, first, last, adjustment=0.0, private=False, ip=balancer.ip,
+        )  # fmt: skip
+    if adjusted:
+        put(
+            "Network", "Network", f"{world.cluster_id}-network", "", math.fsum(p.network for p in pods), first, last,
+            adjustment=0.0,
+        )  # fmt: skip
+    if with_management:
+        usd = world.management_usd_per_hour * hours
+        put("ClusterManagement", "Management", "cluster-management", "", usd, first, last)
+    return {key: asset for key, asset in found.items() if not asset_types or asset["type"].lower() in asset_types}
+
+
+def _put_volumes(put: Any, world: World, pods: list[PodCost], first: int, last: int) -> None:
     owners = {name: pod for pod in pods for name in pod.pvs}
     for volume in world.volumes:
         if volume.name not in owners:
@@ -372,36 +407,6 @@ def assets(
             claimName=volume.claim,
             claimNamespace=volume.namespace,
         )
-    hours = sum(b - a for a, b in clipped.parts) / HOUR
-    for balancer in world.balancers:
-        put(
-            "LoadBalancer",
-            "Network",
-            f"{balancer.namespace}/{balancer.service}",
-            balancer.ip,
-            balancer.usd_per_hour * hours,
-            first,
-            last,
-            adjustment=0.0,
-            private=False,
-            ip=balancer.ip,
-        )
-    if adjusted:
-        put(
-            "Network", "Network", f"{world.cluster_id}-network", "", math.fsum(p.network for p in pods), first, last,
-            adjustment=0.0,
-        )  # fmt: skip
-    if with_management:
-        put(
-            "ClusterManagement",
-            "Management",
-            "cluster-management",
-            "",
-            world.management_usd_per_hour * hours,
-            first,
-            last,
-        )
-    return {key: asset for key, asset in found.items() if not asset_types or asset["type"].lower() in asset_types}
 
 
 def _put_node(put: Any, cost: NodeCost, pods: list[PodCost]) -> None:

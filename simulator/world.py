@@ -249,22 +249,12 @@ def make_world(
     start = end - days * DAY
     half = start + (days * 24 // 2) * HOUR
     nodes = _nodes(rng, scale, start, half, end)
-    containers = _containers(rng, scale, nodes, start, half, end)
+    containers = _Workloads(rng, scale, nodes, start, end).add_all()
     if overcommitted:
         greedy = next(c for c in containers if c.controller == "idlebot")
         cores = sum(node.cores for node in nodes) * 2
         containers = tuple(replace(c, cpu_request=cores) if c is greedy else c for c in containers)
     web = [c.pod for c in containers if c.controller == "web" and c.start == start]
-    gateway = next(c.pod for c in containers if c.controller == "gateway")
-    egress = tuple(
-        Egress(namespace, pod, reach, scale.egress_gib * factor, start, end, reset_at=start + (end - start) // 3)
-        for namespace, pod, reach, factor in (
-            ("shop", web[0], "internet", 2.0),
-            ("shop", web[1], "zone", 4.0),
-            ("api", gateway, "internet", 1.0),
-            ("api", gateway, "region", 3.0),
-        )
-    )
     sizes = scale.volume_gib
     volumes = (
         Volume("pvc-db", sizes[0], scale.volume_price, start, end, "data-db-0", "shop", "db-0"),
@@ -279,7 +269,7 @@ def make_world(
         containers=containers,
         volumes=volumes,
         balancers=(Balancer("shop", "web", "203.0.113.10", scale.balancer, tuple(web), start, end),),
-        egress=egress,
+        egress=_egress(scale, containers, web, start, end),
         usd_per_gib=scale.egress_price,
         management_usd_per_hour=scale.management,
         discount=scale.discount,
@@ -290,6 +280,21 @@ def make_world(
         },
         exporter_restart=start + (end - start) * 2 // 3,
         holes=holes,
+    )
+
+
+def _egress(
+    scale: _Scale, containers: tuple[Container, ...], web: list[str], start: int, end: int
+) -> tuple[Egress, ...]:
+    gateway = next(c.pod for c in containers if c.controller == "gateway")
+    return tuple(
+        Egress(namespace, pod, reach, scale.egress_gib * factor, start, end, reset_at=start + (end - start) // 3)
+        for namespace, pod, reach, factor in (
+            ("shop", web[0], "internet", 2.0),
+            ("shop", web[1], "zone", 4.0),
+            ("api", gateway, "internet", 1.0),
+            ("api", gateway, "region", 3.0),
+        )
     )
 
 
@@ -364,137 +369,92 @@ def _nodes(rng: random.Random, scale: _Scale, start: int, half: int, end: int) -
     return tuple(nodes)
 
 
-def _containers(
-    rng: random.Random, scale: _Scale, nodes: tuple[Node, ...], start: int, half: int, end: int
-) -> tuple[Container, ...]:
-    small, large, spot, gpu = nodes
-    containers: list[Container] = []
+class _Workloads:
+    """Adds the containers of a world, namespace by namespace, in an order that a seed's random numbers follow."""
 
-    def add(namespace: str, controller: str, kind: str, pod: str, node: Node, **more: object) -> None:
+    def __init__(self, rng: random.Random, scale: _Scale, nodes: tuple[Node, ...], start: int, end: int) -> None:
+        self._rng = rng
+        self._scale = scale
+        self._nodes = nodes
+        self._small, self._large, self._spot, self._gpu = nodes
+        self._start, self._end = start, end
+        self.containers: list[Container] = []
+
+    def add_all(self) -> tuple[Container, ...]:
+        self._add_shop()
+        self._add_api()
+        self._add_kube_system()
+        self._add_idle_and_ml()
+        self._add_jobs()
+        return tuple(self.containers)
+
+    def _add(self, namespace: str, controller: str, kind: str, pod: str, node: Node, **more: object) -> None:
+        name = controller.rstrip("0123456789-")
         values: dict[str, object] = {
-            "name": controller.rstrip("0123456789-"),
-            "cpu_request": 0.5,
-            "ram_request_gib": 1.0,
-            "cpu_usage": 0.2,
-            "ram_usage_gib": 0.6,
-            "start": max(start, node.start),
-            "end": end,
-            "daily": 0.4,
-            "labels": {"app": controller.rstrip("0123456789-")},
-        } | more
+            "name": name, "cpu_request": 0.5, "ram_request_gib": 1.0, "cpu_usage": 0.2, "ram_usage_gib": 0.6,
+            "start": max(self._start, node.start), "end": self._end, "daily": 0.4, "labels": {"app": name},
+        } | more  # fmt: skip
         container = Container(namespace, controller, kind, pod, node=node, **values)  # type: ignore[arg-type]
-        containers.append(_exactly(container) if scale.exact else _sized(container, scale.cpu))
+        self.containers.append(_exactly(container) if self._scale.exact else _sized(container, self._scale.cpu))
 
-    def suffix() -> str:
-        return "".join(rng.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
+    def _suffix(self) -> str:
+        return "".join(self._rng.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
 
-    web_set = f"web-{suffix()}"
-    for node in (large, small, spot):
-        add(
-            "shop",
-            "web",
-            "deployment",
-            f"{web_set}-{suffix()}",
-            node,
-            labels={"app": "web", "team": "alpha", "app.kubernetes.io/part-of": "store"},
-            services=("web",),
-        )
-    add(
-        "shop",
-        "db",
-        "statefulset",
-        "db-0",
-        small,
-        cpu_request=1.0,
-        ram_request_gib=4.0,
-        cpu_usage=0.33,
-        ram_usage_gib=2.4,
-        labels={"app": "db", "team": "alpha"},
-    )
-    add(
-        "shop",
-        "db",
-        "statefulset",
-        "db-0",
-        small,
-        name="backup",
-        cpu_request=0.1,
-        ram_request_gib=0.25,
-        cpu_usage=0.02,
-        ram_usage_gib=0.1,
-        labels={"app": "db", "team": "alpha"},
-    )
-    gateway_set = f"gateway-{suffix()}"
-    for node in (large, small):
-        add(
-            "api", "gateway", "deployment", f"{gateway_set}-{suffix()}", node, labels={"app": "gateway", "team": "beta"}
-        )
-    add(
-        "api",
-        "cache",
-        "deployment",
-        f"cache-{suffix()}-{suffix()}",
-        large,
-        cpu_request=0.0,
-        ram_request_gib=0.0,
-        cpu_usage=0.4,
-        ram_usage_gib=1.5,
-        labels={"app": "cache", "team": "beta"},
-    )
-    for node in nodes:
-        add(
-            "kube-system",
-            "kube-proxy",
-            "daemonset",
-            f"kube-proxy-{suffix()}",
-            node,
-            cpu_request=0.1,
-            ram_request_gib=0.125,
-            cpu_usage=0.03,
-            ram_usage_gib=0.05,
-        )
-    add(
-        "batch",
-        "idlebot",
-        "deployment",
-        f"idlebot-{suffix()}-{suffix()}",
-        large,
-        cpu_request=1.0,
-        ram_request_gib=2.0,
-        cpu_usage=0.001,
-        ram_usage_gib=0.02,
-        daily=0.0,
-    )
-    add(
-        "ml",
-        "trainer",
-        "statefulset",
-        "trainer-0",
-        gpu,
-        cpu_request=2.0,
-        ram_request_gib=8.0,
-        cpu_usage=1.7,
-        ram_usage_gib=7.0,
-        gpus=1.0,
-        labels={"app": "trainer", "team": "gamma"},
-    )
-    for number, since in enumerate(range(start + 2 * HOUR, end - 3 * HOUR, 12 * HOUR)):
-        minutes = 60 * (1 + number % 2) if scale.exact else 35 + (number * 11) % 56
-        since += 0 if scale.exact else (number * 17) % 60 * 60
-        add(
-            "batch",
-            f"report-{since // HOUR}",
-            "job",
-            f"report-{since // HOUR}-{suffix()}",
-            (small, large)[number % 2],
-            cpu_usage=0.45,
-            ram_usage_gib=0.9,
-            daily=0.0,
-            start=since,
-            end=since + minutes * 60,
-            labels={"app": "report", "team": "gamma"},
-        )
-    return tuple(containers)
+    def _add_shop(self) -> None:
+        web_set = f"web-{self._suffix()}"
+        web = {"app": "web", "team": "alpha", "app.kubernetes.io/part-of": "store"}
+        for node in (self._large, self._small, self._spot):
+            self._add("shop", "web", "deployment", f"{web_set}-{self._suffix()}", node, labels=web, services=("web",))
+        db = {"app": "db", "team": "alpha"}
+        self._add(
+            "shop", "db", "statefulset", "db-0", self._small, labels=db,
+            cpu_request=1.0, ram_request_gib=4.0, cpu_usage=0.33, ram_usage_gib=2.4,
+        )  # fmt: skip
+        self._add(
+            "shop", "db", "statefulset", "db-0", self._small, labels=db, name="backup",
+            cpu_request=0.1, ram_request_gib=0.25, cpu_usage=0.02, ram_usage_gib=0.1,
+        )  # fmt: skip
+
+    def _add_api(self) -> None:
+        gateway_set = f"gateway-{self._suffix()}"
+        gateway = {"app": "gateway", "team": "beta"}
+        for node in (self._large, self._small):
+            self._add("api", "gateway", "deployment", f"{gateway_set}-{self._suffix()}", node, labels=gateway)
+        self._add(
+            "api", "cache", "deployment", f"cache-{self._suffix()}-{self._suffix()}", self._large,
+            cpu_request=0.0, ram_request_gib=0.0, cpu_usage=0.4, ram_usage_gib=1.5,
+            labels={"app": "cache", "team": "beta"},
+        )  # fmt: skip
+
+    def _add_kube_system(self) -> None:
+        for node in self._nodes:
+            self._add(
+                "kube-system", "kube-proxy", "daemonset", f"kube-proxy-{self._suffix()}", node,
+                cpu_request=0.1, ram_request_gib=0.125, cpu_usage=0.03, ram_usage_gib=0.05,
+            )  # fmt: skip
+
+    def _add_idle_and_ml(self) -> None:
+        self._add(
+            "batch", "idlebot", "deployment", f"idlebot-{self._suffix()}-{self._suffix()}", self._large,
+            cpu_request=1.0, ram_request_gib=2.0, cpu_usage=0.001, ram_usage_gib=0.02, daily=0.0,
+        )  # fmt: skip
+        self._add(
+            "ml", "trainer", "statefulset", "trainer-0", self._gpu,
+            cpu_request=2.0, ram_request_gib=8.0, cpu_usage=1.7, ram_usage_gib=7.0, gpus=1.0,
+            labels={"app": "trainer", "team": "gamma"},
+        )  # fmt: skip
+
+    def _add_jobs(self) -> None:
+        exact = self._scale.exact
+        for number, since in enumerate(range(self._start + 2 * HOUR, self._end - 3 * HOUR, 12 * HOUR)):
+            minutes = 60 * (1 + number % 2) if exact else 35 + (number * 11) % 56
+            begun = since + (0 if exact else (number * 17) % 60 * 60)
+            job = f"report-{begun // HOUR}"
+            self._add(
+                "batch", job, "job", f"{job}-{self._suffix()}", (self._small, self._large)[number % 2],
+                cpu_usage=0.45, ram_usage_gib=0.9, daily=0.0, start=begun, end=begun + minutes * 60,
+                labels={"app": "report", "team": "gamma"},
+            )  # fmt: skip
 
 
 def _sized(container: Container, cpu: float) -> Container:
