@@ -24,7 +24,7 @@ from metroculus.cost_model.statement import Question
 from metroculus.sources.kubecost.allocation_json import decode_allocation
 from simulator import answers
 from simulator.world import DAY, make_world
-from standalone.running import Plan, start
+from standalone.running import single_machine, start
 from tools.window import Window, iso
 
 END = 1795219200
@@ -107,7 +107,9 @@ async def _longest_healthz() -> float:
     """The slowest of many health checks while one statement reads a large answer, in milliseconds."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     with serving("bare", str(BODY)) as upstream:
-        plan = Plan(FOLDER, SECRET, kubecost_api_url=upstream["url"], kubecost_flavour="kubecost", rounds=False)
+        plan = single_machine(
+            FOLDER, SECRET, kubecost_api_url=upstream["url"], kubecost_flavour="kubecost", rounds=False
+        )
         running = start(plan)
         url = running.metroculus_listener.url
         asking = asyncio.create_task(asyncio.to_thread(_ask_statement, url))

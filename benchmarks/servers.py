@@ -27,7 +27,7 @@ from rest_api.rest_api_server.directory.model import Role
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, make_world
 from standalone.demo import serve_simulator
-from standalone.running import Plan, start
+from standalone.running import single_machine, start
 
 END = 1795219200
 SECRET = "a-secret-of-the-bench"
@@ -77,7 +77,7 @@ async def product() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     simulator = Simulator(make_world(seed=1, days=2, end=END), Habits(serves=frozenset({"kubecost"})), lambda: END)
     cluster, url = serve_simulator(simulator)
-    running = start(Plan(FOLDER, SECRET, kubecost_api_url=url, timeout=30.0, rounds=False))
+    running = start(single_machine(FOLDER, SECRET, kubecost_api_url=url, kubecost_timeout=30.0, rounds=False))
     directory = running.rest_api.directory
     organization = directory.create_organization("bench")
     directory.create_user("bench")

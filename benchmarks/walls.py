@@ -17,7 +17,7 @@ from rest_api.rest_api_server.directory.model import Role
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, HOUR, make_world
 from standalone.demo import serve_simulator
-from standalone.running import Plan, Running, start
+from standalone.running import Running, single_machine, start
 
 END = 1795219200
 ROUNDS, REQUESTS, AT_ONCE, HANGING = 3, 400, 4, 16
@@ -76,7 +76,9 @@ async def measure() -> dict[str, float]:
     silent = socket.create_server(("127.0.0.1", 0), backlog=100)
     allowed = AllowedAddresses(["127.0.0.0/8"])
     running = start(
-        Plan(FOLDER, "a-secret-of-the-bench", upstream_allow=allowed, timeout=10.0, cache_ttl=0.0, rounds=False)
+        single_machine(
+            FOLDER, "a-secret-of-the-bench", upstream_allow=allowed, kubecost_timeout=10.0, cache_ttl=0.0, rounds=False
+        )
     )
     client = AsyncHTTPClient(force_instance=True, max_clients=100)
     ratios = []

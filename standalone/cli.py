@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from metroculus.config import SETTINGS, MetroculusConfig, config_of
+from metroculus.config import SETTINGS, MetroculusConfig, WorkerConfig, config_of
 from metroculus.dependencies import make_dependencies, open_registry
 from metroculus.metroculus_api.server import make_app
 from metroculus.metroculus_worker.etcd_owners import EtcdOwners
@@ -28,7 +28,7 @@ from rest_api.rest_api_server.directory.model import DirectoryError
 from standalone import demo as demonstration
 from standalone import up as machine
 from standalone.history import fill, parse_moment, tell_owner, work
-from standalone.running import Plan
+from standalone.running import single_machine
 from tools.cli import load_settings, setting_options
 from tools.settings import CONFIG_URL, SettingsError, address
 from tools.tornado_service.access import Access
@@ -237,10 +237,10 @@ def up(
     set_up("warning", "text")
     folder = Path(data_dir)
     try:
-        plan = Plan(
-            data_dir=folder,
-            secret=machine.new_secret(),
-            metroculus_listen=address(metroculus_listen),
+        plan = single_machine(
+            folder,
+            machine.new_secret(),
+            listen=address(metroculus_listen),
             rest_api_listen=address(rest_listen),
             kubecost_api_url=parse_upstream_url(url).text if url else None,
             kubecost_account_id=machine.account_id(folder),
@@ -248,7 +248,7 @@ def up(
             thanos_query_url=parse_upstream_url(prometheus_url).text if prometheus_url else None,
             tenant_label="",
             clickhouse_url=f"{EMBEDDED}{folder / 'store'}",
-            worker_listen=address(worker_listen),
+            worker=WorkerConfig(listen=address(worker_listen)),
             access=Access(audit_log=str(folder / "audit.jsonl")),
         )
         asyncio.run(machine.run(plan, url or "", history_days))

@@ -24,7 +24,7 @@ from simulator.server import Habits, Simulator
 from simulator.world import DAY, World, make_world
 from standalone.check import Check, DemoCluster, check_everything, check_store_alone
 from standalone.history import tell_owner
-from standalone.running import Plan, Running, start
+from standalone.running import Running, single_machine, start
 from standalone.up import cost_table, fill_history, how_to_ask, new_secret, unless
 from tools.tornado_service.access import Access
 from tools.tornado_service.listening import stop_signal
@@ -202,10 +202,10 @@ def _started(folder: Path, ports: tuple[int, int]) -> Demo:
     click.echo("starting Metroculus and the REST API over embedded stores …")
     secret = new_secret()
     running = start(
-        Plan(
-            data_dir=folder / "data",
-            secret=secret,
-            metroculus_listen=("127.0.0.1", ports[0]),
+        single_machine(
+            folder / "data",
+            secret,
+            listen=("127.0.0.1", ports[0]),
             rest_api_listen=("127.0.0.1", ports[1]),
             thanos_query_url=prometheus.url if prometheus else None,
             upstream_allow=AllowedAddresses(["127.0.0.0/8"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from metroculus.dependencies import make_dependencies
 from metroculus.metroculus_api.server import Metroculus
 from metroculus.metroculus_api.server import make_app as make_metroculus
 from metroculus.metroculus_worker.server import WorkerService, make_worker
-from metroculus.sources.outbound.addresses import AllowedAddresses
 from rest_api.rest_api_server.config import RestApiConfig
 from rest_api.rest_api_server.server import RestApi
 from rest_api.rest_api_server.server import make_app as make_rest_api
@@ -51,31 +50,46 @@ class Running:
         self.metroculus.close()
 
 
+FREE_PORT = ("127.0.0.1", 0)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What to run; what is left out takes the default of a single machine."""
+    """What to run: the settings of both services; ``rest_api`` is told where Metroculus listens once it does."""
 
-    data_dir: Path
-    secret: str
-    metroculus_listen: tuple[str, int] = ("127.0.0.1", 0)
-    rest_api_listen: tuple[str, int] = ("127.0.0.1", 0)
-    kubecost_api_url: str | None = None
-    kubecost_account_id: str | None = None
-    kubecost_flavour: str | None = None
-    thanos_query_url: str | None = None
-    tenant_label: str = "tenant_id"
-    upstream_allow: AllowedAddresses = AllowedAddresses()  # noqa: RUF009  (immutable, and allows nothing)
-    timeout: float = 30.0
-    cache_ttl: float = 300.0
+    metroculus: MetroculusConfig
+    rest_api: RestApiConfig
     clock: Callable[[], float] | None = None
-    clickhouse_url: str | None = None
-    """None keeps no history."""
     rounds: bool = True
-    """Whether the worker goes on its rounds by itself, where there is one."""
-    worker_listen: tuple[str, int] = ("127.0.0.1", 0)
-    directory_url: str | None = None
-    """None is a file in ``data_dir``."""
-    access: Access = field(default_factory=Access)
+    """Whether the worker goes on its rounds by itself, where there is a store to keep history in."""
+
+
+def single_machine(
+    data_dir: Path,
+    secret: str,
+    *,
+    rest_api_listen: tuple[str, int] = FREE_PORT,
+    directory_url: str | None = None,
+    access: Access | None = None,
+    clock: Callable[[], float] | None = None,
+    rounds: bool = True,
+    **settings: Any,
+) -> Plan:
+    """Both services on one machine: one secret, one folder, ports of 127.0.0.1 that are free unless said.
+
+    Args:
+        settings: of ``MetroculusConfig``, where they are not its defaults.
+    """
+    shared: dict[str, Any] = {"cluster_secret": secret, "data_dir": data_dir, "access": access or Access()}
+    free: dict[str, Any] = {"listen": FREE_PORT, "worker": WorkerConfig(listen=FREE_PORT)}
+    metroculus = MetroculusConfig(**shared | free | settings)
+    rest_api = RestApiConfig(
+        **shared,
+        listen=rest_api_listen,
+        directory_url=directory_url,
+        call_seconds=metroculus.kubecost_timeout + CALL_MARGIN_SECONDS,
+    )
+    return Plan(metroculus, rest_api, clock, rounds)
 
 
 def start(plan: Plan) -> Running:
@@ -86,42 +100,16 @@ def start(plan: Plan) -> Running:
         RegistryError, DirectoryError: the data folder cannot be used.
     """
     more: dict[str, Any] = {"clock": plan.clock} if plan.clock else {}
-    config = MetroculusConfig(
-        cluster_secret=plan.secret,
-        listen=plan.metroculus_listen,
-        thanos_query_url=plan.thanos_query_url,
-        tenant_label=plan.tenant_label,
-        kubecost_api_url=plan.kubecost_api_url,
-        kubecost_account_id=plan.kubecost_account_id,
-        kubecost_timeout=plan.timeout,
-        cache_ttl=plan.cache_ttl,
-        upstream_allow=plan.upstream_allow,
-        data_dir=plan.data_dir,
-        kubecost_flavour=plan.kubecost_flavour,
-        clickhouse_url=plan.clickhouse_url,
-        worker=WorkerConfig(listen=plan.worker_listen),
-        access=plan.access,
-    )
+    config = plan.metroculus
     dependencies = make_dependencies(config, **more)
     worker = make_worker(config, dependencies, **more) if dependencies.store is not None else None
     metroculus = make_metroculus(config, dependencies=dependencies, worked=worker is not None, **more)
-    first = listen(metroculus.application, metroculus.service, *plan.metroculus_listen)
-    rest_api = make_rest_api(
-        RestApiConfig(
-            cluster_secret=plan.secret,
-            listen=plan.rest_api_listen,
-            metroculus_url=first.url,
-            directory_url=plan.directory_url,
-            data_dir=plan.data_dir,
-            access=plan.access,
-            call_seconds=plan.timeout + CALL_MARGIN_SECONDS,
-        ),
-        **more,
-    )
-    second = listen(rest_api.application, rest_api.service, *plan.rest_api_listen)
+    first = listen(metroculus.application, metroculus.service, *config.listen)
+    rest_api = make_rest_api(replace(plan.rest_api, metroculus_url=first.url), **more)
+    second = listen(rest_api.application, rest_api.service, *plan.rest_api.listen)
     running = Running(metroculus, rest_api, first, second, worker)
     if worker is not None:
-        running.worker_listener = listen(worker.application, worker.service, *plan.worker_listen)
+        running.worker_listener = listen(worker.application, worker.service, *config.worker.listen)
     if plan.rounds:
         running.begin()
     return running

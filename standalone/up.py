@@ -160,10 +160,11 @@ async def run(plan: Plan, url: str, history_days: int) -> None:
     stopped = stop_signal()
     running = start(replace(plan, rounds=False))
     directory = running.rest_api.directory
-    assert plan.kubecost_account_id is not None
-    home = make_home(directory, plan.kubecost_account_id, plan.kubecost_flavour or "push", url)
-    tell_owner(plan.clickhouse_url, running.metroculus_listener.url, plan.secret)
-    click.echo(f"asking {url or plan.thanos_query_url} …")
+    config = plan.metroculus
+    assert config.kubecost_account_id is not None and config.cluster_secret is not None
+    home = make_home(directory, config.kubecost_account_id, config.kubecost_flavour or "push", url)
+    tell_owner(config.clickhouse_url, running.metroculus_listener.url, config.cluster_secret)
+    click.echo(f"asking {url or config.thanos_query_url} …")
     if history_days:
         await unless(stopped, fill_shown(running, home.cluster_id, history_days))
     running.begin()

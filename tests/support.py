@@ -30,7 +30,7 @@ from metroculus.sources.outbound.addresses import AllowedAddresses
 from rest_api.rest_api_server.directory.model import Role
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, HOUR, World, make_world
-from standalone.running import Plan, Running, start
+from standalone.running import Running, single_machine, start
 from tools.tornado_service.access import Access
 
 SECRET = "a-secret-of-the-tests"
@@ -150,7 +150,7 @@ class Stack:
             | self.plan
             | plan
         )
-        running: Running = self.thread.call(start, Plan(**values))
+        running: Running = self.thread.call(start, single_machine(**values))
         self._running.append(running)
         return running
 

@@ -21,9 +21,6 @@ UNALLOCATED = "__unallocated__"
 SPECIAL_NAMES = frozenset({IDLE, UNALLOCATED, "__unmounted__", "__shared__", "__external__", ""})
 """Cost of the cluster that no namespace owns; matched as the last part of a name (``cluster-one/__idle__``)."""
 
-PROPERTIES = ("namespace", "controller", "controllerKind", "pod", "container", "node", "service", "cluster")
-"""What may be grouped by, beside ``label:x`` and ``annotation:x``: upstreams do not refuse an unknown one."""
-
 MANAGEMENT = "__management__"
 """The name of cluster management where it is listed beside namespaces; no allocation has that name."""
 

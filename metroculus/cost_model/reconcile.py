@@ -75,7 +75,7 @@ def reconcile(
     if stored is not None:
         alone = live is None and stored.rest.final_seconds > 0
         sources = (_stored_source(stored.allocation.source, alone), *sources)
-    lists: dict[str, Any] = {key: rows(cost.owned, cost.priced, by) for key, by in question.breakdowns.items()}
+    lists: dict[str, Any] = {key: rows(cost.owned, cost.priced, by) for key, by in question.grouping.breakdowns.items()}
     return Statement(
         cloud_account_id=question.cloud_account_id,
         start_date=question.window.start,

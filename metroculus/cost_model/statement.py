@@ -9,17 +9,11 @@ from msgspec import UNSET, Struct, UnsetType, defstruct
 from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.components import CLUSTER_COMPONENTS, COMPONENTS
 from metroculus.cost_model.efficiency import Efficiency
+from metroculus.cost_model.grouping import Detail, Grouping
 from metroculus.cost_model.reading import SourceReport
 from tools.window import Window, iso
 
 IdleMode = Literal["separate", "share", "hide"]
-Detail = Literal["summary", "namespace", "workload", "pod"]
-
-DETAIL_AGGREGATES: dict[str, tuple[str, ...]] = {
-    "namespace": ("namespace",),
-    "workload": ("namespace", "controller", "controllerKind"),
-    "pod": ("namespace", "pod"),
-}
 
 
 def with_cost_columns(name: str, base: type[Struct], components: tuple[str, ...], type_: Any) -> Any:
@@ -141,14 +135,5 @@ class Question(Struct, frozen=True, kw_only=True):
     currency: str = "USD"
 
     @property
-    def breakdowns(self) -> dict[str, tuple[str, ...]]:
-        """The lists of the statement that are asked for, each with what it is grouped by."""
-        wanted: dict[str, tuple[str, ...]] = {}
-        if self.detail != "summary":
-            for detail, aggregate in DETAIL_AGGREGATES.items():
-                wanted[f"breakdown_by_{detail}"] = aggregate
-                if detail == self.detail:
-                    break
-        if self.aggregate:
-            wanted["breakdown_by_aggregate"] = self.aggregate
-        return wanted
+    def grouping(self) -> Grouping:
+        return Grouping(self.detail, self.aggregate)

@@ -12,10 +12,10 @@ from metroculus.codes import CODES
 from metroculus.config import MetroculusConfig
 from metroculus.dependencies import Dependencies, make_dependencies
 from metroculus.metroculus_api.cache import AnswerCache, CacheCollector
-from metroculus.metroculus_api.controllers.assets import InventoryController
 from metroculus.metroculus_api.controllers.backfills import BackfillsController
-from metroculus.metroculus_api.controllers.costs import CostController
+from metroculus.metroculus_api.controllers.costs import CostsController
 from metroculus.metroculus_api.controllers.expenses import ExpensesController
+from metroculus.metroculus_api.controllers.inventory import InventoryController
 from metroculus.metroculus_api.controllers.monthly import MonthlyController
 from metroculus.metroculus_api.controllers.savings import SavingsController
 from metroculus.metroculus_api.controllers.sources import SourcesController
@@ -84,7 +84,7 @@ def make_app(
     cache = AnswerCache(basis, config.cache_ttl, config.kubecost_timeout, config.cache_bytes)
     CacheCollector(cache, service.registry)
     controllers = {
-        "costs": CostController(accounts, savings, store),
+        "costs": CostsController(accounts, savings, store),
         "savings": savings,
         "inventory": InventoryController(accounts, store, clock),
         "sources": SourcesController(accounts, config.upstream_allow),

@@ -13,6 +13,14 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 MAX_USD = 1e15
 Money: TypeAlias = Annotated[float, Meta(ge=-MAX_USD, le=MAX_USD)]
 Usd: TypeAlias = Money | None
+PROPERTIES = ("namespace", "controller", "controllerKind", "pod", "container", "node", "service", "cluster")
+"""What statements may be grouped by (``aggregate``), beside ``label:x`` and ``annotation:x``."""
+GROUPS = ("cluster", "namespace", "controller", "pod", "node", "service", "day", "hour", "month")
+"""What expenses may be summed by (``group_by``), beside ``label:x``."""
+LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?"
+AGGREGATE_PATTERN = rf"({'|'.join(PROPERTIES)}|(label|annotation):{LABEL_NAME})"
+GROUP_BY_PATTERN = rf"({'|'.join(GROUPS)}|label:{LABEL_NAME})"
+
 SourceStatus = Literal["ok", "stale", "partial", "no_data", "unavailable", "not_configured"]
 
 

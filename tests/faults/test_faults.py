@@ -110,7 +110,7 @@ class OfCost(Situation):
         self.world = exact_world(days=1)
         _, url = stack.simulate(self.world, Habits(serves=frozenset({self.flavour})))
         self.behind(urlsplit(url).port)
-        self.running = stack.start(timeout=DEADLINE)
+        self.running = stack.start(kubecost_timeout=DEADLINE)
         directory = self.running.rest_api.directory
         self.tenant = make_tenant(self.running, "t")
         healthy = ACCOUNT.replace("5", "6")
@@ -189,7 +189,7 @@ class OfThanos(Situation):
         super().__init__(stack)
         self.behind(urlsplit(server.url).port)
         # Forty queries, eight at a time: an hour of metrics is answered within a deadline of a second.
-        self.running = stack.start(thanos_query_url=self.proxy.url, timeout=self.limit)
+        self.running = stack.start(thanos_query_url=self.proxy.url, kubecost_timeout=self.limit)
         self.running.rest_api.metroculus.client.put_kubecost_source(ACCOUNT, "push")
         self.true = truth(self.world, END - 3600, END)["total_cost"]
 
@@ -225,7 +225,7 @@ class OfClickHouse(Situation):
         url = server.url(database).replace(f":{server.port}/", f":{self.proxy.port}/")
         _, upstream = stack.simulate(self.world, Habits(serves=frozenset({"kubecost"})))
         self.running = stack.start(
-            clickhouse_url=url, kubecost_api_url=upstream, kubecost_account_id=ACCOUNT, timeout=self.limit
+            clickhouse_url=url, kubecost_api_url=upstream, kubecost_account_id=ACCOUNT, kubecost_timeout=self.limit
         )
         fill = self.running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None)
         stack.thread.run(fill)
@@ -346,7 +346,7 @@ class OfMetroculus(Situation):
         super().__init__(stack)
         self.world = exact_world(days=1)
         _, url = stack.simulate(self.world, Habits(serves=frozenset({"kubecost"})))
-        running = stack.start(timeout=DEADLINE)
+        running = stack.start(kubecost_timeout=DEADLINE)
         self.behind(running.metroculus_listener.port)
         config = RestApiConfig(
             cluster_secret=SECRET,

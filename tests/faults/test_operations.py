@@ -114,7 +114,7 @@ def test_a_tenant_that_hangs_takes_no_place_of_anothers(stack):
     """Twenty clusters of one organization hang, each asked many times over; another organization's is answered."""
     silent = socket.create_server(("127.0.0.1", 0), backlog=500)
     _, url = stack.simulate(exact_world(days=1))
-    running = stack.start(timeout=6.0, cache_ttl=0.0)
+    running = stack.start(kubecost_timeout=6.0, cache_ttl=0.0)
     directory, client = running.rest_api.directory, running.rest_api.metroculus.client
     hanging, healthy = make_tenant(running, "hanging"), make_tenant(running, "healthy")
 

@@ -352,7 +352,7 @@ def test_one_token_has_so_many_requests_at_once_and_no_more(tmp_path):
     stack = Stack(tmp_path)
     try:
         silent = socket.create_server(("127.0.0.1", 0), backlog=200)
-        running = stack.start(timeout=2.0)
+        running = stack.start(kubecost_timeout=2.0)
         tenant = make_tenant(running, "t")
         directory = running.rest_api.directory
         directory.create_cluster(tenant.organization_id, "c", "kubecost", "", ACCOUNT)
@@ -391,7 +391,7 @@ def test_hanging_up_gives_no_place_back_before_the_work_is_done(tmp_path):
     try:
         with socket.create_server(("127.0.0.1", 0), backlog=200) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-            running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT, timeout=1.5)
+            running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT, kubecost_timeout=1.5)
             tenant = make_tenant(running, "t")
             running.rest_api.directory.create_cluster(tenant.organization_id, "c", "kubecost", url, ACCOUNT)
             parts = urlsplit(running.rest_api_listener.url)

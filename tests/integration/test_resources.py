@@ -9,7 +9,7 @@ import time
 import pytest
 import requests
 
-from metroculus.metroculus_api.controllers import assets
+from metroculus.metroculus_api.controllers import inventory
 from metroculus.storage import history
 from simulator.world import make_world
 from tests.support import ACCOUNT, DAY, END, NOW, SECRET, Metroculus, ask, exact_world, make_tenant
@@ -27,7 +27,7 @@ class Pushing:
         self.server.start()
         self.now = NOW
         self.running = stack.start(
-            thanos_query_url=self.server.url, clock=lambda: self.now, directory_url=directory_url, timeout=5.0
+            thanos_query_url=self.server.url, clock=lambda: self.now, directory_url=directory_url, kubecost_timeout=5.0
         )
         self.stack = stack
         self.tenant = make_tenant(self.running, "t")
@@ -96,7 +96,7 @@ def test_what_would_be_too_much_for_one_answer_is_refused_with_the_limit(stack, 
     )  # fmt: skip
     stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
     window = {"cloud_account_id": ACCOUNT, "start_date": END - DAY, "end_date": END}
-    monkeypatch.setattr(assets, "MAX_SERIES", 3)
+    monkeypatch.setattr(inventory, "MAX_SERIES", 3)
     found = Metroculus(running).get("kubecost_metrics", **window)
     assert found.status_code == 400 and found.json()["error"]["params"] == ["metrics"] and "3" in found.text
     monkeypatch.setattr(history, "MAX_ROWS", 3)
@@ -112,7 +112,7 @@ def test_what_would_be_too_much_for_one_answer_is_refused_with_the_limit(stack, 
 def test_a_callers_deadline_is_kept_and_never_lengthens_ours(stack, asked):
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT, timeout=1.0)
+        running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT, kubecost_timeout=1.0)
         began = time.monotonic()
         base = f"{running.metroculus_listener.url}/metroculus/v2/kubecost_cluster_costs?cloud_account_id={ACCOUNT}"
         headers = {"Secret": SECRET, "X-Request-Timeout": asked.encode()}

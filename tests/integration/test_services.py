@@ -362,7 +362,7 @@ def test_an_upstream_that_fails_whole_is_an_error_never_a_zero(stack, answer, st
 
 
 def test_nobody_there_is_503_and_silence_is_504(stack):
-    running = stack.start(timeout=1.0)
+    running = stack.start(kubecost_timeout=1.0)
     source(running, "http://127.0.0.1:1", "opencost")
     found = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, **DAY_WINDOW)
     assert found.status_code == 503 and int(found.headers["Retry-After"]) > 0

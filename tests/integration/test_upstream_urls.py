@@ -84,7 +84,9 @@ class Decoy:
 def world(tmp_path_factory):
     stack = Stack(tmp_path_factory.mktemp("urls"))
     decoy = Decoy()
-    running = stack.start(upstream_allow=AllowedAddresses(["good.example.com", "198.51.100.0/24"]), timeout=2.0)
+    running = stack.start(
+        upstream_allow=AllowedAddresses(["good.example.com", "198.51.100.0/24"]), kubecost_timeout=2.0
+    )
     yield running, make_tenant(running, "t"), decoy, stack
     decoy.server.close()
     stack.close()

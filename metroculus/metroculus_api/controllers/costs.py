@@ -21,7 +21,7 @@ from metroculus.storage.store import Store
 from tools.deadline import Deadline
 
 
-class CostController:
+class CostsController:
     """Statements of cost."""
 
     def __init__(self, accounts: Accounts, savings: SavingsController, store: Store | None) -> None:

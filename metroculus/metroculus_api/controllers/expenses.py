@@ -12,6 +12,7 @@ from msgspec import Struct
 from metroculus.cost_model.allocation import Filters, Group
 from metroculus.cost_model.components import COMPONENTS
 from metroculus.cost_model.efficiency import Efficiency
+from metroculus.cost_model.grouping import TIMES
 from metroculus.metroculus_api.controllers.stored import source_of, whole
 from metroculus.metroculus_api.errors import NoHistory
 from metroculus.metroculus_api.wire import window_of, wire
@@ -22,8 +23,6 @@ from metroculus.storage.summaries import Answer
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import Window, iso
-
-TIME_KEYS = frozenset({"hour", "day", "month"})
 
 
 class Expenses(Struct, frozen=True, kw_only=True):
@@ -106,7 +105,7 @@ def row_of(group_by: Sequence[str], account: str, properties: Sequence[str], one
     named: dict[str, Any] = {}
     for name in group_by:
         value: Any = account if name == "cluster" else keys[name]
-        named[name] = iso(value) if name in TIME_KEYS else value
+        named[name] = iso(value) if name in TIMES else value
     costs = dict(zip((f"{name}_cost" for name in COMPONENTS), one.costs.by_component(), strict=True))
     ratios: Efficiency = Group(one.costs, one.usage, 0, 0.0).efficiency
     return {
@@ -121,7 +120,7 @@ def row_of(group_by: Sequence[str], account: str, properties: Sequence[str], one
 
 
 def _order(row: dict[str, Any], group_by: Sequence[str]) -> tuple[Any, ...]:
-    times = tuple(row[name] for name in group_by if name in TIME_KEYS)
+    times = tuple(row[name] for name in group_by if name in TIMES)
     return (*times, -row["total_cost"], *(str(row[name]) for name in group_by))
 
 

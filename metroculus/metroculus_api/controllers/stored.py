@@ -26,15 +26,12 @@ STORE = "store"
 
 def properties_of(question: Question) -> tuple[str, ...]:
     """What rows of the store must be told apart by, beside their namespace, to answer a question."""
-    filters = question.filters
-    if question.detail == "summary" and not (question.aggregate or filters.nodes or filters.services):
+    needed = question.grouping.needed(question.filters)
+    if not needed:
         return ()
-    asked = [*question.aggregate]
-    if question.detail in ("workload", "pod"):
-        asked += ["controller", "controllerKind"]
-    if filters.nodes:
-        asked.append("node")
-    return ("pod", *(name for name in dict.fromkeys(asked) if name not in ("namespace", "pod")))
+    # A pod's rows are read with its namespace and all its services; a filter by service needs no column of its own.
+    grouped = [name for name in needed if name != "service" or "service" in question.aggregate]
+    return ("pod", *(name for name in grouped if name not in ("namespace", "pod")))
 
 
 def source_of(committed: CommittedHours, window: Window) -> SourceReport:

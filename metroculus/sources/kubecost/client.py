@@ -68,12 +68,10 @@ def upstream_aggregate(question: Question) -> tuple[str, ...]:
     An aggregated row keeps only those properties on which all its parts agree, and never its services: what is grouped
     or filtered by services, nodes, containers, labels or annotations is asked for container by container.
     """
-    asked = {*question.aggregate}
-    asked |= {"node"} if question.filters.nodes else set()
-    asked |= {"service"} if question.filters.services else set()
-    if not asked <= _KEPT_BY_PODS:
+    needed = question.grouping.needed(question.filters)
+    if not _KEPT_BY_PODS.issuperset(needed):
         return ()
-    return ("namespace", "pod") if asked or question.detail != "summary" else ("namespace",)
+    return ("namespace", "pod") if needed else ("namespace",)
 
 
 class _Piece(Struct, frozen=True):

@@ -8,11 +8,11 @@ from typing import Literal, Self
 from msgspec import Struct
 
 from metroculus.codes import INVALID
-from metroculus.cost_model.allocation import PROPERTIES, Filters
+from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.statement import Question
 from metroculus.metroculus_api.cache import Answered
-from metroculus.metroculus_api.controllers.assets import InventoryController
-from metroculus.metroculus_api.controllers.costs import CostController
+from metroculus.metroculus_api.controllers.costs import CostsController
+from metroculus.metroculus_api.controllers.inventory import InventoryController
 from metroculus.metroculus_api.controllers.savings import SavingsController
 from metroculus.metroculus_api.handlers.v2.base import KeptHandler, Needs
 from metroculus.sources.source import LABEL_NAME, METRIC_NAME
@@ -30,8 +30,8 @@ class MetricName(Text):
 class Aggregate(Text):
     """A property to group by."""
 
-    pattern = rf"({'|'.join(PROPERTIES)}|(label|annotation):[A-Za-z0-9]([A-Za-z0-9_./-]{{0,251}}[A-Za-z0-9])?)"
-    what = f"one of {', '.join(PROPERTIES)}, label:NAME or annotation:NAME"
+    pattern = structs.AGGREGATE_PATTERN
+    what = f"one of {', '.join(structs.PROPERTIES)}, label:NAME or annotation:NAME"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -71,7 +71,7 @@ class ClusterCostsQuery(WindowQuery, frozen=True, kw_only=True):
 class ClusterCosts(KeptHandler):
     """What one cluster cost in a window (USD)."""
 
-    costs: CostController
+    costs: CostsController
 
     @operation(needs=Needs.CLUSTER_SECRET, query=ClusterCostsQuery, answer=structs.Statement)
     async def get(self, query: ClusterCostsQuery) -> Answered:

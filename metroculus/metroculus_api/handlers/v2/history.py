@@ -13,14 +13,12 @@ from optscale_client.metroculus_client import structs
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import FilterText, RowFilter, Text, Uuid, WindowQuery
 
-GROUPS = ("cluster", "namespace", "controller", "pod", "node", "service", "day", "hour", "month")
-
 
 class GroupBy(Text):
     """What expenses are summed by."""
 
-    pattern = rf"({'|'.join(GROUPS)}|label:[A-Za-z0-9]([A-Za-z0-9_./-]{{0,251}}[A-Za-z0-9])?)"
-    what = f"one of {', '.join(GROUPS)}, or label:NAME"
+    pattern = structs.GROUP_BY_PATTERN
+    what = f"one of {', '.join(structs.GROUPS)}, or label:NAME"
 
 
 class ExpensesQuery(WindowQuery, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from optscale_client.metroculus_client import structs
 from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.auth import Needs, RestHandler
 from rest_api.rest_api_server.controllers.clusters import (
@@ -30,13 +31,8 @@ DEFAULT_WINDOW = "7d"
 class Aggregate(Text):
     """A property to group by."""
 
-    pattern = (
-        r"(namespace|controller|controllerKind|pod|container|node|service|cluster"
-        r"|(label|annotation):[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?)"
-    )
-    what = (
-        "namespace, controller, controllerKind, pod, container, node, service, cluster, label:NAME or annotation:NAME"
-    )
+    pattern = structs.AGGREGATE_PATTERN
+    what = f"{', '.join(structs.PROPERTIES)}, label:NAME or annotation:NAME"
 
 
 class OrganizationQuery(Struct, frozen=True, kw_only=True):
