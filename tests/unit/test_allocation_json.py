@@ -59,6 +59,14 @@ def test_properties_that_cannot_be_read_leave_their_row_out_and_are_counted(prop
     assert (found.columns.total(), found.quarantined) == (1, 1)
 
 
+def refused(rows, aggregate):
+    try:
+        decode_allocation("x", body([rows]), aggregate)
+    except BadAnswer:
+        return True
+    return False
+
+
 names = st.sampled_from(["shop/web", "shop/db", "blog/web", "__idle__", "a/b/c", "x" * 1030, ""])
 properties = st.sampled_from(
     [
@@ -86,9 +94,7 @@ def test_sets_of_one_answer_say_what_each_says_alone(drawn, aggregate):
     try:
         together = decode_allocation("x", body(sets), aggregate).sets
     except BadAnswer:
-        for one in sets:
-            with pytest.raises(BadAnswer):
-                decode_allocation("x", body([one]), aggregate)
+        assert any(refused(one, aggregate) for one in sets)
         return
     for one, found in zip(sets, together, strict=True):
         try:
