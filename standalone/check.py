@@ -127,7 +127,7 @@ def _history(
     start, end = (int(stamp) for stamp in window["window"].split(","))
     totals = [expected_total(c, true, with_metrics) for c, true in zip(clusters, truths, strict=True)]
     found = ask.get(f"{path}/clean_expenses", limit=1000, **window)
-    told = found["k8s_costs"]
+    statements = found["k8s_costs"]
     checks = [
         _usd("expenses: total of what is stored", found["total_cost"], fsum(totals), *truths),
         _usd(
@@ -137,7 +137,7 @@ def _history(
             *truths,
         ),
         _flag("expenses: complete", found["complete"]),
-        _usd("expenses: the clusters' own statements", told["k8s_total_cost"], fsum(totals), *truths),
+        _usd("expenses: the clusters' own statements", statements["k8s_total_cost"], fsum(totals), *truths),
     ]
     shop = ask.get("/restapi/v2/clean_expenses", organization_id=organization_id, k8s_namespace="shop", **window)
     owned = fsum(true["namespaces"]["shop"] for true in truths)
@@ -173,11 +173,11 @@ def _months(ask: Asker, path: str, clusters: Sequence[DemoCluster], with_metrics
     start, end = parse_rfc3339_utc(month["start"]), parse_rfc3339_utc(month["end"])
     assert start is not None and end is not None
     checks = []
-    for cluster, told in zip(clusters, month["clusters"], strict=True):
-        stored_until = end - told["projection"]["hours_left"] * HOUR
+    for cluster, month_of_cluster in zip(clusters, month["clusters"], strict=True):
+        stored_until = end - month_of_cluster["projection"]["hours_left"] * HOUR
         true: Json = truth(cluster.world, start, stored_until, int(time.time()), cluster.flavour == "kubecost")
         view = f"monthly: {cluster.world.cluster_id} to date"
-        checks.append(_usd(view, told["total_cost"], expected_total(cluster, true, with_metrics), true))
+        checks.append(_usd(view, month_of_cluster["total_cost"], expected_total(cluster, true, with_metrics), true))
     band = month["projection"]
     checks.append(_flag("monthly: the band holds the projection", band["low"] <= band["total_cost"] <= band["high"]))
     older = ask.get("/api/v1/cost/monthly", cluster_id=clusters[0].id, months=1)["months"][0]["total_cost"]
@@ -187,8 +187,8 @@ def _months(ask: Asker, path: str, clusters: Sequence[DemoCluster], with_metrics
 
 def expected_total(cluster: DemoCluster, true: Json, with_metrics: bool) -> float:
     """OpenCost without metrics cannot tell cluster management: the total is that of the rest."""
-    told = with_metrics or cluster.flavour == "kubecost"
-    total: float = true["total_cost"] if told else true["allocation_total"]
+    with_management = with_metrics or cluster.flavour == "kubecost"
+    total: float = true["total_cost"] if with_management else true["allocation_total"]
     return total
 
 

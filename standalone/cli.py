@@ -76,7 +76,7 @@ def owners_of(config: MetroculusConfig, etcd: EtcdConfig | None) -> Owners | Non
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """What a user can mend is one line, not a stack."""
     try:
         yield
@@ -92,7 +92,7 @@ def serve(worker: bool, **flags: Any) -> None:
     config, etcd = configured(flags)
     if config.cluster_secret is None and etcd is None:
         raise click.ClickException("CLUSTER_SECRET is not set: it is what callers must send")
-    with told():
+    with one_line_errors():
         asyncio.run(_serve(config, etcd, worker))
 
 
@@ -132,7 +132,7 @@ async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None, with_worker:
 def worker(**flags: Any) -> None:
     """Keep history: extract every hour, read it again as bills arrive, sum up, clean."""
     config, etcd = configured(flags)
-    with told():
+    with one_line_errors():
         asyncio.run(work(config, owners_of(config, etcd)))
 
 
@@ -141,7 +141,7 @@ def worker(**flags: Any) -> None:
 def rekey(**flags: Any) -> None:
     """Seal every stored credential under the first key of ENCRYPTION_KEY; after that the others can go."""
     config, _ = configured(flags)
-    with told(), closing(open_registry(config)) as registry:
+    with one_line_errors(), closing(open_registry(config)) as registry:
         click.echo(f"{registry.rekey()} sealed anew")
 
 
@@ -151,7 +151,7 @@ def rekey(**flags: Any) -> None:
 def import_sources(file: Path, **flags: Any) -> None:
     """Take over the upstreams of a registry FILE into the one that REGISTRY_URL names; what is there is kept."""
     config, _ = configured(flags)
-    with told(), closing(open_registry(config)) as registry, closing(SqliteEntries(file)) as others:
+    with one_line_errors(), closing(open_registry(config)) as registry, closing(SqliteEntries(file)) as others:
         click.echo(f"{registry.take_over(others)} taken over")
 
 
@@ -179,7 +179,7 @@ def _filled(flags: dict[str, Any], account: str, start: str, end: str, parallel:
         account = Uuid.parse(account)
     except ValueError as problem:
         raise click.BadParameter(str(problem), param_hint="--cloud-account") from None
-    with told():
+    with one_line_errors():
         return fill(config, owners_of(config, etcd), account, (parse_moment(start), parse_moment(end)), parallel, why)
 
 

@@ -78,8 +78,8 @@ def cost_table(body: dict[str, Any]) -> str:
         lines.append(f"{name:<28}{money(value):>14}")
     lines.append(f"{'total':<28}{money(body['total_cost']):>14}")
     if not body["complete"]:
-        told = [_trouble(source) for source in body["sources"] if source["status"] not in ("ok", "not_configured")]
-        lines.append(f"not complete: {'; '.join(told) or 'a component is not known'}")
+        troubles = [_trouble(source) for source in body["sources"] if source["status"] not in ("ok", "not_configured")]
+        lines.append(f"not complete: {'; '.join(troubles) or 'a component is not known'}")
     if body["not_covered"]:
         lines.append(f"not covered by what is configured: {', '.join(body['not_covered'])}")
     return "\n".join(lines)

@@ -18,9 +18,9 @@ def setting_options(settings: Sequence[Setting], config_file: bool = True) -> Ca
 
     def decorate(command: F) -> F:
         for setting in reversed(settings):
-            told = "" if setting.default is None or setting.secret else f" Default: {_shown(setting.default)}."
+            default = "" if setting.default is None or setting.secret else f" Default: {_shown(setting.default)}."
             etcd = f", etcd {setting.etcd}" if setting.etcd else ""
-            option = click.option(setting.flag, setting.key, help=f"{setting.help}{told} [{setting.name}{etcd}]")
+            option = click.option(setting.flag, setting.key, help=f"{setting.help}{default} [{setting.name}{etcd}]")
             command = option(command)
         if config_file:
             command = click.option("--config", "config_file", type=click.Path(), help="A YAML file of settings.")(

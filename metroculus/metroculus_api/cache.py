@@ -1,5 +1,5 @@
 """Answers of live sources, kept for a while: many who ask the same are one question upstream, and in an outage the last
-whole answer is given, told as ``stale``.
+whole answer is given, marked ``stale``.
 
 Only whole answers are kept, each for its account and for what the account's answers rest on then: an account that was
 removed, given another source, or whose hours were stored anew meets nothing of before.
@@ -90,7 +90,7 @@ class _Kept:
     made_at: float
     failed_at: float = 0.0
     fallback: Prepared | None = None
-    """The same, told as stale: there since a refresh failed."""
+    """The same, marked stale: there since a refresh failed."""
 
     @property
     def size(self) -> int:
@@ -252,7 +252,7 @@ class AnswerCache:
         return Answered(prepared, "miss", 0)
 
     async def _fall_back(self, key: Key, kept: _Kept, reasons: Mapping[str | None, str]) -> Answered:
-        """The last whole answer, its sources told as stale."""
+        """The last whole answer, its sources marked stale."""
         log.info("a stale answer stands in: %s", "; ".join(reasons.values()))
         kept.fallback = await _told_as_stale(kept, reasons)
         kept.failed_at = self.clock()
@@ -290,16 +290,16 @@ def _everything(failure: SourceError) -> dict[str | None, str]:
 
 def _failing(sources: Sequence[Report]) -> dict[str | None, str]:
     """Why each source that failed cannot be had; of an answer that is not whole for another reason, all."""
-    told: dict[str | None, str] = {
+    reasons: dict[str | None, str] = {
         source.name: source.error or f"the source answered {source.status.replace('_', ' ')}"
         for source in sources
         if source.status not in FINE
     }
-    return told or {None: "the sources' answer is not whole"}
+    return reasons or {None: "the sources' answer is not whole"}
 
 
 def _as_stale(body: bytes, reasons: Mapping[str | None, str]) -> bytes:
-    """An answer whose failing sources are told as stale; all of them, where those have other names in it."""
+    """An answer whose failing sources are marked stale; all of them, where those have other names in it."""
     answer: dict[str, Any] = msgspec.json.decode(body)
     answered = [source for source in answer["sources"] if source["status"] == "ok"]
     named = [source for source in answered if source["name"] in reasons] or answered

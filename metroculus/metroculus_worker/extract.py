@@ -110,9 +110,13 @@ class Extractor:
             await self._audit(order, committed, changed, now)
         written = await self._store.run(self._store.ledger.commit, changed, owned.writer)
         await self._store.run(self._store.ledger.confirm, account, same, owned.writer, now)
-        told = await self._with_gaps(account, missing, now)
+        outcome = await self._with_gaps(account, missing, now)
         return replace(
-            told, written=tuple(written), confirmed=tuple(m.hour for m in same), kept=tuple(kept), failure=read.failure
+            outcome,
+            written=tuple(written),
+            confirmed=tuple(m.hour for m in same),
+            kept=tuple(kept),
+            failure=read.failure,
         )
 
     async def _day(self, sources: AccountSources, stretch: Stretch, hours: int) -> tuple[dict[str, Costs] | None, bool]:

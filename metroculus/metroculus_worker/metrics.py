@@ -45,11 +45,11 @@ class WorkerMetrics:
     """Prometheus series; the label is the account."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, told: str, *labels: str) -> Gauge:
-            return Gauge(f"metroculus_{name}", told, labels, registry=registry)
+        def gauge(name: str, description: str, *labels: str) -> Gauge:
+            return Gauge(f"metroculus_{name}", description, labels, registry=registry)
 
-        def counter(name: str, told: str, *labels: str) -> Counter:
-            return Counter(f"metroculus_{name}", told, labels, registry=registry)
+        def counter(name: str, description: str, *labels: str) -> Counter:
+            return Counter(f"metroculus_{name}", description, labels, registry=registry)
 
         account = "cloud_account_id"
         self._success = gauge("extraction_last_success_timestamp_seconds", "Last extraction without a failure", account)

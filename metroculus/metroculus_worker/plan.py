@@ -94,7 +94,7 @@ def _hour_due(hour: int, now: int, marker: Marker | None, gap: Gap | None, patie
 
 
 def _asked(marker: Marker, gap: Gap | None) -> int:
-    """When an hour was last asked for, told or not."""
+    """When an hour was last asked for, answered or not."""
     return max(marker.fetched_at, gap.asked_at if gap else 0)
 
 

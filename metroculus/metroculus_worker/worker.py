@@ -175,12 +175,17 @@ class Worker:
 
         async def keep_telling() -> None:
             nonlocal written
-            told = None
+            written_down = None
             while True:
-                if latest is not told:
-                    told = latest
+                if latest is not written_down:
+                    written_down = latest
                     written = await self._store.run(
-                        self._store.jobs.advance, written, "running", told.total, told.done, told.missing
+                        self._store.jobs.advance,
+                        written,
+                        "running",
+                        written_down.total,
+                        written_down.done,
+                        written_down.missing,
                     )
                 await asyncio.sleep(0.5)
 
@@ -245,7 +250,7 @@ class Worker:
         return known
 
     async def _each(self, accounts: list[str], work: Callable[[str, Owned], Awaitable[bool | None]]) -> list[bool]:
-        """Work on clusters side by side; what fails of one is told and leaves the others whole."""
+        """Work on clusters side by side; what fails of one is reported and leaves the others whole."""
 
         async def one(account: str) -> bool:
             try:

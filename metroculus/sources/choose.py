@@ -250,16 +250,20 @@ class _CostQuestion:
             raise NoSource
         allocation, own = await self._of_first(first)
         management = [own] if own is not None else []
-        told = any(reading.usd is not None for reading in management)
+        known_already = any(reading.usd is not None for reading in management)
         fallback = self._sources._after(first, Capability.ALLOCATIONS)
         manager = self._sources._after(first, Capability.MANAGEMENT)
         metrics, other = await asyncio.gather(
             self._allocations(fallback) if fallback is not None and not allocation.usable else _none(),
-            self._management(manager) if manager is not None and not told else _none(),
+            self._management(manager) if manager is not None and not known_already else _none(),
         )
         if other is not None:
             management.append(other)
-        elif manager is None and Capability.SERIES not in first.known_capabilities and not (allocation.usable and told):
+        elif (
+            manager is None
+            and Capability.SERIES not in first.known_capabilities
+            and not (allocation.usable and known_already)
+        ):
             management.append(ManagementReading(source=NO_METRICS, covers=False))
         return LiveReadings(allocation, metrics, tuple(management), tuple(self._failures), self._answered)
 
@@ -371,8 +375,8 @@ class _Hours:
         self, source: CostSource, hours: Sequence[int], assets: Mapping[int, AssetsReading]
     ) -> dict[int, float]:
         """Management by hour: out of the first source's assets, else from the next source that can tell it."""
-        told = {hour: assets[hour].management().usd for hour in hours if hour in assets}
-        known = {hour: usd for hour, usd in told.items() if usd is not None}
+        hourly = {hour: assets[hour].management().usd for hour in hours if hour in assets}
+        known = {hour: usd for hour, usd in hourly.items() if usd is not None}
         asked_by_assets = Capability.PLACEMENT in source.known_capabilities
         manager: CostSource | None = source
         if asked_by_assets or Capability.MANAGEMENT not in source.known_capabilities:
@@ -392,21 +396,21 @@ class _Hours:
                     log.info("management of an hour is not to be had: %s", failure)
                     return hour, None
 
-        told = await asyncio.gather(*(one(hour) for hour in hours))
-        return {hour: usd for hour, usd in told if usd is not None}
+        hourly = await asyncio.gather(*(one(hour) for hour in hours))
+        return {hour: usd for hour, usd in hourly if usd is not None}
 
     async def _with_idle(
-        self, source: CostSource, told: AllocationSet, assets: AssetsReading | None
+        self, source: CostSource, hour_set: AllocationSet, assets: AssetsReading | None
     ) -> Allocations | None:
         """An hour with idle and with the operator's prices; None where what that takes is not known."""
-        reading = AllocationReading(source=SourceReport(name=source.name, status="ok"), sets=(told,))
+        reading = AllocationReading(source=SourceReport(name=source.name, status="ok"), sets=(hour_set,))
         prices = self._sources._prices
         own_prices = prices is not None and bool(unpriced(reading, prices))
         if reading.has_idle() and not own_prices:
-            return told.columns
+            return hour_set.columns
         if Capability.MANAGEMENT not in source.known_capabilities:
-            hours = await source.asset_hours(told.start, told.end, self._deadline())
-            assets = hours.get(told.start)
+            hours = await source.asset_hours(hour_set.start, hour_set.end, self._deadline())
+            assets = hours.get(hour_set.start)
         if assets is None:
             return None
         if own_prices and prices is not None:
@@ -421,7 +425,7 @@ class _Hours:
             return None
         used = priced.sum_costs()
         costs = Costs(cpu=nodes.cpu - used.cpu, ram=nodes.ram - used.ram, gpu=nodes.gpu - used.gpu)
-        idle = Allocation(name=IDLE, start=told.start, end=told.end, costs=costs)
+        idle = Allocation(name=IDLE, start=hour_set.start, end=hour_set.end, costs=costs)
         return Allocations.joined([priced, Allocations.of([idle])])
 
 

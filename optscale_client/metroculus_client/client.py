@@ -293,7 +293,7 @@ class Client:
         if left <= 0:
             raise DeadlineExceeded("the deadline passed before Metroculus was asked")
         try:
-            with _Guillotine(ends):
+            with _DeadlineGuard(ends):
                 response = self._http.request(
                     method,
                     url,
@@ -323,38 +323,38 @@ class _Late(Exception):
 _thread = threading.local()
 
 
-class _Guillotine:
+class _DeadlineGuard:
     """Shuts a call's connection down when its deadline passes: a socket timeout begins anew with each byte that drips.
 
     Works while the answer's header is awaited as well as its body; connections of a session of our own report to it.
     """
 
     def __init__(self, ends: float) -> None:
-        self.fell = False
+        self.expired = False
         self._socket: socket.socket | None = None
-        self._timer = threading.Timer(max(0.0, ends - time.monotonic()), self._fall)
+        self._timer = threading.Timer(max(0.0, ends - time.monotonic()), self._expire)
         self._timer.daemon = True
 
     def watch(self, connected: socket.socket) -> None:
         self._socket = connected
-        if self.fell:
-            self._fall()
+        if self.expired:
+            self._expire()
 
-    def _fall(self) -> None:
-        self.fell = True
+    def _expire(self) -> None:
+        self.expired = True
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-    def __enter__(self) -> _Guillotine:
-        _thread.guillotine = self
+    def __enter__(self) -> _DeadlineGuard:
+        _thread.guard = self
         self._timer.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        _thread.guillotine = None
+        _thread.guard = None
         self._timer.cancel()
-        if self.fell:
+        if self.expired:
             raise _Late
 
 
@@ -364,9 +364,9 @@ class _Watched:
     sock: Any
 
     def getresponse(self) -> Any:
-        guillotine: _Guillotine | None = getattr(_thread, "guillotine", None)
-        if guillotine is not None and self.sock is not None:
-            guillotine.watch(self.sock)
+        guard: _DeadlineGuard | None = getattr(_thread, "guard", None)
+        if guard is not None and self.sock is not None:
+            guard.watch(self.sock)
         return super().getresponse()  # type: ignore[misc]
 
 

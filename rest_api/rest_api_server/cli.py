@@ -137,8 +137,8 @@ def user() -> None:
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def create_user(name: str, organization_id: str | None, role: str, **flags: Any) -> None:
     """Make a user; one that exists gets the role."""
-    told = {"organization_id": organization_id, "role": role} if organization_id is not None else {}
-    with _directory(flags, "create user", user=name, **told) as directory:
+    scope = {"organization_id": organization_id, "role": role} if organization_id is not None else {}
+    with _directory(flags, "create user", user=name, **scope) as directory:
         try:
             click.echo(directory.create_user(name).id)
         except AlreadyExists:

@@ -66,11 +66,13 @@ class ExpensesController:
             return await store.ask(deadline.left(), store.summaries.sums, *asked)
 
         answers = await asyncio.gather(*(one(account) for account in accounts))
-        told = list(zip(accounts, answers, strict=True))
-        covered = tuple(_coverage(account, answer.committed, window) for account, answer in told)
+        answered = list(zip(accounts, answers, strict=True))
+        covered = tuple(_coverage(account, answer.committed, window) for account, answer in answered)
         if "cluster" in group_by:
             rows = [
-                row_of(group_by, account, properties, measured) for account, answer in told for measured in answer.sums
+                row_of(group_by, account, properties, measured)
+                for account, answer in answered
+                for measured in answer.sums
             ]
         else:
             everything = by_key([measured for answer in answers for measured in answer.sums])

@@ -51,8 +51,8 @@ def source_of(committed: CommittedHours, window: Window) -> SourceReport:
         notes.append(f"stored without a value for: {', '.join(unknown)}")
     if committed.passed_over:
         notes.append(f"{len(committed.passed_over)} stored batches are not whole and were passed over")
-    told = sum(m.seconds for m in hours)
-    thin = told < COVERAGE_THRESHOLD * HOUR * len(committed.hours)
+    covered = sum(m.seconds for m in hours)
+    thin = covered < COVERAGE_THRESHOLD * HOUR * len(committed.hours)
     return SourceReport(
         name=STORE,
         status="partial" if quarantined or unknown or thin else "ok",
@@ -68,7 +68,7 @@ def whole(committed: CommittedHours, source: SourceReport) -> bool:
     return bool(committed.hours) and covered and source.status == "ok"
 
 
-def reading_of(committed: CommittedHours, window: Window, told: AllocationSet, usd: float | None) -> StoredReading:
+def reading_of(committed: CommittedHours, window: Window, stored: AllocationSet, usd: float | None) -> StoredReading:
     """The stored rows with what the markers say, and management of the same hours."""
     hours = committed.hours.values()
     source = source_of(committed, window)
@@ -78,7 +78,7 @@ def reading_of(committed: CommittedHours, window: Window, told: AllocationSet, u
     return StoredReading(
         AllocationReading(
             source=source,
-            sets=(told,),
+            sets=(stored,),
             missing=tuple(sorted(missing)),
             not_covered=tuple(sorted(not_covered - {"management"} - missing)),
         ),
@@ -106,10 +106,10 @@ class StoredHours:
             committed = await store.ask(share_of(deadline), store.ledger.committed, account, window.start, window.end)
             if not committed.hours:
                 return None, None
-            told, usd = await store.ask(
+            stored, usd = await store.ask(
                 share_of(deadline), store.history.allocations, committed, properties_of(question)
             )
         except StoreError as failure:
             log.warning("the store failed: %s", failure)
             return None, SourceReport(name=STORE, status="unavailable", error="the store cannot be used")
-        return reading_of(committed, window, told, usd), None
+        return reading_of(committed, window, stored, usd), None

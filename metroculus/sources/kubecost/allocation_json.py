@@ -319,5 +319,5 @@ def _says_nothing(measures: Floats, unknown: Bits) -> Mask:
 def _disagreement(totals: Floats, kept: Allocations) -> float:
     """USD by which the source's own totals differ from the sums of their parts, where rounding does not explain it."""
     apart = np.abs(totals - kept.costs.sum(axis=0))
-    told = np.isfinite(totals) & ((kept.unknown & _COST_BITS) == 0)
-    return float(apart[told & (apart > len(COMPONENTS) * ROUNDING_USD)].sum())
+    comparable = np.isfinite(totals) & ((kept.unknown & _COST_BITS) == 0)
+    return float(apart[comparable & (apart > len(COMPONENTS) * ROUNDING_USD)].sum())

@@ -83,12 +83,12 @@ def read_texts(names: Iterable[str], properties: Iterable[Raw], aggregate: Seque
     Args:
         aggregate: what was asked for; names are read by it where properties are missing.
     """
-    named, told = Coded.of(names), Coded.of(map(bytes, properties))
-    pairs = named.codes.astype(np.int64) * len(told.values) + told.codes
+    named, raw_properties = Coded.of(names), Coded.of(map(bytes, properties))
+    pairs = named.codes.astype(np.int64) * len(raw_properties.values) + raw_properties.codes
     distinct, rows = np.unique(pairs, return_inverse=True)
-    names_of = [named.values[pair] for pair in (distinct // max(1, len(told.values))).tolist()]
-    decoded = [_decoded_properties(raw) for raw in told.values]
-    properties_of = [decoded[pair] for pair in (distinct % max(1, len(told.values))).tolist()]
+    names_of = [named.values[pair] for pair in (distinct // max(1, len(raw_properties.values))).tolist()]
+    decoded = [_decoded_properties(raw) for raw in raw_properties.values]
+    properties_of = [decoded[pair] for pair in (distinct % max(1, len(raw_properties.values))).tolist()]
     return _texts(names_of, properties_of, aggregate).take(rows)
 
 

@@ -10,7 +10,7 @@ from metroculus.cost_model.assets import Asset, AssetType, merge
 from metroculus.cost_model.reading import SourceReport
 from metroculus.sources.source import NodeSpecification
 from metroculus.sources.thanos import promql
-from metroculus.sources.thanos.chunk import Chunk, Seen, judged, open_chunk
+from metroculus.sources.thanos.chunk import Chunk, SeriesCoverage, judged, open_chunk
 from metroculus.sources.thanos.client import Labels, Querier, Samples
 from metroculus.sources.thanos.costs import GIB, volume_prices
 from metroculus.sources.thanos.usage import metadata
@@ -28,7 +28,7 @@ async def assets_by_metrics(
     """
     tenant = thanos.tenant(account)
 
-    async def read(start: int, end: int) -> tuple[list[Asset], Seen]:
+    async def read(start: int, end: int) -> tuple[list[Asset], SeriesCoverage]:
         chunk = await open_chunk(thanos, tenant, start, end, deadline)
         share, enough = await chunk.coverage()
         readers = (_nodes, _disks, _balancers, _management)

@@ -33,7 +33,7 @@ GAUGES = (
 )
 
 
-Seen = tuple[float, bool, list[str]]
+SeriesCoverage = tuple[float, bool, list[str]]
 """Seconds of a stretch in which the exporter was alive, whether that is enough, and what the querier warned of."""
 
 
@@ -128,7 +128,7 @@ async def open_chunk(thanos: Querier, tenant: Tenant, start: int, end: int, dead
     return chunk
 
 
-def judged(window: Window, parts: Sequence[Seen], fetched_at: int, partial: bool = False) -> SourceReport:
+def judged(window: Window, parts: Sequence[SeriesCoverage], fetched_at: int, partial: bool = False) -> SourceReport:
     """What became of asking for a window, out of what each stretch said."""
     seen = math.fsum(seconds for seconds, _, _ in parts)
     warnings = tuple(dict.fromkeys(text for _, _, texts in parts for text in texts))

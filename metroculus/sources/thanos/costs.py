@@ -14,7 +14,7 @@ from metroculus.cost_model.allocation import IDLE, Allocation
 from metroculus.cost_model.components import Costs, Egress, Usage
 from metroculus.cost_model.reading import AllocationReading, AllocationSet, ManagementReading
 from metroculus.sources.thanos import promql
-from metroculus.sources.thanos.chunk import Chunk, Seen, judged, open_chunk
+from metroculus.sources.thanos.chunk import Chunk, SeriesCoverage, judged, open_chunk
 from metroculus.sources.thanos.client import Labels, Querier, Samples
 from metroculus.sources.thanos.promql import Tenant
 from tools.deadline import Deadline
@@ -39,7 +39,7 @@ async def management_by_metrics(thanos: Querier, account: str, window: Window, d
     """
     tenant = thanos.tenant(account)
 
-    async def read(start: int, end: int) -> tuple[float, Seen]:
+    async def read(start: int, end: int) -> tuple[float, SeriesCoverage]:
         chunk = await open_chunk(thanos, tenant, start, end, deadline)
         share, enough = await chunk.coverage()
         usd = 0.0
@@ -71,23 +71,23 @@ async def allocation_by_metrics(
         return await _ChunkReader(await open_chunk(thanos, tenant, start, end, deadline), labels).read()
 
     readings = await asyncio.gather(*(read(start, end) for start, end in window.days()))
-    told = [one for one in readings if one.allocations]
+    with_rows = [one for one in readings if one.allocations]
     absent = {name for one in readings for name in one.missing}
-    never = set.intersection(*(set(one.not_covered) for one in told)) if told else set()
-    sometimes = {name for one in told for name in one.not_covered} - never
+    never = set.intersection(*(set(one.not_covered) for one in with_rows)) if with_rows else set()
+    sometimes = {name for one in with_rows for name in one.not_covered} - never
     notes = [text for one in readings for text in one.warnings]
-    notes += [f"{name}: not told for every day" for name in sorted(sometimes)]
+    notes += [f"{name}: not reported for every day" for name in sorted(sometimes)]
     source = judged(
         window,
         [(one.seen_seconds, one.enough, []) for one in readings],
         thanos.now(),
         partial=bool(notes or absent) or any(one.incomplete for one in readings),
     )
-    if not told:
+    if not with_rows:
         source = msgspec.structs.replace(source, status="no_data")
     return AllocationReading(
         source=msgspec.structs.replace(source, warnings=tuple(dict.fromkeys(notes))),
-        sets=tuple(AllocationSet(one.start, one.end, one.allocations) for one in told),
+        sets=tuple(AllocationSet(one.start, one.end, one.allocations) for one in with_rows),
         missing=tuple(sorted(absent)),
         not_covered=tuple(sorted(never - absent)),
     )

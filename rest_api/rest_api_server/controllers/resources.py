@@ -75,8 +75,10 @@ class ResourcesController:
             MetroculusError, DirectoryError
         """
         ask = self._metroculus.client.get_k8s_metadata
-        told = await self._metroculus.call(cluster, ask, cluster.id, request_id=request_id, shape=Metadata)
-        found = Resources(told.fetched_at, *map(msgspec.to_builtins, (told.quotas, told.workloads, told.nodes)))
+        metadata = await self._metroculus.call(cluster, ask, cluster.id, request_id=request_id, shape=Metadata)
+        found = Resources(
+            metadata.fetched_at, *map(msgspec.to_builtins, (metadata.quotas, metadata.workloads, metadata.nodes))
+        )
         await self._gate.ask(lambda directory: directory.put_resources(cluster.id, found))
         return found
 

@@ -187,11 +187,11 @@ class MongoDirectory:
             with self._asking():
                 self._roles.delete_one(key)
             return
-        told = {"$set": {"user_id": user, "organization_id": organization_id, "role": int(role)}}
+        change = {"$set": {"user_id": user, "organization_id": organization_id, "role": int(role)}}
 
         def put() -> None:
             with self._asking():
-                self._roles.update_one(key, told, upsert=True)
+                self._roles.update_one(key, change, upsert=True)
 
         try:
             put()
@@ -291,10 +291,10 @@ class MongoDirectory:
         return sorted(self._found(state="linked"), key=lambda one: one.id)
 
     def update_cluster(self, cluster_id: str, *, name: str, flavour: Flavour, url: str, state: LinkState) -> Cluster:
-        told = {"name": name, "live_name": name, "flavour": flavour, "url": url, "state": state}
+        values = {"name": name, "live_name": name, "flavour": flavour, "url": url, "state": state}
         try:
             with self._asking():
-                self._clusters.update_one({"_id": cluster_id, "deleted": False}, {"$set": told})
+                self._clusters.update_one({"_id": cluster_id, "deleted": False}, {"$set": values})
         except DuplicateKeyError:
             raise AlreadyExists(f"a cluster named {name!r} exists") from None
         found = self.cluster(cluster_id)
