@@ -11,15 +11,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from simulator.costs import (
+    UNMOUNTED,
     Idle,
     NodeCost,
     PodCost,
+    by_machine,
     idle_cost,
     node_costs,
     pod_costs,
     recorded,
 )
-from simulator.world import GIB, HOUR, World, sanitized
+from simulator.world import GIB, HOUR, Volume, World, overlap, sanitized
 
 Json = dict[str, Any]
 
@@ -86,6 +88,28 @@ def allocation_rows(
     return rows
 
 
+def joined_rows(sets: list[dict[str, Json]]) -> dict[str, Json]:
+    """What one upstream says of several clusters: rows of one name become one, without what they do not agree on."""
+    rows: dict[str, Json] = {}
+    for found in sets:
+        for key, row in found.items():
+            rows[key] = _added(rows[key], row) if key in rows else row
+    return rows
+
+
+_NOT_ADDED = {"cpuEfficiency", "ramEfficiency", "totalEfficiency", "minutes"}
+
+
+def _added(one: Json, other: Json) -> Json:
+    added = dict(one)
+    for key, value in one.items():
+        if isinstance(value, (int, float)) and key not in _NOT_ADDED:
+            added[key] = rounded(value + (other[key] or 0))
+    added["properties"] = {k: v for k, v in one["properties"].items() if other["properties"].get(k) == v}
+    added["start"], added["end"] = min(one["start"], other["start"]), max(one["end"], other["end"])
+    return added
+
+
 def _property(pod: PodCost, name: str) -> str:
     container = pod.container
     if name == "namespace":
@@ -106,7 +130,7 @@ def _key(world: World, pod: PodCost, aggregate: tuple[str, ...]) -> str:
     container = pod.container
     if not aggregate:
         node = container.node.name if container else ""
-        name = container.name if container else "__unmounted__"
+        name = container.name if container else UNMOUNTED
         return f"{world.cluster_id}/{node}/{pod.namespace}/{pod.pod}/{name}"
     return "/".join(_key_part(world, pod, part, len(aggregate) > 1) for part in aggregate)
 
@@ -153,8 +177,11 @@ def _properties(world: World, members: list[PodCost], aggregated: bool) -> Json:
     properties: Json = {"cluster": world.cluster_id}
     containers = [m.container for m in members]
     if any(c is None for c in containers):
+        spaces = {m.namespace for m in members}
         if len(members) == 1:
-            properties |= {"container": "__unmounted__", "namespace": "__unmounted__", "pod": "__unmounted__"}
+            properties |= {"container": UNMOUNTED, "namespace": members[0].namespace, "pod": UNMOUNTED}
+        elif len(spaces) == 1:
+            properties["namespace"] = members[0].namespace
         return properties
     known = [c for c in containers if c is not None]
     for key, values in (
@@ -192,7 +219,10 @@ def _row(world: World, key: str, members: list[PodCost], window: Json, shared: f
     cpu, ram = add("cpu"), add("ram")
     cpu_efficiency = _ratio(add("cpu_usage_hours"), add("cpu_request_hours"), cpu)
     ram_efficiency = _ratio(add("ram_usage_gib_hours"), add("ram_request_gib_hours"), ram)
-    pvs = {name: value for m in members for name, value in m.pvs.items()}
+    pvs: dict[str, tuple[float, float]] = {}
+    for name, (gib_hours, usd) in ((name, value) for m in members for name, value in m.pvs.items()):
+        known = pvs.get(name, (0.0, 0.0))
+        pvs[name] = (known[0] + gib_hours, known[1] + usd)
     pv_gib_hours = math.fsum(gib_hours for gib_hours, _ in pvs.values())
     return {
         "name": key,
@@ -216,7 +246,7 @@ def _row(world: World, key: str, members: list[PodCost], window: Json, shared: f
         "gpuCostIdle": 0,
         **_network(members),
         "loadBalancerCost": rounded(add("load_balancer")),
-        "loadBalancerCostAdjustment": 0,
+        "loadBalancerCostAdjustment": rounded(add("load_balancer_adjustment")),
         "pvBytes": rounded(pv_gib_hours * GIB / hours),
         "pvByteHours": rounded(pv_gib_hours * GIB),
         "pvCost": rounded(add("pv")),
@@ -362,14 +392,19 @@ def assets(
         }
 
     first, last = clipped.parts[0][0], clipped.parts[-1][1]
-    for cost in node_costs(world, clipped, now, adjusted):
+    for cost in by_machine(node_costs(world, clipped, now, adjusted)):
         _put_node(put, cost, pods)
     _put_volumes(put, world, pods, first, last)
     hours = sum(b - a for a, b in clipped.parts) / HOUR
     for balancer in world.balancers:
+        there = sum(overlap(a, b, balancer.start, balancer.end) for a, b in clipped.parts) / HOUR
+        if not there:
+            continue
+        credit = -balancer.credit_usd_per_hour * there if adjusted else 0.0
         put(
             "LoadBalancer", "Network", f"{balancer.namespace}/{balancer.service}", balancer.ip,
-            balancer.usd_per_hour * hours, first, last, adjustment=0.0, private=False, ip=balancer.ip,
+            balancer.usd_per_hour * there + credit, max(first, balancer.start), min(last, balancer.end),
+            adjustment=credit, private=False, ip=balancer.ip,
         )  # fmt: skip
     if adjusted:
         put(
@@ -383,35 +418,48 @@ def assets(
 
 
 def _put_volumes(put: Any, world: World, pods: list[PodCost], first: int, last: int) -> None:
-    owners = {name: pod for pod in pods for name in pod.pvs}
+    spans: dict[str, tuple[int, int]] = {}
+    newest: dict[str, Volume] = {}
     for volume in world.volumes:
-        if volume.name not in owners:
+        if volume.start < last and volume.end > first:
+            since, until = spans.get(volume.name, (volume.start, volume.end))
+            spans[volume.name] = (min(since, volume.start), max(until, volume.end))
+            newest[volume.name] = volume
+    for name, volume in newest.items():
+        shares = [pod.pvs[name] for pod in pods if name in pod.pvs]
+        if not shares:
             continue
-        gib_hours, usd = owners[volume.name].pvs[volume.name]
+        gib_hours, usd = (math.fsum(share[place] for share in shares) for place in (0, 1))
         put(
-            "Disk",
-            "Storage",
-            volume.name,
-            f"vol-{volume.name}",
-            usd,
-            max(volume.start, first),
-            min(volume.end, last),
-            byteHours=gib_hours * GIB,
-            bytes=volume.gib * GIB,
-            byteHoursUsed=None,
-            byteUsageMax=None,
-            breakdown={"idle": 1, "other": 0, "system": 0, "user": 0},
-            adjustment=0.0,
-            storageClass=volume.storage_class,
-            volumeName=volume.name if volume.claim else "",
-            claimName=volume.claim,
-            claimNamespace=volume.namespace,
-        )
+            "Disk", "Storage", name, f"vol-{name}", usd, max(spans[name][0], first), min(spans[name][1], last),
+            storageClass=volume.storage_class, volumeName=name if volume.claim else "", claimName=volume.claim,
+            claimNamespace=volume.namespace, **_disk(volume, gib_hours),
+        )  # fmt: skip
+    for disk in world.boot_disks:
+        seconds = overlap(first, last, disk.start, disk.end)
+        if seconds:
+            gib_hours = disk.gib * seconds / HOUR
+            put(
+                "Disk", "Storage", disk.name, f"vol-{disk.name}", gib_hours * disk.usd_per_gib_hour,
+                max(disk.start, first), min(disk.end, last), storageClass="__local__", volumeName="", claimName="",
+                claimNamespace="", **_disk(disk, gib_hours),
+            )  # fmt: skip
+
+
+def _disk(volume: Volume, gib_hours: float) -> Json:
+    return {
+        "byteHours": gib_hours * GIB,
+        "bytes": volume.gib * GIB,
+        "byteHoursUsed": None,
+        "byteUsageMax": None,
+        "breakdown": {"idle": 1, "other": 0, "system": 0, "user": 0},
+        "adjustment": 0.0,
+    }
 
 
 def _put_node(put: Any, cost: NodeCost, pods: list[PodCost]) -> None:
     node = cost.node
-    mine = [p for p in pods if p.container and p.container.node.name == node.name]
+    mine = [p for p in pods if p.container and p.container.node.provider_id == node.provider_id]
     cpu_used = math.fsum(p.cpu_usage_hours for p in mine) / (node.cores * cost.hours)
     ram_used = math.fsum(p.ram_usage_gib_hours for p in mine) / (node.ram_gib * cost.hours)
     put(

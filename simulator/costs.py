@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import fsum
 
 from simulator.world import GIB, HOUR, RECONCILED_AFTER_SECONDS, Container, Node, World, integral, overlap
 
 REACHES = ("internet", "region", "zone")
+UNMOUNTED = "__unmounted__"
 
 
 @dataclass
@@ -27,6 +29,7 @@ class PodCost:
     ram_adjustment: float = 0.0
     pv: float = 0.0
     load_balancer: float = 0.0
+    load_balancer_adjustment: float = 0.0
     egress: dict[str, float] = field(default_factory=dict)
     egress_bytes: float = 0.0
     pvs: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -54,6 +57,7 @@ class PodCost:
                 self.ram_adjustment,
                 self.pv,
                 self.load_balancer,
+                self.load_balancer_adjustment,
                 self.network,
             )
         )
@@ -66,17 +70,29 @@ class Clipped:
     start: int
     end: int
     parts: tuple[tuple[int, int], ...]
+    containers: tuple[tuple[int, int], ...]
+    """The stretches in which containers were recorded, too."""
 
 
-def recorded(world: World, start: int, end: int, now: int) -> Clipped:
+def recorded(world: World, start: int, end: int, now: int, covered: bool = False) -> Clipped:
+    """What was recorded.
+
+    Args:
+        covered: of nodes, too, only the stretches in which containers were recorded: what may count as known.
+    """
     since, until = max(start, world.start), min(end, world.end, now)
-    parts = [(since, until)] if since < until else []
-    for first, last in world.holes:
+    parts = _without([(since, until)] if since < until else [], world.holes)
+    containers = _without(parts, world.blind)
+    return Clipped(start, end, tuple(containers if covered else parts), tuple(containers))
+
+
+def _without(parts: list[tuple[int, int]], holes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    for first, last in holes:
         cut = []
         for a, b in parts:
             cut += [(a, min(b, first)), (max(a, last), b)]
         parts = [(a, b) for a, b in cut if a < b]
-    return Clipped(start, end, tuple(parts))
+    return parts
 
 
 def reconciled_until(now: int) -> int:
@@ -99,7 +115,7 @@ def pod_costs(world: World, clipped: Clipped, now: int, adjusted: bool) -> list[
     costs: list[PodCost] = []
     by_pod: dict[tuple[str, str], PodCost] = {}
     for container in world.containers:
-        ran = [(max(a, container.start), min(b, container.end)) for a, b in clipped.parts]
+        ran = [(max(a, container.start), min(b, container.end)) for a, b in clipped.containers]
         ran = [(a, b) for a, b in ran if a < b]
         if not ran:
             continue
@@ -114,7 +130,10 @@ def pod_costs(world: World, clipped: Clipped, now: int, adjusted: bool) -> list[
         for pod in balancer.pods:
             by_namespace_pod = by_pod.get((balancer.namespace, pod))
             if by_namespace_pod and hours:
-                by_namespace_pod.load_balancer += balancer.usd_per_hour / len(balancer.pods) * hours
+                share = hours / len(balancer.pods)
+                by_namespace_pod.load_balancer += balancer.usd_per_hour * share
+                if adjusted:
+                    by_namespace_pod.load_balancer_adjustment -= balancer.credit_usd_per_hour * share
     for flow in world.egress:
         sender = by_pod.get((flow.namespace, flow.pod))
         hours = _hours(clipped, flow.start, flow.end)
@@ -148,20 +167,26 @@ def _add_compute(
 
 
 def _add_volumes(world: World, clipped: Clipped, costs: list[PodCost], by_pod: dict[tuple[str, str], PodCost]) -> None:
-    unmounted: PodCost | None = None
+    """Each to the pods that mount it, else to the namespace that claims it, else to nobody."""
+    unmounted: dict[str, PodCost] = {}
     for volume in world.volumes:
         hours = _hours(clipped, volume.start, volume.end)
         if not hours:
             continue
-        owner = by_pod.get((volume.namespace, volume.pod)) if volume.pod else None
-        if owner is None:
-            if unmounted is None:
-                unmounted = PodCost(None, "__unmounted__", "__unmounted__", clipped.parts[0][0], clipped.parts[-1][1])
-                costs.append(unmounted)
-            owner = unmounted
-        usd = volume.gib * volume.usd_per_gib_hour * hours
-        owner.pv += usd
-        owner.pvs[volume.name] = (volume.gib * hours, usd)
+        owners = [by_pod[volume.namespace, pod] for pod in volume.pods if (volume.namespace, pod) in by_pod]
+        if not owners:
+            namespace = volume.namespace if volume.claim else UNMOUNTED
+            if namespace not in unmounted:
+                first, last = clipped.parts[0][0], clipped.parts[-1][1]
+                unmounted[namespace] = PodCost(None, namespace, UNMOUNTED, first, last)
+                costs.append(unmounted[namespace])
+            owners = [unmounted[namespace]]
+        for owner in owners:
+            gib_hours = volume.gib * hours / len(owners)
+            usd = gib_hours * volume.usd_per_gib_hour
+            known = owner.pvs.get(volume.name, (0.0, 0.0))
+            owner.pv += usd
+            owner.pvs[volume.name] = (known[0] + gib_hours, known[1] + usd)
 
 
 def _hours(clipped: Clipped, start: int, end: int) -> float:
@@ -210,6 +235,29 @@ def node_costs(world: World, clipped: Clipped, now: int, adjusted: bool) -> list
     return costs
 
 
+def by_machine(costs: list[NodeCost]) -> list[NodeCost]:
+    """One entry a machine, whose price may have changed meanwhile; another machine of the same name is another."""
+    machines: dict[tuple[str, str], NodeCost] = {}
+    for cost in costs:
+        key = (cost.node.name, cost.node.provider_id)
+        known = machines.get(key)
+        machines[key] = cost if known is None else _with(known, cost)
+    return list(machines.values())
+
+
+def _with(one: NodeCost, later: NodeCost) -> NodeCost:
+    return NodeCost(
+        later.node,
+        one.hours + later.hours,
+        min(one.first, later.first),
+        max(one.last, later.last),
+        one.cpu + later.cpu,
+        one.ram + later.ram,
+        one.gpu + later.gpu,
+        one.adjustment + later.adjustment,
+    )
+
+
 @dataclass(frozen=True)
 class Idle:
     cpu: float
@@ -247,7 +295,7 @@ def truth(
     start = world.start if start is None else start
     end = world.end if end is None else end
     now = world.end if now is None else now
-    clipped = recorded(world, start, end, now)
+    clipped = recorded(world, start, end, now, covered=True)
     pods = pod_costs(world, clipped, now, adjusted)
     nodes = node_costs(world, clipped, now, adjusted)
     idle = idle_cost(world, nodes, pods, now, adjusted)
@@ -258,7 +306,7 @@ def truth(
         "gpu_cost": fsum([p.gpu for p in pods] + [idle.gpu]),
         "pv_cost": fsum(p.pv for p in pods),
         "network_cost": fsum(p.network for p in pods),
-        "load_balancer_cost": fsum(p.load_balancer for p in pods),
+        "load_balancer_cost": fsum(p.load_balancer + p.load_balancer_adjustment for p in pods),
     }
     namespaces: dict[str, list[PodCost]] = defaultdict(list)
     workloads: dict[str, list[PodCost]] = defaultdict(list)
@@ -284,7 +332,10 @@ def truth(
             name: len({p.pod for p in entries}) for name, entries in sorted(namespaces.items()) if name[0] != "_"
         },
         "workloads": {name: fsum(p.total for p in entries) for name, entries in sorted(workloads.items())},
-        "nodes": {n.node.name: n.total for n in nodes},
+        "nodes": {
+            name: fsum(n.total for n in nodes if n.node.name == name) for name in sorted({n.node.name for n in nodes})
+        },
+        "covered_seconds": sum(b - a for a, b in clipped.parts),
         "volumes": {
             name: fsum(p.pvs[name][1] for p in pods if name in p.pvs)
             for name in sorted({name for p in pods for name in p.pvs})

@@ -6,13 +6,20 @@ holds what was so over ``[t, t + interval)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TextIO
 
 from simulator.world import GIB, HOUR, Container, Egress, Node, World, sanitized
 
 EXPORTER = "opencost"
+"""The cost exporter's job; series without one are of kube-state-metrics, cAdvisor or the network daemon."""
+FROM_THE_COST_EXPORTER = ("container_cpu_allocation", "container_memory_allocation_bytes", "container_gpu_allocation")
+"""Its series that come and go with what it knows of containers: in a blind stretch it writes none."""
+OVERWRITTEN = ("namespace", "pod", "container")
+"""Labels that a scrape without ``honor_labels`` takes for the exporter's own pod."""
+REPLICA_LABEL = "prometheus_replica"
+REPLICA_OFFSET_SECONDS = 7
 FLAGS = {
     "internet": {"internet": "true", "same_zone": "false", "same_region": "false"},
     "region": {"internet": "false", "same_zone": "false", "same_region": "false"},
@@ -27,6 +34,36 @@ class Series:
     value_at: Callable[[int], float]
     start: int
     end: int
+
+    @property
+    def from_the_cost_exporter(self) -> bool:
+        return self.labels.get("job") == EXPORTER or self.name in FROM_THE_COST_EXPORTER
+
+
+@dataclass(frozen=True)
+class Recording:
+    """How a Prometheus of the field came to have a world's series."""
+
+    interval: int = 60
+    """Seconds between samples."""
+    cost_interval: int = 0
+    """Of the cost exporter, where that is scraped at another pace; 0 is the same."""
+    interval_changes: tuple[int, int] | None = None
+    """``(stamp, seconds)``: every interval is this long from then on."""
+    replicas: int = 1
+    """Of a Prometheus that nobody deduplicates; each writes all series under its own replica label."""
+    kube_state_metrics: int = 0
+    """1 or 2: names as that version writes them; 0 writes what OpenCost's own exporter does."""
+    honor_labels: bool = True
+    """Without it a scrape renames the labels that it overwrites to ``exported_…``."""
+    drops: tuple[str, ...] = ()
+    """Beginnings of the names of series that were not kept."""
+
+    def pace(self, one: Series) -> int:
+        return self.cost_interval if self.cost_interval and one.from_the_cost_exporter else self.interval
+
+
+PLAIN = Recording()
 
 
 def constant(value: float) -> Callable[[int], float]:
@@ -92,6 +129,9 @@ def _node_series(add: Callable[..., None], exported: Callable[..., None], node: 
     for what in ("capacity", "allocatable"):
         add(f"kube_node_status_{what}_cpu_cores", node.cores, *span, node=node.name)
         add(f"kube_node_status_{what}_memory_bytes", node.ram_gib * GIB, *span, node=node.name)
+        if node.gpus:
+            kind = {"resource": "nvidia_com_gpu", "unit": "integer"}
+            add(f"kube_node_status_{what}", node.gpus, *span, node=node.name, **kind)
     add(
         "kube_node_labels",
         1.0,
@@ -196,10 +236,10 @@ def _owner_series(add: Callable[..., None], world: World) -> None:
             add("deployment_match_labels", 1.0, start, end, namespace=namespace, deployment=owner, **matched)
         if kind == "statefulset":
             add("statefulSet_match_labels", 1.0, start, end, namespace=namespace, statefulSet=owner, **matched)
-    for balancer in world.balancers:
+    for service in world.services:
         add(
-            "service_selector_labels", 1.0, balancer.start, balancer.end,
-            namespace=balancer.namespace, service=balancer.service, label_app=balancer.service,
+            "service_selector_labels", 1.0, world.start, world.end, namespace=service.namespace, service=service.name,
+            **{f"label_{sanitized(name)}": value for name, value in service.selector.items()},
         )  # fmt: skip
     for namespace, labels in world.namespace_labels.items():
         add(
@@ -239,7 +279,9 @@ def _storage_series(add: Callable[..., None], exported: Callable[..., None], wor
             storageclass=volume.storage_class, volumename=volume.name,
         )  # fmt: skip
         add("kube_persistentvolumeclaim_resource_requests_storage_bytes", volume.gib * GIB, *span, **claim)
-        add("pod_pvc_allocation", volume.gib * GIB, *span, **claim, persistentvolume=volume.name, pod=volume.pod)
+        for pod in volume.pods:
+            size = volume.gib * GIB / len(volume.pods)
+            add("pod_pvc_allocation", size, *span, **claim, persistentvolume=volume.name, pod=pod)
 
 
 def _escape(value: str) -> str:
@@ -251,28 +293,80 @@ def _identity(one: Series) -> str:
     return f"{one.name}{{{labels}}}"
 
 
-def _stamps(world: World, one: Series, interval: int, now: int | None) -> Iterable[int]:
-    first = max(one.start, world.start)
-    first += -first % interval
+def _stamps(world: World, one: Series, recording: Recording, now: int | None) -> Iterator[int]:
     last = min(one.end, world.end) if now is None else min(one.end, world.end, now)
-    for stamp in range(first, last, interval):
-        if not any(a <= stamp < b for a, b in world.holes):
-            yield stamp
+    first = max(one.start, world.start)
+    changes, later = recording.interval_changes or (last, 0)
+    gaps = (*world.holes, *(world.blind if one.name in FROM_THE_COST_EXPORTER else ()))
+    for since, until, pace in ((first, min(last, changes), recording.pace(one)), (max(first, changes), last, later)):
+        if since >= until:
+            continue
+        for stamp in range(since + -since % pace, until, pace):
+            if not any(a <= stamp < b for a, b in gaps):
+                yield stamp
+
+
+def recorded_series(world: World, extra: dict[str, str] | None, recording: Recording) -> list[Series]:
+    """Every series as it is stored, sorted by its identity; two of one identity are one after the other in time."""
+    found = [one for one in series(world, extra) if not one.name.startswith(recording.drops or ("-",))]
+    found = [renamed for one in found for renamed in _of_version(one, recording.kube_state_metrics)]
+    if not recording.honor_labels:
+        found = [_overwritten(one) for one in found]
+    if recording.replicas > 1:
+        found = [
+            replace(one, labels=one.labels | {REPLICA_LABEL: f"replica-{number}"})
+            for number in range(recording.replicas)
+            for one in found
+        ]
+    return sorted(found, key=_identity)
+
+
+def _of_version(one: Series, version: int) -> list[Series]:
+    """A series as this version of kube-state-metrics names it; none where it does not write it."""
+    resource, unit = one.labels.get("resource", ""), one.labels.get("unit", "")
+    if version == 1 and one.name.startswith("kube_pod_container_resource_"):
+        name = {"cpu": f"{one.name}_cpu_cores", "memory": f"{one.name}_memory_bytes"}.get(resource)
+        labels = {key: value for key, value in one.labels.items() if key not in ("resource", "unit")}
+        return [replace(one, name=name, labels=labels)] if name else []
+    if version == 2 and one.name.startswith("kube_node_status_"):
+        name, _, _ = one.name.replace("_cpu_cores", "|").replace("_memory_bytes", "|").partition("|")
+        of = ("cpu", "core") if one.name.endswith("cpu_cores") else ("memory", "byte")
+        if unit:
+            return [one]
+        return [replace(one, name=name, labels=one.labels | {"resource": of[0], "unit": of[1]})]
+    if version != 2 and one.name == "kube_node_status_capacity":
+        return []
+    return [one]
+
+
+def _overwritten(one: Series) -> Series:
+    """Labels as a scrape without ``honor_labels`` leaves them."""
+    if not one.from_the_cost_exporter and not one.name.startswith("kube_"):
+        return one
+    kept = {f"exported_{key}" if key in OVERWRITTEN else key: value for key, value in one.labels.items()}
+    where = {"namespace": EXPORTER, "pod": f"{EXPORTER}-0", "container": EXPORTER}
+    return replace(one, labels=kept | where)
 
 
 def lines(
-    world: World, extra: dict[str, str] | None = None, interval: int = 60, now: int | None = None
+    world: World,
+    extra: dict[str, str] | None = None,
+    interval: int = 60,
+    now: int | None = None,
+    recording: Recording | None = None,
 ) -> Iterator[str]:
     """OpenMetrics lines of the world's whole history, series sorted, ``# EOF`` last.
 
     Args:
-        interval: seconds between samples.
+        interval: seconds between samples, where no ``recording`` says more.
         now: nothing is written from here on.
     """
-    for one in sorted(series(world, extra), key=_identity):
+    recording = recording or Recording(interval)
+    for one in recorded_series(world, extra, recording):
         identity, value_at = _identity(one), one.value_at
-        for stamp in _stamps(world, one, interval, now):
-            yield f"{identity} {value_at(stamp)!r} {stamp}\n"
+        late = REPLICA_OFFSET_SECONDS if one.labels.get(REPLICA_LABEL, "replica-0") != "replica-0" else 0
+        for stamp in _stamps(world, one, recording, now):
+            yield f"{identity} {value_at(stamp)!r} {stamp + late}\n"
     yield "# EOF\n"
 
 
@@ -287,6 +381,6 @@ def write(file: TextIO, world: World, extra: dict[str, str] | None = None, inter
 
 def exposition(world: World, now: int) -> Iterator[str]:
     """What the exporters say at ``now``, for Prometheus to scrape."""
-    for one in sorted(series(world), key=_identity):
+    for one in recorded_series(world, None, PLAIN):
         if one.start <= now < one.end:
             yield f"{_identity(one)} {one.value_at(now)!r}\n"

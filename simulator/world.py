@@ -94,7 +94,8 @@ class Volume:
     end: int
     claim: str = ""
     namespace: str = ""
-    pod: str = ""
+    pods: tuple[str, ...] = ()
+    """Those that mount it, in equal shares; claimed and mounted by none it is its namespace's."""
     storage_class: str = "gp3"
 
 
@@ -107,6 +108,17 @@ class Balancer:
     pods: tuple[str, ...]
     start: int
     end: int
+    credit_usd_per_hour: float = 0.0
+    """What the bill takes off it; more than it costs makes it money back."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """Which pods of a namespace a service selects, by their labels."""
+
+    namespace: str
+    name: str
+    selector: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,11 @@ class World:
     exporter_restart: int
     holes: tuple[tuple[int, int], ...] = ()
     """Stretches in which nothing was recorded."""
+    blind: tuple[tuple[int, int], ...] = ()
+    """Stretches in which the exporter wrote nodes and no containers."""
+    boot_disks: tuple[Volume, ...] = ()
+    """Disks of the nodes themselves: assets, and nobody's claim; their names are those of the nodes."""
+    services: tuple[Service, ...] = ()
 
 
 def sanitized(label: str) -> str:
@@ -257,7 +274,7 @@ def make_world(
     web = [c.pod for c in containers if c.controller == "web" and c.start == start]
     sizes = scale.volume_gib
     volumes = (
-        Volume("pvc-db", sizes[0], scale.volume_price, start, end, "data-db-0", "shop", "db-0"),
+        Volume("pvc-db", sizes[0], scale.volume_price, start, end, "data-db-0", "shop", ("db-0",)),
         Volume("pvc-old", sizes[1], scale.volume_price, start, end),
         Volume("pvc-late", sizes[2], scale.volume_price, half, end),
     )
@@ -269,6 +286,7 @@ def make_world(
         containers=containers,
         volumes=volumes,
         balancers=(Balancer("shop", "web", "203.0.113.10", scale.balancer, tuple(web), start, end),),
+        services=(Service("shop", "web", {"app": "web"}),),
         egress=_egress(scale, containers, web, start, end),
         usd_per_gib=scale.egress_price,
         management_usd_per_hour=scale.management,
@@ -322,7 +340,9 @@ def marked(world: World, mark: str) -> World:
         nodes=tuple(nodes.values()),
         containers=containers,
         volumes=tuple(
-            replace(v, name=name(v.name), claim=name(v.claim), namespace=name(v.namespace), pod=name(v.pod))
+            replace(
+                v, name=name(v.name), claim=name(v.claim), namespace=name(v.namespace), pods=tuple(map(name, v.pods))
+            )
             for v in world.volumes
         ),
         balancers=tuple(
@@ -330,6 +350,10 @@ def marked(world: World, mark: str) -> World:
             for b in world.balancers
         ),
         egress=tuple(replace(e, namespace=name(e.namespace), pod=name(e.pod)) for e in world.egress),
+        services=tuple(
+            replace(s, namespace=name(s.namespace), name=name(s.name), selector={k: name(v) for k, v in s.selector.items()})
+            for s in world.services
+        ),
         namespace_labels={
             name(namespace): {key: name(value) for key, value in labels.items()}
             for namespace, labels in world.namespace_labels.items()
