@@ -24,8 +24,8 @@ class Habits:
     """What differs from one installation to the next."""
 
     kubecost_version: int = 2
-    utc_offset_hours: int = 0
-    """The server's time zone, to which Kubecost's precomputed days are aligned."""
+    utc_offset_hours: float = 0
+    """The server's time zone, to which Kubecost's precomputed days are aligned; 5.75 is Nepal."""
     balancer_drift: bool = False
     """OpenCost bills a balancer for one resolution more than the window."""
     no_idle: bool = False
@@ -35,6 +35,17 @@ class Habits:
     rewrite: Callable[[str, Any], Any] | None = None
     """``(path, answer) -> answer``, for tests that need one odd value."""
     serves: frozenset[str] = frozenset({"opencost", "kubecost"})
+    """``opencost-ui`` is an OpenCost behind its own web server: it answers below ``/model``, too."""
+    currency: str | None = None
+    """What Kubecost says in its configuration; None has no such path."""
+    hours_kept: int = 0
+    """Kubecost's hours end so long before now, in hours (49 by default there); 0 keeps all."""
+    days_kept: int = 0
+    """Kubecost's days end so long before now, in days (91 by default there); 0 keeps all."""
+    api_key: str | None = None
+    """Kubecost 3 wants it in ``X-API-KEY``."""
+    collector: bool = False
+    """An OpenCost that keeps blocks of its own instead of asking a Prometheus."""
 
 
 @dataclass
@@ -46,9 +57,27 @@ class Simulator:
     clock: Callable[[], float] = time.time
     asked: Counter[str] = field(default_factory=Counter)
     requests: list[str] = field(default_factory=list)
+    others: tuple[World, ...] = ()
+    """Clusters that stand behind the same upstream."""
 
     def now(self) -> int:
         return int(self.clock()) // 60 * 60
+
+    def offset(self) -> int:
+        """Seconds that the server's time zone is ahead of UTC."""
+        return int(self.habits.utc_offset_hours * HOUR)
+
+    def rows(self, start: int, end: int, **more: Any) -> dict[str, Any]:
+        """One allocation set, of all clusters together."""
+        now = self.now()
+        worlds = (self.world, *self.others)
+        return answers.joined_rows([answers.allocation_rows(world, start, end, now, **more) for world in worlds])
+
+    def assets(self, start: int, end: int, **more: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for world in (self.world, *self.others):
+            found |= answers.assets(world, start, end, self.now(), **more)
+        return found
 
     def application(self) -> Application:
         routes: list[Any] = [(r"/metrics", Metrics, {"simulator": self}), (r"/healthz", Health, {"simulator": self})]
@@ -58,6 +87,13 @@ class Simulator:
                 (r"/allocation/compute", OpenCostAllocation, {"simulator": self}),
                 (r"/assets", OpenCostAssets, {"simulator": self}),
             ]
+        if "opencost-ui" in self.habits.serves:
+            routes += [
+                (r"/(?:model/)?allocation(?:/compute)?", OpenCostAllocation, {"simulator": self}),
+                (r"/(?:model/)?assets", OpenCostAssets, {"simulator": self}),
+            ]
+        if self.habits.currency is not None:
+            routes.append((r"/model/getConfigs", KubecostConfigs, {"simulator": self}))
         if "kubecost" in self.habits.serves:
             routes += [
                 (r"/model/allocation", KubecostAllocation, {"simulator": self}),
@@ -121,6 +157,11 @@ class SimulatedHandler(RequestHandler):
         request: HTTPServerRequest = self.request
         self.simulator.asked[request.path] += 1
         self.simulator.requests.append(request.uri or "")
+        key = self.simulator.habits.api_key
+        if key is not None and request.headers.get("X-API-KEY") != key:
+            self.set_status(401)
+            self.finish("Unauthorized\n")
+            return
         failure = self.simulator.habits.fail_with
         if failure:
             self.set_status(failure[0])
@@ -184,18 +225,18 @@ class OpenCostAllocation(SimulatedHandler):
         stepped = start
         while stepped < end:
             edge = min(stepped + step, end)
-            sets.append(
-                answers.allocation_rows(
-                    self.simulator.world,
-                    stepped,
-                    edge,
-                    now,
-                    adjusted=False,
-                    aggregate=self.aggregate(),
-                    with_idle=with_idle and not habits.no_idle,
-                    balancer_drift_seconds=resolution if habits.balancer_drift else 0,
-                )
+            first, last = nearest_block(stepped, edge, now) if habits.collector else (stepped, edge)
+            rows = self.simulator.rows(
+                first,
+                last,
+                adjusted=False,
+                aggregate=self.aggregate(),
+                with_idle=with_idle and not habits.no_idle,
+                balancer_drift_seconds=resolution if habits.balancer_drift else 0,
             )
+            for row in rows.values():  # a block is told as the window that was asked for
+                row["window"] = {"start": answers.stamp(stepped), "end": answers.stamp(edge)}
+            sets.append(rows)
             stepped = edge
         return self.answer({"code": 200, "status": "success", "data": sets})
 
@@ -208,9 +249,7 @@ class OpenCostAssets(SimulatedHandler):
         if window is None:
             return self.plain(400, f"Invalid 'window' parameter: illegal window: {text}\n")
         kinds = set(re.findall(r'assetType:"([a-z]+)"', self.get_query_argument("filter", "")))
-        found = answers.assets(
-            self.simulator.world, *window, now, adjusted=False, with_management=False, asset_types=kinds
-        )
+        found = self.simulator.assets(*window, adjusted=False, with_management=False, asset_types=kinds)
         return self.answer({"code": 200, "status": "success", "data": found})
 
 
@@ -219,7 +258,7 @@ class KubecostAllocation(SimulatedHandler):
 
     def get(self) -> None:
         simulator, now = self.simulator, self.simulator.now()
-        offset = simulator.habits.utc_offset_hours * HOUR
+        offset = simulator.offset()
         text = self.get_query_argument("window", "")
         window = parse_window(text, now, offset)
         if window is None or window[0] >= window[1]:
@@ -230,40 +269,44 @@ class KubecostAllocation(SimulatedHandler):
         if re.fullmatch(r"[0-9]+d", text):
             sets_of = precomputed((window[0] - DAY, window[1]), step, offset)
         keep = parse_filter(self.get_query_argument("filter", None))
+        tenancy = parse_flag(self.get_query_argument("shareTenancyCosts", None), True)
+        more = {"adjusted": True, "aggregate": self.aggregate(), "tenancy_shared": tenancy, "keep_filter": keep}
+        with_idle = parse_flag(self.get_query_argument("idle", None), True)
         sets = [
-            answers.allocation_rows(
-                simulator.world,
-                start,
-                end,
-                now,
-                adjusted=True,
-                aggregate=self.aggregate(),
-                with_idle=parse_flag(self.get_query_argument("idle", None), True),
-                tenancy_shared=parse_flag(self.get_query_argument("shareTenancyCosts", None), True),
-                keep_filter=keep,
-            )
+            simulator.rows(start, end, with_idle=with_idle, **more) if self.kept(start, end) else {}
             for start, end in sets_of
         ]
         if parse_flag(accumulate, False):
             start, end = sets_of[0][0], sets_of[-1][1]
-            sets = [
-                answers.allocation_rows(
-                    simulator.world,
-                    start,
-                    end,
-                    now,
-                    adjusted=True,
-                    aggregate=self.aggregate(),
-                    with_idle=False,
-                    tenancy_shared=parse_flag(self.get_query_argument("shareTenancyCosts", None), True),
-                    keep_filter=keep,
-                )
-            ]
+            sets = [simulator.rows(start, end, with_idle=False, **more)]
         limit, offset_rows = self.get_query_argument("limit", None), self.get_query_argument("offset", "0")
         if limit and limit.isdigit():
             first = int(offset_rows)
             sets = [dict(list(s.items())[first : first + int(limit)]) for s in sets]
         return self.answer({"code": 200, "data": sets})
+
+    def kept(self, start: int, end: int) -> bool:
+        """Whether the upstream still has a set of this length and age."""
+        habits, age = self.simulator.habits, self.simulator.now() - start
+        if end - start == HOUR:
+            return not habits.hours_kept or age <= habits.hours_kept * HOUR
+        return not habits.days_kept or age <= (habits.days_kept + 1) * DAY
+
+
+BLOCKS = ((600, 36), (HOUR, 49), (DAY, 15))
+"""Seconds of a collector's blocks, and how many of each are kept."""
+
+
+def nearest_block(start: int, end: int, now: int) -> tuple[int, int]:
+    """The stored block that a collector answers a window from: of the nearest length, empty where that is gone."""
+    length, kept = min(BLOCKS, key=lambda block: abs(block[0] - (end - start)))
+    first = start - start % length
+    return (first, first + length) if first >= now - now % length - kept * length else (0, 0)
+
+
+class KubecostConfigs(SimulatedHandler):
+    def get(self) -> None:
+        self.answer({"code": 200, "data": {"clusterName": "", "currencyCode": self.simulator.habits.currency}})
 
 
 def precomputed(window: tuple[int, int], step: int, offset: int) -> list[tuple[int, int]]:
@@ -281,7 +324,7 @@ class KubecostAssets(SimulatedHandler):
     def get(self) -> None:
         now = self.simulator.now()
         text = self.get_query_argument("window", "")
-        offset = self.simulator.habits.utc_offset_hours * HOUR
+        offset = self.simulator.offset()
         window = parse_window(text, now, offset)
         if window is None or window[0] >= window[1]:
             return self.plain(400, f"Invalid 'window' parameter: illegal window: {text}\n")
@@ -291,9 +334,7 @@ class KubecostAssets(SimulatedHandler):
         if parse_flag(self.get_query_argument("accumulate", None), False):
             stretches = [(stretches[0][0], stretches[-1][1])]
         found = [
-            answers.assets(
-                self.simulator.world, start, end, now, adjusted=True, with_management=True, asset_types=kinds
-            )
+            self.simulator.assets(start, end, adjusted=True, with_management=True, asset_types=kinds)
             for start, end in stretches
         ]
         return self.answer({"code": 200, "data": found})

@@ -1,0 +1,160 @@
+"""Every view of one world, asked as a caller would, held against the simulator's exact truth."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import fsum
+from typing import Any
+
+from metroculus.cost_model.allocation import IDLE, UNALLOCATED
+from simulator.costs import PodCost, pod_costs, recorded, truth
+from simulator.world import DAY, World
+from tests.support import ACCOUNT, Metroculus
+
+Json = dict[str, Any]
+
+GROUPINGS: dict[str, Callable[[PodCost], str]] = {
+    "controller": lambda pod: pod.container.controller if pod.container else "",
+    "controllerKind": lambda pod: pod.container.kind if pod.container else "",
+    "pod": lambda pod: pod.pod,
+    "container": lambda pod: pod.container.name if pod.container else pod.pod,
+    "node": lambda pod: pod.container.node.name if pod.container else "",
+    "service": lambda pod: min(pod.container.services, default="") if pod.container else "",
+    "label:team": lambda pod: pod.container.labels.get("team", "") if pod.container else "",
+}
+COMPONENTS = ("cpu_cost", "ram_cost", "gpu_cost", "pv_cost", "network_cost", "load_balancer_cost")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of one view."""
+
+    view: str
+    answer: float | None
+    truth: float
+    complete: bool
+    """Whether the view says that it is whole."""
+
+
+@dataclass
+class Asked:
+    """A service with the world behind it.
+
+    Args:
+        adjusted: its upstream knows what the bills took off.
+        by_namespace: its upstream tells no finer groups of balancers and volumes than namespaces.
+    """
+
+    service: Metroculus
+    world: World
+    start: int
+    end: int
+    adjusted: bool
+    managed: bool = True
+    groupings: tuple[str, ...] = tuple(GROUPINGS)
+    now: int = 0
+    errors: list[str] = field(default_factory=list)
+
+    def get(self, path: str, **query: Any) -> Json:
+        dates = {"cloud_account_id": ACCOUNT, "start_date": self.start, "end_date": self.end}
+        answer = self.service.get(path, **dates, **query)
+        assert answer.status_code == 200, (path, query, answer.text)
+        body: Json = answer.json()
+        return body
+
+    def costs(self, **query: Any) -> Json:
+        return self.get("kubecost_cluster_costs", **query)
+
+    def pods(self, start: int, end: int) -> list[PodCost]:
+        clipped = recorded(self.world, start, end, self.now, covered=True)
+        return [p for p in pod_costs(self.world, clipped, self.now, self.adjusted) if p.namespace != "__unmounted__"]
+
+    def truth(self, start: int, end: int) -> Json:
+        return truth(self.world, start, end, now=self.now, adjusted=self.adjusted)
+
+
+def figures(asked: Asked) -> Iterator[Figure]:
+    """Every figure of every view of the window."""
+    yield from _statement(asked)
+    for aggregate in asked.groupings:
+        yield from _grouping(asked, aggregate, GROUPINGS[aggregate])
+    yield from _filters(asked)
+    yield from _points(asked)
+
+
+def _statement(asked: Asked) -> Iterator[Figure]:
+    true = asked.truth(asked.start, asked.end)
+    body = asked.costs(detail_level="pod")
+    whole, summary = body["complete"], body["summary"]
+    for name in COMPONENTS:
+        yield Figure(f"statement {name}", summary[name], true["summary"][name], whole)
+    if asked.managed:
+        yield Figure("statement management_cost", summary["management_cost"], true["management_cost"], whole)
+        yield Figure("statement total", body["total_cost"], true["total_cost"], whole)
+    else:
+        yield Figure("statement total", body["total_cost"], true["allocation_total"], whole)
+    yield Figure("statement idle", body["idle_cost"], true["idle_cost"], whole)
+    yield Figure("statement unallocated", body["unallocated_cost"], true["unmounted_cost"], whole)
+    yield from _rows("namespace", body["breakdown_by_namespace"], true["namespaces"], whole)
+    for name, value in true["efficiency"].items():
+        yield Figure(f"efficiency {name}", (body["efficiency"] or {}).get(name), value, whole)
+    pods = asked.pods(asked.start, asked.end)
+    by_pod = _sums(pods, lambda pod: f"{pod.namespace}/{pod.pod}")
+    yield from _rows("pod", body["breakdown_by_pod"], by_pod, whole)
+
+
+def _rows(view: str, rows: list[Json], true: dict[str, float], whole: bool) -> Iterator[Figure]:
+    answered = {row["name"]: row["total_cost"] for row in rows}
+    for name in sorted({*answered, *true}):
+        yield Figure(f"{view} {name}", answered.get(name, 0.0), true.get(name, 0.0), whole)
+
+
+def _sums(pods: list[PodCost], key: Callable[[PodCost], str]) -> dict[str, float]:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for pod in pods:
+        groups[key(pod)].append(pod.total)
+    return {name: fsum(parts) for name, parts in groups.items()}
+
+
+def _grouping(asked: Asked, aggregate: str, key: Callable[[PodCost], str]) -> Iterator[Figure]:
+    body = asked.costs(aggregate=aggregate)
+    true = _sums(asked.pods(asked.start, asked.end), lambda pod: key(pod) or UNALLOCATED)
+    yield from _rows(f"by {aggregate}", body["breakdown_by_aggregate"], true, body["complete"])
+
+
+def _filters(asked: Asked) -> Iterator[Figure]:
+    pods = asked.pods(asked.start, asked.end)
+    keep: dict[str, tuple[Json, Callable[[PodCost], bool]]] = {
+        "namespace shop": ({"k8s_namespace": "shop"}, lambda pod: pod.namespace == "shop"),
+        "idle": ({"k8s_namespace": IDLE}, lambda pod: False),
+    }
+    if "node" in asked.groupings:
+        keep["node node-1"] = (
+            {"k8s_node": "node-1"},
+            lambda pod: pod.container is not None and pod.container.node.name == "node-1",
+        )
+    if "service" in asked.groupings:
+        keep["service web"] = (
+            {"k8s_service": "web"},
+            lambda pod: pod.container is not None and "web" in pod.container.services,
+        )
+    for name, (query, wanted) in keep.items():
+        body = asked.costs(**query)
+        true = fsum(pod.total for pod in pods if wanted(pod))
+        if name == "idle":
+            true = asked.truth(asked.start, asked.end)["idle_cost"]
+        yield Figure(f"filter {name}", body["total_cost"], true, body["complete"])
+
+
+def _points(asked: Asked) -> Iterator[Figure]:
+    body = asked.costs(step="day")
+    for number, point in enumerate(body["data_points"]):
+        day = asked.start - asked.start % DAY + number * DAY
+        true = asked.truth(max(day, asked.start), min(day + DAY, asked.end))
+        expected = true["total_cost"] if asked.managed else true["allocation_total"]
+        yield Figure(f"day {point['start'][:10]}", point["total_cost"], expected, point["complete"])
+    points = body["data_points"]
+    if body["complete"] and points:
+        yield Figure("days are complete like the window", float(all(p["complete"] for p in points)), 1.0, True)
