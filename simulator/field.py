@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 from simulator.world import DAY, HOUR, Balancer, Container, Node, Service, Volume, World, make_world
 
@@ -72,9 +73,7 @@ def _noon(world: World) -> int:
     return world.end - DAY // 2
 
 
-def _container(
-    sizes: _Sizes, like: Container, start: int, end: int, long: bool = True, **changes: object
-) -> Container:
+def _container(sizes: _Sizes, like: Container, start: int, end: int, long: bool = True, **changes: Any) -> Container:
     cores, gib = sizes.cores(long), sizes.gib(long)
     return replace(
         like, cpu_request=cores, cpu_usage=cores / 4, ram_request_gib=gib, ram_usage_gib=gib / 2, daily=0.0, gpus=0.0,
@@ -86,7 +85,7 @@ def _node(world: World, name: str) -> Node:
     return next(node for node in world.nodes if node.name == name)
 
 
-def _changed_node(world: World, node: Node, at: int, **changes: object) -> World:
+def _changed_node(world: World, node: Node, at: int, **changes: Any) -> World:
     """A node that is another from a moment on, with all that runs on it."""
     if not node.start < at < node.end:
         return world
@@ -171,8 +170,8 @@ def spot_nodes(world: World, sizes: _Sizes) -> World:
             nodes.append(node)
             containers.append(
                 _container(
-                    sizes, like, start, start + HOUR, node=node, controller="burst", pod=f"burst-7d9f-{number}{hour:02}",
-                    name="burst", labels={"app": "burst"},
+                    sizes, like, start, start + HOUR, node=node, controller="burst", name="burst",
+                    pod=f"burst-7d9f-{number}{hour:02}", labels={"app": "burst"},
                 )
             )  # fmt: skip
     return replace(world, nodes=tuple(nodes), containers=tuple(containers))

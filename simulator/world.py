@@ -351,7 +351,9 @@ def marked(world: World, mark: str) -> World:
         ),
         egress=tuple(replace(e, namespace=name(e.namespace), pod=name(e.pod)) for e in world.egress),
         services=tuple(
-            replace(s, namespace=name(s.namespace), name=name(s.name), selector={k: name(v) for k, v in s.selector.items()})
+            replace(
+                s, namespace=name(s.namespace), name=name(s.name), selector={k: name(v) for k, v in s.selector.items()}
+            )
             for s in world.services
         ),
         namespace_labels={

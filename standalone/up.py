@@ -69,7 +69,8 @@ def cost_table(body: dict[str, Any]) -> str:
     """A week's cost by namespace, idle and all, as a person reads it."""
     lines = [f"{'namespace':<28}{'USD':>14}{'efficiency':>13}"]
     for row in body["costs"][:20]:
-        lines.append(f"{row['name'][:27]:<28}{row['total_cost']:>14,.2f}{row['total_efficiency']:>12.0%}")
+        ratio = "not known" if row["total_efficiency"] is None else f"{row['total_efficiency']:.0%}"
+        lines.append(f"{row['name'][:27]:<28}{row['total_cost']:>14,.2f}{ratio:>12}")
     for name, value in (
         ("(idle)", body["idle_cost"]),
         ("(no owner)", body["unallocated_cost"]),

@@ -91,23 +91,38 @@ class Filters(Struct, frozen=True):
 
 
 class Group(Struct, frozen=True):
-    """Many allocations as one: sums of costs and usage, counts, the hull of when they ran."""
+    """Many allocations as one: sums of costs and usage, counts, the hull of when they ran.
+
+    ``unknown`` names the measures of usage that some of them lack.
+    """
 
     costs: Costs
     usage: Usage
     pods: int
     minutes: float
+    unknown: frozenset[str] = frozenset()
 
     @property
     def efficiency(self) -> Efficiency:
         """From sums of requests and usage, never a mean of ratios."""
-        cpu = efficiency(self.usage.cpu_usage, self.usage.cpu_request, self.costs.cpu)
-        ram = efficiency(self.usage.ram_usage, self.usage.ram_request, self.costs.ram)
+        cpu = (
+            None
+            if self.unknown & {"cpu_usage", "cpu_request"}
+            else efficiency(self.usage.cpu_usage, self.usage.cpu_request, self.costs.cpu)
+        )
+        ram = (
+            None
+            if self.unknown & {"ram_usage", "ram_request"}
+            else efficiency(self.usage.ram_usage, self.usage.ram_request, self.costs.ram)
+        )
         return Efficiency(cpu, ram, weighted(cpu, self.costs.cpu, ram, self.costs.ram))
 
-    def average(self, minutes_of: float) -> float:
-        """Core-minutes or byte-minutes over the minutes of the hull."""
-        return minutes_of / self.minutes if self.minutes else 0.0
+    def average(self, measure: str) -> float | None:
+        """A request or usage in cores or bytes, over the minutes of the hull; None where it is unknown."""
+        if measure in self.unknown:
+            return None
+        amount: float = getattr(self.usage, measure)
+        return amount / self.minutes if self.minutes else 0.0
 
 
 def as_prometheus_spells(label: str) -> str:

@@ -38,6 +38,8 @@ class Asset(Struct, frozen=True, kw_only=True):
     ram_bytes: float | None = None
     gpu_count: float | None = None
     hours: float = 0.0
+    last_seen: int | None = None
+    """Unix seconds; None where the source does not say."""
     cpu_cost: float = 0.0
     ram_cost: float = 0.0
     gpu_cost: float = 0.0
@@ -83,6 +85,7 @@ def _merged(parts: list[Asset]) -> Asset:
     return replace(
         last,
         hours=fsum(p.hours for p in parts),
+        last_seen=max((p.last_seen for p in parts if p.last_seen is not None), default=None),
         cpu_cost=fsum(p.cpu_cost for p in parts),
         ram_cost=fsum(p.ram_cost for p in parts),
         gpu_cost=fsum(p.gpu_cost for p in parts),

@@ -373,8 +373,14 @@ class Allocations(Sequence[Allocation]):
 
     def unknown_components(self) -> tuple[str, ...]:
         """The cost components that some row leaves out, in order."""
+        unknown = self.unknown_measures
+        return tuple(name for name in COMPONENTS if name in unknown)
+
+    @property
+    def unknown_measures(self) -> frozenset[str]:
+        """The measures that some row leaves out."""
         mask = int(np.bitwise_or.reduce(self.unknown)) if len(self) else 0
-        return tuple(name for name in COMPONENTS if mask & BITS[name])
+        return frozenset(name for name, bit in BITS.items() if mask & bit)
 
     def kept(self, filters: Filters) -> Mask:
         """By row: whether a filter asks for it, as an allocation of a namespace."""
@@ -433,6 +439,7 @@ class Groups:
         else:
             self.start = self.end = np.zeros(0, dtype=np.int64)
         self.pods = _pods(allocations, index, len(keys))
+        self.unknown = self._unknown(allocations.unknown)
 
     def summed(self, matrix: Floats) -> Floats:
         """Sums of the columns of a matrix by group."""
@@ -441,14 +448,21 @@ class Groups:
         ordered = matrix[:, self._order].astype(np.longdouble)
         return np.asarray(np.add.reduceat(ordered, self._first, axis=1), dtype=np.float64)
 
+    def _unknown(self, bits: Bits) -> Bits:
+        """By group, the bits of the measures that some of its rows lack."""
+        if not len(bits):
+            return np.zeros(0, dtype=np.uint64)
+        return np.asarray(np.bitwise_or.reduceat(bits[self._order], self._first))
+
     def __len__(self) -> int:
         return len(self.names)
 
     def __iter__(self) -> Iterator[tuple[tuple[str, ...], Group]]:
         costs, usage = self.costs.T.tolist(), self.usage.T.tolist()
         minutes = (np.maximum(self.end - self.start, 0) / 60).tolist()
-        for key, usd, used, pods, length in zip(self.names, costs, usage, self.pods.tolist(), minutes, strict=True):
-            yield key, Group(Costs(*usd), Usage(*used), pods, length)
+        columns = (self.names, costs, usage, self.pods.tolist(), minutes, self.unknown.tolist())
+        for key, usd, used, pods, length, bits in zip(*columns, strict=True):
+            yield key, Group(Costs(*usd), Usage(*used), pods, length, unknown_usage(bits))
 
 
 def _pods(allocations: Allocations, index: Ints, groups: int) -> Ints:
@@ -458,6 +472,14 @@ def _pods(allocations: Allocations, index: Ints, groups: int) -> Ints:
     which = (index * len(spaces.values) + spaces.codes) * max(1, len(pods.values)) + pods.codes
     distinct = np.unique(which[named])
     return np.bincount(distinct // max(1, len(pods.values)) // max(1, len(spaces.values)), minlength=groups)
+
+
+_USAGE_BITS = tuple((one.name, BITS[one.name]) for one in of_kind("usage"))
+
+
+def unknown_usage(bits: int) -> frozenset[str]:
+    """The measures of usage that a mask says are unknown."""
+    return frozenset(name for name, bit in _USAGE_BITS if bits & bit) if bits else frozenset()
 
 
 _LARGEST_KEY = 2**62

@@ -6,11 +6,11 @@ from msgspec import Struct
 
 
 class Efficiency(Struct, frozen=True):
-    """Ratios, 1.0 is all that was requested; above 1 where more was used."""
+    """Ratios, 1.0 is all that was requested; above 1 where more was used; None where usage or requests are unknown."""
 
-    cpu_efficiency: float
-    ram_efficiency: float
-    total_efficiency: float
+    cpu_efficiency: float | None
+    ram_efficiency: float | None
+    total_efficiency: float | None
 
 
 LEAST_REQUEST = 1e-9
@@ -24,7 +24,11 @@ def efficiency(usage: float, request: float, cost: float) -> float:
     return 0.0 if usage == 0 or cost == 0 else 1.0
 
 
-def weighted(cpu_efficiency: float, cpu_usd: float, ram_efficiency: float, ram_usd: float) -> float:
-    """The two efficiencies by the cost of each resource; 0.0 where neither costs anything."""
+def weighted(
+    cpu_efficiency: float | None, cpu_usd: float, ram_efficiency: float | None, ram_usd: float
+) -> float | None:
+    """The two efficiencies by the cost of each resource; 0.0 where neither costs anything, None for unknown."""
     weight = cpu_usd + ram_usd
+    if cpu_efficiency is None or ram_efficiency is None:
+        return None
     return (cpu_efficiency * cpu_usd + ram_efficiency * ram_usd) / weight if weight else 0.0

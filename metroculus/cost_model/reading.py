@@ -40,6 +40,8 @@ class SourceReport(Struct, frozen=True, kw_only=True):
     coverage: float | None = None
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    residual_bound: float | None = None
+    """USD by which its figures may differ from its own totals; None where they do not, or there are none."""
 
     @property
     def fine(self) -> bool:

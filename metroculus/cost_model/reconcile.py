@@ -215,8 +215,9 @@ def _breakdown(cost: _Cost, components: Known, management: float | None) -> Brea
     """Two columns again, and the parts of the network cost."""
     reaches = of_kind("part")
     parts: dict[str, float | None] = {f"network_{one.field}_cost": None for one in reaches}
+    unknown = cost.owned.unknown_measures | cost.others.unknown_measures
     if components["network"] is not None:
-        for one in reaches:
+        for one in (part for part in reaches if part.name not in unknown):
             usd = exact(cost.owned.line(one.name)) + exact(cost.others.line(one.name))
             parts[f"network_{one.field}_cost"] = float(usd)
     return Breakdown(management_cost=management, load_balancer_cost=components["load_balancer"], **parts)
@@ -248,10 +249,10 @@ def rows(owned: Allocations, priced: Floats | None, aggregate: tuple[str, ...]) 
                 ram_efficiency=ratios.ram_efficiency,
                 total_efficiency=ratios.total_efficiency,
                 pod_count=one.pods,
-                cpu_core_request_average=one.average(one.usage.cpu_request),
-                cpu_core_usage_average=one.average(one.usage.cpu_usage),
-                ram_byte_request_average=one.average(one.usage.ram_request),
-                ram_byte_usage_average=one.average(one.usage.ram_usage),
+                cpu_core_request_average=one.average("cpu_request"),
+                cpu_core_usage_average=one.average("cpu_usage"),
+                ram_byte_request_average=one.average("ram_request"),
+                ram_byte_usage_average=one.average("ram_usage"),
                 **fields,
             )
         )

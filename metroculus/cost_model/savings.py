@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from metroculus.cost_model.assets import Asset
 from metroculus.cost_model.columns import Allocations, sums_by
-from tools.window import DAY, Window
+from tools.window import DAY
 
 HOURS_A_MONTH = 730
 CPU_UTILIZATION, RAM_UTILIZATION = 0.8, 0.85
@@ -27,6 +27,12 @@ ABANDONED_AFTER_SECONDS = 7 * DAY
 ABANDONED_CORES = 0.005
 ABANDONED_BYTES = 2**20
 GIB = 2**30
+LEAST_HOURS = 1.0
+"""What was there for less says nothing of a month."""
+LOCAL = "__local__"
+"""The storage class that upstreams give to a node's own disk."""
+STILL_THERE_SECONDS = 600
+"""A node that was last seen this long before the newest sight of any is gone."""
 
 Kind = Literal["right_sizing", "under_provisioned", "abandoned_workload", "unclaimed_volume", "idle_node"]
 Risk = Literal["low", "medium", "high"]
@@ -169,8 +175,10 @@ def abandoned_workloads(usages: Iterable[ContainerUsage], window_seconds: int) -
     return found
 
 
-def unclaimed_volumes(disks: Iterable[Asset]) -> list[Recommendation]:
-    """Volumes that nobody claims, at what they cost in the window, carried to a month."""
+def unclaimed_volumes(assets: Iterable[Asset]) -> list[Recommendation]:
+    """Volumes that nobody claims, at what they cost in the window, carried to a month; a node's own disk is none."""
+    known = list(assets)
+    nodes = {asset.name for asset in known if asset.type == "node"}
     return [
         Recommendation(
             kind="unclaimed_volume",
@@ -181,34 +189,46 @@ def unclaimed_volumes(disks: Iterable[Asset]) -> list[Recommendation]:
             evidence={"hours": disk.hours, "storage_class": disk.storage_class},
             risk="high",
         )
-        for disk in disks
-        if disk.type == "disk" and not disk.claim_name and disk.hours and disk.total_cost > 0
+        for disk in known
+        if disk.type == "disk"
+        and not disk.claim_name
+        and disk.storage_class != LOCAL
+        and disk.name not in nodes
+        and disk.hours >= LEAST_HOURS
+        and disk.total_cost > 0
     ]
 
 
-def idle_nodes(nodes: Sequence[Asset], requested: Mapping[str, tuple[float, float]]) -> list[Recommendation]:
+def living(assets: Iterable[Asset]) -> list[Asset]:
+    """The nodes that were still there when any was last seen; one that does not say when is taken to be."""
+    nodes = [asset for asset in assets if asset.type == "node"]
+    newest = max((node.last_seen for node in nodes if node.last_seen is not None), default=0)
+    return [node for node in nodes if node.last_seen is None or node.last_seen > newest - STILL_THERE_SECONDS]
+
+
+def idle_nodes(assets: Iterable[Asset], requested: Mapping[str, tuple[float, float]]) -> list[Recommendation]:
     """Nodes whose requests fit into what the others have free, dearest first, each counted once.
 
     Args:
-        requested: by node, average cores and bytes requested.
+        requested: by node, core-hours and byte-hours requested in the window.
     """
-    free = {
-        node.name: (
-            (node.cpu_cores or 0.0) - requested.get(node.name, (0.0, 0.0))[0],
-            (node.ram_bytes or 0.0) - requested.get(node.name, (0.0, 0.0))[1],
-        )
-        for node in nodes
-        if node.type == "node"
-    }
+    nodes = [node for node in living(assets) if node.hours >= LEAST_HOURS]
+    used = {}
+    for node in nodes:
+        core_hours, byte_hours = requested.get(node.name, (0.0, 0.0))
+        used[node.name] = (core_hours / node.hours, byte_hours / node.hours)
+    free = {node.name: _free(node, used[node.name]) for node in nodes}
+    cores_left, bytes_left = (fsum(one[place] for one in free.values()) for place in (0, 1))
+    remaining = len(nodes)
     found = []
-    for node in sorted((n for n in nodes if n.type == "node"), key=lambda n: -n.total_cost):
-        cores, ram = requested.get(node.name, (0.0, 0.0))
-        others = [left for name, left in free.items() if name != node.name]
-        fits = others and not node.gpu_count and sum(c for c, _ in others) >= cores and sum(r for _, r in others) >= ram
-        if not fits or not node.hours or node.name not in free:
+    for node in sorted(nodes, key=lambda one: (-one.total_cost / one.hours, one.name)):
+        (cores, ram), (own_cores, own_ram) = used[node.name], free[node.name]
+        cores_after, bytes_after = cores_left - own_cores - cores, bytes_left - own_ram - ram
+        if node.gpu_count or node.cpu_cores is None or node.ram_bytes is None or remaining == 1:
             continue
-        del free[node.name]
-        _take(free, cores, ram)
+        if cores_after < 0 or bytes_after < 0:
+            continue
+        cores_left, bytes_left, remaining = cores_after, bytes_after, remaining - 1
         found.append(
             Recommendation(
                 kind="idle_node",
@@ -223,39 +243,30 @@ def idle_nodes(nodes: Sequence[Asset], requested: Mapping[str, tuple[float, floa
     return found
 
 
-def _take(free: dict[str, tuple[float, float]], cores: float, ram: float) -> None:
-    """Put what a removed node held onto the emptiest of the others."""
-    for name in sorted(free, key=lambda n: -free[n][0]):
-        have_cores, have_ram = free[name]
-        used_cores, used_ram = min(cores, max(have_cores, 0.0)), min(ram, max(have_ram, 0.0))
-        free[name] = (have_cores - used_cores, have_ram - used_ram)
-        cores, ram = cores - used_cores, ram - used_ram
-
-
-def potential(recommendations: Iterable[Recommendation]) -> float:
-    """USD a month of all that saves; what asked for too little is not netted off."""
-    return fsum(max(0.0, r.monthly_saving) for r in recommendations if r.kind != "under_provisioned")
+def _free(node: Asset, used: tuple[float, float]) -> tuple[float, float]:
+    """Cores and bytes that nobody requests; an overcommitted node has none to give."""
+    return max(0.0, (node.cpu_cores or 0.0) - used[0]), max(0.0, (node.ram_bytes or 0.0) - used[1])
 
 
 def by_kind(recommendations: Sequence[Recommendation]) -> dict[str, float]:
     """USD a month by kind; a workload that is abandoned is not counted for its size as well."""
-    abandoned = {(r.namespace, r.controller) for r in recommendations if r.kind == "abandoned_workload"}
-    counted = [
-        r
-        for r in recommendations
-        if r.kind != "under_provisioned" and not (r.kind == "right_sizing" and (r.namespace, r.controller) in abandoned)
-    ]
-    kinds = sorted({r.kind for r in counted})
-    return {kind: potential(r for r in counted if r.kind == kind) for kind in kinds}
+    abandoned = {
+        (r.namespace, r.controller_kind, r.controller) for r in recommendations if r.kind == "abandoned_workload"
+    }
+    sums: dict[str, list[float]] = defaultdict(list)
+    for one in recommendations:
+        counted_twice = one.kind == "right_sizing" and (one.namespace, one.controller_kind, one.controller) in abandoned
+        if one.kind != "under_provisioned" and not counted_twice:
+            sums[one.kind].append(max(0.0, one.monthly_saving))
+    return {kind: fsum(sums[kind]) for kind in sorted(sums)}
 
 
-def requested_by_node(allocations: Allocations, window: Window) -> dict[str, tuple[float, float]]:
-    """Average cores and bytes requested on each node, over the window."""
-    minutes = window.seconds / 60
+def requested_by_node(allocations: Allocations) -> dict[str, tuple[float, float]]:
+    """Core-hours and byte-hours requested on each node."""
     requested = np.stack([allocations.line("cpu_request"), allocations.line("ram_request")])
     nodes, sums = sums_by(allocations.texts["node"], requested)
     return {
-        node: (cores / minutes, ram / minutes)
-        for node, (cores, ram) in zip(nodes, sums.T.tolist(), strict=True)
+        node: (core_minutes / 60, byte_minutes / 60)
+        for node, (core_minutes, byte_minutes) in zip(nodes, sums.T.tolist(), strict=True)
         if node
     }

@@ -56,10 +56,12 @@ def stored_point(
     idle: float,
     unknown: Iterable[str],
     not_covered: Iterable[str],
+    complete: bool,
 ) -> Point:
-    """A point of hours that are all stored.
+    """A point of hours that are stored.
 
     Args:
+        complete: as a statement of the same hours says it.
         parts: costs and management of what makes up the step, USD.
         unknown: components that some hour does not tell.
         not_covered: components that some hour had no source for; the total is that of the rest.
@@ -74,7 +76,7 @@ def stored_point(
     return Point(
         start=iso(window.start),
         end=iso(window.end),
-        complete=not lacking,
+        complete=complete and not lacking,
         idle_cost=idle,
         total_cost=None if lacking else fsum(usd for usd in shown.values() if usd is not None),
         known_cost=fsum(known.values()),

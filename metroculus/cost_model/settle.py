@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import fsum
 
 import numpy as np
 from msgspec import Struct
-from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import Allocation
-from metroculus.cost_model.columns import COSTS, LINE, Allocations, Coded, Floats, Ints, exact, sums_by
+from metroculus.cost_model.columns import COSTS, LINE, Allocations, Coded, Codes, Floats, Ints, sums_by
 from metroculus.cost_model.components import COMPONENTS, Costs, of_kind
 
 ROUNDING_USD = 1e-5
@@ -24,7 +24,9 @@ CONTROL_SHARE = 0.01
 """An hour further than either from its control total is unreconciled."""
 
 SPREAD_SHARE = 0.10
-"""A day may differ from its hours by this much of a component, and the hours follow it."""
+"""A day may differ from its hours by this much of an owner's component, and the hours follow it."""
+ROUNDINGS_FELT = 100
+"""Hours that come to less than so many times what rounding can be do not follow: the difference is mostly rounding."""
 
 
 class Control(Struct, frozen=True):
@@ -48,70 +50,85 @@ def control(rows: Sequence[Allocation], expected: float) -> Control:
 
 
 class Spread(Struct, frozen=True):
-    """The hours of a day with the day's difference in them; ``usd`` is what each hour got of it."""
+    """The hours of a day with the day's difference in them; ``usd`` is what each hour got of it.
+
+    ``residuals`` is what the day says beyond the hours by owner and component, where the hours could not follow it.
+    """
 
     hours: tuple[Allocations, ...]
     usd: tuple[float, ...]
-    reconciled: bool
+    residuals: Mapping[tuple[str, str], float] = {}
+
+    @property
+    def reconciled(self) -> bool:
+        return not self.residuals
+
+    @property
+    def bound(self) -> float:
+        """USD by which the hours may be wrong together."""
+        return fsum(map(abs, self.residuals.values()))
 
 
 def spread(hours: Sequence[Sequence[Allocation]], day: Mapping[str, Costs]) -> Spread:
-    """Bring the hours of a day, all of them, to the day's own set, component by component.
+    """Bring the hours of a day, all of them, to the day's own set: each owner and component by itself.
 
-    Each row of a component gets its share in proportion to its cost: first within its owner, so that namespaces add up
-    to what the day says of them, then within the cluster for what no owner could take. Where a component of the cluster
-    is further apart than ``SPREAD_SHARE`` nothing is changed and the day is unreconciled.
+    A row gets of its owner's difference in proportion to what it costs, whatever its sign. Where the day is further
+    from the hours than ``SPREAD_SHARE``, or the hours come to so little that rounding is felt, they stay as they are
+    and the difference is a residual. Nothing of one owner is ever charged to another.
 
     Args:
         day: what the day says, by owner: a namespace, or the name of a special entity.
     """
     each = [Allocations.of(hour) for hour in hours]
-    kept = Spread(tuple(each), (0.0,) * len(each), True)
     everything = Allocations.joined(each)
-    wanted = np.array(Costs.sum(day.values()).by_component())
-    whole = exact(everything.costs, 1).astype(np.float64) if len(everything) else np.zeros(len(COMPONENTS))
-    apart = np.abs(wanted - whole)
-    if np.any((apart > SPREAD_SHARE * np.abs(whole)) & (apart > _rounding(len(everything)))):
-        return replace(kept, reconciled=False)
-    factors = _factors(everything, day, wanted)
-    if np.all(factors == 1.0):
-        return kept
-    scaled = everything.replaced(_scaled(everything.measures, factors))
-    edges = np.cumsum([0, *map(len, each)]).tolist()
-    after = tuple(scaled[first:last] for first, last in pairwise(edges))
-    return Spread(after, tuple(new.total() - old.total() for new, old in zip(after, each, strict=True)), True)
-
-
-def _factors(everything: Allocations, day: Mapping[str, Costs], wanted: Floats) -> Floats:
-    """By component and row, what brings it to the day."""
     owners = everything.owner
     names, have = sums_by(owners, everything.costs)
     place = {name: number for number, name in enumerate(names)}
     column = Coded(owners.map(lambda name: place.get(name, 0), np.int32), names).codes
-    expected = have.copy()
-    for number, name in enumerate(names):
-        if name in day:
-            expected[:, number] = day[name].by_component()
-    own = _factor(have, expected, _rounding(np.bincount(column, minlength=len(names))))
-    last = _factor(exact(have * own, 1).astype(np.float64), wanted, _rounding(len(everything)))
-    return np.asarray((own * last[:, None])[:, column], dtype=np.float64)
+    told = np.array([day.get(name, Costs()).by_component() for name in names], dtype=np.float64).reshape(
+        -1, have.shape[0]
+    )
+    _, sizes = sums_by(owners, np.abs(everything.costs))
+    shares = _shares(have, told.T, sizes, _rounding(np.bincount(column, minlength=len(names))))
+    residuals = _residuals(names, have, told.T, shares, day, column)
+    if not shares.any():
+        return Spread(tuple(each), (0.0,) * len(each), residuals)
+    scaled = everything.replaced(_scaled(everything.measures, shares[:, column]))
+    edges = np.cumsum([0, *map(len, each)]).tolist()
+    after = tuple(scaled[first:last] for first, last in pairwise(edges))
+    usd = tuple(new.total() - old.total() for new, old in zip(after, each, strict=True))
+    return Spread(after, usd, residuals)
 
 
-def _factor(have: Floats, want: Floats, rounding: Floats) -> Floats:
-    """What brings sums to others, where they are near enough; 1 elsewhere."""
-    apart = np.abs(want - have)
-    near = apart <= np.maximum(SPREAD_SHARE * np.abs(have), rounding)
-    differs = apart > 1e-13 * np.maximum(np.abs(want), np.abs(have))
-    usable = (have != 0) & (want != 0) & near & differs
-    return np.divide(want, have, out=np.ones_like(have), where=usable)
+def _shares(have: Floats, told: Floats, sizes: Floats, rounding: Floats) -> Floats:
+    """By component and owner, what each row gets per USD of its size; 0 where nothing is spread."""
+    apart = told - have
+    usable = (np.abs(have) > ROUNDINGS_FELT * rounding) & (np.abs(apart) <= SPREAD_SHARE * np.abs(have))
+    differs = np.abs(apart) > 1e-13 * np.maximum(np.abs(told), np.abs(have))
+    return np.divide(apart, sizes, out=np.zeros_like(have), where=usable & differs)
 
 
-def _scaled(measures: Floats, factors: Floats) -> Floats:
-    """Costs by their factors, and each part of a cost by that cost's."""
+def _residuals(
+    names: Sequence[str], have: Floats, told: Floats, shares: Floats, day: Mapping[str, Costs], column: Codes
+) -> dict[tuple[str, str], float]:
+    """What is left between the day and its hours, rounding apart; owners that only the day knows among them."""
+    rounding = _rounding(np.bincount(column, minlength=len(names)))
+    apart = np.where(shares == 0, told - have, 0.0)
+    felt = np.abs(apart) > np.maximum(rounding, 1e-13 * np.abs(have))
+    left = {(names[owner], COMPONENTS[line]): float(apart[line, owner]) for line, owner in np.argwhere(felt).tolist()}
+    for name in day.keys() - set(names):
+        lacking = zip(COMPONENTS, day[name].by_component(), strict=True)
+        left |= {(name, component): usd for component, usd in lacking if abs(usd) > float(_rounding(0))}
+    return left
+
+
+def _scaled(measures: Floats, shares: Floats) -> Floats:
+    """Costs with their share of the day's difference, and each part of a cost with that cost's."""
     scaled = measures.copy()
-    scaled[COSTS] *= factors
+    scaled[COSTS] += shares * np.abs(measures[COSTS])
     for part in of_kind("part"):
-        scaled[LINE[part.name]] *= factors[LINE[part.part_of]]
+        line = LINE[part.name]
+        scaled[line] += shares[LINE[part.part_of]] * np.abs(measures[line])
     return scaled
 
 

@@ -34,14 +34,14 @@ class RowBase(Struct, frozen=True, kw_only=True):
     controller_kind: str | UnsetType = UNSET
     pod: str | UnsetType = UNSET
     total_cost: float
-    cpu_efficiency: float
-    ram_efficiency: float
-    total_efficiency: float
+    cpu_efficiency: float | None
+    ram_efficiency: float | None
+    total_efficiency: float | None
     pod_count: int
-    cpu_core_request_average: float
-    cpu_core_usage_average: float
-    ram_byte_request_average: float
-    ram_byte_usage_average: float
+    cpu_core_request_average: float | None
+    cpu_core_usage_average: float | None
+    ram_byte_request_average: float | None
+    ram_byte_usage_average: float | None
 
 
 class SummaryBase(Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from metroculus.cost_model.columns import Allocations
 from metroculus.cost_model.components import Costs
 from metroculus.cost_model.reading import COVERAGE_THRESHOLD
-from metroculus.cost_model.settle import control, spread
+from metroculus.cost_model.settle import Spread, control, spread
 from metroculus.metroculus_worker.ownership import Owned
 from metroculus.metroculus_worker.plan import Stretch, closed
 from metroculus.sources.accounts import Accounts
@@ -95,11 +95,11 @@ class Extractor:
         whole = {h: r for h, r in read.hours.items() if not _still_filling(r, now)}
         missing |= {h: "the source has not filled this hour yet" for h in read.hours if h not in whole}
         committed = (await self._store.run(self._store.ledger.committed, account, stretch.start, stretch.end)).hours
-        day, told_day = await self._day(sources, stretch, len(whole))
-        if not told_day:  # rows that do not follow the day's set must not replace rows that do
-            whole = {hour: reading for hour, reading in whole.items() if hour not in committed}
+        day, why = await self._day(sources, stretch, len(whole))
+        staying = await self._staying(account, stretch, committed) if day is None else {}
+        whole = {hour: reading for hour, reading in whole.items() if hour not in staying}
         readings = [whole[hour] for hour in sorted(whole)]
-        batches = await self._store.run(assemble, account, readings, day, now)
+        batches, followed = await self._store.run(assemble, account, readings, day, now)
         same = [committed[b.hour] for b in batches if b.hour in committed and committed[b.hour].digest == b.digest]
         changed = [b for b in batches if b.hour not in committed or committed[b.hour].digest != b.digest]
         kept = [b.hour for b in changed if b.hour in committed and closed(b.hour, now) and order is None]
@@ -110,7 +110,13 @@ class Extractor:
             await self._audit(order, committed, changed, now)
         written = await self._store.run(self._store.ledger.commit, changed, owned.writer)
         await self._store.run(self._store.ledger.confirm, account, same, owned.writer, now)
-        outcome = await self._with_gaps(account, missing, now)
+        if followed is not None and not kept:
+            sequence = owned.writer.sequence()
+            await self._store.run(
+                self._store.followed_days.record, account, stretch.start, followed.residuals, sequence, now
+            )
+        asked_again = dict.fromkeys(staying.keys() - missing.keys(), why)
+        outcome = replace(await self._with_gaps(account, missing | asked_again, now), missing=missing)
         return replace(
             outcome,
             written=tuple(written),
@@ -119,15 +125,24 @@ class Extractor:
             failure=read.failure,
         )
 
-    async def _day(self, sources: AccountSources, stretch: Stretch, hours: int) -> tuple[dict[str, Costs] | None, bool]:
-        """The set of a day that is over and whose hours are all there, and whether it could be asked for."""
+    async def _day(
+        self, sources: AccountSources, stretch: Stretch, hours: int
+    ) -> tuple[Mapping[str, Costs] | None, str]:
+        """The set of a day that is over and whose hours are all there; None, and why, where it cannot be had."""
         if not stretch.whole or hours * HOUR != DAY:
-            return None, True
+            return None, "its day is not whole, and stored hours that followed it stay"
         try:
-            return await sources.day(stretch.start, self._timeout), True
+            day = await sources.day(stretch.start, self._timeout)
         except SourceError as failure:
             log.info("the set of a day could not be had: %s", failure)
-            return None, False
+            day = None
+        return day, "the set of its day could not be had, and stored hours that followed it stay"
+
+    async def _staying(self, account: str, stretch: Stretch, committed: Mapping[int, Marker]) -> Mapping[int, Marker]:
+        """Committed hours that follow their day: what was read without the day must not replace them."""
+        day = stretch.start - stretch.start % DAY
+        followed = await self._store.run(self._store.followed_days.of, account, day, day + DAY)
+        return committed if followed else {}
 
     async def _with_gaps(self, account: str, missing: dict[int, str], now: int) -> Outcome:
         if missing:
@@ -152,16 +167,16 @@ class Extractor:
 
 def assemble(
     account: str, readings: Sequence[HourReading], day: Mapping[str, Costs] | None, now: int
-) -> list[HourBatch]:
+) -> tuple[list[HourBatch], Spread | None]:
     """What to store of hours, in order; with a day's own set they are all of its hours, and follow it."""
     rows: Sequence[Allocations] = [in_order(reading.allocations) for reading in readings]
-    usd: Sequence[float] = (0.0,) * len(readings)
-    agrees = True
-    if day is not None:
-        followed = spread(rows, day)
-        rows, usd, agrees = followed.hours, followed.usd, followed.reconciled
+    followed = spread(rows, day) if day is not None else None
+    if followed is None:
+        followed_rows, usd, agrees, bound = rows, (0.0,) * len(readings), True, 0.0
+    else:
+        followed_rows, usd, agrees, bound = followed.hours, followed.usd, followed.reconciled, followed.bound
     batches = []
-    for reading, allocations, added in zip(readings, rows, usd, strict=True):
+    for reading, allocations, added in zip(readings, followed_rows, usd, strict=True):
         held_against = control(reading.allocations, reading.control) if reading.control is not None else None
         reconciled = agrees and (held_against is None or held_against.reconciled)
         batches.append(
@@ -174,6 +189,7 @@ def assemble(
                 residual=held_against.residual if held_against else 0.0,
                 spread=added,
                 reconciled=reconciled,
+                residual_bound=bound,
                 seconds=reading.seconds,
                 quarantined=reading.quarantined,
                 unknown=reading.unknown,
@@ -182,7 +198,7 @@ def assemble(
                 digest=digest(allocations, reading, reconciled),
             )
         )
-    return batches
+    return batches, followed
 
 
 def _still_filling(reading: HourReading, now: int) -> bool:

@@ -203,8 +203,8 @@ class AccountSources:
             )
         except SourceError as failure:
             return [], _failed(source.assets_name, failure)
-        requested = requested_by_node(allocation.allocations(), window)
-        return [*unclaimed_volumes(reading.assets), *idle_nodes(reading.assets, requested)], reading.source
+        found = await asyncio.to_thread(_unused, reading, allocation)
+        return found, reading.source
 
     async def metadata(self, at: int, deadline: Deadline) -> Metadata:
         """Quotas, workloads and nodes.
@@ -427,6 +427,11 @@ class _Hours:
         costs = Costs(cpu=nodes.cpu - used.cpu, ram=nodes.ram - used.ram, gpu=nodes.gpu - used.gpu)
         idle = Allocation(name=IDLE, start=hour_set.start, end=hour_set.end, costs=costs)
         return Allocations.joined([priced, Allocations.of([idle])])
+
+
+def _unused(reading: AssetsReading, allocation: AllocationReading) -> list[Recommendation]:
+    requested = requested_by_node(allocation.allocations())
+    return [*unclaimed_volumes(reading.assets), *idle_nodes(reading.assets, requested)]
 
 
 def _hour_reading(

@@ -241,11 +241,16 @@ def _read(found: Mapping[str, Column], asked: Sequence[str]) -> tuple[Allocation
     measures = np.stack([found[SUM + one.name] for one in MEASURES]).astype(np.float64)
     rows = Allocations(
         measures, found[UNKNOWN].astype(np.uint64), found["since"].astype(np.int64), found["until"].astype(np.int64),
-        texts,
+        texts, _special(owned, found["namespace"]),
     )  # fmt: skip
     is_management = ~owned & found["namespace"].map(lambda name: name == MANAGEMENT, bool)
     usd = found[SUM + MANAGEMENT_COMPONENT][is_management]
     return rows.take(~is_management), fsum(usd.tolist()) if is_management.any() else None
+
+
+def _special(owned: Any, namespaces: Coded[str]) -> Coded[str | None]:
+    """Which special entity each row is: what its column says, whatever names and labels its owner chose."""
+    return Coded.of(None if ours else name for name, ours in zip(namespaces.list(), owned.tolist(), strict=True))
 
 
 def _names(owned: Any, namespaces: Coded[str], keys: Sequence[Coded[str]]) -> Coded[str]:

@@ -68,7 +68,7 @@ class HourBatch(Struct, frozen=True, kw_only=True):
     covered: Mapping[str, int] = {}
     """Seconds of the hour that are known of a component, where they are fewer than ``seconds``."""
     residual_bound: float = 0.0
-    """How far the hour may be from the truth, where it is not reconciled."""
+    """How far the hours of its day together may be from what the day says, USD; the same in each of them."""
 
     @property
     def rows(self) -> int:

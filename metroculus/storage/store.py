@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from metroculus.storage.assets import AssetDays
 from metroculus.storage.columns import TABLES
+from metroculus.storage.days import FollowedDays
 from metroculus.storage.embedded import EmbeddedEngine
 from metroculus.storage.engine import Engine, StoreError
 from metroculus.storage.gaps import Gaps
@@ -51,6 +52,7 @@ class Store:
         self.summaries = Summaries(engine, self.ledger, self.history)
         self.assets = AssetDays(engine)
         self.gaps = Gaps(engine)
+        self.followed_days = FollowedDays(engine)
         self.jobs = Jobs(engine, clock)
         self.maintenance = Maintenance(engine, self.ledger, self.assets, self.summaries)
         self.failed: str | None = None

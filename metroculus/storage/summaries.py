@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import calendar
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal
@@ -15,6 +16,7 @@ from typing import Literal
 from msgspec import Struct
 
 from metroculus.cost_model.allocation import Filters, Group
+from metroculus.cost_model.columns import unknown_usage
 from metroculus.storage.columns import ALLOCATIONS, COST_COLUMNS, MEASURE_COLUMNS, SUMMARIES, SUMMARY_BUILDS
 from metroculus.storage.engine import Engine, literal, moment, numbers
 from metroculus.storage.history import (
@@ -115,7 +117,7 @@ class Summaries:
         )
         for found in answer:
             one = CostSums.read((), found)
-            ratios = Group(one.costs, one.usage, 0, 0.0).efficiency
+            ratios = Group(one.costs, one.usage, 0, 0.0, unknown_usage(one.unknown)).efficiency
             counts[found["period"]] += 1
             row = {
                 "account": account,
@@ -126,9 +128,9 @@ class Summaries:
                 **{name: found[SUM + name] for name in MEASURE_COLUMNS},
                 "unknown": one.unknown,
                 "total_cost": one.total,
-                "cpu_efficiency": ratios.cpu_efficiency,
-                "ram_efficiency": ratios.ram_efficiency,
-                "total_efficiency": ratios.total_efficiency,
+                "cpu_efficiency": _number(ratios.cpu_efficiency),
+                "ram_efficiency": _number(ratios.ram_efficiency),
+                "total_efficiency": _number(ratios.total_efficiency),
                 "pod_count": found["pods"],
             }
             rows.append([row[name] for name in SUMMARIES.names])
@@ -270,6 +272,11 @@ class Summaries:
         )
         sums = [CostSums.read([row[key] for key in keys], row) for row in rows]
         return sums, sum(row["there"] for row in rows)
+
+
+def _number(ratio: float | None) -> float:
+    """As a column holds it: unknown is no number."""
+    return math.nan if ratio is None else ratio
 
 
 class _Asked(Struct, frozen=True):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias
+from urllib.parse import quote
 from uuid import uuid4
 
 import requests
@@ -31,6 +32,11 @@ CONNECT_SECONDS = 3.0
 CHUNK_BYTES = 1 << 16
 MAX_BODY_BYTES = 256 << 20
 TOO_LARGE = f"the answer is larger than {MAX_BODY_BYTES >> 20} MiB"
+
+
+def _below(collection: str, name: str) -> str:
+    """The path of one thing; a name cannot lead to another path."""
+    return f"{collection}/{quote(name, safe='')}"
 
 
 class Client:
@@ -215,7 +221,7 @@ class Client:
 
     def get_backfill(self, backfill_id: str, *, request_id: str | None = None, timeout: float | None = None) -> Answer:
         """How far a back-fill is."""
-        return self._call("GET", f"backfills/{backfill_id}", {}, request_id=request_id, timeout=timeout)
+        return self._call("GET", _below("backfills", backfill_id), {}, request_id=request_id, timeout=timeout)
 
     def put_kubecost_source(
         self,
@@ -234,20 +240,24 @@ class Client:
         body |= {"auth": dict(auth) if auth else None, "custom_prices": dict(custom_prices) if custom_prices else None}
         given = {key: value for key, value in body.items() if value is not None}
         return self._call(
-            "PUT", f"kubecost_sources/{cloud_account_id}", {}, given, request_id=request_id, timeout=timeout
+            "PUT", _below("kubecost_sources", cloud_account_id), {}, given, request_id=request_id, timeout=timeout
         )
 
     def get_kubecost_source(
         self, cloud_account_id: str, *, request_id: str | None = None, timeout: float | None = None
     ) -> Answer:
         """Which upstream an account has, without its credentials."""
-        return self._call("GET", f"kubecost_sources/{cloud_account_id}", {}, request_id=request_id, timeout=timeout)
+        return self._call(
+            "GET", _below("kubecost_sources", cloud_account_id), {}, request_id=request_id, timeout=timeout
+        )
 
     def delete_kubecost_source(
         self, cloud_account_id: str, *, request_id: str | None = None, timeout: float | None = None
     ) -> Answer:
         """Forget an account's upstream."""
-        return self._call("DELETE", f"kubecost_sources/{cloud_account_id}", {}, request_id=request_id, timeout=timeout)
+        return self._call(
+            "DELETE", _below("kubecost_sources", cloud_account_id), {}, request_id=request_id, timeout=timeout
+        )
 
     def get_cache_stats(self, *, request_id: str | None = None, timeout: float | None = None) -> Answer:
         """What Metroculus' cache of answers holds, and how often it was asked."""

@@ -1,17 +1,18 @@
 """What Metroculus answers, as types: for callers that have ``msgspec``; the client itself needs none of it.
 
 Every key of an answer is named, in its order. Money is in the answer's ``currency``, None is unknown; stamps are Unix
-seconds, times RFC 3339.
+seconds, times RFC 3339. A key that came later has a default, so that an older service's answer is still read.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-MAX_USD = 1e15
-Money: TypeAlias = Annotated[float, Meta(ge=-MAX_USD, le=MAX_USD)]
+LARGEST = 1e30
+"""Beyond what any sum of figures that are let in can come to."""
+Money: TypeAlias = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 Usd: TypeAlias = Money | None
 PROPERTIES = ("namespace", "controller", "controllerKind", "pod", "container", "node", "service", "cluster")
 """What statements may be grouped by (``aggregate``), beside ``label:x`` and ``annotation:x``."""
@@ -21,11 +22,18 @@ LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?"
 AGGREGATE_PATTERN = rf"({'|'.join(PROPERTIES)}|(label|annotation):{LABEL_NAME})"
 GROUP_BY_PATTERN = rf"({'|'.join(GROUPS)}|label:{LABEL_NAME})"
 
-SourceStatus = Literal["ok", "stale", "partial", "no_data", "unavailable", "not_configured"]
+SourceStatus: TypeAlias = Annotated[
+    str,
+    Meta(extra_json_schema={"enum": ["ok", "stale", "partial", "no_data", "unavailable", "not_configured"]}),
+]
+"""A newer service may say one that this list does not have yet."""
 
 
 class SourceState(Struct, frozen=True, kw_only=True):
-    """What became of asking one source; ``coverage`` is time with data over time asked."""
+    """What became of asking one source; ``coverage`` is time with data over time asked.
+
+    ``residual_bound`` is how far its figures may be from its own totals, where they do not agree.
+    """
 
     name: str
     status: SourceStatus
@@ -33,6 +41,7 @@ class SourceState(Struct, frozen=True, kw_only=True):
     coverage: float | None
     error: str | None
     warnings: tuple[str, ...] = ()
+    residual_bound: float | None = None
 
 
 class TimeWindow(Struct, frozen=True, kw_only=True):
@@ -76,14 +85,14 @@ class CostRow(Columns, frozen=True, kw_only=True):
     controller_kind: str | UnsetType = UNSET
     pod: str | UnsetType = UNSET
     total_cost: Money
-    cpu_efficiency: float
-    ram_efficiency: float
-    total_efficiency: float
+    cpu_efficiency: float | None
+    ram_efficiency: float | None
+    total_efficiency: float | None
     pod_count: int
-    cpu_core_request_average: float
-    cpu_core_usage_average: float
-    ram_byte_request_average: float
-    ram_byte_usage_average: float
+    cpu_core_request_average: float | None
+    cpu_core_usage_average: float | None
+    ram_byte_request_average: float | None
+    ram_byte_usage_average: float | None
 
 
 class Windowed(Struct, frozen=True, kw_only=True):
@@ -98,9 +107,9 @@ class WithSources(Windowed, frozen=True, kw_only=True):
 
 
 class Efficiency(Struct, frozen=True, kw_only=True):
-    cpu_efficiency: float
-    ram_efficiency: float
-    total_efficiency: float
+    cpu_efficiency: float | None
+    ram_efficiency: float | None
+    total_efficiency: float | None
 
 
 class Breakdown(Struct, frozen=True, kw_only=True):
@@ -167,6 +176,7 @@ class Asset(Struct, frozen=True, kw_only=True):
     claim_name: str
     claim_namespace: str
     ip: str
+    last_seen: int | None = None
 
 
 class Assets(WithSources, frozen=True, kw_only=True):
@@ -285,9 +295,9 @@ class ExpenseRow(Columns, frozen=True, kw_only=True):
     month: str | UnsetType = UNSET
     total_cost: Money
     management_cost: Usd
-    cpu_efficiency: float
-    ram_efficiency: float
-    total_efficiency: float
+    cpu_efficiency: float | None
+    ram_efficiency: float | None
+    total_efficiency: float | None
 
 
 class AccountCoverage(Struct, frozen=True, kw_only=True):
@@ -299,15 +309,29 @@ class AccountCoverage(Struct, frozen=True, kw_only=True):
     source: SourceState
 
 
-class Expenses(Windowed, frozen=True, kw_only=True):
-    """``k8s_expenses``; ``coverage`` is time with data over time asked, over all accounts."""
+class ExpensesBase(Windowed, frozen=True, kw_only=True):
+    """``k8s_expenses`` without its rows; ``coverage`` is time with data over time asked, over all accounts."""
 
     currency: str
     complete: bool
     coverage: float | None
     total_cost: Usd
-    expenses: tuple[ExpenseRow, ...]
     accounts: tuple[AccountCoverage, ...]
+
+
+class Expenses(ExpensesBase, frozen=True, kw_only=True):
+    """``k8s_expenses``.
+
+    A row has a key for each property of ``group_by``, ``label:team`` among them, and the columns of ``ExpenseRow``.
+    """
+
+    expenses: tuple[dict[str, Any], ...]
+
+
+class ExpensesWithoutLabels(ExpensesBase, frozen=True, kw_only=True):
+    """``k8s_expenses`` where ``group_by`` names no label."""
+
+    expenses: tuple[ExpenseRow, ...]
 
 
 class Projection(Struct, frozen=True, kw_only=True):

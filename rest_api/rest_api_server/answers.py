@@ -212,9 +212,9 @@ class CleanExpenseRow(Columns, frozen=True, kw_only=True):
     cost: Money
     total_cost: Money
     management_cost: Usd
-    cpu_efficiency: float
-    ram_efficiency: float
-    total_efficiency: float
+    cpu_efficiency: float | None
+    ram_efficiency: float | None
+    total_efficiency: float | None
 
 
 class ClusterCost(Struct, frozen=True, kw_only=True):

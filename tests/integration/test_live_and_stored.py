@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tests.support import ACCOUNT, END, Metroculus, exact_world
+from simulator.costs import truth
+from tests.support import ACCOUNT, END, NOW, Metroculus, exact_world
 
 WORLD = exact_world(days=2)
 DATES = {"cloud_account_id": ACCOUNT, "start_date": WORLD.start, "end_date": END}
@@ -61,3 +64,26 @@ def test_filters(pair, filters):
     assert live[1].keys() == kept[1].keys()
     if "absent" not in filters.values():
         assert live[0] > 0
+
+
+def test_a_label_that_says_idle_is_its_owners(stack):
+    """A tenant writes a special name in a label: the row stays in its namespace, live and stored."""
+    like = WORLD.containers[0]
+    forged = tuple(
+        replace(one, labels=one.labels | {"team": "__idle__"}) if one.controller == like.controller else one
+        for one in WORLD.containers
+    )
+    world = replace(WORLD, containers=forged)
+    _, url = stack.simulate(world)
+    plan = {"kubecost_api_url": url, "kubecost_account_id": ACCOUNT, "kubecost_flavour": "kubecost"}
+    live = stack.start(**plan)
+    kept = stack.start(**plan, clickhouse_url=f"embedded:{stack.folder / 'store'}")
+    stack.thread.run(kept.worker.worker.fill(ACCOUNT, (world.start, END), 2, lambda progress: None))
+    bodies = [
+        Metroculus(one).get("kubecost_cluster_costs", **DATES, aggregate="label:team").json() for one in (live, kept)
+    ]
+    true = truth(world, world.start, END, now=NOW, adjusted=True)
+    for body in bodies:
+        assert body["idle_cost"] == pytest.approx(true["idle_cost"], abs=1e-3)
+        rows = {row["name"]: row["total_cost"] for row in body["breakdown_by_aggregate"]}
+        assert rows["__idle__"] > 0 and sum(rows.values()) == pytest.approx(sum(true["namespaces"].values()), abs=1e-2)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metroculus.cost_model.columns import add
 from metroculus.sources.errors import BadAnswer
 from metroculus.sources.kubecost.allocation_json import decode_allocation
 from tools.window import DAY, iso
@@ -104,3 +105,54 @@ def test_sets_of_one_answer_say_what_each_says_alone(drawn, aggregate):
             continue
         assert list(found.columns) == list(alone.columns)
         assert (found.start, found.end) == (alone.start, alone.end)
+
+
+DAY_START = "2026-11-20T00:00:00Z"
+ONE_DAY = {"start": DAY_START, "end": "2026-11-21T00:00:00Z"}
+
+
+def shop_row(cpu, window=ONE_DAY, **more):
+    row = {"properties": {"namespace": "shop"}, "cpuCost": cpu, "ramCost": 0, "window": window}
+    return json.dumps(row | more, separators=(",", ":"))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        f'"shop":{shop_row(100, properties={"namespace": "shop", "labels": {"window": "night"}})},"shop":{shop_row(7)}',
+        f'"shop":{shop_row(100)},"shop":{shop_row(7)},"blog":{shop_row(1, window=None)}',
+        f'"shop":{shop_row(100)},"shop":{shop_row(7)},"blog":{{"cpuCost":1}}',
+        '"shop":' + shop_row(100).replace('"window"', r'"w\u0069ndow"') + f',"shop":{shop_row(7)},'
+        + f'"blog":{shop_row(1, properties={"namespace": "b", "labels": {"window": "x"}})}',
+    ],
+)  # fmt: skip
+def test_a_row_that_stands_twice_is_refused_however_the_rest_looks(rows):
+    body = f'{{"code":200,"data":[{{{rows}}}]}}'.encode()
+    with pytest.raises(BadAnswer, match="same key twice"):
+        decode_allocation("source", body, ("namespace",))
+
+
+def test_a_row_that_cannot_be_read_does_not_widen_its_set():
+    two_days = {"start": DAY_START, "end": "2026-11-22T00:00:00Z"}
+    broken = shop_row(5, window=two_days, properties={"namespace": 5})
+    body = f'{{"code":200,"data":[{{"shop":{shop_row(100)},"broken":{broken}}}]}}'.encode()
+    (one,) = decode_allocation("source", body, ("namespace",)).sets
+    assert one.end - one.start == 86400 and one.quarantined == 1
+    assert one.columns.sum_costs().cpu == 100
+
+
+def test_a_null_adjustment_makes_its_cost_unknown_and_the_rest_of_it_known():
+    body = f'{{"code":200,"data":[{{"shop":{shop_row(100, cpuCostAdjustment=None)}}}]}}'.encode()
+    (one,) = decode_allocation("source", body, ("namespace",)).sets
+    assert one.columns.unknown_components() == ("cpu",) and one.columns.sum_costs().cpu == 100
+
+
+def test_usage_that_is_null_is_unknown_and_of_no_time_nothing():
+    silent = shop_row(1, minutes=60, cpuCoreUsageAverage=None, cpuCoreRequestAverage=1)
+    brief = shop_row(1, minutes=0, cpuCoreUsageAverage=None, cpuCoreRequestAverage=None)
+    body = f'{{"code":200,"data":[{{"a":{silent},"b":{brief}}}]}}'.encode()
+    (one,) = decode_allocation("source", body, ("namespace",)).sets
+    first, second = one.allocations
+    assert "cpu_usage" in first.unknown and "cpu_request" not in first.unknown
+    assert "cpu_usage" not in second.unknown
+    assert add([first]).efficiency.cpu_efficiency is None

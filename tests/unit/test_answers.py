@@ -9,14 +9,12 @@ import pytest
 from msgspec import Struct
 
 from metroculus.cost_model import assets, efficiency, reading, savings, statement, trend
-from metroculus.metroculus_api.controllers import expenses
 from metroculus.sources import source
 from optscale_client.metroculus_client import structs
 
 PAIRS = [
     (statement.Statement, structs.Statement),
     (statement.Point, structs.DataPoint),
-    (expenses.Expenses, structs.Expenses),
     (assets.Asset, structs.Asset),
     (efficiency.Efficiency, structs.Efficiency),
     (reading.SourceReport, structs.SourceState),

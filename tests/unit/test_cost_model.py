@@ -219,7 +219,7 @@ def test_adding_two_allocations_divides_by_the_minutes_of_their_union():
         )
 
     both = add([one(START, 1), one(START + HOUR, 3)])
-    assert both.minutes == 120 and both.average(both.usage.cpu_request) == 2.0
+    assert both.minutes == 120 and both.average("cpu_request") == 2.0
 
 
 def _numbers(value):

@@ -10,7 +10,6 @@ from metroculus.cost_model.savings import (
     abandoned_workloads,
     by_kind,
     idle_nodes,
-    potential,
     right_sizing,
     unclaimed_volumes,
 )
@@ -46,7 +45,8 @@ def test_what_asked_for_too_little_is_told_and_not_netted_off():
     found = right_sizing([usage(), usage(controller="db", cpu_p95=4.0)], WEEK_HOURS * 3600)
     starved = [one for one in found if one.kind == "under_provisioned"]
     assert [one.controller for one in starved] == ["db"] and starved[0].monthly_saving < 0
-    assert potential(found) == pytest.approx(sum(one.monthly_saving for one in found if one.monthly_saving > 0))
+    saved = sum(one.monthly_saving for one in found if one.monthly_saving > 0)
+    assert by_kind(found) == {"right_sizing": pytest.approx(saved)}
 
 
 def test_floors_and_a_target_of_ones_own():
@@ -81,8 +81,37 @@ def test_a_node_is_idle_where_what_it_holds_fits_on_the_others():
         return Asset(type="node", name=name, cpu_cores=4.0, ram_bytes=16.0 * GIB, hours=168, total_cost=cost)
 
     nodes = [node("a", 30.0), node("b", 20.0), node("c", 10.0)]
-    requested = {"a": (1.0, GIB), "b": (3.0, GIB), "c": (3.0, GIB)}
+    requested = {name: (cores * 168, GIB * 168.0) for name, cores in (("a", 1.0), ("b", 3.0), ("c", 3.0))}
     found = idle_nodes(nodes, requested)
     assert [one.name for one in found] == ["a"]
     assert found[0].monthly_saving == pytest.approx(30.0 / 168 * 730)
     assert idle_nodes(nodes[:1], {}) == []
+
+
+def test_a_node_that_is_gone_frees_nothing_and_what_lived_minutes_says_nothing_of_a_month():
+    def node(name, last_seen, hours=2.0):
+        return Asset(
+            type="node", name=name, cpu_cores=4.0, ram_bytes=16.0 * GIB, hours=hours, total_cost=1.0,
+            last_seen=last_seen,
+        )  # fmt: skip
+
+    now = 100 * 3600
+    assert idle_nodes([node("gone", now - 3600), node("there", now)], {}) == []
+    assert idle_nodes([node("new", now, hours=0.2), node("there", now)], {}) == []
+    assert [one.name for one in idle_nodes([node("idle", now - 300), node("there", now)], {})] == ["idle"]
+    brief = Asset(type="disk", name="brief", hours=1e-9, total_cost=1000.0)
+    assert unclaimed_volumes([brief]) == []
+
+
+def test_requests_are_those_of_the_hours_in_which_a_node_was_there():
+    node = Asset(type="node", name="spot", cpu_cores=4.0, ram_bytes=16.0 * GIB, hours=1.0, total_cost=1.0)
+    large = Asset(type="node", name="large", cpu_cores=16.0, ram_bytes=64.0 * GIB, hours=24.0, total_cost=0.5)
+    requested = {"spot": (4.0, GIB), "large": (14 * 24.0, GIB)}
+    assert [one.name for one in idle_nodes([node, large], requested)] == []
+
+
+def test_a_nodes_own_disk_is_no_unclaimed_volume():
+    node = Asset(type="node", name="ip-10-0-4-95", hours=24.0, total_cost=1.0)
+    own = Asset(type="disk", name="ip-10-0-4-95", hours=24.0, total_cost=1.0)
+    local = Asset(type="disk", name="other", storage_class="__local__", hours=24.0, total_cost=1.0)
+    assert unclaimed_volumes([node, own, local]) == []

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from math import fsum
 from typing import Any
 
-from msgspec import Struct
-
 from metroculus.cost_model.allocation import Filters, Group
+from metroculus.cost_model.columns import unknown_usage
 from metroculus.cost_model.components import COMPONENTS
 from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.grouping import TIMES
@@ -25,20 +24,6 @@ from tools.deadline import Deadline
 from tools.window import Window, iso
 
 
-class Expenses(Struct, frozen=True, kw_only=True):
-    """The SDK's ``Expenses``; its rows have a key for each property of ``group_by``, labels among them."""
-
-    start_date: int
-    end_date: int
-    window: structs.TimeWindow
-    currency: str
-    complete: bool
-    coverage: float | None
-    total_cost: float | None
-    expenses: tuple[dict[str, Any], ...]
-    accounts: tuple[structs.AccountCoverage, ...]
-
-
 class ExpensesController:
     def __init__(self, store: Store | None) -> None:
         self._store = store
@@ -50,7 +35,7 @@ class ExpensesController:
         group_by: Sequence[str],
         filters: Filters,
         deadline: Deadline,
-    ) -> Expenses:
+    ) -> structs.Expenses:
         """Sums by ``group_by``, dearest first, or in order of time where that is asked for.
 
         Raises:
@@ -78,7 +63,7 @@ class ExpensesController:
             everything = by_key([measured for answer in answers for measured in answer.sums])
             rows = [row_of(group_by, "", properties, measured) for measured in everything]
         known = any(answer.committed.hours for answer in answers)
-        return Expenses(
+        return structs.Expenses(
             start_date=window.start,
             end_date=window.end,
             window=window_of(window),
@@ -109,7 +94,7 @@ def row_of(group_by: Sequence[str], account: str, properties: Sequence[str], one
         value: Any = account if name == "cluster" else keys[name]
         named[name] = iso(value) if name in TIMES else value
     costs = dict(zip((f"{name}_cost" for name in COMPONENTS), one.costs.by_component(), strict=True))
-    ratios: Efficiency = Group(one.costs, one.usage, 0, 0.0).efficiency
+    ratios: Efficiency = Group(one.costs, one.usage, 0, 0.0, unknown_usage(one.unknown)).efficiency
     return {
         **named,
         "total_cost": one.total,

@@ -58,6 +58,7 @@ class MonthlyController:
                     idle_usd.get(month.start, 0.0),
                     {name for marker in hours.values() for name in marker.unknown},
                     {name for marker in hours.values() for name in marker.not_covered},
+                    whole(committed, source),
                 )
             projection = None
             if month.start == this_month and point is not None:

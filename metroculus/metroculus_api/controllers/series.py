@@ -10,7 +10,7 @@ from metroculus.cost_model.allocation import IDLE
 from metroculus.cost_model.components import Costs
 from metroculus.cost_model.series import StepName, point_of, steps, stored_point
 from metroculus.cost_model.statement import Point, Question, Statement
-from metroculus.metroculus_api.controllers.stored import share_of
+from metroculus.metroculus_api.controllers.stored import share_of, source_of, whole
 from metroculus.storage.engine import StoreError
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
@@ -103,13 +103,16 @@ def _point(
 ) -> Point:
     """Keys are first seconds of periods; the first of a window may have begun before it."""
     inside = [first for first in parts if first < window.end and _ends_after(first, window.start, committed)]
-    markers = [committed.hours[hour] for hour in range(window.start, window.end, HOUR)]
+    hours = {hour: committed.hours[hour] for hour in range(window.start, window.end, HOUR)}
+    markers = hours.values()
+    of_step = CommittedHours(committed.account, window.start, window.end, hours)
     return stored_point(
         window,
         [parts[first] for first in inside],
         sum(idle.get(first, 0.0) for first in inside),
         {name for marker in markers for name in marker.unknown},
         {name for marker in markers for name in marker.not_covered},
+        whole(of_step, source_of(of_step, window)),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from math import fsum
 
 from metroculus.cost_model.reading import (
     COVERAGE_THRESHOLD,
@@ -14,10 +16,10 @@ from metroculus.cost_model.reading import (
 )
 from metroculus.cost_model.statement import Question
 from metroculus.storage.engine import StoreError
-from metroculus.storage.ledger import CommittedHours
+from metroculus.storage.ledger import CommittedHours, Marker
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
-from tools.window import HOUR, Window
+from tools.window import DAY, HOUR, Window
 
 log = logging.getLogger("stored")
 
@@ -41,8 +43,11 @@ def source_of(committed: CommittedHours, window: Window) -> SourceReport:
     share = min(1.0, sum(final) / window.final_seconds) if window.final_seconds else None
     notes = []
     unreconciled = [m for m in hours if not m.reconciled]
+    bound = residual_bound(unreconciled)
     if unreconciled:
-        notes.append(f"{len(unreconciled)} hours are unreconciled: they differ from the source's own totals")
+        notes.append(
+            f"{len(unreconciled)} hours are unreconciled: they differ from the source's own totals by up to {bound:.5f}"
+        )
     quarantined = sum(m.quarantined for m in hours)
     if quarantined:
         notes.append(f"{quarantined} rows could not be read and are not counted")
@@ -55,11 +60,23 @@ def source_of(committed: CommittedHours, window: Window) -> SourceReport:
     thin = covered < COVERAGE_THRESHOLD * HOUR * len(committed.hours)
     return SourceReport(
         name=STORE,
-        status="partial" if quarantined or unknown or thin else "ok",
+        status="partial" if quarantined or unknown or thin or unreconciled else "ok",
         fetched_at=min((m.fetched_at for m in hours), default=None),
         coverage=share,
         warnings=tuple(notes),
+        residual_bound=bound if unreconciled else None,
     )
+
+
+def residual_bound(unreconciled: Iterable[Marker]) -> float:
+    """How far hours may be from their own totals: each from its control, and each day's from the day."""
+    days: dict[int, float] = {}
+    apart = []
+    for marker in unreconciled:
+        day = marker.hour // DAY
+        days[day] = max(days.get(day, 0.0), marker.residual_bound)
+        apart.append(abs(marker.residual))
+    return fsum((*apart, *days.values()))
 
 
 def whole(committed: CommittedHours, source: SourceReport) -> bool:

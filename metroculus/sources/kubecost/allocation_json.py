@@ -113,7 +113,7 @@ def _without_collector() -> Iterator[None]:
 def _decode(source: str, body: bytes, aggregate: Sequence[str]) -> Decoded:
     named_sets, warnings = _row_sets(source, body)
     counts = [len(named) for named, _ in named_sets]
-    if _objects_of_rows(body) != sum(counts) + sum(broken for _, broken in named_sets):
+    if any(broken for _, broken in named_sets) or _objects_of_rows(body) != sum(counts):
         _refuse_repeated_keys(source, body)
     keyed = [item for named, _ in named_sets for item in named.items()]
     texts = read_texts(
@@ -140,14 +140,16 @@ def _decode(source: str, body: bytes, aggregate: Sequence[str]) -> Decoded:
 
 
 _WINDOW_KEY = b'"window"'
-_LONG_KEY = len('"window": {"start": "2026-')
-"""Bytes that the windows of most rows begin with alike: a long text is looked for several times as fast as a short."""
+_ESCAPED_LETTERS = (b"\\u006", b"\\u007")
+"""How a key could be spelled that is ``window`` and does not look like it."""
 
 
 def _objects_of_rows(body: bytes) -> int:
-    """How many rows the answer's bytes hold, each of which has one window; more where a text says ``"window"``, too."""
-    first = body.find(_WINDOW_KEY)
-    return body.count(body[first : first + _LONG_KEY]) if first >= 0 else 0
+    """How many rows the answer's bytes hold, each of which has one window; -1 where that cannot be told so.
+
+    A label of that name makes them too many, never too few.
+    """
+    return -1 if any(letter in body for letter in _ESCAPED_LETTERS) else body.count(_WINDOW_KEY)
 
 
 def _row_sets(source: str, body: bytes) -> tuple[list[tuple[dict[str, Any], int]], tuple[str, ...]]:
@@ -182,9 +184,9 @@ def _rows_one_by_one(raws: Mapping[str, Raw]) -> tuple[dict[str, Any], int]:
 
 
 def _refuse_repeated_keys(source: str, data: bytes) -> None:
-    """A key that stands twice in one object would lose a cost unseen.
+    """A set or a row that stands twice under one key would be lost unseen.
 
-    With as many windows as rows there is nothing to look for, and this is not called.
+    With as many windows as rows no row does, and this is not called.
 
     Raises:
         BadAnswer
@@ -205,10 +207,8 @@ def _read_set(rows: list[Any], broken: int, texts: Texts) -> _Set | None:
     if not rows:
         return _Set(AllocationSet(0, 0, (), broken), broken) if broken else None
     windows = Coded.of(map(bytes, map(attrgetter("window"), rows))).map_to(_span)
-    placed = [span for span in windows.values if span is not None]
-    if not placed:
+    if not any(windows.values):
         return _Set(AllocationSet(0, 0, (), broken + len(rows)), broken + len(rows))
-    start, end = min(s for s, _ in placed), max(e for _, e in placed)
     numbers = _numbers_of(rows)
     window_from = windows.map(lambda span: span[0] if span else 0, np.int64)
     window_until = windows.map(lambda span: span[1] if span else 0, np.int64)
@@ -222,11 +222,19 @@ def _read_set(rows: list[Any], broken: int, texts: Texts) -> _Set | None:
     keep = ~(refused | silent)
     if silent.any() and not (keep & ~texts.is_idle).any():
         keep &= False  # nobody's cost is known: idle alone would stand for all of it
+    start, end = _hull(windows, keep)
     allocations = Allocations(measures, unknown, started, ended, texts.columns)
     kept = allocations if keep.all() else allocations.take(keep)
     left_out = broken + int((~keep).sum())
     disagreement = _disagreement(numbers["totalCost"][keep], kept)
     return _Set(AllocationSet(start, end, kept, left_out, disagreement), broken + int(refused.sum()))
+
+
+def _hull(windows: Coded[Span | None], keep: Mask) -> Span:
+    """The window of a set by the rows that are kept: one that cannot be read does not widen it; else by all."""
+    codes = windows.codes[keep] if keep.any() else windows.codes
+    spans = [span for span in (windows.values[code] for code in np.unique(codes).tolist()) if span is not None]
+    return min(start for start, _ in spans), max(end for _, end in spans)
 
 
 _MOST = {"minutes": MAX_QUANTITY, "totalCost": MAX_USD} | {
@@ -274,7 +282,10 @@ def _stamps(texts: Iterable[str | None], otherwise: Any) -> Any:
 
 
 def _measures(numbers: Mapping[str, Floats], minutes: Floats) -> tuple[Floats, Bits]:
-    """The matrix of measures, and the bits of what is unknown."""
+    """The matrix of measures, and the bits of what is unknown.
+
+    Of a cost whose adjustment is null the rest counts, and the cost is unknown; an average over no time is nothing.
+    """
     measures = np.empty((len(MEASURES), len(minutes)), dtype=np.float64)
     unknown = np.zeros(len(minutes), dtype=np.uint64)
     for line, one in enumerate(MEASURES):
@@ -285,8 +296,10 @@ def _measures(numbers: Mapping[str, Floats], minutes: Floats) -> tuple[Floats, B
         if one.adjustment:
             added = numbers[one.adjustment]
             values = values + np.where(np.isfinite(added) & ~lacks, added, 0.0)
+            lacks = lacks | np.isnan(added)
         if one.times_minutes:
             values = values * minutes
+            lacks = lacks & (minutes > 0)
         measures[line] = values / one.divisor
         unknown[lacks] |= np.uint64(BITS[one.name])
     return measures, unknown

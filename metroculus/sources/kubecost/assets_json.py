@@ -13,6 +13,7 @@ from metroculus.cost_model.settle import ROUNDING_USD
 from metroculus.sources.errors import BadAnswer
 from metroculus.sources.kubecost.envelope import MALFORMED, Span, Window, malformed, open_envelope
 from metroculus.sources.numbers import Quantity, Usd
+from tools.window import parse_rfc3339_utc
 
 
 class _Breakdown(Struct):
@@ -113,6 +114,7 @@ def _asset(key: str, raw: _Asset) -> Asset:
         ram_bytes=raw.ramBytes,
         gpu_count=raw.gpuCount,
         hours=(raw.minutes or 0.0) / 60,
+        last_seen=parse_rfc3339_utc(raw.end) if raw.end else None,
         cpu_cost=raw.cpuCost or 0.0,
         ram_cost=raw.ramCost or 0.0,
         gpu_cost=raw.gpuCost or 0.0,

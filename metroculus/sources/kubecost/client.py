@@ -331,8 +331,16 @@ class KubecostSource(CostSource):
         recommendations = decode_request_sizing(sizing, cluster) if sizing is not None else []
         if abandoned is not None:
             recommendations += decode_abandoned(abandoned, cluster)
-        categories = decode_overview(overview, cluster) if overview is not None else None
-        return SavingsReading(SourceReport(name="savings", status="ok"), tuple(recommendations), categories)
+        source = SourceReport(name="savings", status="ok")
+        categories = None
+        if overview is not None:
+            categories = decode_overview(overview, cluster)
+            if categories is None:
+                why = (
+                    f"the savings do not have the cluster {cluster!r}" if cluster else "the cluster's name is not known"
+                )
+                source = SourceReport(name="savings", status="no_data", error=why)
+        return SavingsReading(source, tuple(recommendations), categories)
 
     async def _savings_body(self, detail: str, params: Mapping[str, str], deadline: Deadline) -> bytes | None:
         """The raw answer of ``/model/savings`` or one of its details; None where the upstream has no such thing.

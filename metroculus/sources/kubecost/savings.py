@@ -31,8 +31,8 @@ def _json(body: bytes) -> Any:
     return value
 
 
-def decode_overview(body: bytes, cluster: str) -> dict[str, float]:
-    """USD a month by category, of the account's own cluster.
+def decode_overview(body: bytes, cluster: str) -> dict[str, float] | None:
+    """USD a month by category, of the account's own cluster; None where the answer does not have that cluster.
 
     Args:
         cluster: its name, as its allocations' properties say; other clusters' savings are never taken.
@@ -52,7 +52,7 @@ def decode_overview(body: bytes, cluster: str) -> dict[str, float]:
         return version3
     mine = value.get(cluster)
     if mine is None:
-        return {}
+        return None
     if not isinstance(mine, dict):
         raise BadAnswer("the savings of the cluster are no object")
     return {

@@ -220,10 +220,10 @@ def _shown(cluster: Cluster, statement: Statement) -> dict[str, Any]:
 
 
 def _utilization(row: CostRow) -> answers.Utilization:
-    """Usage over request by resource; None where nothing was requested."""
+    """Usage over request by resource; None where nothing was requested, or either is unknown."""
 
-    def share(usage: float, request: float) -> float | None:
-        return usage / request if request else None
+    def share(usage: float | None, request: float | None) -> float | None:
+        return usage / request if usage is not None and request else None
 
     return answers.Utilization(
         cpu=share(row.cpu_core_usage_average, row.cpu_core_request_average),

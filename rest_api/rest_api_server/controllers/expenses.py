@@ -11,7 +11,7 @@ from optscale_client.metroculus_client import MetroculusError
 from optscale_client.metroculus_client.structs import (
     Columns,
     ExpenseRow,
-    Expenses,
+    ExpensesWithoutLabels,
     Projection,
     StoredMonth,
     StoredMonths,
@@ -71,7 +71,7 @@ class ExpensesController:
 
     async def _stored(
         self, clusters: Sequence[Cluster], window: Window, filters: Mapping[str, Any], request_id: str
-    ) -> tuple[Expenses | None, answers.Failure | None]:
+    ) -> tuple[ExpensesWithoutLabels | None, answers.Failure | None]:
         """Expenses of the store, or why it has none: that fails nothing else. Neither where there is no cluster."""
         if not clusters:
             return None, None
@@ -85,7 +85,7 @@ class ExpensesController:
                 ROW_KEYS,
                 **filters,
                 request_id=request_id,
-                shape=Expenses,
+                shape=ExpensesWithoutLabels,
             )
         except MetroculusError as failure:
             return None, failure_of(failure)

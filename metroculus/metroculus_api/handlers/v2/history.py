@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from metroculus.cost_model.allocation import Filters
 from metroculus.metroculus_api.controllers.backfills import BackfillBody, BackfillsController
-from metroculus.metroculus_api.controllers.expenses import Expenses, ExpensesController
+from metroculus.metroculus_api.controllers.expenses import ExpensesController
 from metroculus.metroculus_api.controllers.monthly import MonthlyController
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
 from optscale_client.metroculus_client import structs
@@ -34,8 +34,8 @@ class K8sExpenses(MetroculusHandler):
 
     expenses: ExpensesController
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=ExpensesQuery, answer=Expenses)
-    async def get(self, query: ExpensesQuery) -> Expenses:
+    @operation(needs=Needs.CLUSTER_SECRET, query=ExpensesQuery, answer=structs.Expenses)
+    async def get(self, query: ExpensesQuery) -> structs.Expenses:
         filters = Filters(query.k8s_namespace, query.k8s_node, query.k8s_service)
         window = self.window_of(query)
         return await self.expenses.expenses(query.cloud_account_id, window, query.group_by, filters, self.deadline())
