@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from apscheduler.triggers.cron import CronTrigger
 
 from metroculus.sources.outbound.addresses import AllowedAddresses, parse_upstream_url
+from metroculus.sources.source import LABEL_NAME
 from metroculus.storage.store import EMBEDDED, check_url
-from tools.settings import Setting, address, count, declared, duration, listed, one_of, seconds, settings_of, values_of
+from optscale_client.config_client.client import ConfigError, host_and_port
+from tools.settings import (
+    Setting,
+    address,
+    cluster_secret,
+    count,
+    declared,
+    duration,
+    folder,
+    listed,
+    one_of,
+    seconds,
+    settings_of,
+    values_of,
+)
 from tools.tornado_service.access import SERVING_SETTINGS, Access, access_of, tls_of
 from tools.tornado_service.params import Uuid
 
@@ -24,27 +40,28 @@ def _allowed(text: str) -> AllowedAddresses:
     return AllowedAddresses(listed(text))
 
 
-def _secret(text: str) -> str:
-    if len(text) < 8 or not text.isascii() or not text.isprintable():
-        raise ValueError("must be at least 8 printable ASCII characters")
-    return text
-
-
 def _label(text: str) -> str:
-    if text and not text.isidentifier():
+    if text and (not LABEL_NAME.fullmatch(text) or text.startswith("__")):
         raise ValueError("must be a label name")
     return text
 
 
 def _registry(text: str) -> str:
-    if not text.startswith(("sqlite:", "etcd://")) or text == "sqlite:":
+    if text.startswith("etcd://"):
+        try:
+            host_and_port(text)
+        except ConfigError as problem:
+            raise ValueError(f"is no etcd: {problem}") from None
+        return text
+    if not text.startswith("sqlite:") or text == "sqlite:":
         raise ValueError("must be sqlite:PATH or etcd://host:port")
     return text
 
 
 def _cron(text: str) -> str:
     try:
-        CronTrigger.from_crontab(text)
+        if CronTrigger.from_crontab(text, "UTC").get_next_fire_time(None, datetime.now(UTC)) is None:
+            raise ValueError(text)
     except ValueError:
         raise ValueError("must be a cron expression of five fields, UTC") from None
     return text
@@ -89,7 +106,12 @@ class MetroculusConfig:
 
     cluster_secret: str | None = declared(
         Setting(
-            "CLUSTER_SECRET", "Secret that callers of Metroculus send.", _secret, None, "/secret/cluster", secret=True
+            "CLUSTER_SECRET",
+            "Secret that callers of Metroculus send.",
+            cluster_secret,
+            None,
+            "/secret/cluster",
+            secret=True,
         )
     )
     listen: tuple[str, int] = declared(
@@ -127,7 +149,7 @@ class MetroculusConfig:
         )
     )
     data_dir: Path = declared(
-        Setting("DATA_DIR", "Folder for every file that has no setting of its own.", Path, Path(".metroculus"))
+        Setting("DATA_DIR", "Folder for every file that has no setting of its own.", folder, Path(".metroculus"))
     )
     encryption_key: str | None = declared(
         Setting(

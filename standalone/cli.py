@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -139,10 +139,27 @@ def worker(**flags: Any) -> None:
 @main.command()
 @setting_options((*SETTINGS, CONFIG_URL))
 def rekey(**flags: Any) -> None:
-    """Seal every stored credential under the first key of ENCRYPTION_KEY; after that the others can go."""
+    """Seal every stored credential under the first key of ENCRYPTION_KEY; after that the others can go.
+
+    First give every service the new list, so that none seals under an older key any more.
+    """
     config, _ = configured(flags)
     with one_line_errors(), closing(open_registry(config)) as registry:
-        click.echo(f"{registry.rekey()} sealed anew")
+        done = registry.rekey()
+        click.echo(f"{done.anew} sealed anew")
+        if done.left:
+            raise click.ClickException(
+                f"{len(done.left)} were sealed under another key again meanwhile: give every service the new list first"
+            )
+        _refuse_unreadable(done.unreadable)
+
+
+def _refuse_unreadable(accounts: Sequence[str]) -> None:
+    if accounts:
+        raise click.ClickException(
+            f"no key of ENCRYPTION_KEY opens the credentials of {', '.join(accounts[:5])}"
+            f"{f' and {len(accounts) - 5} more' if len(accounts) > 5 else ''}: put their sources again"
+        )
 
 
 @main.command("import-sources")
@@ -152,7 +169,9 @@ def import_sources(file: Path, **flags: Any) -> None:
     """Take over the upstreams of a registry FILE into the one that REGISTRY_URL names; what is there is kept."""
     config, _ = configured(flags)
     with one_line_errors(), closing(open_registry(config)) as registry, closing(SqliteEntries(file)) as others:
-        click.echo(f"{registry.take_over(others)} taken over")
+        done = registry.take_over(others)
+        click.echo(f"{done.taken} taken over")
+        _refuse_unreadable(done.unreadable)
 
 
 def filling(command: Callable[..., Any]) -> Callable[..., Any]:

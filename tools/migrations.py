@@ -65,29 +65,29 @@ def to_apply(applied: Mapping[int, int], known: Sequence[int]) -> list[int]:
     return [number for number in known if number not in applied]
 
 
-def migrate_sqlite(database: sqlite3.Connection, migrations: Sequence[SqliteMigration]) -> None:
+def migrate_sqlite(database: sqlite3.Connection, series: str, migrations: Sequence[SqliteMigration]) -> None:
     """Bring a file to the schema of this program, whole or not at all, beside whoever else does so.
 
     Args:
         database: in autocommit mode (``isolation_level=None``).
+        series: whose migrations they are; a file may hold the tables of several.
 
     Raises:
         TooNew, sqlite3.Error
     """
+    table = f"{series}_migrations"
     database.execute("BEGIN IMMEDIATE")
     try:
         database.execute(
-            "CREATE TABLE IF NOT EXISTS schema_migrations (number INTEGER PRIMARY KEY, readable_from INTEGER NOT NULL)"
+            f"CREATE TABLE IF NOT EXISTS {table} (number INTEGER PRIMARY KEY, readable_from INTEGER NOT NULL)"
         )
-        applied = dict(database.execute("SELECT number, readable_from FROM schema_migrations").fetchall())
+        applied = dict(database.execute(f"SELECT number, readable_from FROM {table}").fetchall())
         wanted = to_apply(applied, [migration.number for migration in migrations])
         for migration in migrations:
             if migration.number in wanted:
                 for step in migration.steps:
                     step.apply(database)
-                database.execute(
-                    "INSERT INTO schema_migrations VALUES (?, ?)", (migration.number, migration.readable_from)
-                )
+                database.execute(f"INSERT INTO {table} VALUES (?, ?)", (migration.number, migration.readable_from))
     except BaseException:
         database.execute("ROLLBACK")
         raise

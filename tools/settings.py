@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -98,7 +99,7 @@ def _parsed(setting: Setting, found: tuple[str, str] | None) -> Any:
     try:
         return setting.parse(text)
     except ValueError as problem:
-        shown = "" if setting.secret else f" {text!r}"
+        shown = "" if setting.secret or "@" in text else f" {text!r}"
         raise SettingsError(f"{where}:{shown} {problem}") from None
 
 
@@ -166,3 +167,31 @@ def one_of(*choices: str) -> Callable[[str], str]:
 def listed(text: str) -> tuple[str, ...]:
     """A comma list."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def cluster_secret(text: str) -> str:
+    """The secret between services, without white space around it: a file that holds it often ends with a newline."""
+    secret = text.strip()
+    if len(secret) < 8 or not secret.isascii() or not secret.isprintable():
+        raise ValueError("must be at least 8 printable ASCII characters")
+    return secret
+
+
+def folder(text: str) -> Path:
+    """A folder's path; empty is none."""
+    if not text.strip():
+        raise ValueError("must be a folder")
+    return Path(text)
+
+
+def base_url(text: str) -> str:
+    """``http(s)://host[:port][/path]``, without what belongs into no base of other URLs."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        port, parts = -1, urlsplit("")
+    plain = text.isascii() and text.isprintable() and not any(mark in text for mark in " \\@#?")
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or not plain:
+        raise ValueError("must be http:// or https:// with a host, and no user, query or fragment")
+    return text.rstrip("/")

@@ -8,6 +8,8 @@ import logging
 import time
 from collections.abc import Callable
 
+from tools.settings import cluster_secret
+
 log = logging.getLogger("secret")
 
 GRACE_SECONDS = 15 * 60
@@ -38,9 +40,13 @@ class SecretKeeper:
         return self._current is not None
 
     def rotate(self, secret: str) -> None:
-        """Take a new secret; an empty one is no secret and changes nothing."""
-        new = secret.encode()
-        if not new or new == self._current:
+        """Take a new secret; what is none, an empty one for instance, changes nothing."""
+        try:
+            new = cluster_secret(secret).encode()
+        except ValueError as problem:
+            log.warning("the secret was not taken over: it %s", problem)
+            return
+        if new == self._current:
             return
         if self._current is not None:
             self._previous, self._previous_until = self._current, self._clock() + GRACE_SECONDS

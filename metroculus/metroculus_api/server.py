@@ -58,19 +58,14 @@ def make_app(
     """
     secret = SecretKeeper(config.cluster_secret)
     dependencies = dependencies or make_dependencies(config, clock)
-    http, store, accounts = dependencies.http, dependencies.store, dependencies.accounts
+    store, accounts = dependencies.store, dependencies.accounts
     savings = SavingsController(accounts)
-
-    def ready() -> dict[str, str]:
-        upstreams = "failing" if "open" in http.seen().values() else "ok"
-        stored = "not kept" if store is None else "ok" if store.failed is None else "failing"
-        return {"secret": "ok" if secret.known else "down", "upstreams": upstreams, "store": stored}
 
     service = Service(
         "metroculus",
         VERSION,
         CODES,
-        ready,
+        lambda: _states(secret, dependencies),
         map_error,
         clock,
         security={"secret": {"type": "apiKey", "in": "header", "name": "Secret"}},
@@ -99,3 +94,14 @@ def make_app(
         "deadline_seconds": config.kubecost_timeout,
     }
     return Metroculus(make_application(service, routes(shared, controllers)), service, secret, dependencies, cache)
+
+
+def _states(secret: SecretKeeper, dependencies: Dependencies) -> dict[str, str]:
+    """What ``/readyz`` says of each thing that the service stands on, as it last saw it."""
+    store = dependencies.store
+    return {
+        "secret": "ok" if secret.known else "down",
+        "registry": "ok" if dependencies.registry.failure is None else "failing",
+        "upstreams": "failing" if "open" in dependencies.http.seen().values() else "ok",
+        "store": "not kept" if store is None else "ok" if store.failed is None else "failing",
+    }

@@ -73,7 +73,7 @@ class Worker:
             whether an hour that has just ended is still to come.
         """
         known = await self._known()
-        young = await self._each([a for a in known if not self._lock(a).locked()], self._extract)
+        young = await self._each([a for a in known if not self._lock(a).locked()], self._extract, heals=True)
         return any(young)
 
     async def assets_all(self) -> None:
@@ -249,8 +249,14 @@ class Worker:
             self.failing.pop(account, None)
         return known
 
-    async def _each(self, accounts: list[str], work: Callable[[str, Owned], Awaitable[bool | None]]) -> list[bool]:
-        """Work on clusters side by side; what fails of one is reported and leaves the others whole."""
+    async def _each(
+        self, accounts: list[str], work: Callable[[str, Owned], Awaitable[bool | None]], heals: bool = False
+    ) -> list[bool]:
+        """Work on clusters side by side; what fails of one is reported and leaves the others whole.
+
+        Args:
+            heals: whether a cluster that was failing is not any more where this works.
+        """
 
         async def one(account: str) -> bool:
             try:
@@ -261,7 +267,8 @@ class Worker:
             except FAILURES as failure:
                 self._failed(account, failure)
                 return True
-            self.failing.pop(account, None)
+            if heals:
+                self.failing.pop(account, None)
             return answer
 
         answers = await asyncio.gather(*(one(account) for account in accounts), return_exceptions=True)
@@ -272,7 +279,7 @@ class Worker:
         return [answer for answer in answers if isinstance(answer, bool)]
 
     def _failed(self, account: str, failure: BaseException) -> None:
-        if isinstance(failure, LostOwnership):
+        if isinstance(failure, (LostOwnership, RegistryError)):  # another worker may have the key that opens it
             self._let_go(account)
         self.failing[account] = str(failure) or type(failure).__name__
         self._metrics.failed(account)

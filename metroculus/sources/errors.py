@@ -55,3 +55,7 @@ class NoMetricsSource(NoSource):
 
 class RegistryError(Exception):
     """The registry of sources or its key cannot be used; the text says what to do."""
+
+
+class EntryUnreadable(RegistryError):
+    """One entry of the registry cannot be read, or no key opens it; the others can."""

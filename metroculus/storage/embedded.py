@@ -17,7 +17,7 @@ from uuid import uuid4
 import msgspec
 
 from metroculus.storage import arrow
-from metroculus.storage.embedded_process import BLOCK, DONE, FORMAT, OWNED, read_frame, write_frame
+from metroculus.storage.embedded_process import BLOCK, BLOCK_PREFIX, DONE, FORMAT, OWNED, read_frame, write_frame
 from metroculus.storage.engine import Column, Dialect, Engine, StoreError, StoreOwned, Value, literal
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class EmbeddedEngine(Engine):
 
     def _insert_file(self, sql: str, content: Buffer) -> None:
         """Hand a block over in a file beside the data: a pipe could clog, and the engine reads a file side by side."""
-        file = self._folder / f"block-{uuid4().hex}"
+        file = self._folder / f"{BLOCK_PREFIX}{uuid4().hex}"
         try:
             try:
                 file.write_bytes(content)

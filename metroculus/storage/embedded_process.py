@@ -24,6 +24,9 @@ LEAVING_SECONDS = 60.0
 
 NOT_INSTALLED = "pip install 'metroculus[embedded]', or set CLICKHOUSE_URL to a server"
 
+BLOCK_PREFIX = "block-"
+"""Of the names of files that blocks are handed over in; a random number follows."""
+
 BLOCK, DONE, FAILED, OWNED = b"b", b"d", b"f", b"o"
 FORMAT = "JSONCompactEachRow"
 FORMATS = {"query": FORMAT, "rows": "JSONEachRow", "columns": "ArrowStream"}
@@ -102,7 +105,7 @@ def main(folder: Path) -> None:
         own(folder)
     except BlockingIOError:
         return write_frame(answers, OWNED)
-    for left in folder.glob("block-*"):
+    for left in folder.glob(f"{BLOCK_PREFIX}{32 * '[0-9a-f]'}"):
         left.unlink(missing_ok=True)
     try:
         import chdb  # after the lock: importing the engine takes a second, refusing should not

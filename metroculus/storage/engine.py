@@ -37,6 +37,10 @@ class StoreOwned(StoreError):
     """Another process has the folder of the embedded store."""
 
 
+class StoreTooNew(StoreError):
+    """Only a newer program can use the store; the text says so."""
+
+
 class StoreUrlError(ValueError):
     """``CLICKHOUSE_URL`` is none."""
 

@@ -32,6 +32,8 @@ from tools.window import HOUR
 log = logging.getLogger("ledger")
 
 COUNTER_BITS = 32
+SUMMED_AS = 2
+"""Changes whenever a summary holds more than it did."""
 
 BLOCKS_AT_ONCE = 2
 COUNTED_KEPT = 100_000
@@ -392,6 +394,9 @@ def _read_marker(row: dict[str, Any]) -> Marker:
 
 
 def built_from(markers: Iterable[Marker]) -> int:
-    """A number that stands for these batches of these hours."""
-    text = ",".join(f"{m.hour}:{m.batch}" for m in sorted(markers, key=lambda one: one.hour))
+    """A number that stands for these batches of these hours, as this program sums them up.
+
+    What a program summed up that knew fewer columns is late, and made anew.
+    """
+    text = f"{SUMMED_AS}:" + ",".join(f"{m.hour}:{m.batch}" for m in sorted(markers, key=lambda one: one.hour))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")

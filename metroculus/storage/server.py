@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from queue import Empty, LifoQueue
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -21,6 +22,15 @@ SILENCE_SECONDS = 25
 """A server at work tells its progress many times a second."""
 CONNECTIONS = 8
 """Kept open; more are made when more are needed at once, and closed again."""
+
+URL_OPTIONS = frozenset(
+    (
+        "secure", "verify", "ca_certs", "certfile", "keyfile", "server_hostname", "ssl_version", "ciphers",
+        "compression", "compress_block_size", "connect_timeout", "send_receive_timeout", "sync_request_timeout",
+        "alt_hosts", "round_robin", "client_name", "tcp_keepalive",
+    )
+)  # fmt: skip
+"""What may stand behind the ``?`` of a server's URL, beside ``cluster``: options of the driver."""
 
 SETTINGS = {
     "max_query_size": 1 << 26,
@@ -41,9 +51,18 @@ def parse_url(text: str) -> tuple[str, str | None]:
     Raises:
         StoreUrlError
     """
-    parts = urlsplit(text)
-    options = dict(parse_qsl(parts.query))
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        raise StoreUrlError("has a port that is none") from None
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
     cluster = options.pop("cluster", None)
+    unknown = options.keys() - URL_OPTIONS
+    if unknown:
+        raise StoreUrlError(f"has an unknown option: {', '.join(sorted(unknown))}")
+    if "ca_certs" in options and not Path(options["ca_certs"]).is_file():
+        raise StoreUrlError("names a file of ca_certs that is not there")
     if parts.scheme not in ("clickhouse", "clickhouses") or not parts.hostname:
         raise StoreUrlError("must be embedded:PATH or clickhouse://user:password@host:9000/db (clickhouses:// for TLS)")
     if cluster is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", cluster):

@@ -15,7 +15,7 @@ from metroculus.storage.assets import AssetDays
 from metroculus.storage.columns import TABLES
 from metroculus.storage.days import FollowedDays
 from metroculus.storage.embedded import EmbeddedEngine
-from metroculus.storage.engine import Engine, StoreError
+from metroculus.storage.engine import Engine, StoreError, StoreTooNew, StoreUrlError
 from metroculus.storage.gaps import Gaps
 from metroculus.storage.history import History
 from metroculus.storage.jobs import Jobs
@@ -132,6 +132,8 @@ def check_url(text: str) -> str:
     Raises:
         StoreUrlError
     """
+    if text == EMBEDDED:
+        raise StoreUrlError("must be embedded:PATH")
     if not text.startswith(EMBEDDED):
         parse_url(text)
     return text
@@ -161,7 +163,7 @@ def open_store(url: str, clock: Callable[[], float] = time.time) -> Store:
     try:
         store.migrate()
     except StoreError as failure:
-        if is_embedded(url):
+        if is_embedded(url) or isinstance(failure, StoreTooNew):
             store.close()
             raise
         store.failed = str(failure)

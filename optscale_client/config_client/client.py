@@ -23,6 +23,22 @@ class ConfigError(Exception):
     """etcd could not be asked."""
 
 
+def host_and_port(url: str) -> tuple[str, int]:
+    """Where an ``etcd://host:port`` is.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError("an etcd is etcd://host:port") from None
+    if parts.scheme != "etcd" or not parts.hostname:
+        raise ConfigError("an etcd is etcd://host:port")
+    return parts.hostname, port or 2379
+
+
 class EtcdConfig:
     """Keys of one etcd.
 
@@ -31,10 +47,7 @@ class EtcdConfig:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "etcd" or not parts.hostname:
-            raise ConfigError("CONFIG_URL must be env: or etcd://host:port")
-        self._host, self._port = parts.hostname, parts.port or 2379
+        self._host, self._port = host_and_port(url)
         self._client: Any = None
         self._stopping = threading.Event()
 

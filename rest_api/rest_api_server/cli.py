@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import click
@@ -15,13 +17,15 @@ from optscale_client.config_client import ConfigError, EtcdConfig
 from rest_api.rest_api_server.config import SETTINGS, config_of, directory_of
 from rest_api.rest_api_server.directory.connect import open_directory
 from rest_api.rest_api_server.directory.model import AlreadyExists, Directory, DirectoryError, Missing, Role
-from rest_api.rest_api_server.server import make_app
+from rest_api.rest_api_server.server import RestApi, make_app
 from tools.cli import load_settings, setting_options
-from tools.settings import CONFIG_URL, SettingsError
+from tools.settings import CONFIG_URL, SettingsError, cluster_secret
 from tools.tornado_service.access import Access, audit_log_of
 from tools.tornado_service.listening import listen, stop_signal
 from tools.tornado_service.logs import set_up
 from tools.window import iso
+
+log = logging.getLogger("rest_api")
 
 DIRECTORY_SETTINGS = tuple(s for s in SETTINGS if s.name in ("DIRECTORY_URL", "DATA_DIR", "AUDIT_LOG"))
 
@@ -51,7 +55,7 @@ def serve(**flags: Any) -> None:
         stopped = stop_signal()
         api = make_app(config)
         if etcd is not None:
-            etcd.watch("/secret/cluster", lambda secret: setattr(api.metroculus.client, "secret", secret))
+            etcd.watch("/secret/cluster", partial(_take_over_secret, api))
         address, port = config.listen
         listener = listen(api.application, api.service, address, port, config.tls)
         api.start()
@@ -64,6 +68,14 @@ def serve(**flags: Any) -> None:
         asyncio.run(run())
     except (DirectoryError, OSError) as problem:
         raise click.ClickException(str(problem)) from None
+
+
+def _take_over_secret(api: RestApi, secret: str) -> None:
+    """A rotated secret; what is none changes nothing."""
+    try:
+        api.metroculus.client.secret = cluster_secret(secret)
+    except ValueError as problem:
+        log.warning("the secret was not taken over: it %s", problem)
 
 
 @contextmanager

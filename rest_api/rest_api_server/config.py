@@ -9,14 +9,20 @@ from typing import Any
 
 from rest_api.rest_api_server.controllers.metroculus import CALL_SECONDS
 from rest_api.rest_api_server.directory.connect import SQLITE, check_url
-from tools.settings import Setting, address, count, declared, existing_file, seconds, settings_of, values_of
+from tools.settings import (
+    Setting,
+    address,
+    base_url,
+    cluster_secret,
+    count,
+    declared,
+    existing_file,
+    folder,
+    seconds,
+    settings_of,
+    values_of,
+)
 from tools.tornado_service.access import SERVING_SETTINGS, Access, access_of, tls_of
-
-
-def _url(text: str) -> str:
-    if not text.startswith(("http://", "https://")):
-        raise ValueError("must begin with http:// or https://")
-    return text.rstrip("/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +30,10 @@ class RestApiConfig:
     """Settings as values, each declared where it is held."""
 
     cluster_secret: str | None = declared(
-        Setting("CLUSTER_SECRET", "Secret that Metroculus wants.", str, None, "/secret/cluster", secret=True)
+        Setting("CLUSTER_SECRET", "Secret that Metroculus wants.", cluster_secret, None, "/secret/cluster", secret=True)
     )
     listen: tuple[str, int] = declared(Setting("REST_API_LISTEN", "Address to serve on.", address, ("127.0.0.1", 8999)))
-    metroculus_url: str = declared(Setting("METROCULUS_URL", "Where Metroculus is.", _url, "http://127.0.0.1:8969"))
+    metroculus_url: str = declared(Setting("METROCULUS_URL", "Where Metroculus is.", base_url, "http://127.0.0.1:8969"))
     metroculus_ca: str | None = declared(
         Setting(
             "METROCULUS_CA",
@@ -46,7 +52,7 @@ class RestApiConfig:
         )
     )
     data_dir: Path = declared(
-        Setting("DATA_DIR", "Folder for every file that has no setting of its own.", Path, Path(".metroculus"))
+        Setting("DATA_DIR", "Folder for every file that has no setting of its own.", folder, Path(".metroculus"))
     )
     token_concurrency: int = declared(Setting("TOKEN_CONCURRENCY", "Requests at once with one token.", count, 32))
     resources_refresh: float = declared(

@@ -19,7 +19,7 @@ from pymongo import MongoClient
 
 from metroculus.sources.errors import RegistryError
 from metroculus.sources.registry import sqlite as registry_file
-from metroculus.sources.registry.protocol import SourceRegistry, load_keys
+from metroculus.sources.registry.protocol import SourceRegistry, StoredEntry, load_keys
 from metroculus.sources.registry.sqlite import SqliteEntries
 from rest_api.rest_api_server.directory import mongo as directory_mongo
 from rest_api.rest_api_server.directory import sqlite as directory_file
@@ -56,7 +56,8 @@ def restored(name: str, folder: Path) -> Path:
 def applied(file: Path) -> list[tuple[int, int]]:
     database = sqlite3.connect(file)
     try:
-        return database.execute("SELECT number, readable_from FROM schema_migrations").fetchall()
+        tables = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE name LIKE '%_migrations'")]
+        return [row for table in tables for row in database.execute(f"SELECT number, readable_from FROM {table}")]
     finally:
         database.close()
 
@@ -119,9 +120,11 @@ def store(request, tmp_path) -> Iterator[tuple]:
         "registry, SQLite": (SqliteEntries, RegistryError),
     }[request.param]
 
+    series = request.param.partition(",")[0]
+
     def note_in_file(number: int, readable_from: int) -> None:
         with sqlite3.connect(file) as database:
-            database.execute("INSERT INTO schema_migrations VALUES (?, ?)", (number, readable_from))
+            database.execute(f"INSERT INTO {series}_migrations VALUES (?, ?)", (number, readable_from))
         database.close()
 
     yield lambda: kind(file).close(), note_in_file, error
@@ -161,7 +164,7 @@ def counted(self, database):
     apply(self, database)
 migrations.Statement.apply = counted
 database = sqlite3.connect(file, isolation_level=None)
-migrations.migrate_sqlite(database, (*MIGRATIONS, SECOND))
+migrations.migrate_sqlite(database, "registry", (*MIGRATIONS, SECOND))
 """
 
 
@@ -174,7 +177,7 @@ def test_a_migration_that_is_killed_half_way_left_nothing_and_is_done_by_the_nex
     SqliteDirectory(file).close()
     assert applied(file) == [(1, 1)]
     database = sqlite3.connect(file, isolation_level=None)
-    migrate_sqlite(database, (*directory_file.MIGRATIONS, SECOND))
+    migrate_sqlite(database, "directory", (*directory_file.MIGRATIONS, SECOND))
     assert database.execute("SELECT name, mail FROM users WHERE name = 'ann'").fetchall() == [("ann", None)]
     database.close()
     directory = SqliteDirectory(file)  # a program one number older goes on beside it
@@ -197,3 +200,15 @@ def test_many_that_open_one_file_at_once_migrate_it_once(tmp_path):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert failures == [] and applied(file) == [(1, 1)]
+
+
+def test_one_file_holds_the_directory_and_the_registry(tmp_path):
+    file = tmp_path / "one.sqlite"
+    directory = SqliteDirectory(file)
+    organization = directory.create_organization("acme")
+    entries = SqliteEntries(file)
+    entries.write(StoredEntry("a", "kubecost", "http://kubecost", b"sealed", 1))
+    directory.close(), entries.close()
+    again, theirs = SqliteEntries(file), SqliteDirectory(file)
+    assert again.accounts() == ["a"] and [one.id for one in theirs.organizations()] == [organization.id]
+    again.close(), theirs.close()

@@ -15,7 +15,15 @@ from cryptography.fernet import Fernet
 
 from metroculus.sources.errors import RegistryError
 from metroculus.sources.registry.etcd import PREFIX, EtcdEntries
-from metroculus.sources.registry.protocol import Credentials, Entries, Keyring, SourceRegistry, StoredEntry
+from metroculus.sources.registry.protocol import (
+    Credentials,
+    Entries,
+    Keyring,
+    Rekeyed,
+    SourceRegistry,
+    StoredEntry,
+    TakenOver,
+)
 from metroculus.sources.registry.sqlite import SqliteEntries
 from optscale_client.config_client import EtcdConfig
 from tests.conftest import free_port
@@ -93,7 +101,7 @@ def test_of_writers_that_race_for_one_revision_one_wins(open_entries: Open) -> N
 
 def test_a_change_ends_the_waiting_and_silence_ends_it_too(open_entries: Open) -> None:
     ours, theirs = open_entries(), open_entries()
-    ours.revisions(), theirs.revisions()
+    ours.accounts(), theirs.accounts()
     began = time.monotonic()
     ours.wait_for_change(0.5)
     assert 0.4 <= time.monotonic() - began < 5
@@ -103,7 +111,7 @@ def test_a_change_ends_the_waiting_and_silence_ends_it_too(open_entries: Open) -
     ours.wait_for_change(20)
     assert time.monotonic() - began < 15
     writer.join()
-    assert ours.revisions() == {"a": 1}
+    assert ours.accounts() == ["a"] and ours.revision("a") == 1
 
 
 def test_every_key_opens_and_rekey_leaves_the_first_alone(open_entries: Open) -> None:
@@ -112,7 +120,7 @@ def test_every_key_opens_and_rekey_leaves_the_first_alone(open_entries: Open) ->
         for account in ("a", "b", "c"):
             await before.put(account, "kubecost", "http://kubecost", Credentials({"X": account}))
         await both.put("d", "kubecost", "http://kubecost", Credentials({"X": "d"}))
-        assert both.rekey() == 3 and both.rekey() == 0
+        assert both.rekey() == Rekeyed(3) and both.rekey() == Rekeyed(0)
         after = registry(open_entries(), SECOND)
         assert [(await after.get(account)).credentials.headers["X"] for account in "abcd"] == list("abcd")
         with pytest.raises(RegistryError, match="do not open"):
@@ -127,7 +135,75 @@ def test_entries_of_before_keys_had_ids_open_and_are_sealed_anew(open_entries: O
     entries.write(StoredEntry("a", "kubecost", "http://kubecost", token, 7))
     ours = registry(entries)
     assert asyncio.run(ours.get("a")).credentials.headers == {"X": "old"}
-    assert ours.rekey() == 1 and asyncio.run(ours.get("a")).credentials.headers == {"X": "old"}
+    assert ours.rekey() == Rekeyed(1) and asyncio.run(ours.get("a")).credentials.headers == {"X": "old"}
+
+
+def test_an_entry_that_no_key_opens_is_named_and_stops_nobody_else(open_entries: Open) -> None:
+    async def use() -> None:
+        foreign, ours = (
+            registry(open_entries(), Fernet.generate_key().decode()),
+            registry(open_entries(), SECOND, FIRST),
+        )
+        await foreign.put("a-lost", "kubecost", "http://kubecost", Credentials())
+        await registry(open_entries(), FIRST).put("b-good", "kubecost", "http://kubecost", Credentials())
+        assert ours.rekey() == Rekeyed(1, unreadable=("a-lost",))
+        with pytest.raises(RegistryError, match="do not open"):
+            await ours.get("a-lost")
+        assert await ours.get("b-good") is not None
+
+    asyncio.run(use())
+
+
+def test_what_others_seal_under_an_older_key_meanwhile_is_sealed_anew_or_told(open_entries: Open) -> None:
+    entries = open_entries()
+    older, ours = registry(entries, FIRST, SECOND), registry(entries, SECOND, FIRST)
+    asyncio.run(older.put("a", "kubecost", "http://kubecost", Credentials()))
+    replaced, again = entries.replace, [3]
+
+    def beside(entry: StoredEntry, revision: int) -> bool:
+        """A service with the old list writes after each of our writes, for a while."""
+        done = replaced(entry, revision)
+        if again[0]:
+            again[0] -= 1
+            asyncio.run(older.put("a", "kubecost", "http://kubecost", Credentials()))
+        return done
+
+    entries.replace = beside  # type: ignore[method-assign]
+    assert ours.rekey() == Rekeyed(4)
+    again[0] = 99
+    asyncio.run(older.put("a", "kubecost", "http://kubecost", Credentials()))
+    assert ours.rekey().left == ("a",)
+
+
+def test_taking_over_never_replaces_what_came_meanwhile(open_entries: Open, tmp_path: Path) -> None:
+    entries = open_entries()
+    assert entries.create(entry("a", 1)) and not entries.create(entry("a", 2))
+    assert entries.revision("a") == 1
+
+
+def test_entries_that_were_read_go_on_while_the_registry_is_away(open_entries: Open) -> None:
+    async def use() -> None:
+        now = [0.0]
+        ours = SourceRegistry(open_entries(), Keyring((FIRST,)), lambda: now[0])
+        written = await ours.put("a", "kubecost", "http://kubecost", Credentials())
+        assert await ours.get("a") == written and await ours.get("b") is None
+        asked = []
+
+        def away(account: str) -> None:
+            asked.append(account)
+            raise RegistryError("it is away")
+
+        ours.entries.read = ours.entries.revision = away  # type: ignore[method-assign,assignment]
+        assert await ours.get("a") == written and await ours.revision("a") == written.revision
+        assert await ours.get("b") is None and ours.failure == "it is away"
+        assert len(asked) == 1, "everybody waits for what is away"
+        with pytest.raises(RegistryError):
+            await ours.get("c")
+        now[0] = 4000.0
+        with pytest.raises(RegistryError):
+            await ours.get("a")
+
+    asyncio.run(use())
 
 
 def test_a_file_is_taken_over_and_what_is_there_already_is_kept(open_entries: Open, tmp_path: Path) -> None:
@@ -137,7 +213,7 @@ def test_a_file_is_taken_over_and_what_is_there_already_is_kept(open_entries: Op
             await file.put(account, "kubecost", "http://of-before", Credentials({"X": account}))
         ours = registry(open_entries())
         await ours.put("a", "kubecost", "http://of-now", Credentials())
-        assert ours.take_over(file.entries) == 1 and ours.take_over(file.entries) == 0
+        assert ours.take_over(file.entries) == TakenOver(1) and ours.take_over(file.entries) == TakenOver(0)
         assert (await ours.get("a")).url == "http://of-now"
         assert (await ours.get("b")).credentials.headers == {"X": "b"}
 

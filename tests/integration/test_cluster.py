@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from metroculus.storage.engine import StoreError
 from metroculus.storage.ledger import FencedWriter, HourBatch
 from metroculus.storage.store import Store, open_store
 from tests.conftest import free_port, need
+from tests.contract.test_migrations import OPEN, expected, fill, totals
 from tests.stores import PASSWORD, ClickHouse, allocation
 from tests.support import ACCOUNT, END, HOUR, NOW
 
@@ -119,3 +122,43 @@ def test_what_one_replica_took_the_other_has_and_keeps_when_the_first_is_gone(re
     replicas[0].stop(kill=True)
     eventually(second, 500 * 12.25 + 12.25)
     second.close()
+
+
+def opened_again(server: ClickHouse, url: str) -> Store:
+    """The store of a replica. A server of this age may hang or fall over its session with ZooKeeper: then anew."""
+    until = time.monotonic() + 90
+    while True:
+        store = open_store(url, lambda: NOW)
+        if store.failed is None:
+            return store
+        store.close()
+        assert time.monotonic() < until, store.failed
+        server.stop(kill=True)
+        with suppress(AssertionError):  # while ZooKeeper still holds the session of the one before
+            server.start()
+
+
+@pytest.mark.parametrize("killed_after", [None, 1.2, 1.8])
+def test_programs_that_start_at_once_bring_the_cluster_to_one_schema(
+    replicas: list[ClickHouse], killed_after: float | None
+) -> None:
+    """Three at once, on both replicas; two of them are killed somewhere on the way where that is asked for."""
+    urls = [f"{one.url()}?cluster=main" for one in replicas]
+    fill(urls[0], 1)
+    root = Path(__file__).parent.parent.parent
+    starting = [subprocess.Popen([sys.executable, "-c", OPEN, urls[n % 2]], cwd=root) for n in range(3)]
+    if killed_after is not None:
+        time.sleep(killed_after)
+        for one in starting[:2]:
+            one.kill()
+    for one in starting:
+        one.wait(120)
+    for server, url in zip(replicas, urls, strict=True):
+        store = opened_again(server, url)
+        left = store.engine.query(
+            "SELECT name FROM system.tables WHERE database = 'default' AND (name LIKE '%_new' OR name LIKE '%_old')"
+        )
+        assert list(left) == []
+        for account, said in expected(1).items():
+            assert totals(store, account) == said
+        store.close()

@@ -88,6 +88,8 @@ def _headers(auth: Auth | None) -> dict[str, str]:
     given = (auth.token, auth.username, auth.password)
     if any(len(part) > MAX_CREDENTIAL_LENGTH or not part.isprintable() or not part.isascii() for part in given):
         raise ApiError(INVALID, "auth: credentials are printable ASCII of at most 8192 characters", ["auth"])
+    if any(part != part.strip() for part in given):
+        raise ApiError(INVALID, "auth: credentials have no white space around them", ["auth"])
     if auth.type == "bearer":
         if not auth.token:
             raise ApiError(MISSING, "auth: bearer needs a token", ["auth"])

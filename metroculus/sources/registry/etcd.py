@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import msgspec
 
-from metroculus.sources.errors import RegistryError
+from metroculus.sources.errors import EntryUnreadable, RegistryError
 from metroculus.sources.registry.protocol import StoredEntry
 
 log = logging.getLogger("registry")
@@ -64,10 +63,22 @@ class EtcdEntries:
         entry = self.read(account)
         return None if entry is None else entry.revision
 
-    def revisions(self) -> Mapping[str, int]:
-        found = self._asked(lambda client: [value for value, _ in client.get_prefix(PREFIX)])
-        entries = map(_read, found)
-        return {entry.cloud_account_id: entry.revision for entry in entries}
+    def accounts(self) -> list[str]:
+        keys = self._asked(lambda client: [about.key for _, about in client.get_prefix(PREFIX, keys_only=True)])
+        return sorted(key.decode()[len(PREFIX) :] for key in keys)
+
+    def create(self, entry: StoredEntry) -> bool:
+        key = PREFIX + entry.cloud_account_id
+
+        def put(client: Any) -> bool:
+            done, _ = client.transaction(
+                compare=[client.transactions.version(key) == 0],
+                success=[client.transactions.put(key, _ENCODER.encode(entry))],
+                failure=[],
+            )
+            return bool(done)
+
+        return bool(self._asked(put))
 
     def write(self, entry: StoredEntry) -> None:
         self._asked(lambda client: client.put(PREFIX + entry.cloud_account_id, _ENCODER.encode(entry)))
@@ -103,4 +114,4 @@ def _read(value: bytes) -> StoredEntry:
     try:
         return _ENTRY.decode(value)
     except msgspec.DecodeError:
-        raise RegistryError("an entry of the registry of sources cannot be read") from None
+        raise EntryUnreadable("an entry of the registry of sources cannot be read") from None

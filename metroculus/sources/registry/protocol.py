@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
@@ -15,9 +16,12 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from msgspec import Struct
 
 from metroculus.cost_model.prices import CustomPrices
-from metroculus.sources.errors import RegistryError
+from metroculus.sources.errors import EntryUnreadable, RegistryError
 
 ID_LENGTH = 8
+REKEY_PASSES = 5
+ASK_AGAIN_SECONDS = 5.0
+REMEMBERED_SECONDS = 3600.0
 
 
 class Credentials(Struct, frozen=True):
@@ -72,12 +76,28 @@ class Keyring:
         return sealed.startswith(self.id + b":")
 
     def open(self, sealed: bytes) -> Credentials:
-        """Raises: RegistryError: it was sealed under none of these keys."""
+        """Raises: EntryUnreadable: it was sealed under none of these keys."""
         token = sealed.partition(b":")[2] or sealed  # entries of before keys had ids are the token alone
         try:
             return _CREDENTIALS.decode(self._all.decrypt(token))
         except InvalidToken:
-            raise RegistryError("stored credentials do not open with this ENCRYPTION_KEY") from None
+            raise EntryUnreadable("stored credentials do not open with this ENCRYPTION_KEY") from None
+
+
+class Rekeyed(Struct, frozen=True):
+    """How many entries were sealed anew; the accounts of those that others sealed under another key again and again."""
+
+    anew: int
+    left: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    """Accounts whose entries no key opens."""
+
+
+class TakenOver(Struct, frozen=True):
+    """How many entries were taken over, and the accounts of those that no key opens."""
+
+    taken: int
+    unreadable: tuple[str, ...] = ()
 
 
 class Entries(Protocol):
@@ -89,8 +109,12 @@ class Entries(Protocol):
         """Of the account's entry, without reading the rest of it."""
         ...
 
-    def revisions(self) -> Mapping[str, int]:
-        """Of every account with an entry."""
+    def accounts(self) -> list[str]:
+        """Every account with an entry, in order, without reading the entries."""
+        ...
+
+    def create(self, entry: StoredEntry) -> bool:
+        """Write where the account has no entry; whether it had none."""
         ...
 
     def write(self, entry: StoredEntry) -> None: ...
@@ -111,27 +135,84 @@ class Entries(Protocol):
 
 
 class SourceRegistry:
-    """The entries; every method may be called from the loop and works on a thread."""
+    """The entries; every method may be called from the loop and works on a thread.
 
-    def __init__(self, entries: Entries, keys: Keyring) -> None:
+    Where the entries cannot be asked, those that were read within the hour go on: nothing of them can change meanwhile.
+
+    Args:
+        clock: seconds that only rise.
+    """
+
+    def __init__(self, entries: Entries, keys: Keyring, clock: Callable[[], float] = time.monotonic) -> None:
         self.entries = entries
         self._keys = keys
+        self._clock = clock
+        self._remembered: dict[str, tuple[float, StoredEntry | None]] = {}
+        self.failure: str | None = None
+        """Why the entries could not be asked, the last time; None where they could."""
+        self._failed_at = 0.0
 
     def close(self) -> None:
         self.entries.close()
 
     async def get(self, account: str) -> SourceEntry | None:
         """Raises: RegistryError"""
-        stored = await asyncio.to_thread(self.entries.read, account)
+        stored = await self._read(account)
         return None if stored is None else self._opened(stored)
 
     async def revision(self, account: str) -> int | None:
-        """Of the account's entry, without opening what is sealed in it."""
-        return await asyncio.to_thread(self.entries.revision, account)
+        """Of the account's entry, without opening what is sealed in it.
+
+        Raises:
+            RegistryError
+        """
+        if self._away():
+            stored = await self._read(account)
+            return None if stored is None else stored.revision
+        try:
+            return await asyncio.to_thread(self.entries.revision, account)
+        except EntryUnreadable:
+            raise
+        except RegistryError as failure:
+            self._failed(failure)
+            stored = self._remembered_entry(account, failure)
+            return None if stored is None else stored.revision
+
+    async def _read(self, account: str) -> StoredEntry | None:
+        """The entry; where it cannot be asked for now, as it was when it was last read.
+
+        Raises:
+            RegistryError
+        """
+        if self._away():
+            return self._remembered_entry(account, RegistryError(self.failure or ""))
+        try:
+            stored = await asyncio.to_thread(self.entries.read, account)
+        except EntryUnreadable:
+            raise
+        except RegistryError as failure:
+            self._failed(failure)
+            return self._remembered_entry(account, failure)
+        self.failure = None
+        self._remembered[account] = (self._clock(), stored)
+        return stored
+
+    def _away(self) -> bool:
+        """Whether it failed a moment ago: then nobody waits for it again."""
+        return self.failure is not None and self._clock() - self._failed_at < ASK_AGAIN_SECONDS
+
+    def _failed(self, failure: RegistryError) -> None:
+        self.failure, self._failed_at = str(failure), self._clock()
+
+    def _remembered_entry(self, account: str, failure: RegistryError) -> StoredEntry | None:
+        read_at, stored = self._remembered.get(account, (-REMEMBERED_SECONDS, None))
+        if self._clock() - read_at >= REMEMBERED_SECONDS:
+            raise failure
+        return stored
 
     async def accounts(self) -> list[str]:
         """Every account with an entry."""
-        return sorted(await asyncio.to_thread(self.entries.revisions))
+        return await asyncio.to_thread(self.entries.accounts)
 
     async def put(self, account: str, flavour: str, url: str, credentials: Credentials) -> SourceEntry:
         """Write an entry under a new revision."""
@@ -143,32 +224,44 @@ class SourceRegistry:
         """Whether there was an entry."""
         return await asyncio.to_thread(self.entries.remove, account)
 
-    def rekey(self) -> int:
-        """Seal every entry under the first key; how many were not.
+    def rekey(self) -> Rekeyed:
+        """Seal every entry under the first key; one that no key opens is left, and named.
 
-        An entry that changes meanwhile was written under the first key by whoever changed it.
+        Entries that others write meanwhile under another key are seen by the next pass; as long as a service does
+        that, some are left.
         """
-        anew = 0
-        for account in self.entries.revisions():
-            stored = self.entries.read(account)
-            if stored is None or self._keys.sealed_by_the_first(stored.sealed):
-                continue
-            sealed = self._keys.seal(self._keys.open(stored.sealed))
-            changed = msgspec.structs.replace(stored, sealed=sealed, revision=new_revision())
-            anew += self.entries.replace(changed, stored.revision)
-        return anew
+        anew, unreadable = 0, set[str]()
+        left: list[str] = []
+        for _ in range(REKEY_PASSES):
+            left = []
+            for account in self.entries.accounts():
+                try:
+                    stored = self.entries.read(account)
+                    if stored is None or self._keys.sealed_by_the_first(stored.sealed):
+                        continue
+                    sealed = self._keys.seal(self._keys.open(stored.sealed))
+                except EntryUnreadable:
+                    unreadable.add(account)
+                    continue
+                left.append(account)
+                changed = msgspec.structs.replace(stored, sealed=sealed, revision=new_revision())
+                anew += self.entries.replace(changed, stored.revision)
+            if not left:
+                break
+        return Rekeyed(anew, tuple(left), tuple(sorted(unreadable)))
 
-    def take_over(self, others: Entries) -> int:
-        """Take the entries of another place that are lacking here, sealed as they are; how many."""
-        known = self.entries.revisions()
-        taken = 0
-        for account in others.revisions():
-            stored = others.read(account)
-            if stored is not None and account not in known:
-                self._keys.open(stored.sealed)
-                self.entries.write(stored)
-                taken += 1
-        return taken
+    def take_over(self, others: Entries) -> TakenOver:
+        """Take the entries of another place that are lacking here, sealed as they are."""
+        taken, unreadable = 0, []
+        for account in others.accounts():
+            try:
+                stored = others.read(account)
+                if stored is not None:
+                    self._keys.open(stored.sealed)
+                    taken += self.entries.create(stored)
+            except EntryUnreadable:
+                unreadable.append(account)
+        return TakenOver(taken, tuple(unreadable))
 
     def _opened(self, stored: StoredEntry) -> SourceEntry:
         credentials = self._keys.open(stored.sealed)

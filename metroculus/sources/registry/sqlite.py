@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class SqliteEntries:
             os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
             self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
             self._database.execute("PRAGMA journal_mode=WAL")
-            migrate_sqlite(self._database, MIGRATIONS)
+            migrate_sqlite(self._database, "registry", MIGRATIONS)
         except (sqlite3.Error, OSError, TooNew) as problem:
             raise RegistryError(f"{file}: {problem}") from None
 
@@ -76,9 +76,17 @@ class SqliteEntries:
             row = database.execute(statement, (account,)).fetchone()
         return None if row is None else int(row[0])
 
-    def revisions(self) -> Mapping[str, int]:
+    def accounts(self) -> list[str]:
+        return sorted(self._revisions())
+
+    def _revisions(self) -> dict[str, int]:
         with self._opened() as database:
             return dict(database.execute("SELECT cloud_account_id, revision FROM kubecost_sources").fetchall())
+
+    def create(self, entry: StoredEntry) -> bool:
+        with self._opened() as database:
+            statement = f"INSERT OR IGNORE INTO kubecost_sources ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)"
+            return database.execute(statement, _row(entry)).rowcount > 0
 
     def write(self, entry: StoredEntry) -> None:
         with self._opened() as database:
@@ -101,8 +109,8 @@ class SqliteEntries:
 
     def wait_for_change(self, seconds: float) -> None:
         """A file tells nobody of its changes: it is looked at some times a second."""
-        ends, before = time.monotonic() + seconds, self.revisions()
-        while not self._closed and time.monotonic() < ends and self.revisions() == before:
+        ends, before = time.monotonic() + seconds, self._revisions()
+        while not self._closed and time.monotonic() < ends and self._revisions() == before:
             time.sleep(min(POLL_SECONDS, max(0.0, ends - time.monotonic())))
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from metroculus.storage.columns import Table
-from metroculus.storage.engine import Engine, StoreError
+from metroculus.storage.engine import Engine, StoreError, StoreTooNew
 from metroculus.storage.migrations.steps import AddColumns, CreateTable, Migration, columns_of
 
 log = logging.getLogger("storage")
@@ -18,7 +18,32 @@ _VERSIONS = CreateTable(
 _READABLE = AddColumns("schema_migrations", (("readable_from", "UInt32", "1"),), shard="version")
 
 
+ATTEMPTS = 6
+IN_EACH_OTHERS_WAY = frozenset({10, 16, 44, 47, 57, 60, 253})
+"""Codes of a table or column that is there already, or not yet: another program is at the same step."""
+
+
 def migrate(engine: Engine, migrations: Sequence[Migration]) -> int:
+    """``_migrate``, again where other programs that do the same were in the way.
+
+    Returns:
+        the number of the store's schema, which is higher than this program's beside a newer one.
+
+    Raises:
+        StoreError: the store is too new for this program, or cannot be written.
+    """
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return _migrate(engine, migrations)
+        except StoreError as failure:
+            if engine.alone or failure.code not in IN_EACH_OTHERS_WAY:
+                raise
+            log.info("another program is bringing the store to its schema: %s", failure)
+            time.sleep(0.1 * 2**attempt)
+    return _migrate(engine, migrations)
+
+
+def _migrate(engine: Engine, migrations: Sequence[Migration]) -> int:
     """Apply what a store lacks; repeating it, or several processes at once, does no harm: every step is idempotent.
 
     Returns:
@@ -37,7 +62,7 @@ def migrate(engine: Engine, migrations: Sequence[Migration]) -> int:
     newest = max(applied, default=0)
     if newest > known and max(applied.values()) > known:
         needed = max(applied.values())
-        raise StoreError(
+        raise StoreTooNew(
             f"the store's schema is number {newest}, which programs from number {needed} on can use; this one knows"
             f" {known}: upgrade it"
         )

@@ -63,17 +63,19 @@ class AddColumns(Struct, frozen=True):
             self._distribute_anew(engine)
 
     def _distribute_anew(self, engine: Engine) -> None:
-        """The distributed whole of a table whose parts have new columns: such a table cannot be altered itself."""
+        """The distributed whole of a table whose parts have new columns: such a table cannot be altered itself.
+
+        It holds no rows, so it is dropped and made again. Whoever is killed in between, or does the same at the same
+        time, leaves it absent or made; both are brought to an end by the next one.
+        """
         dialect = engine.dialect
         known = columns_of(engine, f"{self.table}_local")
         if set(known) <= set(columns_of(engine, self.table)):
             return
         columns = ", ".join(f"`{name}` {kind}" for name, kind in known.items())
-        new, old, where = f"{self.table}_new", f"{self.table}_old", f"ON CLUSTER {dialect.cluster}"
-        engine.command(f"DROP TABLE IF EXISTS {new} {where}")
-        engine.command(distributed(new, columns, self.shard, dialect, of=self.table))
-        engine.command(f"RENAME TABLE {self.table} TO {old}, {new} TO {self.table} {where}")
-        engine.command(f"DROP TABLE IF EXISTS {old} {where}")
+        for gone in (self.table, f"{self.table}_new", f"{self.table}_old"):  # the last two of programs before this one
+            engine.command(f"DROP TABLE IF EXISTS {gone} ON CLUSTER {dialect.cluster}")
+        engine.command(distributed(self.table, columns, self.shard, dialect))
 
 
 class CreateView(Struct, frozen=True):
@@ -113,11 +115,11 @@ class Migration(Struct, frozen=True, kw_only=True):
     steps: tuple[Step, ...]
 
 
-def distributed(name: str, columns: str, shard: str, dialect: Dialect, of: str = "") -> str:
+def distributed(name: str, columns: str, shard: str, dialect: Dialect) -> str:
     """The statement that makes the distributed whole of a table."""
     return (
         f"CREATE TABLE IF NOT EXISTS {name} ON CLUSTER {dialect.cluster} ({columns})"
-        f" ENGINE = Distributed({dialect.cluster}, currentDatabase(), {of or name}_local, {shard})"
+        f" ENGINE = Distributed({dialect.cluster}, currentDatabase(), {name}_local, {shard})"
     )
 
 

@@ -96,7 +96,7 @@ class SqliteDirectory:
             self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA foreign_keys=ON")
-            migrate_sqlite(self._database, MIGRATIONS)
+            migrate_sqlite(self._database, "directory", MIGRATIONS)
         except (OSError, sqlite3.Error, TooNew) as problem:
             raise DirectoryError(f"{file}: {problem}") from None
 
