@@ -12,6 +12,7 @@ from apscheduler.triggers.cron import CronTrigger
 
 from metroculus.sources.outbound.addresses import AllowedAddresses, parse_upstream_url
 from metroculus.sources.source import LABEL_NAME
+from metroculus.sources.thanos.client import REPLICA_LABELS
 from metroculus.storage.store import EMBEDDED, check_url
 from optscale_client.config_client.client import ConfigError, host_and_port
 from tools.settings import (
@@ -44,6 +45,10 @@ def _label(text: str) -> str:
     if text and (not LABEL_NAME.fullmatch(text) or text.startswith("__")):
         raise ValueError("must be a label name")
     return text
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    return tuple(_label(one) for one in listed(text))
 
 
 def _registry(text: str) -> str:
@@ -126,6 +131,14 @@ class MetroculusConfig:
             "Label that tells tenants apart; empty for one cluster's own Prometheus.",
             _label,
             "tenant_id",
+        )
+    )
+    replica_labels: tuple[str, ...] = declared(
+        Setting(
+            "REPLICA_LABELS",
+            "Labels that tell apart only which replica recorded a series, where nobody deduplicates.",
+            _labels,
+            REPLICA_LABELS,
         )
     )
     kubecost_api_url: str | None = declared(

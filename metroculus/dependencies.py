@@ -69,7 +69,7 @@ def make_dependencies(config: MetroculusConfig, clock: Callable[[], float] = tim
     querier = None
     if config.thanos_query_url:
         upstream = Upstream("the metrics source", config.thanos_query_url, trusted=True)
-        querier = Querier(http, upstream, config.tenant_label, clock)
+        querier = Querier(http, upstream, config.tenant_label, clock, config.replica_labels)
     default = None
     if config.kubecost_api_url:
         default = DefaultUpstream(config.kubecost_api_url, config.kubecost_account_id, config.kubecost_flavour)

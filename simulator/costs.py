@@ -113,7 +113,7 @@ def pod_costs(world: World, clipped: Clipped, now: int, adjusted: bool) -> list[
         adjusted: with the adjustments that Kubecost knows (those whose bill has arrived by ``now``).
     """
     costs: list[PodCost] = []
-    by_pod: dict[tuple[str, str], PodCost] = {}
+    by_pod: dict[tuple[str, str], list[PodCost]] = {}
     for container in world.containers:
         ran = [(max(a, container.start), min(b, container.end)) for a, b in clipped.containers]
         ran = [(a, b) for a, b in ran if a < b]
@@ -123,22 +123,22 @@ def pod_costs(world: World, clipped: Clipped, now: int, adjusted: bool) -> list[
         for a, b in ran:
             _add_compute(cost, container, a, b, now, adjusted, world.discount)
         costs.append(cost)
-        by_pod.setdefault((container.namespace, container.pod), cost)
+        parts = by_pod.setdefault((container.namespace, container.pod), [cost])
+        if parts[-1].end <= cost.start and parts[0].container is not None and parts[0].container.name == container.name:
+            parts.append(cost)  # the pod goes on elsewhere
     _add_volumes(world, clipped, costs, by_pod)
     for balancer in world.balancers:
         hours = _hours(clipped, balancer.start, balancer.end)
         for pod in balancer.pods:
-            by_namespace_pod = by_pod.get((balancer.namespace, pod))
-            if by_namespace_pod and hours:
-                share = hours / len(balancer.pods)
-                by_namespace_pod.load_balancer += balancer.usd_per_hour * share
+            for owner, part in _over_time(by_pod.get((balancer.namespace, pod), []), hours):
+                share = hours * part / len(balancer.pods)
+                owner.load_balancer += balancer.usd_per_hour * share
                 if adjusted:
-                    by_namespace_pod.load_balancer_adjustment -= balancer.credit_usd_per_hour * share
+                    owner.load_balancer_adjustment -= balancer.credit_usd_per_hour * share
     for flow in world.egress:
-        sender = by_pod.get((flow.namespace, flow.pod))
         hours = _hours(clipped, flow.start, flow.end)
-        if sender and hours:
-            gib = flow.gib_per_hour * hours
+        for sender, part in _over_time(by_pod.get((flow.namespace, flow.pod), []), hours):
+            gib = flow.gib_per_hour * hours * part
             sender.egress[flow.reach] = sender.egress.get(flow.reach, 0.0) + gib * world.usd_per_gib[flow.reach]
             sender.egress_bytes += gib * GIB
     return costs
@@ -166,7 +166,15 @@ def _add_compute(
     cost.ram_usage_gib_hours += integral(container.ram_usage_gib_at, start, end)
 
 
-def _add_volumes(world: World, clipped: Clipped, costs: list[PodCost], by_pod: dict[tuple[str, str], PodCost]) -> None:
+def _over_time(parts: list[PodCost], hours: float) -> list[tuple[PodCost, float]]:
+    """A pod's stretches with the share of its whole time that each is."""
+    whole = sum(part.end - part.start for part in parts)
+    return [(part, (part.end - part.start) / whole) for part in parts] if hours else []
+
+
+def _add_volumes(
+    world: World, clipped: Clipped, costs: list[PodCost], by_pod: dict[tuple[str, str], list[PodCost]]
+) -> None:
     """Each to the pods that mount it, else to the namespace that claims it, else to nobody."""
     unmounted: dict[str, PodCost] = {}
     for volume in world.volumes:
@@ -180,9 +188,10 @@ def _add_volumes(world: World, clipped: Clipped, costs: list[PodCost], by_pod: d
                 first, last = clipped.parts[0][0], clipped.parts[-1][1]
                 unmounted[namespace] = PodCost(None, namespace, UNMOUNTED, first, last)
                 costs.append(unmounted[namespace])
-            owners = [unmounted[namespace]]
-        for owner in owners:
-            gib_hours = volume.gib * hours / len(owners)
+            owners = [[unmounted[namespace]]]
+        shares = [(owner, part / len(owners)) for parts in owners for owner, part in _over_time(parts, hours)]
+        for owner, share in shares:
+            gib_hours = volume.gib * hours * share
             usd = gib_hours * volume.usd_per_gib_hour
             known = owner.pvs.get(volume.name, (0.0, 0.0))
             owner.pv += usd

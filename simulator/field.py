@@ -221,18 +221,21 @@ def short_jobs(world: World, sizes: _Sizes) -> World:
 
 
 def brief_balancers(world: World, sizes: _Sizes) -> World:
-    """A balancer of some minutes each day."""
+    """A balancer of some minutes each day, before the pods of a service that has one already."""
     known = world.balancers[0]
-    added = []
+    selector = next(one.selector for one in world.services if one.name == known.service)
+    balancers, services = list(world.balancers), list(world.services)
     for number, day in enumerate(_days(world)):
         start = sizes.moment(day + 11 * HOUR)
-        added.append(
-            Balancer(
-                "shop", f"canary-{number}", f"203.0.113.{20 + number}", known.usd_per_hour * 2, known.pods, start,
-                start + sizes.brief(),
-            )
-        )  # fmt: skip
-    return replace(world, balancers=(*world.balancers, *added))
+        name, ip = f"canary-{number}", f"203.0.113.{20 + number}"
+        balancers.append(Balancer("shop", name, ip, known.usd_per_hour * 2, known.pods, start, start + sizes.brief()))
+        services.append(Service("shop", name, selector))
+    names = {one.name for one in services[len(world.services) :]}
+    containers = tuple(
+        replace(one, services=tuple(sorted({*one.services, *names}))) if known.service in one.services else one
+        for one in world.containers
+    )
+    return replace(world, balancers=tuple(balancers), services=tuple(services), containers=containers)
 
 
 def volumes_that_change_hands(world: World, sizes: _Sizes) -> World:

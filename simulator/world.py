@@ -286,7 +286,7 @@ def make_world(
         containers=containers,
         volumes=volumes,
         balancers=(Balancer("shop", "web", "203.0.113.10", scale.balancer, tuple(web), start, end),),
-        services=(Service("shop", "web", {"app": "web"}),),
+        services=(Service("shop", "web", {"app": "web", "track": "stable"}),),
         egress=_egress(scale, containers, web, start, end),
         usd_per_gib=scale.egress_price,
         management_usd_per_hour=scale.management,
@@ -429,8 +429,11 @@ class _Workloads:
     def _add_shop(self) -> None:
         web_set = f"web-{self._suffix()}"
         web = {"app": "web", "team": "alpha", "app.kubernetes.io/part-of": "store"}
-        for node in (self._large, self._small, self._spot):
-            self._add("shop", "web", "deployment", f"{web_set}-{self._suffix()}", node, labels=web, services=("web",))
+        for node, track in ((self._large, "stable"), (self._small, "stable"), (self._spot, "spot")):
+            self._add(
+                "shop", "web", "deployment", f"{web_set}-{self._suffix()}", node, labels=web | {"track": track},
+                services=("web",) if track == "stable" else (),
+            )  # fmt: skip
         db = {"app": "db", "team": "alpha"}
         self._add(
             "shop", "db", "statefulset", "db-0", self._small, labels=db,

@@ -466,9 +466,9 @@ class Groups:
 
 
 def _pods(allocations: Allocations, index: Ints, groups: int) -> Ints:
-    """How many pods each group has; two of one name in two namespaces are two."""
+    """How many pods each group has; two of one name in two namespaces are two, and ``__unmounted__`` is none."""
     pods, spaces = allocations.texts["pod"], allocations.texts["namespace"]
-    named = pods.map(bool, bool) if len(index) else np.zeros(0, dtype=bool)
+    named = pods.map(lambda name: name not in SPECIAL_NAMES, bool) if len(index) else np.zeros(0, dtype=bool)
     which = (index * len(spaces.values) + spaces.codes) * max(1, len(pods.values)) + pods.codes
     distinct = np.unique(which[named])
     return np.bincount(distinct // max(1, len(pods.values)) // max(1, len(spaces.values)), minlength=groups)

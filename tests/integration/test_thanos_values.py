@@ -31,9 +31,13 @@ def answering(change):
 
     def answer(request):
         query = metrics_of(request)
-        if "count_over_time(kubecost" in query or "count_over_time(node" in query:
+        if re.fullmatch(r"kubecost_cluster_management_cost{[^{}]*}\[86400s\]", query):
+            stamps = [[END - 86400 + n * 60, "0.1"] for n in range(1440)]
+            series = {"metric": {"tenant_id": ACCOUNT}, "values": stamps}
+            found = {"status": "success", "data": {"resultType": "matrix", "result": [series]}}
+        elif '"metric", "' in query:
             names = re.findall(r'"metric", "([a-z_]+:kubecost_cluster_management_cost)"', query)
-            counts = {"hourly": "60", "in_all": "1440"}
+            counts = {"hourly": "60", "in_all": "1440", "series": "1"}
             found = vector(*(sample(counts[n.partition(":")[0]], tenant_id=ACCOUNT, metric=n) for n in names))
         elif query.startswith("count_over_time("):
             found = vector(sample("1440", tenant_id=ACCOUNT))

@@ -36,6 +36,8 @@ class Figure:
     truth: float
     complete: bool
     """Whether the view says that it is whole."""
+    interval_usd: float = 0.0
+    """What one interval more or less of each thing that came or went in the window costs."""
 
 
 @dataclass

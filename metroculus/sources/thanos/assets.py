@@ -10,7 +10,7 @@ from metroculus.cost_model.assets import Asset, AssetType, merge
 from metroculus.cost_model.reading import SourceReport
 from metroculus.sources.source import NodeSpecification
 from metroculus.sources.thanos import promql
-from metroculus.sources.thanos.chunk import Chunk, SeriesCoverage, judged, open_chunk
+from metroculus.sources.thanos.chunk import Chunk, SeriesCoverage, judged, open_parts
 from metroculus.sources.thanos.client import Labels, Querier, Samples
 from metroculus.sources.thanos.costs import GIB, volume_prices
 from metroculus.sources.thanos.usage import metadata
@@ -28,17 +28,20 @@ async def assets_by_metrics(
     """
     tenant = thanos.tenant(account)
 
-    async def read(start: int, end: int) -> tuple[list[Asset], SeriesCoverage]:
-        chunk = await open_chunk(thanos, tenant, start, end, deadline)
+    async def read(chunk: Chunk) -> tuple[list[Asset], SeriesCoverage]:
         share, enough = await chunk.coverage()
         readers = (_nodes, _disks, _balancers, _management)
         kinds = await asyncio.gather(*(reader(chunk) for reader in readers))
         return [asset for kind in kinds for asset in kind], (share * chunk.seconds, enough, chunk.warnings)
 
-    specifications, parts = await asyncio.gather(
+    async def read_day(start: int, end: int) -> list[tuple[list[Asset], SeriesCoverage]]:
+        return await asyncio.gather(*(read(one) for one in await open_parts(thanos, tenant, start, end, deadline)))
+
+    specifications, days = await asyncio.gather(
         metadata(thanos, account, window.end - 1, deadline),
-        asyncio.gather(*(read(start, end) for start, end in window.days())),
+        asyncio.gather(*(read_day(start, end) for start, end in window.days())),
     )
+    parts = [part for day in days for part in day]
     source = judged(window, [seen for _, seen in parts], thanos.now())
     if source.status == "no_data":
         return (), source

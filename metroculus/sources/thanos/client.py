@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -26,6 +26,8 @@ from tools.deadline import Deadline
 MAX_SERIES = 200_000
 CALLS_OF_AN_ACCOUNT = CALLS_AT_ONCE - 2
 RESOLUTIONS = ("0s", "5m", "1h")
+REPLICA_LABELS = ("replica", "prometheus_replica")
+"""What Thanos' and the Prometheus operator's set-ups call them."""
 
 
 class _Sample(Struct, array_like=True):
@@ -76,13 +78,22 @@ class Querier:
     Args:
         label: the tenant's label; empty for a Prometheus of one cluster's own.
         clock: Unix seconds, for ``fetched_at``.
+        replicas: labels that tell apart only which of several recorded a series.
     """
 
-    def __init__(self, http: SourceHttp, upstream: Upstream, label: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        http: SourceHttp,
+        upstream: Upstream,
+        label: str,
+        clock: Callable[[], float],
+        replicas: Sequence[str] = REPLICA_LABELS,
+    ) -> None:
         self._http = http
         self._upstream = upstream
         self._label = label
         self._clock = clock
+        self.replicas = tuple(replicas)
         self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     def now(self) -> int:
@@ -97,8 +108,10 @@ class Querier:
     ) -> tuple[Samples, list[str]]:
         """An instant query: labels and finite values, and what the querier warned of.
 
+        A value that is no quantity is counted out and warned of.
+
         Raises:
-            SourceError: also where a series is another tenant's, or stands twice.
+            SourceError: also where a series is another tenant's or stands twice, and where no value can be read.
         """
         params = {"query": query, "time": f"{at:.3f}", **self._flags(resolution)}
         answer = await self._ask("/api/v1/query", params, tenant, deadline, _VECTOR)
@@ -108,18 +121,38 @@ class Querier:
             key = tuple(sorted(entry.metric.items()))
             if key in found:
                 raise BadAnswer("the metrics source answered with the same series twice")
-            found[key] = (entry.metric, _finite(entry.value.value))
-        return list(found.values()), [text[:200] for text in answer.warnings]
+            found[key] = (entry.metric, _quantity(entry.value.value))
+        read = [(labels, value) for labels, value in found.values() if not math.isnan(value)]
+        warnings = [text[:200] for text in answer.warnings]
+        if len(read) < len(found):
+            if not read:
+                raise BadAnswer("the metrics source answered with a value that is no number")
+            warnings.append(f"{len(found) - len(read)} values could not be read and are not counted")
+        return read, warnings
+
+    async def stamps(
+        self, tenant: Tenant, query: str, at: float, deadline: Deadline, resolution: str
+    ) -> list[list[float]]:
+        """When each series of a range selector was written, Unix seconds.
+
+        Raises:
+            SourceError
+        """
+        params = {"query": query, "time": f"{at:.3f}", **self._flags(resolution)}
+        answer = await self._ask("/api/v1/query", params, tenant, deadline, _MATRIX)
+        for entry in answer.data.result:
+            self._check(tenant, entry.metric)
+        return [[sample.at for sample in entry.values] for entry in answer.data.result]
 
     async def query_range(
-        self, tenant: Tenant, query: str, start: int, end: int, step: int, deadline: Deadline
+        self, tenant: Tenant, query: str, start: int, end: int, step: int, deadline: Deadline, resolution: str = "0s"
     ) -> tuple[list[Series], list[str]]:
         """A range query; samples that are no quantity are left out.
 
         Raises:
             SourceError
         """
-        params = {"query": query, "start": str(start), "end": str(end), "step": str(step), **self._flags("0s")}
+        params = {"query": query, "start": str(start), "end": str(end), "step": str(step), **self._flags(resolution)}
         answer = await self._ask("/api/v1/query_range", params, tenant, deadline, _MATRIX)
         series = []
         for entry in answer.data.result:
@@ -166,11 +199,10 @@ class Querier:
             raise BadAnswer("the metrics source answered with a series that is not the account's")
 
 
-def _finite(text: str) -> float:
+def _quantity(text: str) -> float:
+    """A number that sums can hold; NaN for anything else."""
     try:
         value = float(text)
     except ValueError:
-        value = math.nan
-    if not is_quantity(value):
-        raise BadAnswer("the metrics source answered with a value that is no number")
-    return value
+        return math.nan
+    return value if is_quantity(value) else math.nan

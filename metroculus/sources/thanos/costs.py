@@ -1,24 +1,26 @@
-"""What a cluster cost by its metrics alone: allocations pod by pod with idle, and cluster management."""
+"""What a cluster cost by its metrics alone: allocations container by container with idle, and cluster management."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
 from metroculus.cost_model.allocation import IDLE, Allocation
-from metroculus.cost_model.components import Costs, Egress, Usage
+from metroculus.cost_model.components import Amounts, Costs, Egress, Usage
 from metroculus.cost_model.reading import AllocationReading, AllocationSet, ManagementReading
 from metroculus.sources.thanos import promql
-from metroculus.sources.thanos.chunk import Chunk, SeriesCoverage, judged, open_chunk
+from metroculus.sources.thanos.chunk import ALLOCATED, Chunk, SeriesCoverage, judged, open_parts
 from metroculus.sources.thanos.client import Labels, Querier, Samples
 from metroculus.sources.thanos.promql import Tenant
 from tools.deadline import Deadline
-from tools.window import Window
+from tools.window import HOUR, Window
 
 GIB = 2**30
 REACHES = {
@@ -27,8 +29,14 @@ REACHES = {
     ("false", "false", "true"): "zone",
 }
 MANAGEMENT = "kubecost_cluster_management_cost"
+EGRESS = "kubecost_pod_network_egress_bytes_total"
 NO_METRICS_OF = ("shared", "external")
 """Components that no metric tells: they are not covered, which is not the same as 0."""
+OF_NODES = ("cpu", "ram", "gpu")
+SPLIT_SHARE = 0.01
+"""What nodes cost by resource may differ from their total price by so much."""
+LONG_ENOUGH_HOURS = 0.25
+"""A container that ran for less may be gone before its usage was ever sampled twice."""
 
 
 async def management_by_metrics(thanos: Querier, account: str, window: Window, deadline: Deadline) -> ManagementReading:
@@ -39,8 +47,7 @@ async def management_by_metrics(thanos: Querier, account: str, window: Window, d
     """
     tenant = thanos.tenant(account)
 
-    async def read(start: int, end: int) -> tuple[float, SeriesCoverage]:
-        chunk = await open_chunk(thanos, tenant, start, end, deadline)
+    async def read(chunk: Chunk) -> tuple[float, SeriesCoverage]:
         share, enough = await chunk.coverage()
         usd = 0.0
         if MANAGEMENT in chunk.intervals:
@@ -48,35 +55,55 @@ async def management_by_metrics(thanos: Querier, account: str, window: Window, d
             usd = math.fsum(value for _, value in await chunk.ask(chunk.integral(rate, MANAGEMENT)))
         return usd, (share * chunk.seconds, enough, chunk.warnings)
 
-    parts = await asyncio.gather(*(read(start, end) for start, end in window.days()))
+    async def read_day(start: int, end: int) -> list[tuple[float, SeriesCoverage]]:
+        return await asyncio.gather(*(read(one) for one in await open_parts(thanos, tenant, start, end, deadline)))
+
+    days = await asyncio.gather(*(read_day(start, end) for start, end in window.days()))
+    parts = [part for day in days for part in day]
     source = judged(window, [seen for _, seen in parts], thanos.now())
     known = source.status in ("ok", "partial")
     return ManagementReading(source=source, usd=math.fsum(usd for usd, _ in parts) if known else None)
 
 
 async def allocation_by_metrics(
-    thanos: Querier, account: str, window: Window, deadline: Deadline, labels: Sequence[str] = ()
+    thanos: Querier,
+    account: str,
+    window: Window,
+    deadline: Deadline,
+    labels: Sequence[str] = (),
+    services: bool = False,
 ) -> AllocationReading:
-    """Allocations of a window by pod, one set a day.
+    """Allocations of a window by container, one set a stretch of what was covered.
 
     Args:
         labels: pod labels that rows must carry, as stored (``label_team``).
+        services: whether rows must say which services select their pods.
 
     Raises:
         SourceError
     """
     tenant = thanos.tenant(account)
 
-    async def read(start: int, end: int) -> _Read:
-        return await _ChunkReader(await open_chunk(thanos, tenant, start, end, deadline), labels).read()
+    async def read_part(chunk: Chunk) -> list[_Read]:
+        covered = await chunk.covered()
+        enough = sum(b - a for a, b in covered) >= chunk.seconds * _threshold(chunk)
+        readers = [_ChunkReader(replace(chunk, start=a, end=b, warnings=[]), labels, services) for a, b in covered]
+        reads = await asyncio.gather(*(reader.read() for reader in readers))
+        bare = _Read(start=chunk.start, end=chunk.end, enough=enough, warnings=tuple(chunk.warnings))
+        return [bare, *reads]
 
-    readings = await asyncio.gather(*(read(start, end) for start, end in window.days()))
+    async def read_day(start: int, end: int) -> list[_Read]:
+        parts = await open_parts(thanos, tenant, start, end, deadline)
+        return [one for part in await asyncio.gather(*(read_part(chunk) for chunk in parts)) for one in part]
+
+    days = await asyncio.gather(*(read_day(start, end) for start, end in window.days()))
+    readings = [one for day in days for one in day]
     with_rows = [one for one in readings if one.allocations]
-    absent = {name for one in readings for name in one.missing}
     never = set.intersection(*(set(one.not_covered) for one in with_rows)) if with_rows else set()
     sometimes = {name for one in with_rows for name in one.not_covered} - never
+    absent = {name for one in readings for name in one.missing} | sometimes
     notes = [text for one in readings for text in one.warnings]
-    notes += [f"{name}: not reported for every day" for name in sorted(sometimes)]
+    notes += [f"{name}: not reported for all of the time" for name in sorted(sometimes)]
     source = judged(
         window,
         [(one.seen_seconds, one.enough, []) for one in readings],
@@ -93,113 +120,135 @@ async def allocation_by_metrics(
     )
 
 
+def _threshold(chunk: Chunk) -> float:
+    """Share of a part below which it is not covered."""
+    beats = [name for name in promql.HEARTBEATS if name in chunk.intervals]
+    return promql.coverage_threshold(chunk.seconds, chunk.step(*beats)) if beats else 1.0
+
+
 class _Read(Struct, frozen=True, kw_only=True):
+    """What one covered stretch said; without allocations, what is to be said of a part as a whole."""
+
     start: int
     end: int
-    allocations: tuple[Allocation, ...]
-    seen_seconds: float
-    enough: bool
-    incomplete: bool
-    missing: tuple[str, ...]
-    not_covered: tuple[str, ...]
-    warnings: tuple[str, ...]
+    allocations: tuple[Allocation, ...] = ()
+    enough: bool = True
+    incomplete: bool = False
+    missing: tuple[str, ...] = ()
+    not_covered: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    seen: bool = False
+
+    @property
+    def seen_seconds(self) -> float:
+        return float(self.end - self.start) if self.seen else 0.0
 
 
 Pod = tuple[str, str]
+Where = tuple[str, str, str, str]
+"""Namespace, pod, container, node; what is of a pod or a namespace as a whole has the rest empty."""
+Who = tuple[str, str, str]
+UNMOUNTED = ("__unmounted__", "__unmounted__")
+
+
+def _two(labels: Labels, one: str, other: str) -> tuple[str, str]:
+    return labels.get(one, ""), labels.get(other, "")
 
 
 class _ChunkReader:
-    """Reads one stretch: every figure by pod, joined to allocations."""
+    """Reads one covered stretch: every figure by container or pod, joined to allocations."""
 
-    def __init__(self, chunk: Chunk, labels: Sequence[str]) -> None:
+    def __init__(self, chunk: Chunk, labels: Sequence[str], services: bool) -> None:
         self.chunk = chunk
         self.tenant = chunk.tenant
         self.labels = labels
+        self.services = services
         self.notes: list[str] = []
         self.incomplete = False
 
     async def read(self) -> _Read:
         start, end = self.chunk.start, self.chunk.end
-        share, enough = await self.chunk.coverage()
-        there = self.chunk.intervals
-        priced = {"node_cpu_hourly_cost", "node_total_hourly_cost"} & set(there)
-        if not share or "container_cpu_allocation" not in there or not priced:
-            return _Read(
-                start=start, end=end, allocations=(), seen_seconds=share * (end - start), enough=False,
-                incomplete=True, missing=(), not_covered=(), warnings=tuple(self.chunk.warnings),
-            )  # fmt: skip
-        cpu, ram, gpu, usage, owners, labelled = await asyncio.gather(
-            self._compute("cpu", "container_cpu_allocation", "node_cpu_hourly_cost", ""),
+        cpu, ram, gpu = await asyncio.gather(
+            self._compute("cpu", ALLOCATED, "node_cpu_hourly_cost", ""),
             self._compute("ram", "container_memory_allocation_bytes", "node_ram_hourly_cost", f" / {GIB}"),
             self._compute("gpu", "container_gpu_allocation", "node_gpu_hourly_cost", ""),
+        )
+        usage, owners, labelled, served = await asyncio.gather(
             self._usage(),
-            self._owners(),
+            read_owners(self.chunk.ask, self.tenant, self.chunk.seconds, self.chunk.own),
             self._labelled(),
+            self._served(),
         )
         nodes, volumes, (network, egress, network_state), balancers = await asyncio.gather(
-            self._nodes(), self._volumes(), self._network(), self._balancers()
+            self._nodes(), self._volumes(), self._network(), self._balancers(usage.hours, served)
         )
-        pods = sorted({*cpu, *ram, *gpu, *volumes, *network, *balancers})
+        priced, missing = self._missing(nodes)
+        main = _main_rows([*cpu.usd, *cpu.amounts, *ram.usd, *gpu.usd], usage.hours)
+        rows = _Rows(main)
+        for component, of_containers in (("cpu", cpu), ("ram", ram), ("gpu", gpu)):
+            rows.add(component, of_containers.usd)
+        for component, of_pods in (("pv", volumes), ("network", network), ("load_balancer", balancers)):
+            rows.of_pods(component, of_pods)
         allocations = [
             Allocation(
-                name="/".join(pod),
-                namespace=pod[0],
-                pod=pod[1] if pod[0] != "__unmounted__" else "",
-                controller=owners.get(pod, ("", ""))[1],
-                controller_kind=owners.get(pod, ("", ""))[0],
-                labels=labelled.get(pod, {}),
+                name="/".join(where[:3]).rstrip("/"),
+                namespace=where[0],
+                pod=where[1] if where[0] != UNMOUNTED[0] else "",
+                container=where[2],
+                node=where[3],
+                controller=owners.get(where[:2], ("", ""))[1],
+                controller_kind=owners.get(where[:2], ("", ""))[0],
+                labels=labelled.get(where[:2], {}),
+                services=served.get(where[:2], ()),
                 start=start,
                 end=end,
-                costs=Costs(
-                    cpu=cpu.get(pod, 0.0),
-                    ram=ram.get(pod, 0.0),
-                    gpu=gpu.get(pod, 0.0),
-                    pv=volumes.get(pod, 0.0),
-                    network=network.get(pod, 0.0),
-                    load_balancer=balancers.get(pod, 0.0),
-                ),
-                egress=egress.get(pod, Egress()),
-                usage=usage.get(pod, Usage()),
+                costs=Costs(**costs),
+                egress=egress.get(where[:2], Egress()) if where == main.get(where[:2], where) else Egress(),
+                usage=usage.of(where, main),
+                amounts=Amounts(cpu.amounts.get(where, 0.0), ram.amounts.get(where, 0.0), gpu.amounts.get(where, 0.0)),
+                unknown=usage.unknown_of(where),
             )
-            for pod in pods
+            for where, costs in sorted(rows.costs.items())
         ]
-        missing = () if nodes is not None else ("cpu", "ram", "gpu")
-        if nodes is not None:
-            used = Costs(cpu=math.fsum(cpu.values()), ram=math.fsum(ram.values()), gpu=math.fsum(gpu.values()))
-            idle = _idle(nodes, used)
-            allocations.append(Allocation(name=IDLE, start=start, end=end, costs=idle))
+        if nodes is not None and priced:
+            used = Costs(*(math.fsum(one.usd.values()) for one in (cpu, ram, gpu)))
+            allocations.append(Allocation(name=IDLE, start=start, end=end, costs=_idle(nodes, used)))
+        if network_state == "missing":
+            missing = (*missing, "network")
         return _Read(
-            start=start, end=end, allocations=tuple(allocations), seen_seconds=share * (end - start), enough=enough,
-            incomplete=self.incomplete, missing=missing + (("network",) if network_state == "missing" else ()),
+            start=start, end=end, allocations=tuple(allocations), seen=True, incomplete=self.incomplete,
+            missing=missing,
             not_covered=(*NO_METRICS_OF, *(("network",) if network_state == "not_covered" else ())),
             warnings=tuple(dict.fromkeys([*self.notes, *self.chunk.warnings])),
         )  # fmt: skip
 
-    async def _by_pod(self, query: str) -> dict[Pod, float]:
-        return {
-            (labels.get("namespace", ""), labels.get("pod", "")): value for labels, value in await self.chunk.ask(query)
-        }
+    def _missing(self, nodes: _Nodes | None) -> tuple[bool, tuple[str, ...]]:
+        """Whether idle can be told, and the components that this stretch does not tell whole."""
+        there = self.chunk.intervals
+        if ALLOCATED not in there or nodes is None:
+            self._untold("cpu, ram, gpu: nobody wrote what nodes cost and what is allocated on them")
+            return False, OF_NODES if "pv_hourly_cost" in there or nodes is not None else (*OF_NODES, "pv")
+        if nodes.by_resource is None and nodes.total:
+            self._untold("cpu, ram, gpu: how what nodes cost is divided among them is not known")
+            return True, OF_NODES
+        return True, ()
 
-    async def _compute(self, component: str, amount: str, price: str, unit: str) -> dict[Pod, float]:
-        """Cost of what was allocated on nodes, by pod; an amount without a price is told of."""
+    async def _compute(self, component: str, amount: str, price: str, unit: str) -> _Compute:
+        """Cost of what was allocated on nodes, by container; an amount without a price is told of."""
         tenant = self.tenant
         if amount not in self.chunk.intervals:
             if component != "gpu":
                 self._untold(f"{component}: nobody wrote what was allocated")
-            return {}
-        amounts = f"({self.chunk.now(amount, 'namespace', 'pod', 'container', 'node')}{unit})"
+            return _Compute({}, {})
+        identity = ("namespace", "pod", "container", "node")
+        amounts = f"({self.chunk.now(amount, *identity)}{unit})"
+        summed = self.chunk.integral(amounts, amount)
         if price not in self.chunk.intervals:
             self._untold(f"{component}: some of it ran on nodes whose price is not known, and is not counted")
-            return {}
+            return _Compute({}, await self._by_container(summed))
         prices = self.chunk.now(price, "node")
         costs, without = await asyncio.gather(
-            self._by_pod(
-                self.chunk.integral(
-                    promql.total(promql.priced(amounts, prices, tenant, "node"), tenant, "namespace", "pod"),
-                    amount,
-                    price,
-                )
-            ),
+            self._by_container(self.chunk.integral(promql.priced(amounts, prices, tenant, "node"), amount, price)),
             self.chunk.ask(
                 self.chunk.integral(
                     promql.total(promql.unpriced(amounts, prices, tenant, "node"), tenant), amount, price
@@ -208,7 +257,22 @@ class _ChunkReader:
         )
         if any(value > 0 for _, value in without):
             self._untold(f"{component}: some of it ran on nodes whose price is not known, and is not counted")
-        return costs
+        if any(costs.values()):
+            return _Compute(costs, {})
+        allocated = await self._by_container(summed)
+        if component != "gpu" and any(allocated.values()):
+            self._untold(f"{component}: unpriced, for the price of every node is 0")
+        return _Compute(costs, allocated)
+
+    async def _by_container(self, query: str) -> dict[Where, float]:
+        """Figures by container and node; one below zero is counted out and told of."""
+        found: dict[Where, float] = {}
+        for labels, value in await self.chunk.ask(query):
+            if value < 0:
+                self._untold("a figure below zero is not counted")
+                continue
+            found[(*_two(labels, "namespace", "pod"), *_two(labels, "container", "node"))] = value
+        return found
 
     def _untold(self, note: str) -> None:
         """Something is missing from the sums: the source is partial, and says what."""
@@ -224,25 +288,33 @@ class _ChunkReader:
             promql.total(self.chunk.now("node_total_hourly_cost", "node"), tenant), "node_total_hourly_cost"
         )
         usd = math.fsum(value for _, value in await self.chunk.ask(total))
-        parts = []
-        for capacity, price, unit in (
-            ("kube_node_status_capacity_cpu_cores", "node_cpu_hourly_cost", ""),
-            ("kube_node_status_capacity_memory_bytes", "node_ram_hourly_cost", f" / {GIB}"),
-            ("node_gpu_count", "node_gpu_hourly_cost", ""),
-        ):
-            value = 0.0
-            if capacity in there and price in there:
-                amounts = f"({self.chunk.now(capacity, 'node')}{unit})"
-                rate = promql.total(promql.priced(amounts, self.chunk.now(price, "node"), tenant, "node"), tenant)
-                value = math.fsum(v for _, v in await self.chunk.ask(self.chunk.integral(rate, capacity, price)))
-            parts.append(value)
+        parts = await asyncio.gather(
+            self._capacity_cost("cpu", "core", "kube_node_status_capacity_cpu_cores", "node_cpu_hourly_cost", ""),
+            self._capacity_cost(
+                "memory", "byte", "kube_node_status_capacity_memory_bytes", "node_ram_hourly_cost", f" / {GIB}"
+            ),
+            self._capacity_cost("nvidia_com_gpu", "integer", "node_gpu_count", "node_gpu_hourly_cost", ""),
+        )
         whole = math.fsum(parts)
-        if not parts[0] or not parts[1]:
+        if not parts[0] or not parts[1] or abs(whole - usd) > SPLIT_SHARE * abs(usd):
             return _Nodes(usd, None)
         return _Nodes(usd, Costs(*(usd * part / whole for part in parts)))
 
+    async def _capacity_cost(self, resource: str, unit: str, older: str, price: str, factor: str) -> float:
+        """What all of one resource cost: its capacity as either version of kube-state-metrics writes it."""
+        there, newer = self.chunk.intervals, "kube_node_status_capacity"
+        sizes = [self.chunk.now(older, "node")] if older in there else []
+        if newer in there:
+            sizes.append(self.chunk.now(newer, "node", resource=resource, unit=unit))
+        if not sizes or price not in there:
+            return 0.0
+        amounts = f"(({' or '.join(sizes)}){factor})"
+        rate = promql.total(promql.priced(amounts, self.chunk.now(price, "node"), self.tenant, "node"), self.tenant)
+        measures = [name for name in (older, newer) if name in there]
+        return math.fsum(value for _, value in await self.chunk.ask(self.chunk.integral(rate, *measures, price)))
+
     async def _volumes(self) -> dict[Pod, float]:
-        """Cost of volumes by the pod that mounts them, else the namespace that claims them, else ``__unmounted__``."""
+        """Cost of volumes by the pods that mount them, else the namespace that claims them, else ``__unmounted__``."""
         there = self.chunk.intervals
         capacity, price = "kube_persistentvolume_capacity_bytes", "pv_hourly_cost"
         if capacity not in there or price not in there:
@@ -254,49 +326,71 @@ class _ChunkReader:
         sizes, prices = self.chunk.now(capacity, "persistentvolume"), volume_prices(self.chunk)
         rate = promql.priced(f"({sizes} / {GIB})", prices, self.tenant, "persistentvolume")
         without_price = promql.total(promql.unpriced(sizes, prices, self.tenant, "persistentvolume"), self.tenant)
-        costs, without, claims, mounts = await asyncio.gather(
+        claimed_by = f"max by ({self.tenant.by('volumename', 'namespace')}) (last_over_time({self._claims()}))"
+        owned = promql.priced(
+            f'label_replace({claimed_by}, "persistentvolume", "$1", "volumename", "(.+)")', f"({rate})",
+            self.tenant, "persistentvolume",
+        )  # fmt: skip
+        costs, without, claimed, mounts = await asyncio.gather(
             self.chunk.ask(self.chunk.integral(rate, capacity, price)),
             self.chunk.ask(self.chunk.integral(without_price, capacity, price)),
-            self.chunk.seen("kube_persistentvolumeclaim_info", "volumename", "namespace"),
+            self.chunk.ask(self.chunk.integral(owned, capacity, price)),
             self.chunk.seen("pod_pvc_allocation", "persistentvolume", "namespace", "pod"),
         )
         if any(value > 0 for _, value in without):
             self._untold("pv: some volumes have no price, and are not counted")
-        owners: dict[str, set[Pod]] = {}
+        by_volume = {labels.get("persistentvolume", ""): usd for labels, usd in costs}
+        pods: dict[tuple[str, str], list[Pod]] = defaultdict(list)
         for labels in mounts:
-            pod = (labels.get("namespace", ""), labels.get("pod", ""))
-            owners.setdefault(labels.get("persistentvolume", ""), set()).add(pod)
-        claimed = {labels.get("volumename", ""): labels.get("namespace", "") for labels in claims}
-        by_pod: dict[Pod, list[float]] = {}
-        for labels, usd in costs:
-            volume = labels.get("persistentvolume", "")
-            pods = owners.get(volume, set())
-            namespace = claimed.get(volume, "")
-            owner = ("__unmounted__", "__unmounted__")
-            if len(pods) == 1:
-                owner = next(iter(pods))
-            elif namespace:
-                owner = (namespace, "")
-            by_pod.setdefault(owner, []).append(usd)
+            namespace, mounter = _two(labels, "namespace", "pod")
+            pods[(labels.get("persistentvolume", ""), namespace)].append((namespace, mounter))
+        by_pod: dict[Pod, list[float]] = defaultdict(list)
+        for labels, usd in claimed:
+            volume, namespace = _two(labels, "volumename", "namespace")
+            owners = pods.get((volume, namespace)) or [(namespace, UNMOUNTED[1])]
+            by_volume[volume] = by_volume.get(volume, 0.0) - usd
+            for owner in owners:
+                by_pod[owner].append(usd / len(owners))
+        rest = math.fsum(usd for usd in by_volume.values() if usd > 1e-9)
+        if rest:
+            by_pod[UNMOUNTED].append(rest)
         return {pod: math.fsum(values) for pod, values in by_pod.items()}
+
+    def _claims(self) -> str:
+        """Claims as they are now, with what looking back takes."""
+        lookback_ms = int(2 * self.chunk.intervals["kube_persistentvolume_capacity_bytes"] * 1000) - 1
+        claims = promql.selector("kube_persistentvolumeclaim_info", self.tenant)
+        return f"{claims}[{max(1, lookback_ms)}ms]"
 
     async def _network(self) -> tuple[dict[Pod, float], dict[Pod, Egress], Literal["ok", "missing", "not_covered"]]:
         """Bytes sent times the price of where they went."""
         tenant, seconds = self.tenant, self.chunk.seconds
-        labels = ("namespace", "pod_name", "internet", "same_zone", "same_region", "sameZone", "sameRegion")
-        sent = await self.chunk.ask(promql.increase("kubecost_pod_network_egress_bytes_total", tenant, labels, seconds))
-        if not sent:
+        if EGRESS not in self.chunk.intervals:
             return {}, {}, "not_covered"
-        prices = await self.chunk.ask(
-            " or ".join(
-                promql.named(
-                    reach,
-                    f"max by ({tenant.by()}) (avg_over_time("
-                    f"{promql.selector(f'kubecost_network_{reach}_egress_cost', tenant)}[{seconds}s]))",
+        labels = ("namespace", "pod_name", "internet", "same_zone", "same_region", "sameZone", "sameRegion")
+        step = self.chunk.step(EGRESS)
+        counted = promql.seen_steps(self.chunk.now(EGRESS), seconds, step)
+        sent, prices, steps = await asyncio.gather(
+            self.chunk.ask(self.chunk.increase(EGRESS, *labels)),
+            self.chunk.ask(
+                " or ".join(
+                    promql.named(
+                        reach,
+                        f"max by ({tenant.by()}) (avg_over_time("
+                        f"{promql.selector(f'kubecost_network_{reach}_egress_cost', tenant)}[{seconds}s]))",
+                    )
+                    for reach in ("internet", "region", "zone")
                 )
-                for reach in ("internet", "region", "zone")
-            )
+            ),
+            self.chunk.ask(counted),
         )
+        seen = min(1.0, math.fsum(count for _, count in steps) * step / seconds)
+        if not sent and not seen:
+            return {}, {}, "not_covered"
+        state: Literal["ok", "missing"] = "ok"
+        if seen < promql.coverage_threshold(seconds, step):
+            self._untold(f"network: reported for {seen * seconds / HOUR:.1f} of {seconds / HOUR:.1f} hours")
+            state = "missing"
         price = {found["metric"]: value for found, value in prices}
         costs: dict[Pod, dict[str, float]] = {}
         for found, sent_bytes in sent:
@@ -308,62 +402,98 @@ class _ChunkReader:
             one = costs.setdefault((found.get("namespace", ""), found.get("pod_name", "")), {})
             one[reach] = one.get(reach, 0.0) + sent_bytes / GIB * price[reach]
         egress = {pod: Egress(**parts) for pod, parts in costs.items()}
-        return {pod: math.fsum(parts.values()) for pod, parts in costs.items()}, egress, "ok"
+        return {pod: math.fsum(parts.values()) for pod, parts in costs.items()}, egress, state
 
-    async def _balancers(self) -> dict[Pod, float]:
+    async def _balancers(self, hours: Mapping[Who, float], served: Mapping[Pod, tuple[str, ...]]) -> dict[Pod, float]:
+        """Cost of balancers by the pods behind them, by how long each ran; else by namespace."""
         name = "kubecost_load_balancer_cost"
         if name not in self.chunk.intervals:
             return {}
-        rate = promql.total(self.chunk.now(name, "namespace", "service_name", "ingress_ip"), self.tenant, "namespace")
-        return {
-            (labels.get("namespace", ""), ""): usd
-            for labels, usd in await self.chunk.ask(self.chunk.integral(rate, name))
-        }
+        identity = ("namespace", "service_name")
+        rate = promql.total(self.chunk.now(name, *identity, "ingress_ip"), self.tenant, *identity)
+        ran: dict[Pod, float] = {}
+        for who, there in hours.items():
+            ran[who[:2]] = max(ran.get(who[:2], 0.0), there)
+        behind: dict[tuple[str, str], list[Pod]] = defaultdict(list)
+        for one, services in served.items():
+            for service in services:
+                if ran.get(one):
+                    behind[(one[0], service)].append(one)
+        by_pod: dict[Pod, list[float]] = defaultdict(list)
+        for labels, usd in await self.chunk.ask(self.chunk.integral(rate, name)):
+            namespace, service = _two(labels, *identity)
+            pods = behind.get((namespace, service), [])
+            whole = math.fsum(ran[pod] for pod in pods)
+            for pod in pods:
+                by_pod[pod].append(usd * ran[pod] / whole)
+            if not pods:
+                by_pod[(namespace, UNMOUNTED[1])].append(usd)
+        return {pod: math.fsum(values) for pod, values in by_pod.items()}
 
-    async def _usage(self) -> dict[Pod, Usage]:
-        """Requests and usage in core-minutes and byte-minutes."""
-        tenant, there = self.tenant, self.chunk.intervals
-        requests, memory = "kube_pod_container_resource_requests", "container_memory_working_set_bytes"
+    async def _served(self) -> dict[Pod, tuple[str, ...]]:
+        """Which services select each pod, by their selectors and the pods' labels."""
+        if not self.services and "kubecost_load_balancer_cost" not in self.chunk.intervals:
+            return {}
+        there = f"max_over_time({promql.selector('service_selector_labels', self.tenant)}[{self.chunk.seconds}s])"
+        found: dict[Pod, set[str]] = defaultdict(set)
+        by_namespace: dict[str, list[tuple[str, dict[str, str]]]] = defaultdict(list)
+        for labels, _ in await self.chunk.ask(self.chunk.own(there)):
+            selector = {name: value for name, value in labels.items() if name.startswith("label_")}
+            if selector:
+                by_namespace[labels.get("namespace", "")].append((labels.get("service", ""), selector))
+        selectors = [selector for services in by_namespace.values() for _, selector in services]
+        wanted = sorted({name for selector in selectors for name in selector})
+        if not wanted:
+            return {}
+        for labels in await self.chunk.seen("kube_pod_labels", "namespace", "pod", *wanted):
+            namespace, pod = _two(labels, "namespace", "pod")
+            for service, selector in by_namespace.get(namespace, ()):
+                if all(labels.get(name, "") == value for name, value in selector.items()):
+                    found[(namespace, pod)].add(service)
+        return {pod: tuple(sorted(services)) for pod, services in found.items()}
 
-        async def requested(resource: str) -> dict[Pod, float]:
-            if requests not in there:
+    async def _usage(self) -> _Usages:
+        """Requests and usage of the time that containers ran, in core-minutes and byte-minutes."""
+        there, memory = self.chunk.intervals, "container_memory_working_set_bytes"
+        who = ("namespace", "pod", "container")
+
+        async def integrated(gauge: str, metric: str) -> dict[Who, float]:
+            """A gauge for as long as its container was there; requests outlive the pod that made them."""
+            if ALLOCATED in there:
+                gauge = f"({gauge}) and on ({self.tenant.by(*who)}) ({self.chunk.now(ALLOCATED, *who)})"
+            return await self._by_who(self.chunk.integral(gauge, metric))
+
+        async def requested(resource: str, older: str) -> dict[Who, float] | None:
+            newer = "kube_pod_container_resource_requests"
+            parts = [self.chunk.now(older, *who)] if older in there else []
+            if newer in there:
+                parts.insert(0, self.chunk.now(newer, *who, resource=resource))
+            if not parts:
+                return None
+            return await integrated(" or ".join(f"({one})" for one in parts), newer if newer in there else older)
+
+        async def resident() -> dict[Who, float] | None:
+            return await integrated(self.chunk.now(memory, *who, container="!"), memory) if memory in there else None
+
+        async def ran() -> dict[Who, float]:
+            if ALLOCATED not in there:
                 return {}
-            rate = promql.total(
-                self.chunk.now(requests, "namespace", "pod", "container", resource=resource), tenant, "namespace", "pod"
-            )
-            return await self._by_pod(self.chunk.integral(rate, requests))
+            return await self._by_who(self.chunk.integral(f"({self.chunk.now(ALLOCATED, *who)}) * 0 + 1", ALLOCATED))
 
-        async def resident() -> dict[Pod, float]:
-            if memory not in there:
-                return {}
-            rate = promql.total(
-                self.chunk.now(memory, "namespace", "pod", "container", container="!"), tenant, "namespace", "pod"
-            )
-            return await self._by_pod(self.chunk.integral(rate, memory))
-
-        cpu_request, ram_request, ram_usage, cpu_seconds = await asyncio.gather(
-            requested("cpu"),
-            requested("memory"),
+        cpu_request, ram_request, ram_usage, cpu_seconds, hours = await asyncio.gather(
+            requested("cpu", "kube_pod_container_resource_requests_cpu_cores"),
+            requested("memory", "kube_pod_container_resource_requests_memory_bytes"),
             resident(),
-            self._by_pod(
-                promql.increase(
-                    "container_cpu_usage_seconds_total", tenant, ("namespace", "pod"), self.chunk.seconds, container="!"
-                )
-            ),
+            self._by_who(self.chunk.increase("container_cpu_usage_seconds_total", *who, container="!")),
+            ran(),
         )
-        return {
-            pod: Usage(
-                cpu_request.get(pod, 0.0) * 60,
-                cpu_seconds.get(pod, 0.0) / 60,
-                ram_request.get(pod, 0.0) * 60,
-                ram_usage.get(pod, 0.0) * 60,
-            )
-            for pod in {*cpu_request, *ram_request, *ram_usage, *cpu_seconds}
-        }
+        return _Usages(hours, cpu_request, cpu_seconds or None, ram_request, ram_usage)
 
-    async def _owners(self) -> dict[Pod, tuple[str, str]]:
-        """Controller kind and name of each pod, a ReplicaSet's Deployment in its place."""
-        return await read_owners(self.chunk.ask, self.tenant, self.chunk.seconds)
+    async def _by_who(self, query: str) -> dict[Who, float]:
+        found: dict[Who, float] = {}
+        for labels, value in await self.chunk.ask(query):
+            found[(*_two(labels, "namespace", "pod"), labels.get("container", ""))] = value
+        return found
 
     async def _labelled(self) -> dict[Pod, dict[str, str]]:
         if not self.labels:
@@ -374,6 +504,79 @@ class _ChunkReader:
             }
             for labels in await self.chunk.seen("kube_pod_labels", "namespace", "pod", *self.labels)
         }
+
+
+class _Compute(Struct, frozen=True):
+    """Of one resource by container: USD, and where nothing of it is priced, hours of what was allocated."""
+
+    usd: dict[Where, float]
+    amounts: dict[Where, float]
+
+
+class _Usages(Struct, frozen=True):
+    """By container: hours that it ran; requests and usage (hours of cores and bytes, and seconds of cores).
+
+    None where nobody wrote any of them.
+    """
+
+    hours: Mapping[Who, float]
+    cpu_request: Mapping[Who, float] | None
+    cpu_seconds: Mapping[Who, float] | None
+    ram_request: Mapping[Who, float] | None
+    ram_usage: Mapping[Who, float] | None
+
+    def of(self, where: Where, main: Mapping[Pod | Who, Where]) -> Usage:
+        """Of a container's main row; its other rows have none, for they are of the same container."""
+        who = where[:3]
+        if main.get(who, where) != where:
+            return Usage()
+
+        def value(of: Mapping[Who, float] | None, factor: float) -> float:
+            return of.get(who, 0.0) * factor if of is not None else 0.0
+
+        return Usage(
+            value(self.cpu_request, 60), value(self.cpu_seconds, 1 / 60), value(self.ram_request, 60),
+            value(self.ram_usage, 60),
+        )  # fmt: skip
+
+    def unknown_of(self, where: Where) -> tuple[str, ...]:
+        """The measures that nobody wrote, of this container or of any."""
+        who = where[:3]
+        if not where[2]:
+            return ()
+        long = self.hours.get(who, 0.0) >= LONG_ENOUGH_HOURS
+        lacking = {
+            "cpu_request": self.cpu_request is None,
+            "cpu_usage": self.cpu_seconds is None or (long and who not in self.cpu_seconds),
+            "ram_request": self.ram_request is None,
+            "ram_usage": self.ram_usage is None or (long and who not in self.ram_usage),
+        }
+        return tuple(name for name, lacks in lacking.items() if lacks)
+
+
+def _main_rows(rows: Sequence[Where], hours: Mapping[Who, float]) -> dict[Pod | Who, Where]:
+    """The row that stands for a pod, and the one that stands for a container: what is of either is told there."""
+    main: dict[Pod | Who, Where] = {}
+    for where in sorted(set(rows), key=lambda one: (-hours.get(one[:3], 0.0), one)):
+        main.setdefault(where[:2], where)
+        main.setdefault(where[:3], where)
+    return main
+
+
+class _Rows:
+    """Costs by row, as they are added up."""
+
+    def __init__(self, main: Mapping[Pod | Who, Where]) -> None:
+        self._main = main
+        self.costs: dict[Where, dict[str, float]] = {where: {} for where in main.values()}
+
+    def add(self, component: str, found: Mapping[Where, float]) -> None:
+        for where, usd in found.items():
+            costs = self.costs.setdefault(where, {})
+            costs[component] = costs.get(component, 0.0) + usd
+
+    def of_pods(self, component: str, found: Mapping[Pod, float]) -> None:
+        self.add(component, {self._main.get(pod, (*pod, "", "")): usd for pod, usd in found.items()})
 
 
 def volume_prices(chunk: Chunk) -> str:
@@ -391,11 +594,14 @@ def volume_prices(chunk: Chunk) -> str:
 Ask = Callable[[str], Awaitable[Samples]]
 
 
-async def read_owners(ask: Ask, tenant: Tenant, seconds: int) -> dict[Pod, tuple[str, str]]:
+async def read_owners(
+    ask: Ask, tenant: Tenant, seconds: int, own: Callable[[str], str] = promql.same
+) -> dict[Pod, tuple[str, str]]:
     """Controller kind (lower case) and name of each pod seen in ``seconds``."""
 
     def seen(metric: str, *identity: str) -> str:
-        return f"max by ({tenant.by(*identity)}) (max_over_time({promql.selector(metric, tenant)}[{seconds}s]))"
+        there = own(f"max_over_time({promql.selector(metric, tenant)}[{seconds}s])")
+        return f"max by ({tenant.by(*identity)}) ({there})"
 
     pods, replicasets = await asyncio.gather(
         ask(seen("kube_pod_owner", "namespace", "pod", "owner_kind", "owner_name")),
@@ -425,13 +631,11 @@ class _Nodes(Struct, frozen=True):
 
 
 def _idle(nodes: _Nodes, used: Costs) -> Costs:
-    """What nodes cost beyond what was allocated; by allocated shares where their capacities are not known."""
+    """What nodes cost beyond what was allocated; in one sum where it is not known of which resource."""
     whole = nodes.by_resource
-    if whole is not None:
-        return Costs(cpu=whole.cpu - used.cpu, ram=whole.ram - used.ram, gpu=whole.gpu - used.gpu)
-    rest = nodes.total - used.total
-    share = used.cpu / (used.cpu + used.ram) if used.cpu + used.ram else 1.0
-    return Costs(cpu=rest * share, ram=rest * (1 - share))
+    if whole is None:
+        return Costs(cpu=nodes.total - used.total)
+    return Costs(cpu=whole.cpu - used.cpu, ram=whole.ram - used.ram, gpu=whole.gpu - used.gpu)
 
 
 def _reach(labels: Labels) -> str | None:

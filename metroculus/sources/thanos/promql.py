@@ -7,20 +7,22 @@ closed (Prometheus 2) and open (Prometheus 3) range ends see the same samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
 
 from metroculus.sources.source import LABEL_NAME, METRIC_NAME
 from tools.window import HOUR
 
-_OTHER_METRICS = frozenset({"pod_pvc_allocation"})
+_OTHER_METRICS = frozenset({"pod_pvc_allocation", "service_selector_labels"})
 """What is read and that no caller may name."""
 
 HEARTBEATS = ("node_total_hourly_cost", "kubecost_network_internet_egress_cost", "kubecost_cluster_management_cost")
 """Gauges that the cost exporter always writes: where they are, it was alive."""
 
-MIN_STEP_SECONDS = 60
+MIN_STEP_SECONDS = 15
+OVERWRITTEN_LABELS = ("namespace", "pod", "container")
+"""What a scrape without ``honor_labels`` takes for the exporter's own pod."""
 
 
 class Tenant(Struct, frozen=True):
@@ -61,18 +63,48 @@ def selector(metric: str, tenant: Tenant, **labels: str) -> str:
 
 
 def step_for(interval: float) -> int:
-    """The largest divisor of an hour that is not above the series' interval or a minute; an hour for sparser ones."""
+    """The largest divisor of an hour that is not above the series' interval; at least 15 seconds, at most an hour."""
     limit = min(max(interval, MIN_STEP_SECONDS), HOUR)
     return max(divisor for divisor in range(1, HOUR + 1) if HOUR % divisor == 0 and divisor <= limit)
 
 
-def current(metric: str, tenant: Tenant, identity: Sequence[str], interval: float, **labels: str) -> str:
+def same(expression: str) -> str:
+    """The expression as it is."""
+    return expression
+
+
+def own_labels(expression: str) -> str:
+    """A vector whose ``exported_…`` labels are back under their own names."""
+    for name in OVERWRITTEN_LABELS:
+        expression = f'label_replace({expression}, "{name}", "$1", "exported_{name}", "(.+)")'
+    return expression
+
+
+def selector_of(metric: str, labels: Mapping[str, str]) -> str:
+    """The one series of a metric that has exactly these labels, as a querier gave them."""
+    given = {name: value for name, value in labels.items() if name != "__name__" and LABEL_NAME.fullmatch(name)}
+    return f"{metric}{{{','.join(f'{name}={chr(34)}{escape(value)}{chr(34)}' for name, value in given.items())}}}"
+
+
+def current(
+    metric: str,
+    tenant: Tenant,
+    identity: Sequence[str],
+    interval: float,
+    own: Callable[[str], str] = same,
+    **labels: str,
+) -> str:
     """One value a thing: a doubled or restarted exporter counts once, one missed scrape is forgiven.
 
-    Looks back two intervals instead of Prometheus' five minutes, so that an ended job is billed for little more.
+    Looks back two intervals instead of Prometheus' five minutes, so that what has ended is billed for one interval more
+    at the most.
+
+    Args:
+        own: gives a vector the labels that its exporter meant.
     """
     lookback_ms = max(1, int(2 * interval * 1000) - 1)
-    return f"max by ({tenant.by(*identity)}) (last_over_time({selector(metric, tenant, **labels)}[{lookback_ms}ms]))"
+    latest = own(f"last_over_time({selector(metric, tenant, **labels)}[{lookback_ms}ms])")
+    return f"max by ({tenant.by(*identity)}) ({latest})"
 
 
 def integral(rate: str, seconds: int, step: int) -> str:
@@ -93,9 +125,23 @@ def unpriced(amount: str, price: str, tenant: Tenant, *on: str) -> str:
     return f"{amount} unless on ({tenant.by(*on)}) {price}"
 
 
-def increase(metric: str, tenant: Tenant, labels: Sequence[str], seconds: int, **matchers: str) -> str:
-    """What a counter grew by, summed over its instances; ``max`` would halve a restarted exporter."""
-    return f"sum by ({tenant.by(*labels)}) (increase({selector(metric, tenant, **matchers)}[{seconds}s]))"
+def increase(
+    metric: str,
+    tenant: Tenant,
+    labels: Sequence[str],
+    seconds: int,
+    replicas: Sequence[str] = (),
+    own: Callable[[str], str] = same,
+    **matchers: str,
+) -> str:
+    """What a counter grew by, summed over its instances; ``max`` would halve a restarted exporter.
+
+    Args:
+        replicas: labels that tell apart only who recorded it: of those the most counts.
+    """
+    grown = own(f"increase({selector(metric, tenant, **matchers)}[{seconds}s])")
+    once = f"max without ({', '.join(replicas)}) ({grown})" if replicas else grown
+    return f"sum by ({tenant.by(*labels)}) ({once})"
 
 
 def named(name: str, query: str) -> str:
@@ -114,15 +160,21 @@ def samples(metric: str, tenant: Tenant, seconds: int) -> str:
     return f"max by ({tenant.by()}) (count_over_time({selector(metric, tenant)}[{seconds * 1000 - 1}ms]))"
 
 
+def series_count(metric: str, tenant: Tenant, seconds: int, exported: bool = False) -> str:
+    """How many series there are in the stretch; with ``exported``, of those whose labels a scrape has renamed."""
+    renamed = {"exported_namespace": "!"} if exported else {}
+    there = f"count_over_time({selector(metric, tenant, **renamed)}[{seconds * 1000 - 1}ms])"
+    return f"count by ({tenant.by()}) ({there})"
+
+
 def interval_of(an_hour: float, in_all: float, seconds: int) -> float:
     """Seconds between a series' samples, from how many there were."""
     return HOUR / an_hour if an_hour > 1 else seconds / max(in_all, 1.0)
 
 
-def seen_steps(metric: str, tenant: Tenant, interval: float, seconds: int) -> str:
-    """In how many steps of the stretch the metric was there."""
-    step = step_for(interval)
-    return f"count_over_time(({current(metric, tenant, (), interval)})[{seconds}s:{step}s])"
+def seen_steps(there: str, seconds: int, step: int) -> str:
+    """In how many steps of the stretch something was there."""
+    return f"count_over_time(({there})[{seconds}s:{step}s])"
 
 
 def coverage_threshold(seconds: int, step: int) -> float:

@@ -43,11 +43,12 @@ class MetricsSource(CostSource):
     async def allocations(self, question: Question, window: Window, deadline: Deadline) -> AllocationReading:
         names = [name.partition(":")[2] for name in question.aggregate if name.startswith("label:")]
         labels = tuple(f"label_{as_prometheus_spells(name)}" for name in names)
-        return await allocation_by_metrics(self._querier, self._account, window, deadline, labels)
+        services = "service" in question.grouping.needed(question.filters)
+        return await allocation_by_metrics(self._querier, self._account, window, deadline, labels, services)
 
     async def hour_sets(self, start: int, end: int, seconds_a_call: float) -> HourSets:
-        labels = tuple(f"label:{name}" for name in KEPT_LABELS)
-        return await self.hours_of(start, end, seconds_a_call, labels)
+        kept = ("container", "node", "service", *(f"label:{name}" for name in KEPT_LABELS))
+        return await self.hours_of(start, end, seconds_a_call, kept)
 
     async def day_set(self, day: int, deadline: Deadline) -> dict[str, Costs] | None:
         window = Window.past(day, day + DAY)
