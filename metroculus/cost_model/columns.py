@@ -41,6 +41,7 @@ _LINES: dict[Kind, slice] = {
     kind: slice(LINE[of_kind(kind)[0].name], LINE[of_kind(kind)[-1].name] + 1) for kind in STRUCTS
 }
 COSTS = _LINES["cost"]
+_COMPUTE_BITS = np.uint64(sum(BITS[name] for name in ("cpu", "ram", "core_hours", "ram_gib_hours")))
 
 TEXT_FIELDS = ("name", "namespace", "controller", "controller_kind", "pod", "container", "node", "cluster")
 SET_FIELDS = ("services", "labels", "annotations")
@@ -342,6 +343,13 @@ class Allocations(Sequence[Allocation]):
     def owned(self) -> Mask:
         """By row: whether a namespace owns it."""
         return self.is_special(None)
+
+    @property
+    def ran(self) -> Mask:
+        """By row: whether it is of what ran on nodes: cpu or memory was allocated, or may have been."""
+        amounts = [self.measures[LINE[name]] != 0 for name in ("cpu", "ram", "core_hours", "ram_gib_hours")]
+        allocated = np.logical_or.reduce(amounts) | ((self.unknown & _COMPUTE_BITS) != 0)
+        return np.asarray(~self.is_special(IDLE) & allocated)
 
     def is_special(self, name: str | None) -> Mask:
         """By row: whether it is this special entity, or None of them."""

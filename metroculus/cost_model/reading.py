@@ -10,10 +10,10 @@ from typing import Literal
 from msgspec import Struct
 
 from metroculus.cost_model.allocation import IDLE, Allocation
-from metroculus.cost_model.assets import Asset
+from metroculus.cost_model.assets import Asset, AssetType
 from metroculus.cost_model.columns import Allocations
 from metroculus.cost_model.components import GIB, Amounts
-from tools.window import Window
+from tools.window import HOUR, Window
 
 Status = Literal["ok", "stale", "partial", "no_data", "unavailable", "not_configured"]
 
@@ -74,10 +74,22 @@ class AllocationSet:
         return Allocations.of(self.allocations)
 
     def covered(self, until: int) -> int:
-        """Seconds before ``until`` in which anything ran or stood idle."""
+        """Seconds before ``until`` in which anything ran.
+
+        Idle alone says nothing: where an upstream knows nodes and has lost their containers, all of their cost is idle.
+        """
         if self.seconds is not None:
             return max(0, min(self.seconds, until - self.start))
-        return sum(b - a for a, b in union(self.columns.spans(self.start, min(self.end, until))))
+        ran = self.columns.ran
+        columns = self.columns.take(ran) if ran.any() else self.columns
+        return sum(b - a for a, b in union(columns.spans(self.start, min(self.end, until))))
+
+    @property
+    def without_containers(self) -> bool:
+        """Whether nodes are known and nothing that ran on them."""
+        columns = self.columns
+        idle = columns.is_special(IDLE)
+        return bool(columns.costs[:2, idle].any()) and not columns.ran.any()
 
 
 def union(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -154,16 +166,20 @@ class ManagementReading(Struct, frozen=True, kw_only=True):
 class AssetsReading(Struct, frozen=True, kw_only=True):
     """Assets of a window, and what became of asking for them.
 
-    ``tells_management`` is False where the source's assets never have cluster management (OpenCost's).
+    ``tells_management`` is False where the source's assets never have cluster management (OpenCost's). ``unreadable``
+    are the types of assets that are not counted, None for one that does not say its type.
     """
 
     source: SourceReport
     assets: tuple[Asset, ...] = ()
     tells_management: bool = True
+    unreadable: frozenset[AssetType | None] = frozenset()
 
     def node_hours(self) -> Amounts | None:
         """Core, GiB and GPU hours of all nodes; None where there are none or one does not tell its size."""
         nodes = [a for a in self.assets if a.type == "node"]
+        if self.unreadable & {"node", None}:
+            return None
         if not nodes or any(node.cpu_cores is None or node.ram_bytes is None for node in nodes):
             return None
         return Amounts(
@@ -181,8 +197,9 @@ class AssetsReading(Struct, frozen=True, kw_only=True):
         covers = self.tells_management
         if self.source.status not in ("ok", "partial"):
             return ManagementReading(source=self.source, covers=covers)
-        usd = sum(a.total_cost for a in self.assets if a.type == "cluster_management") if covers else None
-        priced = [a.priced for a in self.assets if a.type == "node"]
+        known = covers and not self.unreadable & {"cluster_management", None}
+        usd = sum(a.total_cost for a in self.assets if a.type == "cluster_management") if known else None
+        priced = [] if self.unreadable & {"node", None} else [a.priced for a in self.assets if a.type == "node"]
         nodes = NodeCosts(*(sum(column) for column in zip(*priced, strict=True))) if priced else None
         return ManagementReading(source=self.source, usd=usd, covers=covers, nodes=nodes)
 
@@ -202,13 +219,17 @@ def judge_sets(
     fetched_at: int,
     warnings: Sequence[str] = (),
     failed: str | None = None,
+    residual: float | None = None,
 ) -> AllocationReading:
     """A reading of the sets that came back, with the status that they earn.
 
     Args:
         failed: why some of the window could not be read at all.
+        residual: USD by which the source's own totals of the same time differ from the rows, where that is too much.
     """
-    kept = tuple(sorted((one for one in sets if len(one.allocations)), key=lambda one: one.start))
+    blind = [one for one in sets if one.without_containers]
+    readable = (one for one in sets if len(one.allocations) and not one.without_containers)
+    kept = tuple(sorted(readable, key=lambda one: one.start))
     share = coverage(kept, window)
     quarantined = sum(one.quarantined for one in sets)
     notes = list(warnings)
@@ -220,16 +241,27 @@ def judge_sets(
         notes.append(f"rows without a value for: {', '.join(unknown)}")
     if abs(disagreement) > DISAGREEMENT_USD:
         notes.append(f"the source's totals differ from the sum of their parts by {disagreement:.5f}; parts are used")
+    if blind:
+        notes.append(f"{sum(one.end - one.start for one in blind) / HOUR:.1f} hours have nodes and no containers")
+    if residual is not None:
+        notes.append(f"the rows differ from the source's own totals of the same time by {residual:.5f}")
     if any(_negative_idle(one.columns) for one in kept):
         notes.append("idle is negative")
     status: Status = "ok"
     if not kept:
         status = "unavailable" if failed else "ok" if window.still_running else "no_data"
-    elif failed or quarantined or unknown or (share is not None and share < COVERAGE_THRESHOLD):
+    elif (
+        failed
+        or quarantined
+        or unknown
+        or blind
+        or residual is not None
+        or (share is not None and share < COVERAGE_THRESHOLD)
+    ):
         status = "partial"
     source = SourceReport(
         name=name, status=status, fetched_at=fetched_at, coverage=share if kept else 0.0, error=failed,
-        warnings=tuple(notes),
+        warnings=tuple(notes), residual_bound=residual,
     )  # fmt: skip
     return AllocationReading(source=source, sets=kept)
 

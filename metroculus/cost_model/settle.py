@@ -132,6 +132,11 @@ def _scaled(measures: Floats, shares: Floats) -> Floats:
     return scaled
 
 
+def control_rounding(figures: int) -> float:
+    """What rounding each of some figures can come to, USD."""
+    return float(_rounding(figures))
+
+
 def _rounding(figures: int | Ints) -> Floats:
     """What rounding each of some figures, and each of a control total's, can come to."""
     return np.asarray(ROUNDING_USD / 2 * (np.asarray(figures) + len(COMPONENTS)), dtype=np.float64)

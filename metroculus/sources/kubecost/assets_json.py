@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from metroculus.cost_model.assets import UPSTREAM_TYPES, Asset
+from metroculus.cost_model.assets import UPSTREAM_TYPES, Asset, AssetType
 from metroculus.cost_model.settle import ROUNDING_USD
 from metroculus.sources.errors import BadAnswer
 from metroculus.sources.kubecost.envelope import MALFORMED, Span, Window, malformed, open_envelope
@@ -45,6 +45,7 @@ class _Asset(Struct):
     ramCost: Usd | None = None
     gpuCost: Usd | None = None
     adjustment: Usd | None = None
+    credit: Usd | None = None
     cpuBreakdown: _Breakdown | None = None
     ramBreakdown: _Breakdown | None = None
     bytes: Quantity | None = None
@@ -57,14 +58,26 @@ class _Asset(Struct):
     ip: str | None = None
 
 
-_ASSETS_LIST = msgspec.json.Decoder(list[dict[str, _Asset] | None] | None)
-_ASSETS_OBJECT = msgspec.json.Decoder(dict[str, _Asset] | None)
+_RAW_LIST = msgspec.json.Decoder(list[dict[str, Raw] | None] | None)
+_RAW_OBJECT = msgspec.json.Decoder(dict[str, Raw] | None)
+_ROW = msgspec.json.Decoder(_Asset)
+
+
+class _Kind(Struct):
+    """What is read of an asset that cannot be read."""
+
+    type: str | None = None
+
+
+_KIND = msgspec.json.Decoder(_Kind)
 
 
 class DecodedAssets(Struct, frozen=True):
     """Assets as they came, each with the window that it is of; None where it did not say."""
 
     found: tuple[tuple[Span | None, Asset], ...]
+    left_out: tuple[AssetType | None, ...] = ()
+    """The types of assets that could not be read, and are not in ``found``; None for one that does not say its type."""
 
     @property
     def assets(self) -> tuple[Asset, ...]:
@@ -78,24 +91,56 @@ class DecodedAssets(Struct, frozen=True):
 def decode_assets(source: str, body: bytes) -> DecodedAssets:
     """Assets out of either form: Kubecost's list of objects, OpenCost's object.
 
-    A node may cost less than nothing for a while (a late adjustment of earlier days); nothing else may.
+    One that cannot be read, or costs less than nothing without a credit that explains it, is left out and counted.
 
     Raises:
-        BadAnswer
+        BadAnswer: no asset answer at all, or none of its assets can be read.
     """
     data, _ = open_envelope(source, body)
-    decoder: Callable[[Raw], Any] = _ASSETS_LIST.decode if bytes(data).startswith(b"[") else _ASSETS_OBJECT.decode
+    decoder: Callable[[Raw], Any] = _RAW_LIST.decode if bytes(data).startswith(b"[") else _RAW_OBJECT.decode
     try:
         decoded = decoder(data)
     except MALFORMED:
         raise malformed(source) from None
-    groups: list[dict[str, _Asset]] = (
+    groups: list[dict[str, Raw]] = (
         [one for one in decoded or () if one] if isinstance(decoded, list) else [decoded or {}]
     )
-    found = [(name, raw) for one in groups for name, raw in one.items() if raw.type in UPSTREAM_TYPES]
-    if any(raw.totalCost < -ROUNDING_USD and raw.type != "Node" for _, raw in found):
-        raise BadAnswer(f"{source} answered with an asset that costs less than nothing")
-    return DecodedAssets(tuple((raw.window.span if raw.window else None, _asset(key, raw)) for key, raw in found))
+    found: list[tuple[Span | None, Asset]] = []
+    left_out: list[AssetType | None] = []
+    for name, raw in ((name, raw) for one in groups for name, raw in one.items()):
+        kind = _kind(raw)
+        if kind is not None and kind not in UPSTREAM_TYPES:
+            continue
+        row = _readable(raw)
+        if row is None:
+            left_out.append(UPSTREAM_TYPES.get(kind or ""))
+        else:
+            found.append((row.window.span if row.window else None, _asset(name, row)))
+    if left_out and not found:
+        raise BadAnswer(f"{source} answered with assets of which none can be read")
+    return DecodedAssets(tuple(found), tuple(left_out))
+
+
+def _kind(raw: Raw) -> str | None:
+    try:
+        return _KIND.decode(raw).type
+    except MALFORMED:
+        return None
+
+
+def _readable(raw: Raw) -> _Asset | None:
+    """An asset; None where it cannot be.
+
+    A node may cost less than nothing for a while (a late bill of earlier days), and anything where a credit says so.
+    """
+    try:
+        row = _ROW.decode(raw)
+    except MALFORMED:
+        return None
+    credit = min(0.0, row.adjustment or 0.0) + min(0.0, row.credit or 0.0)
+    if row.type != "Node" and row.totalCost - credit < -ROUNDING_USD:
+        return None
+    return row
 
 
 def _asset(key: str, raw: _Asset) -> Asset:

@@ -7,8 +7,10 @@ and only sets that lie inside what was asked for are summed.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import fsum
 from typing import Literal, TypeVar
 
 from msgspec import Struct
@@ -23,6 +25,7 @@ from metroculus.cost_model.reading import (
     Status,
     judge_sets,
 )
+from metroculus.cost_model.settle import CONTROL_SHARE, control_rounding
 from metroculus.cost_model.statement import Question
 from metroculus.sources.errors import BadAnswer, SourceError
 from metroculus.sources.kubecost.allocation_json import Decoded
@@ -33,6 +36,8 @@ from metroculus.sources.outbound.http import SourceHttp, Upstream
 from metroculus.sources.source import Capability, CostSource, HourSet, HourSets, SavingsReading, worst
 from tools.deadline import Deadline
 from tools.window import DAY, HOUR, Window, iso, split
+
+log = logging.getLogger("sources")
 
 Flavour = Literal["kubecost", "opencost"]
 D = TypeVar("D")
@@ -50,6 +55,8 @@ class Dialect(Struct, frozen=True):
 KUBECOST = Dialect("kubecost", "/model/allocation", "/model/assets")
 OPENCOST = Dialect("opencost", "/allocation", "/assets")
 OLDER_OPENCOST = Dialect("opencost", "/allocation/compute", "/assets")
+
+NO_CONTAINERS = "the source knows nodes and no containers"
 
 _BOTH = frozenset({Capability.ALLOCATIONS, Capability.DAY_SET, Capability.ASSETS, Capability.PLACEMENT})
 CAPABILITIES: Mapping[Flavour, frozenset[Capability]] = {
@@ -141,21 +148,63 @@ class KubecostSource(CostSource):
         """Raises: SourceError: where no part of the window could be read."""
         aggregate = upstream_aggregate(question)
         dialect = await self.dialect(deadline)
-        asked = [self._allocation_piece(dialect, piece, window.end, aggregate, deadline) for piece in pieces(window)]
+        asked = [self._held(dialect, piece, window, aggregate, deadline) for piece in pieces(window)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         failures = _failures(answers)
         if len(failures) == len(answers):
             raise worst(failures)
         sets: list[AllocationSet] = []
         warnings: list[str] = []
+        residuals: list[float] = []
         for answer in answers:
             if isinstance(answer, tuple):
                 sets += answer[0]
                 warnings += answer[1]
+                residuals += answer[2]
+        residual = fsum(residuals) if residuals else None
         failed = f"{len(failures)} of {len(answers)} days failed: {failures[0]}" if failures else None
-        judge = partial(judge_sets, self.name, sets, window, int(self._clock()), tuple(dict.fromkeys(warnings)), failed)
+        judge = partial(
+            judge_sets, self.name, sets, window, int(self._clock()), tuple(dict.fromkeys(warnings)), failed, residual
+        )
         large = sum(len(one.allocations) for one in sets) > LARGE_ROWS
         return await asyncio.to_thread(judge) if large else judge()
+
+    async def _held(
+        self, dialect: Dialect, piece: _Piece, window: Window, aggregate: Sequence[str], deadline: Deadline
+    ) -> tuple[list[AllocationSet], list[str], list[float]]:
+        """The sets of a piece, held against what the source says of the cluster in the same time.
+
+        A day is held against the cluster's day. Kubecost has its hours ready, too: a day in which hours have no
+        containers is asked for by the hour, so that the cost of their nodes does not look idle.
+        """
+        asked = self._allocation_piece(dialect, piece, window.end, aggregate, deadline)
+        if piece.step != "day":
+            return *await asked, []
+        hourly = _Piece(piece.start, piece.end, "hour")
+        (sets, warnings), totals, hours = await asyncio.gather(
+            asked,
+            self._totals(dialect, piece, deadline),
+            self._totals(dialect, hourly, deadline) if dialect.flavour == "kubecost" else _no_totals(),
+        )
+        if any(one.without_containers for one in hours):
+            return *await self._allocation_piece(dialect, hourly, window.end, aggregate, deadline), []
+        whole = totals and sum(one.end - one.start for one in totals) == sum(one.end - one.start for one in sets)
+        if not whole:
+            return sets, warnings, []
+        expected = fsum(one.columns.total() for one in totals)
+        residual = expected - fsum(one.columns.total() for one in sets)
+        rounding = control_rounding(sum(one.columns.costs.size for one in (*sets, *totals)))
+        spoken = abs(residual) > max(rounding, CONTROL_SHARE * abs(expected))
+        return sets, warnings, [residual] if spoken else []
+
+    async def _totals(self, dialect: Dialect, piece: _Piece, deadline: Deadline) -> list[AllocationSet]:
+        """The cluster's own sets of a piece; none where they cannot be had, or are not kept for as long."""
+        try:
+            decoded = await self._ask_allocation(dialect, piece, ("cluster",), deadline)
+        except SourceError as failure:
+            log.info("control totals could not be had: %s", failure)
+            return []
+        return [one for one in decoded.sets if piece.start <= one.start and one.end <= piece.end]
 
     async def _allocation_piece(
         self,
@@ -199,7 +248,9 @@ class KubecostSource(CostSource):
                     control=totals[hour].columns.total() if hour in totals else None,
                 )
                 for hour, one in sets.items()
-            }
+                if not one.without_containers
+            },
+            {hour: NO_CONTAINERS for hour, one in sets.items() if one.without_containers},
         )
 
     async def _allocation_hours(
@@ -230,14 +281,22 @@ class KubecostSource(CostSource):
             hours = [_Piece(a, b, "hour") for a, b in split(start, end, HOUR)]
             answers = await asyncio.gather(*(self._assets_piece(dialect, hour, deadline) for hour in hours))
             by_hour = {hour.start: list(one.assets) for hour, one in zip(hours, answers, strict=True)}
+            unreadable = {hour.start: frozenset(one.left_out) for hour, one in zip(hours, answers, strict=True)}
         else:
             by_hour = dict[int, list[Asset]]()
-            for span, asset in (await self._assets_piece(dialect, _Piece(start, end, "hour"), deadline)).found:
+            decoded = await self._assets_piece(dialect, _Piece(start, end, "hour"), deadline)
+            unreadable = dict.fromkeys((hour for hour, _ in split(start, end, HOUR)), frozenset(decoded.left_out))
+            for span, asset in decoded.found:
                 if span is not None and span[1] - span[0] == HOUR:
                     by_hour.setdefault(span[0], []).append(asset)
         source = SourceReport(name="assets", status="ok", fetched_at=int(self._clock()))
         return {
-            hour: AssetsReading(source=source, assets=tuple(assets), tells_management=dialect.flavour == "kubecost")
+            hour: AssetsReading(
+                source=source,
+                assets=tuple(assets),
+                tells_management=dialect.flavour == "kubecost",
+                unreadable=unreadable[hour],
+            )
             for hour, assets in by_hour.items()
             if assets
         }
@@ -284,8 +343,9 @@ class KubecostSource(CostSource):
             raise worst(failures)
         read = [answer for answer in answers if isinstance(answer, DecodedAssets)]
         assets = merge(asset for one in read for asset in one.assets)
+        left_out = [kind for one in read for kind in one.left_out]
         status: Status = "ok" if assets or window.still_running else "no_data"
-        if assets and (failures or any(not one.assets for one in read)):
+        if assets and (failures or left_out or any(not one.assets for one in read)):
             status = "partial"
         source = SourceReport(
             name="assets",
@@ -293,8 +353,14 @@ class KubecostSource(CostSource):
             fetched_at=int(self._clock()),
             coverage=None,
             error=f"{len(failures)} of {len(answers)} days failed: {failures[0]}" if failures else None,
+            warnings=(f"{len(left_out)} assets could not be read and are not counted",) if left_out else (),
         )
-        return AssetsReading(source=source, assets=assets, tells_management=dialect.flavour == "kubecost")
+        return AssetsReading(
+            source=source,
+            assets=assets,
+            tells_management=dialect.flavour == "kubecost",
+            unreadable=frozenset(left_out),
+        )
 
     async def _assets_piece(self, dialect: Dialect, piece: _Piece, deadline: Deadline) -> DecodedAssets:
         params = {"window": f"{iso(piece.start)},{iso(piece.end)}"}
@@ -316,7 +382,9 @@ class KubecostSource(CostSource):
                 for a, b in split(piece.start, piece.end, step)
             )
         )
-        return DecodedAssets(tuple(one for part in parts for one in part.found))
+        return DecodedAssets(
+            tuple(one for part in parts for one in part.found), tuple(kind for part in parts for kind in part.left_out)
+        )
 
     async def savings(self, window: Window, utilization: float | None, deadline: Deadline) -> SavingsReading | None:
         """Kubecost's own; None where it has no savings API."""
@@ -369,6 +437,10 @@ class KubecostSource(CostSource):
                     if name:
                         return str(name)
         return ""
+
+
+async def _no_totals() -> list[AllocationSet]:
+    return []
 
 
 def _failures(answers: Sequence[object]) -> list[SourceError]:
