@@ -40,6 +40,7 @@ TOO_MANY_POINTS = ErrorCode(400, "OM0026", "the step is too fine for time that i
 URL_TOO_LONG = ErrorCode(414, "OM0027", "the URL is too long")
 TOO_MANY = ErrorCode(429, "OM0028", "too many requests")
 OVERLOADED = ErrorCode(503, "OM0029", "too many requests are being answered")
+SEVERAL_CLUSTERS = ErrorCode(409, "OM0030", "the source knows several clusters: name the account's own")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,

@@ -83,7 +83,8 @@ def allocation_rows(
         for key, members in sorted(groups.items())
     }
     if with_idle:
-        name = f"{world.cluster_id}/__idle__" if not aggregate and adjusted else "__idle__"
+        by_cluster = "cluster" in aggregate or (not aggregate and adjusted)
+        name = f"{world.cluster_id}/__idle__" if by_cluster else "__idle__"
         rows = {name: _idle_row(world, name, idle, window, clipped.parts)} | rows
     return rows
 

@@ -130,14 +130,16 @@ def pod_costs(world: World, clipped: Clipped, now: int, adjusted: bool) -> list[
     for balancer in world.balancers:
         hours = _hours(clipped, balancer.start, balancer.end)
         for pod in balancer.pods:
-            for owner, part in _over_time(by_pod.get((balancer.namespace, pod), []), hours):
+            behind = by_pod.get((balancer.namespace, pod), []) if hours else []
+            for owner, part in _over_time(behind, balancer.start, balancer.end):
                 share = hours * part / len(balancer.pods)
                 owner.load_balancer += balancer.usd_per_hour * share
                 if adjusted:
                     owner.load_balancer_adjustment -= balancer.credit_usd_per_hour * share
     for flow in world.egress:
         hours = _hours(clipped, flow.start, flow.end)
-        for sender, part in _over_time(by_pod.get((flow.namespace, flow.pod), []), hours):
+        senders = by_pod.get((flow.namespace, flow.pod), []) if hours else []
+        for sender, part in _over_time(senders, flow.start, flow.end):
             gib = flow.gib_per_hour * hours * part
             sender.egress[flow.reach] = sender.egress.get(flow.reach, 0.0) + gib * world.usd_per_gib[flow.reach]
             sender.egress_bytes += gib * GIB
@@ -166,10 +168,12 @@ def _add_compute(
     cost.ram_usage_gib_hours += integral(container.ram_usage_gib_at, start, end)
 
 
-def _over_time(parts: list[PodCost], hours: float) -> list[tuple[PodCost, float]]:
-    """A pod's stretches with the share of its whole time that each is."""
-    whole = sum(part.end - part.start for part in parts)
-    return [(part, (part.end - part.start) / whole) for part in parts] if hours else []
+def _over_time(parts: list[PodCost], start: int, end: int) -> list[tuple[PodCost, float]]:
+    """A pod's stretches with the share that each is of its time within ``[start, end)``."""
+    shared = [overlap(part.start, part.end, start, end) for part in parts]
+    if not any(shared):
+        return [(part, 1.0) for part in parts[:1]]
+    return [(part, seconds / sum(shared)) for part, seconds in zip(parts, shared, strict=True) if seconds]
 
 
 def _add_volumes(
@@ -189,7 +193,11 @@ def _add_volumes(
                 unmounted[namespace] = PodCost(None, namespace, UNMOUNTED, first, last)
                 costs.append(unmounted[namespace])
             owners = [[unmounted[namespace]]]
-        shares = [(owner, part / len(owners)) for parts in owners for owner, part in _over_time(parts, hours)]
+        shares = [
+            (owner, part / len(owners))
+            for parts in owners
+            for owner, part in _over_time(parts, volume.start, volume.end)
+        ]
         for owner, share in shares:
             gib_hours = volume.gib * hours * share
             usd = gib_hours * volume.usd_per_gib_hour

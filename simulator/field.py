@@ -242,7 +242,7 @@ def volumes_that_change_hands(world: World, sizes: _Sizes) -> World:
     """A volume of minutes each day, and one that two namespaces claim after each other."""
     known = world.volumes[0]
     at = _noon(world)
-    api = tuple(one.pod for one in world.containers if one.controller == "cache")
+    api = tuple(dict.fromkeys(one.pod for one in world.containers if one.controller == "cache"))
     added = [
         replace(known, name="pvc-roaming", gib=4.0, end=at, claim="roaming", pods=("db-0",)),
         replace(known, name="pvc-roaming", gib=4.0, start=at, claim="roaming", namespace="api", pods=api),

@@ -85,9 +85,12 @@ class Prometheus:
         command = ["promtool", "tsdb", "create-blocks-from", "--max-block-duration=360h", "-q", "openmetrics"]
         subprocess.run([*command, file, self.folder / "data"], check=True, capture_output=True)
 
-    def load_world(self, world: World, tenant: str | None, interval: int = 60) -> None:
+    def load_world(
+        self, world: World, tenant: str | None, interval: int = 60, recording: openmetrics.Recording | None = None
+    ) -> None:
         extra = {"tenant_id": tenant} if tenant else None
-        self.load(list(openmetrics.lines(world, extra, interval)), f"{world.cluster_id}-{tenant}")
+        lines = openmetrics.lines(world, extra, interval, recording=recording)
+        self.load(list(lines), f"{world.cluster_id}-{tenant}")
 
     def start(self) -> None:
         port = free_port()

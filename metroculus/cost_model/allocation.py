@@ -80,6 +80,8 @@ class Filters(Struct, frozen=True):
     namespaces: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
     services: tuple[str, ...] = ()
+    clusters: tuple[str, ...] = ()
+    """The account's own, where what is stored may hold others': they narrow what is read, and nothing that is shown."""
 
     @property
     def any(self) -> bool:

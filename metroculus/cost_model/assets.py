@@ -29,6 +29,7 @@ class Asset(Struct, frozen=True, kw_only=True):
 
     type: AssetType
     name: str
+    cluster: str = ""
     provider: str = ""
     provider_id: str = ""
     instance_type: str = ""
@@ -71,9 +72,9 @@ class Asset(Struct, frozen=True, kw_only=True):
 
 def merge(assets: Iterable[Asset]) -> tuple[Asset, ...]:
     """One asset a thing, out of what several windows said of it; dearest first."""
-    found: dict[tuple[str, str, str], list[Asset]] = defaultdict(list)
+    found: dict[tuple[str, str, str, str], list[Asset]] = defaultdict(list)
     for asset in assets:
-        found[(asset.type, asset.provider_id, asset.name)].append(asset)
+        found[(asset.cluster, asset.type, asset.provider_id, asset.name)].append(asset)
     merged = [_merged(parts) for parts in found.values()]
     return tuple(sorted(merged, key=lambda asset: (-asset.total_cost, asset.name)))
 

@@ -26,10 +26,12 @@ class Grouping(Struct, frozen=True):
     Args:
         detail: every list up to this one: namespaces, then workloads, then pods.
         properties: of one more list, in order: ``namespace``, …, ``label:x``, ``annotation:x``.
+        clusters_apart: whether what is of different clusters is told apart in every list.
     """
 
     detail: Detail = "summary"
     properties: tuple[str, ...] = ()
+    clusters_apart: bool = False
 
     @property
     def breakdowns(self) -> dict[str, tuple[str, ...]]:
@@ -37,7 +39,11 @@ class Grouping(Struct, frozen=True):
         details = list(PROPERTIES_OF_DETAIL)
         asked = details[1 : details.index(self.detail) + 1]
         wanted = {f"breakdown_by_{detail}": PROPERTIES_OF_DETAIL[detail] for detail in asked}
-        return wanted | ({"breakdown_by_aggregate": self.properties} if self.properties else {})
+        wanted |= {"breakdown_by_aggregate": self.properties} if self.properties else {}
+        return {name: self._apart(properties) for name, properties in wanted.items()}
+
+    def _apart(self, properties: tuple[str, ...]) -> tuple[str, ...]:
+        return ("cluster", *properties) if self.clusters_apart and "cluster" not in properties else properties
 
     def needed(self, filters: Filters) -> tuple[str, ...]:
         """Each property that what is asked for its rows must still have, to be grouped and filtered by.

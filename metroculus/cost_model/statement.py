@@ -133,7 +133,9 @@ class Question(Struct, frozen=True, kw_only=True):
     filters: Filters = Filters()
     idle: IdleMode = "separate"
     currency: str = "USD"
+    clusters_apart: bool = False
+    """Whether the account is all the clusters that its source knows."""
 
     @property
     def grouping(self) -> Grouping:
-        return Grouping(self.detail, self.aggregate)
+        return Grouping(self.detail, self.aggregate, self.clusters_apart)

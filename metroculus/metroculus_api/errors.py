@@ -11,6 +11,7 @@ from metroculus.codes import (
     NO_REGISTRY,
     NO_SOURCE,
     NO_WORKER,
+    SEVERAL_CLUSTERS,
     STORE_FAILED,
     UNREACHABLE,
 )
@@ -20,6 +21,7 @@ from metroculus.sources.errors import (
     NoMetricsSource,
     NoSource,
     RegistryError,
+    SeveralClusters,
     SourceError,
     Unreachable,
 )
@@ -51,6 +53,8 @@ def map_error(error: BaseException) -> ApiError | None:
         return ApiError(STORE_FAILED, retry_after=5)
     if isinstance(error, RegistryError):
         return ApiError(NO_REGISTRY, retry_after=5)
+    if isinstance(error, SeveralClusters):
+        return ApiError(SEVERAL_CLUSTERS, str(error), list(error.names))
     if isinstance(error, DeadlineExceeded):
         return ApiError(DEADLINE, str(error))
     if isinstance(error, Unreachable):

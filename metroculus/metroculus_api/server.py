@@ -83,8 +83,8 @@ def make_app(
         "savings": savings,
         "inventory": InventoryController(accounts, store, clock),
         "sources": SourcesController(accounts, config.upstream_allow),
-        "expenses": ExpensesController(store),
-        "monthly": MonthlyController(store, clock),
+        "expenses": ExpensesController(accounts, store),
+        "monthly": MonthlyController(accounts, store, clock),
         "backfills": BackfillsController(accounts, store, worked, clock),
         "cache": cache,
     }

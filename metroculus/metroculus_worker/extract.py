@@ -26,6 +26,7 @@ from metroculus.storage.gaps import Gap
 from metroculus.storage.jobs import Repair
 from metroculus.storage.ledger import HourBatch, Marker
 from metroculus.storage.store import Store
+from tools.deadline import Deadline
 from tools.window import DAY, HOUR, SETTLING_SECONDS
 
 log = logging.getLogger("extract")
@@ -99,7 +100,8 @@ class Extractor:
         staying = await self._staying(account, stretch, committed) if day is None else {}
         whole = {hour: reading for hour, reading in whole.items() if hour not in staying}
         readings = [whole[hour] for hour in sorted(whole)]
-        batches, followed = await self._store.run(assemble, account, readings, day, now)
+        currency = await sources.currency(Deadline(self._timeout))
+        batches, followed = await self._store.run(assemble, account, readings, day, now, currency)
         same = [committed[b.hour] for b in batches if b.hour in committed and committed[b.hour].digest == b.digest]
         changed = [b for b in batches if b.hour not in committed or committed[b.hour].digest != b.digest]
         kept = [b.hour for b in changed if b.hour in committed and closed(b.hour, now) and order is None]
@@ -166,7 +168,7 @@ class Extractor:
 
 
 def assemble(
-    account: str, readings: Sequence[HourReading], day: Mapping[str, Costs] | None, now: int
+    account: str, readings: Sequence[HourReading], day: Mapping[str, Costs] | None, now: int, currency: str = "USD"
 ) -> tuple[list[HourBatch], Spread | None]:
     """What to store of hours, in order; with a day's own set they are all of its hours, and follow it."""
     rows: Sequence[Allocations] = [in_order(reading.allocations) for reading in readings]
@@ -195,7 +197,8 @@ def assemble(
                 unknown=reading.unknown,
                 not_covered=reading.not_covered,
                 fetched_at=now,
-                digest=digest(allocations, reading, reconciled),
+                currency=currency,
+                digest=digest(allocations, reading, reconciled, currency),
             )
         )
     return batches, followed
@@ -216,7 +219,7 @@ def in_order(allocations: Allocations) -> Allocations:
     return allocations.take(np.lexsort(ranks)) if len(allocations) else allocations
 
 
-def digest(allocations: Allocations, reading: HourReading, reconciled: bool) -> int:
+def digest(allocations: Allocations, reading: HourReading, reconciled: bool, currency: str) -> int:
     """A number that stands for everything that is stored of an hour."""
     hashed = blake2b(digest_size=8)
     for numbers in (allocations.measures, allocations.unknown, allocations.start, allocations.end):
@@ -225,7 +228,7 @@ def digest(allocations: Allocations, reading: HourReading, reconciled: bool) -> 
         hashed.update(_ENCODER.encode((field, column.list())))
     besides = (
         reading.management, reading.seconds, reading.quarantined, reading.unknown, reading.not_covered, reconciled,
-        sorted(reading.nodes.items()),
+        sorted(reading.nodes.items()), currency,
     )  # fmt: skip
     hashed.update(_ENCODER.encode(besides))
     return int.from_bytes(hashed.digest(), "big")

@@ -9,15 +9,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from metroculus.sources.choose import AccountSources
+from metroculus.sources.clusters import Clusters
 from metroculus.sources.kubecost.client import Flavour, KubecostSource
 from metroculus.sources.outbound.addresses import AllowedAddresses, check_allowed, parse_upstream_url
 from metroculus.sources.outbound.http import SourceHttp, Upstream
-from metroculus.sources.registry.protocol import Credentials, SourceEntry, SourceRegistry
+from metroculus.sources.registry.protocol import Credentials, MetricsCluster, SourceEntry, SourceRegistry
 from metroculus.sources.source import CostSource
 from metroculus.sources.thanos.client import Querier
 from metroculus.sources.thanos.source import MetricsSource
 
-__all__ = ["Accounts", "AllowedAddresses", "Credentials", "DefaultUpstream", "SourceEntry", "flavours"]
+__all__ = [
+    "Accounts",
+    "AllowedAddresses",
+    "Credentials",
+    "DefaultUpstream",
+    "MetricsCluster",
+    "SourceEntry",
+    "flavours",
+]
 
 Clock = Callable[[], float]
 MakeSource = Callable[[SourceHttp, Upstream, Clock], CostSource]
@@ -87,7 +96,7 @@ class Accounts:
             RegistryError
         """
         default = self._default_of(account)
-        behind = [MetricsSource(self._querier, account)] if self._querier is not None else []
+        behind = self._metrics(account)
         if default is not None:
             upstream = Upstream("the cost source", default.url, trusted=True)
 
@@ -96,10 +105,27 @@ class Accounts:
 
             return AccountSources([self._kept(account if default.account else "", 0, make), *behind])
         entry = await self.registry.get(account)
-        if entry is None or entry.flavour == PUSH:
+        if entry is None:
             self._made.pop(account, None)
             return AccountSources(behind)
-        return AccountSources([self._own(entry), *behind], entry.credentials.custom_prices)
+        known = entry.credentials
+        clusters = Clusters(known.clusters)
+        behind = self._metrics(account, clusters, known.thanos)
+        if entry.flavour == PUSH:
+            self._made.pop(account, None)
+            return AccountSources(behind, known.custom_prices, clusters, known.currency)
+        own = self._own(entry)
+        own.clusters = clusters
+        return AccountSources([own, *behind], known.custom_prices, clusters, known.currency)
+
+    def _metrics(
+        self, account: str, clusters: Clusters | None = None, series: MetricsCluster | None = None
+    ) -> list[CostSource]:
+        """The metrics of an account, where there is a querier."""
+        if self._querier is None:
+            return []
+        selected = (series.label, series.value) if series is not None else None
+        return [MetricsSource(self._querier, account, clusters, selected)]
 
     @staticmethod
     async def checked_url(text: str, allowed: AllowedAddresses) -> str:

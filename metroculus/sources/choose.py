@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import IDLE, Allocation
 from metroculus.cost_model.columns import Allocations
@@ -26,7 +27,15 @@ from metroculus.cost_model.reading import (
 )
 from metroculus.cost_model.savings import Recommendation, idle_nodes, requested_by_node, unclaimed_volumes
 from metroculus.cost_model.statement import Question
-from metroculus.sources.errors import DeadlineExceeded, NoMetricsSource, NoSource, SourceError, TooLarge
+from metroculus.sources.clusters import Clusters
+from metroculus.sources.errors import (
+    DeadlineExceeded,
+    NoMetricsSource,
+    NoSource,
+    SeveralClusters,
+    SourceError,
+    TooLarge,
+)
 from metroculus.sources.source import (
     HOURS_AT_ONCE,
     NOTHING_KNOWN,
@@ -45,6 +54,7 @@ log = logging.getLogger("sources")
 
 R = TypeVar("R")
 
+DEFAULT_CURRENCY = "USD"
 NO_METRICS = SourceReport(name="thanos", status="not_configured")
 NO_IDLE = "idle is not told, and what the nodes cost is not known either"
 
@@ -99,11 +109,21 @@ class AccountSources:
 
     Args:
         custom_prices: the operator's own, for what the first source does not price.
+        clusters: which of the clusters that its sources know is the account's.
+        currency: what its money is in, where no source says so itself.
     """
 
-    def __init__(self, sources: Sequence[CostSource], custom_prices: CustomPrices | None = None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[CostSource],
+        custom_prices: CustomPrices | None = None,
+        clusters: Clusters | None = None,
+        currency: str = "",
+    ) -> None:
         self._sources = tuple(sources)
         self._prices = custom_prices
+        self._currency = currency
+        self.clusters = clusters or Clusters()
 
     @property
     def any(self) -> bool:
@@ -173,7 +193,7 @@ class AccountSources:
         source = self._first(Capability.ASSETS)
         if source is None:
             raise NoSource
-        return await source.assets(window, deadline)
+        return self.clusters.of_assets(await source.assets(window, deadline))
 
     async def savings(self, window: Window, utilization: float | None, deadline: Deadline) -> SavingsReading:
         """What could be saved by sizing workloads; a source that fails is told in the reading."""
@@ -195,16 +215,26 @@ class AccountSources:
             return [], None
         try:
             if Capability.PLACEMENT not in await source.capabilities(deadline):
-                reading = await source.assets(window, deadline)
+                reading = self.clusters.of_assets(await source.assets(window, deadline))
                 return unclaimed_volumes(reading.assets), reading.source
             question = Question(cloud_account_id="", window=window, detail="pod", aggregate=("node",))
             reading, allocation = await asyncio.gather(
                 source.assets(window, deadline), source.allocations(question, window, deadline)
             )
+            reading, allocation = self.clusters.of_assets(reading), self.clusters.of_reading(allocation)
         except SourceError as failure:
             return [], _failed(source.assets_name, failure)
         found = await asyncio.to_thread(_unused, reading, allocation)
         return found, reading.source
+
+    async def currency(self, deadline: Deadline) -> str:
+        """What money is in: as the first source says, else as the account's entry does, else US dollars."""
+        try:
+            told = await self._sources[0].currency(deadline) if self._sources else None
+        except SourceError as failure:
+            log.info("the currency is not to be had: %s", failure)
+            told = None
+        return told or self._currency or DEFAULT_CURRENCY
 
     async def metadata(self, at: int, deadline: Deadline) -> Metadata:
         """Quotas, workloads and nodes.
@@ -291,10 +321,13 @@ class _CostQuestion:
 
     async def _allocations(self, source: CostSource) -> AllocationReading:
         answer = await self._answer(source.allocations(self._question, self._window, self._deadline))
-        return AllocationReading(source=_failed(source.name, answer)) if isinstance(answer, SourceError) else answer
+        if isinstance(answer, SourceError):
+            return AllocationReading(source=_failed(source.name, answer))
+        return self._sources.clusters.of_reading(answer)
 
     async def _assets(self, source: CostSource) -> AssetsReading | SourceError:
-        return await self._answer(source.assets(self._window, self._deadline))
+        answer = await self._answer(source.assets(self._window, self._deadline))
+        return answer if isinstance(answer, SourceError) else self._sources.clusters.of_assets(answer)
 
     async def _management(self, source: CostSource) -> ManagementReading:
         answer = await self._answer(source.management(self._window, self._deadline))
@@ -309,6 +342,8 @@ class _CostQuestion:
         """What a source said, or why it could not."""
         try:
             answer = await asked
+        except SeveralClusters:
+            raise
         except SourceError as failure:
             log.info("a source failed request_id=%s: %s", self._deadline.request_id, failure)
             self._failures.append(failure)
@@ -342,7 +377,7 @@ class _Hours:
         found: dict[int, HourReading] = {}
         missing: dict[int, str] = {}
         for hour, _ in split(self._start, self._end, HOUR):
-            said = sets.hours.get(hour)
+            said = self._mine(sets.hours.get(hour))
             if said is None:
                 missing[hour] = sets.missing.get(hour, NOTHING_KNOWN)
                 continue
@@ -354,18 +389,34 @@ class _Hours:
             found[hour] = _hour_reading(hour, said, whole, management.get(hour), covered, assets.get(hour), control)
         return HoursRead(found, missing, sets.failure)
 
+    def _mine(self, said: HourSet | None) -> HourSet | None:
+        """An hour as far as it is of the account's cluster.
+
+        Raises:
+            SeveralClusters
+        """
+        if said is None:
+            return None
+        clusters = self._sources.clusters
+        (mine,) = clusters.of_sets([said.set])
+        if not len(mine.columns):
+            return None
+        control = clusters.of_rows(said.control) if said.control is not None else None
+        return replace(said, set=mine, control=control)
+
     def _control(self, said: HourSet, whole: Allocations) -> float | None:
         """The source's own total, with the idle that was worked out beside its rows; None where prices are our own."""
         if said.control is None or self._sources._prices is not None:
             return None
-        return said.control + whole.total() - said.set.columns.total()
+        return said.control.total() + whole.total() - said.set.columns.total()
 
     async def _node_kinds(self, source: CostSource) -> Mapping[int, AssetsReading]:
         """What the nodes were, by hour; nothing where the source cannot say now."""
         try:
             if Capability.PLACEMENT in await source.capabilities(self._deadline()):
-                return await source.node_kinds(self._start, self._end, self._deadline())
-        except (TooLarge, DeadlineExceeded):
+                kinds = await source.node_kinds(self._start, self._end, self._deadline())
+                return {hour: self._sources.clusters.of_assets(reading) for hour, reading in kinds.items()}
+        except (TooLarge, DeadlineExceeded, SeveralClusters):
             raise
         except SourceError as failure:
             log.info("what the nodes are is not to be had: %s", failure)
@@ -411,6 +462,7 @@ class _Hours:
         if Capability.MANAGEMENT not in source.known_capabilities:
             hours = await source.asset_hours(hour_set.start, hour_set.end, self._deadline())
             assets = hours.get(hour_set.start)
+            assets = self._sources.clusters.of_assets(assets) if assets is not None else None
         if assets is None:
             return None
         if own_prices and prices is not None:

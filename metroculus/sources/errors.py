@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class SourceError(Exception):
     """A source failed. The text is safe to show: no URL, no secret, nothing of the upstream's body."""
@@ -39,6 +41,16 @@ class DeadlineExceeded(SourceError):
     """It did not answer in time."""
 
     rank = 1
+
+
+class SeveralClusters(SourceError):
+    """The source knows more than one cluster, and the account does not say which of them it is."""
+
+    rank = 3
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(f"the source knows several clusters: name one of {', '.join(names)}, or * for all")
+        self.names = tuple(names)
 
 
 class AddressRefused(SourceError):

@@ -14,7 +14,7 @@ from enum import Enum, auto
 from msgspec import Struct
 
 from metroculus.cost_model.allocation import Costs
-from metroculus.cost_model.columns import by_owner
+from metroculus.cost_model.columns import Allocations, by_owner
 from metroculus.cost_model.reading import (
     AllocationReading,
     AllocationSet,
@@ -24,6 +24,7 @@ from metroculus.cost_model.reading import (
 )
 from metroculus.cost_model.savings import Recommendation
 from metroculus.cost_model.statement import Question
+from metroculus.sources.clusters import Clusters
 from metroculus.sources.errors import SourceError
 from tools.deadline import Deadline
 from tools.window import DAY, HOUR, Window, split
@@ -61,8 +62,8 @@ class HourSet(Struct, frozen=True, kw_only=True):
     set: AllocationSet
     seconds: int
     """Time of the hour that it covers."""
-    control: float | None = None
-    """The source's own total of the rows, USD; None where it has none."""
+    control: Allocations | None = None
+    """The source's own totals of the rows, by cluster; None where it has none."""
     unknown: tuple[str, ...] = ()
     """Components that it should tell and could not."""
     not_covered: tuple[str, ...] = ()
@@ -144,6 +145,8 @@ class CostSource:
     """What it is called in a statement's ``sources`` as a source of allocations."""
     assets_name = "assets"
     """What it is called there as a source of assets and management."""
+    clusters: Clusters = Clusters()
+    """Which of the upstream's clusters is the account's; whoever asks keeps its rows alone."""
 
     async def capabilities(self, deadline: Deadline) -> frozenset[Capability]:
         """What it can tell; may ask the upstream what it is.
@@ -195,7 +198,7 @@ class CostSource:
     async def day_set(self, day: int, deadline: Deadline) -> dict[str, Costs] | None:
         """What a complete UTC day cost by owner and component; None where the source does not have all of it."""
         question = Question(cloud_account_id="", window=Window.past(day, day + DAY))
-        reading = await self.allocations(question, question.window, deadline)
+        reading = self.clusters.of_reading(await self.allocations(question, question.window, deadline))
         whole = reading.source.status == "ok" and reading.has_idle()
         return by_owner(reading.allocations()) if whole else None
 
@@ -215,7 +218,11 @@ class CostSource:
 
     async def management(self, window: Window, deadline: Deadline) -> ManagementReading:
         """Cluster management of a window; by default out of the assets."""
-        return (await self.assets(window, deadline)).management()
+        return self.clusters.of_assets(await self.assets(window, deadline)).management()
+
+    async def currency(self, deadline: Deadline) -> str | None:
+        """What its money is in (ISO 4217); None where it does not say."""
+        return None
 
     async def savings(self, window: Window, utilization: float | None, deadline: Deadline) -> SavingsReading | None:
         """What could be saved; None where the upstream turns out to have no such thing."""

@@ -62,6 +62,8 @@ def filtered(filters: Filters) -> str:
     for column, wanted in (("namespace", filters.namespaces), ("node", filters.nodes)):
         if wanted:
             parts.append(f"{column} IN ({', '.join(map(literal, wanted))})")
+    if filters.clusters:
+        parts.append(f"cluster IN ({', '.join(map(literal, (*filters.clusters, '')))})")
     if filters.services:
         parts.append("(" + " OR ".join(f"has(services, {literal(one)})" for one in filters.services) + ")")
     return "".join(f" AND {part}" for part in parts)
@@ -121,8 +123,12 @@ class History:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def allocations(self, committed: CommittedHours, properties: Sequence[str]) -> tuple[AllocationSet, float | None]:
+    def allocations(
+        self, committed: CommittedHours, properties: Sequence[str], clusters: tuple[str, ...] = ()
+    ) -> tuple[AllocationSet, float | None]:
         """All hours as one set, by ``properties``, and their management cost (None where no hour has any).
+
+        With ``clusters``, the rows of those alone, and what does not say whose it is.
 
         The set knows how much of the time was seen: its hull may have holes.
 
@@ -136,7 +142,7 @@ class History:
         found = self._engine.columns(
             f"SELECT {named}, {services} AS served, min(ran_from) AS since, max(ran_until) AS until,"
             f" {sums_of(MEASURE_COLUMNS, committed)} FROM {ALLOCATIONS.name} WHERE {where_committed(committed)}"
-            f" GROUP BY {grouped}"
+            f"{filtered(Filters(clusters=clusters))} GROUP BY {grouped}"
         )
         hours = committed.hours
         start, end = min(hours, default=committed.start), max(hours, default=committed.start - HOUR) + HOUR

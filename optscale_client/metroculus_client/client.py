@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -231,13 +231,24 @@ class Client:
         auth: Mapping[str, str] | None = None,
         ca: str | None = None,
         custom_prices: Mapping[str, float] | None = None,
+        cluster: str | Sequence[str] | None = None,
+        thanos: Mapping[str, str] | None = None,
+        currency: str | None = None,
         *,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Answer:
-        """Say which upstream an account has; credentials are never read back."""
+        """Say which upstream an account has; credentials are never read back.
+
+        Args:
+            cluster: the name of the account's cluster there, or several where it was renamed; ``*`` is all of them.
+            thanos: ``{value, label}`` of its series, where several clusters write under one tenant.
+            currency: of its money (ISO 4217), where the upstream does not say.
+        """
         body: dict[str, Any] = {"flavour": flavour, "url": url, "ca": ca}
         body |= {"auth": dict(auth) if auth else None, "custom_prices": dict(custom_prices) if custom_prices else None}
+        names = cluster if cluster is None or isinstance(cluster, str) else list(cluster)
+        body |= {"cluster": names, "thanos": dict(thanos) if thanos else None, "currency": currency}
         given = {key: value for key, value in body.items() if value is not None}
         return self._call(
             "PUT", _below("kubecost_sources", cloud_account_id), {}, given, request_id=request_id, timeout=timeout

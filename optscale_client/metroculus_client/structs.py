@@ -177,6 +177,7 @@ class Asset(Struct, frozen=True, kw_only=True):
     claim_namespace: str
     ip: str
     last_seen: int | None = None
+    cluster: str = ""
 
 
 class Assets(WithSources, frozen=True, kw_only=True):
@@ -293,6 +294,7 @@ class ExpenseRow(Columns, frozen=True, kw_only=True):
     day: str | UnsetType = UNSET
     hour: str | UnsetType = UNSET
     month: str | UnsetType = UNSET
+    currency: str | UnsetType = UNSET
     total_cost: Money
     management_cost: Usd
     cpu_efficiency: float | None
@@ -373,6 +375,13 @@ class CustomPrices(Struct, frozen=True, kw_only=True):
     storage_gib_hour: float | None = None
 
 
+class MetricsCluster(Struct, frozen=True, kw_only=True):
+    """The label that says which cluster a series is of, and the account's value of it."""
+
+    value: str
+    label: str = "cluster_id"
+
+
 class Source(Struct, frozen=True, kw_only=True):
     """``kubecost_sources``: which upstream an account has, without what is secret about it."""
 
@@ -382,6 +391,9 @@ class Source(Struct, frozen=True, kw_only=True):
     has_credentials: bool
     has_ca: bool
     custom_prices: CustomPrices | None
+    cluster: tuple[str, ...] = ()
+    thanos: MetricsCluster | None = None
+    currency: str = ""
 
 
 class Deleted(Struct, frozen=True):

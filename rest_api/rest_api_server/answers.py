@@ -223,6 +223,7 @@ class ClusterCost(Struct, frozen=True, kw_only=True):
     cloud_account_id: str
     cloud_account_name: str
     cost: Usd = None
+    currency: str | None = None
     breakdown: SummaryColumns | None = None
     complete: bool = False
     sources: tuple[SourceState, ...] = ()

@@ -35,6 +35,7 @@ NO_HISTORY = ErrorCode(409, "OE0911", "no history is kept: the cost service has 
 URL_TOO_LONG = ErrorCode(414, "OE0912", "the URL is too long")
 TOO_MANY = ErrorCode(429, "OE0913", "too many requests")
 OVERLOADED = ErrorCode(503, "OE0914", "too many requests are being answered")
+WHICH_CLUSTER = ErrorCode(409, "OE0915", "the cost source knows several clusters: name the one that is meant")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,
@@ -66,6 +67,8 @@ def map_error(error: BaseException) -> ApiError | None:
     if isinstance(error, NoSourceConfigured):
         if error.error_code == "OM0023":
             return ApiError(NO_HISTORY)
+        if error.error_code == "OM0030":
+            return ApiError(WHICH_CLUSTER, error.reason, error.params)
         return ApiError(NO_SOURCE, error.reason if error.error_code == "OM0016" else "")
     if isinstance(error, InvalidRequest):
         return ApiError(INVALID, error.reason, error.params)

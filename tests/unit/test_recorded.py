@@ -196,10 +196,10 @@ def test_savings_in_both_shapes_and_only_of_the_own_cluster():
 @pytest.mark.parametrize(
     ("asked", "aggregate"),
     [
-        ({}, ("namespace",)),
-        ({"filters": Filters(namespaces=("shop",))}, ("namespace",)),
-        ({"detail": "workload"}, ("namespace", "pod")),
-        ({"aggregate": ("controller",)}, ("namespace", "pod")),
+        ({}, ("cluster", "namespace")),
+        ({"filters": Filters(namespaces=("shop",))}, ("cluster", "namespace")),
+        ({"detail": "workload"}, ("cluster", "namespace", "pod")),
+        ({"aggregate": ("controller",)}, ("cluster", "namespace", "pod")),
         ({"aggregate": ("service",)}, ()),
         ({"aggregate": ("node", "namespace")}, ()),
         ({"aggregate": ("label:team",)}, ()),

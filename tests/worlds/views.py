@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from math import fsum
 from typing import Any
 
 from metroculus.cost_model.allocation import IDLE, UNALLOCATED
 from simulator.costs import PodCost, pod_costs, recorded, truth
-from simulator.world import DAY, World
+from simulator.world import DAY, HOUR, World
 from tests.support import ACCOUNT, Metroculus
 
 Json = dict[str, Any]
@@ -46,7 +46,7 @@ class Asked:
 
     Args:
         adjusted: its upstream knows what the bills took off.
-        by_namespace: its upstream tells no finer groups of balancers and volumes than namespaces.
+        interval: seconds by which a thing's time may be off that came or went in the window.
     """
 
     service: Metroculus
@@ -57,7 +57,7 @@ class Asked:
     managed: bool = True
     groupings: tuple[str, ...] = tuple(GROUPINGS)
     now: int = 0
-    errors: list[str] = field(default_factory=list)
+    interval: int = 0
 
     def get(self, path: str, **query: Any) -> Json:
         dates = {"cloud_account_id": ACCOUNT, "start_date": self.start, "end_date": self.end}
@@ -79,11 +79,28 @@ class Asked:
 
 def figures(asked: Asked) -> Iterator[Figure]:
     """Every figure of every view of the window."""
+    slack = _interval_usd(asked)
+    for figure in _figures(asked):
+        yield replace(figure, interval_usd=slack)
+
+
+def _figures(asked: Asked) -> Iterator[Figure]:
     yield from _statement(asked)
     for aggregate in asked.groupings:
         yield from _grouping(asked, aggregate, GROUPINGS[aggregate])
     yield from _filters(asked)
     yield from _points(asked)
+
+
+def _interval_usd(asked: Asked) -> float:
+    """What one interval of everything that came or went within the window costs."""
+    start, end, world = asked.start, asked.end, asked.world
+    pods = [p for p in asked.pods(start, end) if p.container and (p.start > start or p.end < end)]
+    rates = [p.total / (p.end - p.start) for p in pods]
+    nodes = [n.usd_per_hour / HOUR for n in world.nodes if start < n.start < end or start < n.end < end]
+    others = [b.usd_per_hour / HOUR for b in world.balancers if start < b.start < end]
+    others += [v.gib * v.usd_per_gib_hour / HOUR for v in world.volumes if start < v.start < end or start < v.end < end]
+    return asked.interval * fsum((*rates, *nodes, *others))
 
 
 def _statement(asked: Asked) -> Iterator[Figure]:

@@ -15,7 +15,7 @@ from metroculus.metroculus_api.controllers.savings import SavingsController
 from metroculus.metroculus_api.controllers.series import SeriesController
 from metroculus.metroculus_api.controllers.stored import StoredHours
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.choose import LiveReadings
+from metroculus.sources.choose import AccountSources, LiveReadings
 from metroculus.sources.errors import NoSource
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
@@ -44,11 +44,14 @@ class CostsController:
         def of_step(asked: Question) -> Awaitable[Statement]:
             return self._statement(asked, deadline)
 
-        points = await SeriesController(self._store, of_step, deadline).points(question, step)
+        sources = await self._accounts.of(question.cloud_account_id)
+        own = replace(question, filters=replace(question.filters, clusters=sources.clusters.named))
+        points = await SeriesController(self._store, of_step, deadline).points(own, step)
         return replace(await self._statement(question, deadline), data_points=points)
 
     async def _statement(self, question: Question, deadline: Deadline) -> Statement:
         sources = await self._accounts.of(question.cloud_account_id)
+        question = await of_account(question, sources, deadline)
         stored, store = await self._stored.read(question, deadline) if self._stored is not None else (None, None)
         if not sources.any and stored is None:
             raise NoSource
@@ -73,6 +76,17 @@ class CostsController:
         if store is not None:
             statement = replace(statement, sources=(store, *statement.sources), complete=False)
         return statement
+
+
+async def of_account(question: Question, sources: AccountSources, deadline: Deadline) -> Question:
+    """The question with what is the account's own: its cluster, and the currency of its money."""
+    named = sources.clusters.named
+    return replace(
+        question,
+        filters=replace(question.filters, clusters=named),
+        clusters_apart=sources.clusters.all,
+        currency=await sources.currency(deadline),
+    )
 
 
 async def _reconciled(question: Question, live: LiveReadings, stored: StoredReading | None) -> Statement:

@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from math import fsum
 from typing import Any
 
+from msgspec.structs import replace
+
 from metroculus.cost_model.allocation import Filters, Group
 from metroculus.cost_model.columns import unknown_usage
 from metroculus.cost_model.components import COMPONENTS
 from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.grouping import TIMES
-from metroculus.metroculus_api.controllers.stored import source_of, whole
+from metroculus.metroculus_api.controllers.stored import currencies_of, source_of, whole
 from metroculus.metroculus_api.errors import NoHistory
 from metroculus.metroculus_api.wire import window_of, wire
+from metroculus.sources.accounts import Accounts
+from metroculus.sources.choose import DEFAULT_CURRENCY
 from metroculus.storage.history import COSTS_AND_USAGE, CostSums, by_key
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
@@ -25,7 +29,8 @@ from tools.window import Window, iso
 
 
 class ExpensesController:
-    def __init__(self, store: Store | None) -> None:
+    def __init__(self, accounts: Accounts, store: Store | None) -> None:
+        self._accounts = accounts
         self._store = store
 
     async def expenses(
@@ -38,6 +43,8 @@ class ExpensesController:
     ) -> structs.Expenses:
         """Sums by ``group_by``, dearest first, or in order of time where that is asked for.
 
+        Money in different currencies is never added: then a row is of one of them, and there is no total.
+
         Raises:
             NoHistory, StoreError
         """
@@ -47,33 +54,45 @@ class ExpensesController:
         properties = [name for name in group_by if name != "cluster"]
 
         async def one(account: str) -> Answer:
-            asked = (account, window.start, window.end, properties, filters, COSTS_AND_USAGE)
+            own = replace(filters, clusters=(await self._accounts.of(account)).clusters.named)
+            asked = (account, window.start, window.end, properties, own, COSTS_AND_USAGE)
             return await store.ask(deadline.left(), store.summaries.sums, *asked)
 
         answers = await asyncio.gather(*(one(account) for account in accounts))
         answered = list(zip(accounts, answers, strict=True))
         covered = tuple(_coverage(account, answer.committed, window) for account, answer in answered)
-        if "cluster" in group_by:
-            rows = [
-                row_of(group_by, account, properties, measured)
-                for account, answer in answered
-                for measured in answer.sums
-            ]
-        else:
-            everything = by_key([measured for answer in answers for measured in answer.sums])
-            rows = [row_of(group_by, "", properties, measured) for measured in everything]
+        money = {account: currencies_of(answer.committed) for account, answer in answered}
+        currencies = sorted({one for several in money.values() for one in several})
+        mixed = len(currencies) > 1
+        rows = []
+        for currency in currencies or [DEFAULT_CURRENCY]:
+            mine = [(account, answer) for account, answer in answered if currency in money[account] or not mixed]
+            more = {"currency": currency} if mixed else {}
+            rows += [more | row for row in _rows(group_by, properties, mine)]
         known = any(answer.committed.hours for answer in answers)
         return structs.Expenses(
             start_date=window.start,
             end_date=window.end,
             window=window_of(window),
-            currency="USD",
-            complete=known and all(one.complete for one in covered),
+            currency=", ".join(currencies) or DEFAULT_CURRENCY,
+            complete=known and all(one.complete for one in covered) and all(len(one) < 2 for one in money.values()),
             coverage=_mean([one.coverage for one in covered]),
-            total_cost=fsum(row["total_cost"] for row in rows) if known else None,
+            total_cost=fsum(row["total_cost"] for row in rows) if known and not mixed else None,
             expenses=tuple(sorted(rows, key=lambda row: _order(row, group_by))),
             accounts=covered,
         )
+
+
+def _rows(
+    group_by: Sequence[str], properties: Sequence[str], answered: Sequence[tuple[str, Answer]]
+) -> list[dict[str, Any]]:
+    """The rows of accounts whose money may be added."""
+    if "cluster" in group_by:
+        return [
+            row_of(group_by, account, properties, measured) for account, answer in answered for measured in answer.sums
+        ]
+    everything = by_key([measured for _, answer in answered for measured in answer.sums])
+    return [row_of(group_by, "", properties, measured) for measured in everything]
 
 
 def _coverage(account: str, committed: CommittedHours, window: Window) -> structs.AccountCoverage:

@@ -97,7 +97,7 @@ class InventoryController:
             start_date=window.start,
             end_date=window.end,
             window=window_of(window),
-            currency="USD",
+            currency=await (await self._accounts.of(account)).currency(deadline),
             complete=all(source.status == "ok" for source in sources),
             sources=sources_of(sources),
             nodes=of("node"),

@@ -65,7 +65,7 @@ class SavingsController:
             start_date=window.start,
             end_date=window.end,
             window=window_of(window),
-            currency="USD",
+            currency=await sources.currency(deadline),
             potential_savings=sum(categories.values()) if categories is not None else None,
             cpu_savings=tuple(r for r in listed if r.resource == "cpu" and r.kind == "right_sizing"),
             memory_savings=tuple(r for r in listed if r.resource == "memory" and r.kind == "right_sizing"),

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from metroculus.codes import TOO_MANY_POINTS
-from metroculus.cost_model.allocation import IDLE
+from metroculus.cost_model.allocation import IDLE, Filters
 from metroculus.cost_model.components import Costs
 from metroculus.cost_model.series import StepName, point_of, steps, stored_point
 from metroculus.cost_model.statement import Point, Question, Statement
@@ -76,7 +76,7 @@ class SeriesController:
             return {}
         account, window, filters = question.cloud_account_id, question.window, question.filters
         read, deadline = self._store.summaries.sums, self._deadline
-        idle_only = type(filters)(namespaces=(IDLE,))
+        idle_only = Filters(namespaces=(IDLE,), clusters=filters.clusters)
         try:
             span = (account, window.start, window.end, (key,))
             everything = await self._store.ask(share_of(deadline), read, *span, filters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import ssl
 from typing import Annotated, Literal
 
@@ -11,21 +12,50 @@ from msgspec import Meta, Struct
 from metroculus.codes import INVALID, MISSING, NOT_FOUND, ONE_CLUSTER
 from metroculus.cost_model.prices import CustomPrices
 from metroculus.metroculus_api.wire import wire
-from metroculus.sources.accounts import PUSH, Accounts, AllowedAddresses, Credentials, SourceEntry, flavours
+from metroculus.sources.accounts import (
+    PUSH,
+    Accounts,
+    AllowedAddresses,
+    Credentials,
+    MetricsCluster,
+    SourceEntry,
+    flavours,
+)
 from metroculus.sources.errors import AddressRefused
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.errors import ApiError
 
 MAX_CREDENTIAL_LENGTH = 8192
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
+NOT_CREDENTIALS = frozenset(
+    (
+        "host", "content-length", "content-type", "transfer-encoding", "connection", "upgrade", "te", "trailer",
+        "expect", "accept", "accept-encoding", "range", "user-agent", "x-request-id", "thanos-tenant", "secret",
+    )
+)  # fmt: skip
+"""Headers that say how a request is to be read; an account sets none of them."""
 
 
 class Auth(Struct, frozen=True, forbid_unknown_fields=True):
-    """``bearer`` with a token, or ``basic`` with a user and a password."""
+    """``bearer`` with a token, ``basic`` with a user and a password, or ``header`` with a name and a value."""
 
-    type: Literal["bearer", "basic"]
+    type: Literal["bearer", "basic", "header"]
     token: str = ""
     username: str = ""
     password: str = ""
+    name: str = ""
+    value: str = ""
+
+
+class ThanosBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which series are the account's, where several clusters write under one tenant."""
+
+    value: Annotated[str, Meta(min_length=1, max_length=256)]
+    label: Annotated[str, Meta(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]{0,127}$")] = "cluster_id"
+
+
+ClusterName = Annotated[str, Meta(min_length=1, max_length=256)]
+ClusterNames = Annotated[list[ClusterName], Meta(min_length=1, max_length=32)]
 
 
 class SourceBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,6 +66,9 @@ class SourceBody(Struct, frozen=True, forbid_unknown_fields=True):
     auth: Auth | None = None
     ca: str | None = None
     custom_prices: CustomPrices | None = None
+    cluster: ClusterName | ClusterNames | None = None
+    thanos: ThanosBody | None = None
+    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$")] | None = None
 
 
 class SourcesController:
@@ -53,15 +86,22 @@ class SourcesController:
             raise ApiError(ONE_CLUSTER)
         url = ""
         if body.flavour == PUSH:
-            if body.url or body.auth or body.ca or body.custom_prices:
-                raise ApiError(INVALID, "push mode takes no url, auth, ca or custom_prices", ["flavour"])
+            if body.url or body.auth or body.ca:
+                raise ApiError(INVALID, "push mode takes no url, auth or ca", ["flavour"])
         else:
             if not body.url:
                 raise ApiError(MISSING, "url is required for this flavour", ["url"])
             url = await self._checked(body.url)
-        entry = await self._accounts.registry.put(
-            account, body.flavour, url, Credentials(_headers(body.auth), _checked_ca(body.ca), body.custom_prices)
+        names = (body.cluster,) if isinstance(body.cluster, str) else tuple(body.cluster or ())
+        known = Credentials(
+            headers=_headers(body.auth),
+            ca=_checked_ca(body.ca),
+            custom_prices=body.custom_prices,
+            clusters=names,
+            thanos=MetricsCluster(body.thanos.value, body.thanos.label) if body.thanos else None,
+            currency=body.currency or "",
         )
+        entry = await self._accounts.registry.put(account, body.flavour, url, known)
         return _shown(entry)
 
     async def get(self, account: str) -> structs.Source:
@@ -85,7 +125,7 @@ class SourcesController:
 def _headers(auth: Auth | None) -> dict[str, str]:
     if auth is None:
         return {}
-    given = (auth.token, auth.username, auth.password)
+    given = (auth.token, auth.username, auth.password, auth.name, auth.value)
     if any(len(part) > MAX_CREDENTIAL_LENGTH or not part.isprintable() or not part.isascii() for part in given):
         raise ApiError(INVALID, "auth: credentials are printable ASCII of at most 8192 characters", ["auth"])
     if any(part != part.strip() for part in given):
@@ -94,6 +134,10 @@ def _headers(auth: Auth | None) -> dict[str, str]:
         if not auth.token:
             raise ApiError(MISSING, "auth: bearer needs a token", ["auth"])
         return {"Authorization": f"Bearer {auth.token}"}
+    if auth.type == "header":
+        if not _HEADER_NAME.fullmatch(auth.name) or auth.name.lower() in NOT_CREDENTIALS or not auth.value:
+            raise ApiError(INVALID, "auth: header needs a name that is a header of credentials, and a value", ["auth"])
+        return {auth.name: auth.value}
     pair = base64.b64encode(f"{auth.username}:{auth.password}".encode()).decode()
     return {"Authorization": f"Basic {pair}"}
 
@@ -116,4 +160,7 @@ def _shown(entry: SourceEntry) -> structs.Source:
         has_credentials=bool(known.headers),
         has_ca=known.ca is not None,
         custom_prices=wire(known.custom_prices, structs.CustomPrices) if known.custom_prices else None,
+        cluster=known.clusters,
+        thanos=wire(known.thanos, structs.MetricsCluster) if known.thanos else None,
+        currency=known.currency,
     )

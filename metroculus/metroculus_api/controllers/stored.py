@@ -68,6 +68,11 @@ def source_of(committed: CommittedHours, window: Window) -> SourceReport:
     )
 
 
+def currencies_of(committed: CommittedHours) -> list[str]:
+    """What the money of stored hours is in; more than one where a source changed its mind."""
+    return sorted({marker.currency for marker in committed.hours.values()})
+
+
 def residual_bound(unreconciled: Iterable[Marker]) -> float:
     """How far hours may be from their own totals: each from its control, and each day's from the day."""
     days: dict[int, float] = {}
@@ -123,8 +128,9 @@ class StoredHours:
             committed = await store.ask(share_of(deadline), store.ledger.committed, account, window.start, window.end)
             if not committed.hours:
                 return None, None
+            properties, clusters = properties_of(question), question.filters.clusters
             stored, usd = await store.ask(
-                share_of(deadline), store.history.allocations, committed, properties_of(question)
+                share_of(deadline), store.history.allocations, committed, properties, clusters
             )
         except StoreError as failure:
             log.warning("the store failed: %s", failure)

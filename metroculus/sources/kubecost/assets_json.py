@@ -150,6 +150,7 @@ def _asset(key: str, raw: _Asset) -> Asset:
     return Asset(
         type=UPSTREAM_TYPES[raw.type],
         name=raw.properties.name or key.rsplit("/", 1)[-1],
+        cluster=raw.properties.cluster or "",
         provider=raw.properties.provider or "",
         provider_id=raw.properties.providerID or "",
         instance_type=raw.nodeType or "",

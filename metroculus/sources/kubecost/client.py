@@ -30,6 +30,7 @@ from metroculus.cost_model.statement import Question
 from metroculus.sources.errors import BadAnswer, SourceError
 from metroculus.sources.kubecost.allocation_json import Decoded
 from metroculus.sources.kubecost.assets_json import DecodedAssets, decode_assets
+from metroculus.sources.kubecost.configuration import decode_currency
 from metroculus.sources.kubecost.large import decode_allocations, decode_elsewhere
 from metroculus.sources.kubecost.savings import decode_abandoned, decode_overview, decode_request_sizing
 from metroculus.sources.outbound.http import SourceHttp, Upstream
@@ -56,6 +57,10 @@ KUBECOST = Dialect("kubecost", "/model/allocation", "/model/assets")
 OPENCOST = Dialect("opencost", "/allocation", "/assets")
 OLDER_OPENCOST = Dialect("opencost", "/allocation/compute", "/assets")
 
+CONFIGURATIONS = ("/model/getConfigs", "/model/productConfigs")
+"""Where Kubecost tells its currency: the older path and the one that takes its place (kubecost issue 4545)."""
+CURRENCY_SECONDS = 3600.0
+"""How long what was said of the currency is taken as it was."""
 NO_CONTAINERS = "the source knows nodes and no containers"
 
 _BOTH = frozenset({Capability.ALLOCATIONS, Capability.DAY_SET, Capability.ASSETS, Capability.PLACEMENT})
@@ -78,7 +83,7 @@ def upstream_aggregate(question: Question) -> tuple[str, ...]:
     needed = question.grouping.needed(question.filters)
     if not _KEPT_BY_PODS.issuperset(needed):
         return ()
-    return ("namespace", "pod") if needed else ("namespace",)
+    return ("cluster", "namespace", "pod") if needed else ("cluster", "namespace")
 
 
 class _Piece(Struct, frozen=True):
@@ -111,6 +116,8 @@ class KubecostSource(CostSource):
         self._candidates = [d for d in (KUBECOST, OPENCOST, OLDER_OPENCOST) if flavour in (None, d.flavour)]
         self._dialect: Dialect | None = self._candidates[0] if len(self._candidates) == 1 else None
         self._detecting = asyncio.Lock()
+        self._currency: str | None = None
+        self._currency_asked_at = -CURRENCY_SECONDS
 
     async def capabilities(self, deadline: Deadline) -> frozenset[Capability]:
         return CAPABILITIES[(await self.dialect(deadline)).flavour]
@@ -245,7 +252,7 @@ class KubecostSource(CostSource):
                 hour: HourSet(
                     set=one,
                     seconds=one.covered(hour + HOUR),
-                    control=totals[hour].columns.total() if hour in totals else None,
+                    control=totals[hour].columns if hour in totals else None,
                 )
                 for hour, one in sets.items()
                 if not one.without_containers
@@ -386,6 +393,26 @@ class KubecostSource(CostSource):
             tuple(one for part in parts for one in part.found), tuple(kind for part in parts for kind in part.left_out)
         )
 
+    async def currency(self, deadline: Deadline) -> str | None:
+        """As Kubecost's configuration says; None where it has none, or cannot be asked for it now."""
+        if self._currency_asked_at + CURRENCY_SECONDS > self._clock():
+            return self._currency
+        if (await self.dialect(deadline)).flavour == "kubecost":
+            self._currency = await self._configured_currency(deadline)
+        self._currency_asked_at = self._clock()
+        return self._currency
+
+    async def _configured_currency(self, deadline: Deadline) -> str | None:
+        for path in CONFIGURATIONS:
+            try:
+                body = await self._http.get(self._upstream, path, {}, deadline)
+            except BadAnswer as failure:
+                if failure.status == 404:
+                    continue
+                raise
+            return decode_currency(self._upstream.name, body)
+        return None
+
     async def savings(self, window: Window, utilization: float | None, deadline: Deadline) -> SavingsReading | None:
         """Kubecost's own; None where it has no savings API."""
         overview, sizing, abandoned, cluster = await asyncio.gather(
@@ -424,7 +451,12 @@ class KubecostSource(CostSource):
             raise
 
     async def _cluster_name(self, window: Window, deadline: Deadline) -> str:
-        """The cluster's name as its own allocations say: savings are keyed by it, and the first key is anybody's."""
+        """The cluster's name: savings are keyed by it, and the first key is anybody's.
+
+        As it is given, else as its own allocations say.
+        """
+        if self.clusters.named:
+            return self.clusters.named[0]
         dialect = await self.dialect(deadline)
         day = max(window.start, window.end - DAY)
         asked = [

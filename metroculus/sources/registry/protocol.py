@@ -24,12 +24,26 @@ ASK_AGAIN_SECONDS = 5.0
 REMEMBERED_SECONDS = 3600.0
 
 
+class MetricsCluster(Struct, frozen=True, forbid_unknown_fields=True):
+    """The label that says which cluster a series is of, and the account's value of it."""
+
+    value: str
+    label: str = "cluster_id"
+
+
 class Credentials(Struct, frozen=True):
-    """What an upstream asks for, the authority that signed its certificate (PEM), prices where it has none."""
+    """What is known of an upstream beside its URL, sealed as one.
+
+    What it asks for, the authority that signed its certificate (PEM), prices where it has none, the names of the
+    account's cluster there, its series among those of other clusters, and the currency that it does not tell itself.
+    """
 
     headers: dict[str, str] = {}
     ca: str | None = None
     custom_prices: CustomPrices | None = None
+    clusters: tuple[str, ...] = ()
+    thanos: MetricsCluster | None = None
+    currency: str = ""
 
 
 _ENCODER = msgspec.json.Encoder()

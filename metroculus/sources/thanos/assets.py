@@ -32,7 +32,11 @@ async def assets_by_metrics(
         share, enough = await chunk.coverage()
         readers = (_nodes, _disks, _balancers, _management)
         kinds = await asyncio.gather(*(reader(chunk) for reader in readers))
-        return [asset for kind in kinds for asset in kind], (share * chunk.seconds, enough, chunk.warnings)
+        return [asset for kind in kinds for asset in kind], (
+            share * chunk.seconds * chunk.share,
+            enough,
+            chunk.warnings,
+        )
 
     async def read_day(start: int, end: int) -> list[tuple[list[Asset], SeriesCoverage]]:
         return await asyncio.gather(*(read(one) for one in await open_parts(thanos, tenant, start, end, deadline)))
@@ -61,7 +65,14 @@ async def _priced(
     costs, hours = await asyncio.gather(chunk.ask(chunk.integral(rate, *metrics)), _hours(chunk, rate, metrics[0]))
     there = {name(labels): value for labels, value in hours}
     return [
-        Asset(type=kind, name=name(labels), total_cost=usd, hours=there.get(name(labels), 0.0), **more)
+        Asset(
+            type=kind,
+            cluster=chunk.cluster,
+            name=name(labels),
+            total_cost=usd,
+            hours=there.get(name(labels), 0.0),
+            **more,
+        )
         for labels, usd in costs
     ]
 
@@ -102,6 +113,7 @@ def _claimed(disk: Asset, claim: Labels, size: float | None) -> Asset:
     claim_name = claim.get("persistentvolumeclaim", "")
     return Asset(
         type="disk",
+        cluster=disk.cluster,
         name=disk.name,
         hours=disk.hours,
         total_cost=disk.total_cost,
@@ -142,6 +154,7 @@ def _specified(asset: Asset, nodes: dict[str, NodeSpecification]) -> Asset:
         return asset
     return Asset(
         type="node",
+        cluster=asset.cluster,
         name=asset.name,
         hours=asset.hours,
         total_cost=asset.total_cost,

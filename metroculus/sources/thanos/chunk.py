@@ -14,7 +14,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import median
 
+import msgspec
+
 from metroculus.cost_model.reading import SourceReport, Status
+from metroculus.sources.clusters import Clusters
+from metroculus.sources.errors import SeveralClusters
 from metroculus.sources.thanos import promql
 from metroculus.sources.thanos.client import RESOLUTIONS, Labels, Querier, Samples
 from metroculus.sources.thanos.promql import Tenant
@@ -50,6 +54,9 @@ FROM_OTHERS = (
 GAUGES = (*FROM_THE_COST_EXPORTER, *FROM_OTHERS)
 MAY_BE_OVERWRITTEN = (ALLOCATED, "kube_pod_container_resource_requests", "kubecost_load_balancer_cost")
 
+CLUSTER_LABEL = "cluster_id"
+"""What Kubecost calls it, where several clusters write under one tenant."""
+
 MOST_SERIES = 32
 """Of a heartbeat whose samples are read one by one."""
 MOST_POINTS = 2_000_000
@@ -77,6 +84,10 @@ class Chunk:
     """Seconds between samples, by metric; a metric that is not there is not in it."""
     series: dict[str, int] = field(default_factory=dict)
     """How many series each metric has."""
+    cluster: str = ""
+    """Whose series are read, where several clusters under one tenant are told apart."""
+    share: float = 1.0
+    """Of the time that it covers: where several clusters are read, each counts for its part."""
     overwritten: bool = False
     """Whether a scrape without ``honor_labels`` has renamed the labels that say whose a series is."""
     warnings: list[str] = field(default_factory=list)
@@ -148,6 +159,17 @@ class Chunk:
             if in_all:
                 self.series[name] = int(found.get(f"series:{name}", 1))
                 self.intervals[name] = promql.interval_of(found.get(f"hourly:{name}", 0.0), in_all, self.seconds)
+
+    async def cluster_names(self) -> list[str]:
+        """The clusters that the heartbeats of the stretch are of, as their label says."""
+        beats = [name for name in promql.HEARTBEATS if name in self.series]
+        by = self.tenant.by(CLUSTER_LABEL)
+        asked = [
+            f"count by ({by}) (count_over_time({promql.selector(name, self.tenant)}[{self.seconds}s]))"
+            for name in beats
+        ]
+        found = await self.ask(" or ".join(asked)) if asked else []
+        return sorted({labels.get(CLUSTER_LABEL, "") for labels, _ in found} - {""})
 
     async def paces(self) -> list[Pace]:
         """How often the cost exporter wrote, from which moment on; empty where nothing says so."""
@@ -271,15 +293,44 @@ async def open_chunk(thanos: Querier, tenant: Tenant, start: int, end: int, dead
 
 
 async def open_parts(thanos: Querier, tenant: Tenant, start: int, end: int, deadline: Deadline) -> list[Chunk]:
-    """A stretch as parts that are ready to be read, each written at one pace.
+    """A stretch as parts that are ready to be read, each written at one pace, of one cluster.
 
     Raises:
-        SourceError
+        SourceError: SeveralClusters where the account does not say which of several it is.
     """
-    chunk = await open_chunk(thanos, tenant, start, end, deadline)
-    parts = chunk.parts(await chunk.paces())
-    parts[0].warnings += chunk.warnings
+    whole = await open_chunk(thanos, tenant, start, end, deadline)
+    chunks = [whole]
+    if thanos.selected is None:
+        chunks = [
+            whole if wanted == tenant else replace(await open_chunk(thanos, wanted, start, end, deadline), cluster=name)
+            for name, wanted in tenants_of(tenant, thanos.clusters, await whole.cluster_names())
+        ]
+    parts = []
+    for chunk in chunks:
+        found = chunk.parts(await chunk.paces())
+        found[0].warnings += chunk.warnings
+        parts += [replace(part, share=1 / len(chunks)) for part in found]
     return parts
+
+
+def tenants_of(tenant: Tenant, clusters: Clusters, seen: Sequence[str]) -> list[tuple[str, Tenant]]:
+    """Whose series to read, with the name of the cluster where it must be told.
+
+    Args:
+        seen: the clusters that series of the tenant are of.
+
+    Raises:
+        SeveralClusters
+    """
+    clusters.check(seen)
+    if len(seen) < 2:
+        return [("", tenant)]
+    if clusters.all:
+        return [(name, msgspec.structs.replace(tenant, cluster_label=CLUSTER_LABEL, clusters=(name,))) for name in seen]
+    mine = tuple(name for name in clusters.named if name in seen)
+    if not mine:
+        raise SeveralClusters(seen)
+    return [("", msgspec.structs.replace(tenant, cluster_label=CLUSTER_LABEL, clusters=mine))]
 
 
 def judged(window: Window, parts: Sequence[SeriesCoverage], fetched_at: int, partial: bool = False) -> SourceReport:

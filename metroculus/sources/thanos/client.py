@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -16,6 +17,7 @@ from weakref import WeakValueDictionary
 import msgspec
 from msgspec import Struct
 
+from metroculus.sources.clusters import Clusters
 from metroculus.sources.errors import BadAnswer, DeadlineExceeded
 from metroculus.sources.numbers import is_quantity
 from metroculus.sources.outbound.http import CALLS_AT_ONCE, SourceHttp, Upstream, seconds_left
@@ -94,14 +96,29 @@ class Querier:
         self._label = label
         self._clock = clock
         self.replicas = tuple(replicas)
+        self.clusters = Clusters()
+        self.selected: tuple[str, str] | None = None
         self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    def of(self, clusters: Clusters, selected: tuple[str, str] | None) -> Querier:
+        """The same querier, asked for an account whose cluster is one of several under its tenant.
+
+        Args:
+            selected: the label that says which cluster a series is of, and the account's value of it.
+        """
+        mine = copy(self)
+        mine.clusters, mine.selected = clusters, selected
+        return mine
 
     def now(self) -> int:
         """Unix seconds."""
         return int(self._clock())
 
     def tenant(self, account: str) -> Tenant:
-        return Tenant(self._label, account if self._label else "")
+        tenant = Tenant(self._label, account if self._label else "")
+        if self.selected is None:
+            return tenant
+        return msgspec.structs.replace(tenant, cluster_label=self.selected[0], clusters=(self.selected[1],))
 
     async def query(
         self, tenant: Tenant, query: str, at: float, deadline: Deadline, resolution: str = RESOLUTIONS[0]

@@ -51,9 +51,9 @@ async def management_by_metrics(thanos: Querier, account: str, window: Window, d
         share, enough = await chunk.coverage()
         usd = 0.0
         if MANAGEMENT in chunk.intervals:
-            rate = promql.total(chunk.now(MANAGEMENT), tenant)
+            rate = promql.total(chunk.now(MANAGEMENT), chunk.tenant)
             usd = math.fsum(value for _, value in await chunk.ask(chunk.integral(rate, MANAGEMENT)))
-        return usd, (share * chunk.seconds, enough, chunk.warnings)
+        return usd, (share * chunk.seconds * chunk.share, enough, chunk.warnings)
 
     async def read_day(start: int, end: int) -> list[tuple[float, SeriesCoverage]]:
         return await asyncio.gather(*(read(one) for one in await open_parts(thanos, tenant, start, end, deadline)))
@@ -137,11 +137,12 @@ class _Read(Struct, frozen=True, kw_only=True):
     missing: tuple[str, ...] = ()
     not_covered: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    seen: bool = False
+    seen: float = 0.0
+    """Of its time, what counts as covered."""
 
     @property
     def seen_seconds(self) -> float:
-        return float(self.end - self.start) if self.seen else 0.0
+        return (self.end - self.start) * self.seen
 
 
 Pod = tuple[str, str]
@@ -183,8 +184,8 @@ class _ChunkReader:
             self._nodes(), self._volumes(), self._network(), self._balancers(usage.hours, served)
         )
         priced, missing = self._missing(nodes)
-        main = _main_rows([*cpu.usd, *cpu.amounts, *ram.usd, *gpu.usd], usage.hours)
-        rows = _Rows(main)
+        places = _Places([*cpu.usd, *cpu.amounts, *ram.usd, *gpu.usd], usage.hours)
+        rows = _Rows(places)
         for component, of_containers in (("cpu", cpu), ("ram", ram), ("gpu", gpu)):
             rows.add(component, of_containers.usd)
         for component, of_pods in (("pv", volumes), ("network", network), ("load_balancer", balancers)):
@@ -196,6 +197,7 @@ class _ChunkReader:
                 pod=where[1] if where[0] != UNMOUNTED[0] else "",
                 container=where[2],
                 node=where[3],
+                cluster=self.chunk.cluster,
                 controller=owners.get(where[:2], ("", ""))[1],
                 controller_kind=owners.get(where[:2], ("", ""))[0],
                 labels=labelled.get(where[:2], {}),
@@ -203,8 +205,8 @@ class _ChunkReader:
                 start=start,
                 end=end,
                 costs=Costs(**costs),
-                egress=egress.get(where[:2], Egress()) if where == main.get(where[:2], where) else Egress(),
-                usage=usage.of(where, main),
+                egress=_part_of(egress.get(where[:2], Egress()), places.share(where)),
+                usage=usage.of(where, places),
                 amounts=Amounts(cpu.amounts.get(where, 0.0), ram.amounts.get(where, 0.0), gpu.amounts.get(where, 0.0)),
                 unknown=usage.unknown_of(where),
             )
@@ -212,11 +214,12 @@ class _ChunkReader:
         ]
         if nodes is not None and priced:
             used = Costs(*(math.fsum(one.usd.values()) for one in (cpu, ram, gpu)))
-            allocations.append(Allocation(name=IDLE, start=start, end=end, costs=_idle(nodes, used)))
+            idle = _idle(nodes, used)
+            allocations.append(Allocation(name=IDLE, cluster=self.chunk.cluster, start=start, end=end, costs=idle))
         if network_state == "missing":
             missing = (*missing, "network")
         return _Read(
-            start=start, end=end, allocations=tuple(allocations), seen=True, incomplete=self.incomplete,
+            start=start, end=end, allocations=tuple(allocations), seen=self.chunk.share, incomplete=self.incomplete,
             missing=missing,
             not_covered=(*NO_METRICS_OF, *(("network",) if network_state == "not_covered" else ())),
             warnings=tuple(dict.fromkeys([*self.notes, *self.chunk.warnings])),
@@ -326,7 +329,8 @@ class _ChunkReader:
         sizes, prices = self.chunk.now(capacity, "persistentvolume"), volume_prices(self.chunk)
         rate = promql.priced(f"({sizes} / {GIB})", prices, self.tenant, "persistentvolume")
         without_price = promql.total(promql.unpriced(sizes, prices, self.tenant, "persistentvolume"), self.tenant)
-        claimed_by = f"max by ({self.tenant.by('volumename', 'namespace')}) (last_over_time({self._claims()}))"
+        claims = self.chunk.own(f"last_over_time({self._claims()})")
+        claimed_by = f"max by ({self.tenant.by('volumename', 'namespace')}) ({claims})"
         owned = promql.priced(
             f'label_replace({claimed_by}, "persistentvolume", "$1", "volumename", "(.+)")', f"({rate})",
             self.tenant, "persistentvolume",
@@ -404,7 +408,7 @@ class _ChunkReader:
         egress = {pod: Egress(**parts) for pod, parts in costs.items()}
         return {pod: math.fsum(parts.values()) for pod, parts in costs.items()}, egress, state
 
-    async def _balancers(self, hours: Mapping[Who, float], served: Mapping[Pod, tuple[str, ...]]) -> dict[Pod, float]:
+    async def _balancers(self, hours: Mapping[Where, float], served: Mapping[Pod, tuple[str, ...]]) -> dict[Pod, float]:
         """Cost of balancers by the pods behind them, by how long each ran; else by namespace."""
         name = "kubecost_load_balancer_cost"
         if name not in self.chunk.intervals:
@@ -412,7 +416,7 @@ class _ChunkReader:
         identity = ("namespace", "service_name")
         rate = promql.total(self.chunk.now(name, *identity, "ingress_ip"), self.tenant, *identity)
         ran: dict[Pod, float] = {}
-        for who, there in hours.items():
+        for who, there in _by_container(hours).items():
             ran[who[:2]] = max(ran.get(who[:2], 0.0), there)
         behind: dict[tuple[str, str], list[Pod]] = defaultdict(list)
         for one, services in served.items():
@@ -475,10 +479,11 @@ class _ChunkReader:
         async def resident() -> dict[Who, float] | None:
             return await integrated(self.chunk.now(memory, *who, container="!"), memory) if memory in there else None
 
-        async def ran() -> dict[Who, float]:
+        async def ran() -> dict[Where, float]:
             if ALLOCATED not in there:
                 return {}
-            return await self._by_who(self.chunk.integral(f"({self.chunk.now(ALLOCATED, *who)}) * 0 + 1", ALLOCATED))
+            present = f"({self.chunk.now(ALLOCATED, *who, 'node')}) * 0 + 1"
+            return await self._by_container(self.chunk.integral(present, ALLOCATED))
 
         cpu_request, ram_request, ram_usage, cpu_seconds, hours = await asyncio.gather(
             requested("cpu", "kube_pod_container_resource_requests_cpu_cores"),
@@ -514,25 +519,23 @@ class _Compute(Struct, frozen=True):
 
 
 class _Usages(Struct, frozen=True):
-    """By container: hours that it ran; requests and usage (hours of cores and bytes, and seconds of cores).
+    """By container: hours that it ran on each node; requests and usage (hours of cores and bytes, seconds of cores).
 
     None where nobody wrote any of them.
     """
 
-    hours: Mapping[Who, float]
+    hours: Mapping[Where, float]
     cpu_request: Mapping[Who, float] | None
     cpu_seconds: Mapping[Who, float] | None
     ram_request: Mapping[Who, float] | None
     ram_usage: Mapping[Who, float] | None
 
-    def of(self, where: Where, main: Mapping[Pod | Who, Where]) -> Usage:
-        """Of a container's main row; its other rows have none, for they are of the same container."""
-        who = where[:3]
-        if main.get(who, where) != where:
-            return Usage()
+    def of(self, where: Where, places: _Places) -> Usage:
+        """Of a container on one node, in proportion to how long it was there."""
+        who, share = where[:3], places.share_of_container(where)
 
         def value(of: Mapping[Who, float] | None, factor: float) -> float:
-            return of.get(who, 0.0) * factor if of is not None else 0.0
+            return of.get(who, 0.0) * factor * share if of is not None else 0.0
 
         return Usage(
             value(self.cpu_request, 60), value(self.cpu_seconds, 1 / 60), value(self.ram_request, 60),
@@ -544,7 +547,7 @@ class _Usages(Struct, frozen=True):
         who = where[:3]
         if not where[2]:
             return ()
-        long = self.hours.get(who, 0.0) >= LONG_ENOUGH_HOURS
+        long = self.hours.get(where, 0.0) >= LONG_ENOUGH_HOURS
         lacking = {
             "cpu_request": self.cpu_request is None,
             "cpu_usage": self.cpu_seconds is None or (long and who not in self.cpu_seconds),
@@ -554,21 +557,55 @@ class _Usages(Struct, frozen=True):
         return tuple(name for name, lacks in lacking.items() if lacks)
 
 
-def _main_rows(rows: Sequence[Where], hours: Mapping[Who, float]) -> dict[Pod | Who, Where]:
-    """The row that stands for a pod, and the one that stands for a container: what is of either is told there."""
-    main: dict[Pod | Who, Where] = {}
-    for where in sorted(set(rows), key=lambda one: (-hours.get(one[:3], 0.0), one)):
-        main.setdefault(where[:2], where)
-        main.setdefault(where[:3], where)
-    return main
+def _by_container(hours: Mapping[Where, float]) -> dict[Who, float]:
+    """Hours of each container, on whichever nodes."""
+    summed: dict[Who, float] = {}
+    for where, there in hours.items():
+        summed[where[:3]] = summed.get(where[:3], 0.0) + there
+    return summed
+
+
+class _Places:
+    """Where the costs of a pod as a whole go: to one of its containers, on each of its nodes for its time there."""
+
+    def __init__(self, rows: Sequence[Where], hours: Mapping[Where, float]) -> None:
+        self.rows = tuple(sorted(set(rows)))
+        self._hours = hours
+        self._of_containers = _by_container(hours)
+        nodes: dict[Who, list[Where]] = defaultdict(list)
+        for where in self.rows:
+            nodes[where[:3]].append(where)
+        main: dict[Pod, Who] = {}
+        for who in sorted(nodes, key=lambda one: (-self._of_containers.get(one, 0.0), one)):
+            main.setdefault(who[:2], who)
+        self._main = {pod: nodes[who] for pod, who in main.items()}
+
+    def of(self, pod: Pod) -> list[tuple[Where, float]]:
+        """The rows of a pod that its own costs go to, with the share of each; a row of their own where it has none."""
+        rows = self._main.get(pod)
+        return [(where, self.share_of_container(where)) for where in rows] if rows else [((*pod, "", ""), 1.0)]
+
+    def share(self, where: Where) -> float:
+        """The share that a row has of what is of its pod."""
+        rows = self._main.get(where[:2])
+        return 1.0 if rows is None else self.share_of_container(where) if where in rows else 0.0
+
+    def share_of_container(self, where: Where) -> float:
+        """The share that a node has of a container's time."""
+        whole = self._of_containers.get(where[:3], 0.0)
+        return self._hours.get(where, 0.0) / whole if whole else 1.0
+
+
+def _part_of(egress: Egress, share: float) -> Egress:
+    return Egress(egress.internet * share, egress.region * share, egress.zone * share)
 
 
 class _Rows:
     """Costs by row, as they are added up."""
 
-    def __init__(self, main: Mapping[Pod | Who, Where]) -> None:
-        self._main = main
-        self.costs: dict[Where, dict[str, float]] = {where: {} for where in main.values()}
+    def __init__(self, places: _Places) -> None:
+        self._places = places
+        self.costs: dict[Where, dict[str, float]] = {where: {} for where in places.rows}
 
     def add(self, component: str, found: Mapping[Where, float]) -> None:
         for where, usd in found.items():
@@ -576,7 +613,8 @@ class _Rows:
             costs[component] = costs.get(component, 0.0) + usd
 
     def of_pods(self, component: str, found: Mapping[Pod, float]) -> None:
-        self.add(component, {self._main.get(pod, (*pod, "", "")): usd for pod, usd in found.items()})
+        for pod, usd in found.items():
+            self.add(component, {where: usd * share for where, share in self._places.of(pod)})
 
 
 def volume_prices(chunk: Chunk) -> str:

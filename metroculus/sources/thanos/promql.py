@@ -7,6 +7,7 @@ closed (Prometheus 2) and open (Prometheus 3) range ends see the same samples.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
@@ -30,9 +31,16 @@ class Tenant(Struct, frozen=True):
 
     label: str
     value: str
+    cluster_label: str = ""
+    clusters: tuple[str, ...] = ()
+    """Of several clusters under one tenant, whose series are meant, by the values of their label."""
 
     def matcher(self) -> str:
-        return f'{self.label}="{escape(self.value)}"' if self.label else ""
+        matchers = [f'{self.label}="{escape(self.value)}"'] if self.label else []
+        if self.clusters:
+            named = "|".join(re.escape(name) for name in self.clusters)
+            matchers.append(f'{self.cluster_label}=~"{escape(named)}"')
+        return ",".join(matchers)
 
     def by(self, *labels: str) -> str:
         """The tenant's label and ``labels``, for ``by (…)`` and ``on (…)``."""

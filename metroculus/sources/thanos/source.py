@@ -8,6 +8,7 @@ from metroculus.cost_model.components import Costs
 from metroculus.cost_model.reading import AllocationReading, AssetsReading, ManagementReading, SourceReport
 from metroculus.cost_model.savings import MIN_WINDOW_SECONDS, abandoned_workloads, right_sizing
 from metroculus.cost_model.statement import Question
+from metroculus.sources.clusters import Clusters
 from metroculus.sources.source import Capability, CostSource, HourSets, Metadata, SavingsReading, Series
 from metroculus.sources.thanos.assets import assets_by_metrics
 from metroculus.sources.thanos.client import Querier
@@ -29,8 +30,15 @@ class MetricsSource(CostSource):
     name = "thanos"
     assets_name = "thanos"
 
-    def __init__(self, querier: Querier, account: str) -> None:
-        self._querier = querier
+    def __init__(
+        self,
+        querier: Querier,
+        account: str,
+        clusters: Clusters | None = None,
+        selected: tuple[str, str] | None = None,
+    ) -> None:
+        self.clusters = clusters or Clusters()
+        self._querier = querier.of(self.clusters, selected)
         self._account = account
 
     async def capabilities(self, deadline: Deadline) -> frozenset[Capability]:

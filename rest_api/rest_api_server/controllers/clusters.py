@@ -18,10 +18,19 @@ MAX_NAME_LENGTH = 128
 
 
 class AuthBody(Struct, frozen=True, forbid_unknown_fields=True):
-    type: Literal["bearer", "basic"]
+    type: Literal["bearer", "basic", "header"]
     token: str = ""
     username: str = ""
     password: str = ""
+    name: str = ""
+    value: str = ""
+
+
+class ThanosBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which series are the cluster's, where several write under one tenant."""
+
+    value: str
+    label: str = "cluster_id"
 
 
 class PricesBody(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -42,6 +51,9 @@ class LinkBody(Struct, frozen=True, forbid_unknown_fields=True):
     auth: AuthBody | None = None
     ca: str | None = None
     custom_prices: PricesBody | None = None
+    cluster: str | list[str] | None = None
+    thanos: ThanosBody | None = None
+    currency: str | None = None
 
 
 class ChangeBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +65,9 @@ class ChangeBody(Struct, frozen=True, forbid_unknown_fields=True):
     auth: AuthBody | None = None
     ca: str | None = None
     custom_prices: PricesBody | None = None
+    cluster: str | list[str] | None = None
+    thanos: ThanosBody | None = None
+    currency: str | None = None
 
 
 class LinkedCluster(Struct, frozen=True):
@@ -102,7 +117,7 @@ class ClustersController:
         url = cluster.url if body.url is None else body.url
         if flavour == "push":
             url = ""
-        elsewhere = any(part is not None for part in (body.flavour, body.url, body.auth, body.ca, body.custom_prices))
+        elsewhere = any(getattr(body, part) is not None for part in body.__struct_fields__ if part != "name")
         if elsewhere or cluster.state != "linked":
             await self._write(cluster, _source(flavour, url, body), request_id)
         return await self._store(cluster, name, flavour, url)
@@ -163,11 +178,14 @@ def _source(flavour: Flavour, url: str, body: LinkBody | ChangeBody) -> dict[str
         "auth": _plain(body.auth),
         "ca": body.ca,
         "custom_prices": prices,
+        "cluster": body.cluster,
+        "thanos": to_builtins(body.thanos) if body.thanos is not None else None,
+        "currency": body.currency,
     }
 
 
 def _plain(auth: AuthBody | None) -> dict[str, str] | None:
     if auth is None:
         return None
-    given = {"type": auth.type, "token": auth.token, "username": auth.username, "password": auth.password}
+    given = to_builtins(auth)
     return {key: value for key, value in given.items() if value}

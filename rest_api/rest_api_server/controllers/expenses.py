@@ -51,7 +51,7 @@ class ExpensesController:
         )
         names = {cluster.id: cluster.name for cluster in clusters}
         now = answers.KubernetesCosts(
-            k8s_total_cost=total_of([one.cost for one in statements]),
+            k8s_total_cost=total_of([one.cost for one in statements]) if len(_currencies(statements)) < 2 else None,
             complete=all(one.complete for one in statements),
             k8s_cost_breakdown=tuple(statements),
         )
@@ -59,7 +59,7 @@ class ExpensesController:
             organization_id=organization_id,
             start_date=window.start,
             end_date=window.end,
-            currency="USD",
+            currency=stored.currency if stored else "USD",
             total_cost=stored.total_cost if stored else None if clusters else 0.0,
             coverage=stored.coverage if stored else None,
             complete=stored.complete if stored else not clusters,
@@ -102,6 +102,7 @@ class ExpensesController:
         return answers.ClusterCost(
             **about,
             cost=statement.total_cost,
+            currency=statement.currency,
             breakdown=statement.summary,
             complete=statement.complete,
             sources=statement.sources,
@@ -119,11 +120,12 @@ class ExpensesController:
             for cluster, one in zip(clusters, found, strict=True)
             if isinstance(one, answers.Failure)
         )
+        currencies = sorted({one.currency for one in found if isinstance(one, StoredMonths)})
         months = [
-            _month([(cluster, of[n]) for cluster, of in answered], bool(failed))
+            _month([(cluster, of[n]) for cluster, of in answered], bool(failed), len(currencies) > 1)
             for n in range(count if answered else 0)
         ]
-        return answers.Monthly(currency="USD", months=tuple(months), unavailable=failed)
+        return answers.Monthly(currency=", ".join(currencies) or "USD", months=tuple(months), unavailable=failed)
 
     async def _months(self, cluster: Cluster, count: int, request_id: str) -> StoredMonths | answers.Failure:
         try:
@@ -139,15 +141,26 @@ class ExpensesController:
             return failure_of(failure)
 
 
-def _month(parts: Sequence[tuple[Cluster, StoredMonth]], failed: bool) -> answers.Month:
-    """One month of all clusters, of which there is at least one."""
+def _currencies(statements: Sequence[answers.ClusterCost]) -> set[str]:
+    """What the money of clusters is in; different ones are never added."""
+    return {one.currency for one in statements if one.currency is not None}
+
+
+def _month(parts: Sequence[tuple[Cluster, StoredMonth]], failed: bool, mixed: bool) -> answers.Month:
+    """One month of all clusters, of which there is at least one.
+
+    Args:
+        failed: some clusters could not be asked.
+        mixed: their money is in different currencies, which are never added.
+    """
     first = parts[0][1]
+    failed = failed or mixed
     stored = [month.costs for _, month in parts if month.costs is not None]
     sums = {
         name: total_of([getattr(costs, name) for costs in stored]) if stored and not failed else None
         for name in SummaryColumns.__struct_fields__
     }
-    sums["known_cost"] = fsum(costs.known_cost or 0.0 for costs in stored) if stored else None
+    sums["known_cost"] = fsum(costs.known_cost or 0.0 for costs in stored) if stored and not mixed else None
     projections = [month.projection for _, month in parts if month.costs is not None and month.projection is not None]
     running = first.projection is not None or bool(projections)
     return answers.Month(
