@@ -331,6 +331,8 @@ def truth(
         namespaces[pod.namespace].append(pod)
         if pod.container:
             workloads[f"{pod.namespace}/{pod.container.kind}/{pod.container.controller}"].append(pod)
+        elif pod.namespace != UNMOUNTED:
+            workloads[f"{pod.namespace}/__unallocated__/__unallocated__"].append(pod)
     return {
         "cluster_id": world.cluster_id,
         "start": start,
@@ -346,7 +348,9 @@ def truth(
             name: fsum(p.total for p in entries) for name, entries in sorted(namespaces.items()) if name[0] != "_"
         },
         "pod_counts": {
-            name: len({p.pod for p in entries}) for name, entries in sorted(namespaces.items()) if name[0] != "_"
+            name: len({p.pod for p in entries if p.container})
+            for name, entries in sorted(namespaces.items())
+            if name[0] != "_"
         },
         "workloads": {name: fsum(p.total for p in entries) for name, entries in sorted(workloads.items())},
         "nodes": {

@@ -11,6 +11,7 @@ from typing import Any
 
 import requests
 
+from metroculus.cost_model.savings import LOCAL
 from simulator import savings
 from simulator.costs import truth
 from simulator.world import DAY, GIB, HOUR, World
@@ -235,11 +236,11 @@ def _views(ask: Asker, cluster: DemoCluster, true: Json, window: Json, with_metr
             if one["controller_kind"] != "job":
                 checks.append(_usd(f"{name} workloads: {key}", one["total_cost"], true["workloads"][key], true))
     assets = ask.get(f"{path}/assets", **window)
-    for asset in assets["assets"]:
-        known = {"node": true["nodes"], "disk": true["volumes"]}.get(asset["type"], {})
-        if asset["name"] in known:
-            view = f"{name} assets: {asset['type']} {asset['name']}"
-            checks.append(_usd(view, asset["total_cost"], known[asset["name"]], true))
+    for kind, known in (("node", true["nodes"]), ("disk", true["volumes"])):
+        machines = [one for one in assets["assets"] if one["type"] == kind and one["storage_class"] != LOCAL]
+        for thing, usd in known.items():  # several machines may have had one name
+            told = fsum(one["total_cost"] for one in machines if one["name"] == thing)
+            checks.append(_usd(f"{name} assets: {kind} {thing}", told, usd, true))
     checks += _optimization(ask, cluster, path, true, window)
     checks += _older_paths(ask, cluster, true, window, with_metrics)
     return checks

@@ -20,8 +20,10 @@ from metroculus.sources.outbound.addresses import AllowedAddresses
 from metroculus.storage.store import EMBEDDED
 from rest_api.rest_api_server.directory.model import Role
 from simulator import openmetrics
+from simulator.field import HARDSHIPS as ALL_HARDSHIPS
+from simulator.field import make_field_world
 from simulator.server import Habits, Simulator
-from simulator.world import DAY, World, make_world
+from simulator.world import DAY, World
 from standalone.check import Check, DemoCluster, check_everything, check_store_alone
 from standalone.history import tell_owner
 from standalone.running import Running, single_machine, start
@@ -29,6 +31,8 @@ from standalone.up import cost_table, fill_history, how_to_ask, new_secret, unle
 from tools.tornado_service.access import Access
 from tools.tornado_service.listening import stop_signal
 
+HARDSHIPS = sorted(ALL_HARDSHIPS.keys() - {"blind_hours", "late_network"})
+"""What the clusters of the demo have of the field; all that can be known of them is told, so that it can be checked."""
 HISTORY_DAYS = 14
 AHEAD_DAYS = 2
 METRICS_INTERVAL_SECONDS = 300
@@ -188,7 +192,7 @@ def _started(folder: Path, ports: tuple[int, int]) -> Demo:
     now = int(time.time())
     end = now - now % DAY + AHEAD_DAYS * DAY
     worlds = [
-        make_world(seed=seed, days=HISTORY_DAYS + AHEAD_DAYS, end=end, cluster_id=name)
+        make_field_world(HARDSHIPS, seed=seed, days=HISTORY_DAYS + AHEAD_DAYS, end=end, cluster_id=name)
         for seed, name in ((1, "cluster-one"), (2, "cluster-two"))
     ]
     click.echo("starting two simulated clusters: cluster-one behind Kubecost, cluster-two behind OpenCost …")
