@@ -257,7 +257,7 @@ class OfClickHouse(Situation):
         assert expenses.headers["Retry-After"]
         assert not body["complete"] and body["sources"][0] | {"warnings": []} == {
             "name": "store", "status": "unavailable", "fetched_at": None, "coverage": None,
-            "error": "the store cannot be used", "warnings": [],
+            "error": "the store cannot be used", "warnings": [], "residual_bound": None,
         }  # fmt: skip
         return "without"
 

@@ -215,7 +215,7 @@ def test_a_cluster_that_is_removed_while_it_is_extracted_is_asked_no_more(stack)
     window = (END - 4 * DAY, END)
 
     def remove(path, answer):
-        if simulator.asked.total() == 8:  # by another instance, in the middle of it
+        if simulator.asked.total() >= 12:  # by another instance, in the middle of it
             with sqlite3.connect(stack.folder / "data0" / "sources.sqlite") as database:
                 database.execute("DELETE FROM kubecost_sources")
             database.close()

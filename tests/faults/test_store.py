@@ -120,7 +120,7 @@ def test_a_killed_server_is_waited_for_and_the_worker_goes_on_by_itself(clickhou
         assert live["total_cost"] == true and live["complete"] is False
         assert live["sources"][0] | {"warnings": []} == {
             "name": "store", "status": "unavailable", "fetched_at": None, "coverage": None,
-            "error": "the store cannot be used", "warnings": [],
+            "error": "the store cannot be used", "warnings": [], "residual_bound": None,
         }  # fmt: skip
         expenses = Metroculus(running).get("k8s_expenses", **asked)
         assert (expenses.status_code, expenses.json()["error"]["error_code"]) == (503, "OM0025")

@@ -92,7 +92,7 @@ def test_three_days_asked_are_three_days_billed(stack):
     found = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, **window).json()
     assert found["total_cost"] == truth(world, END - 3 * DAY, END, NOW, adjusted=True)["total_cost"]
     calls = [uri for uri in simulator.requests if uri.startswith("/model/allocation")]
-    controls = [uri for uri in calls if "aggregate=cluster" in uri]
+    controls = [uri for uri in calls if "aggregate=cluster&" in uri]
     asked = [uri for uri in calls if uri not in controls]
     assert len(asked) == 3 and len(controls) == 6, "a day is asked for, and held against the cluster's day and hours"
     for flag in (

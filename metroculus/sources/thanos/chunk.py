@@ -239,7 +239,8 @@ class Chunk:
         )  # fmt: skip
         self.warnings += warnings
         stretches: list[tuple[int, int]] = []
-        for stamp in sorted({int(at) for one in found for at, _ in one.values}):
+        stamps = {int(at) for one in found for at, _ in one.values if self.start <= at < self.end}
+        for stamp in sorted(stamps):
             until = min(stamp + step, self.end)
             if stretches and stretches[-1][1] == stamp:
                 stretches[-1] = (stretches[-1][0], until)
