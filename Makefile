@@ -47,6 +47,7 @@ test: setup parts tools
 
 test-long: setup parts tools
 	@CRASH_ROUNDS=25 OUTAGE_SECONDS=30 FUZZ_EXAMPLES=30 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/faults tests/fuzz
+	@WORLDS=200 $(BIN)/pytest --numprocesses=2 tests/worlds
 	@STORE_ROWS=7200000 $(BIN)/pytest --numprocesses=1 tests/contract/test_migrations.py -k large
 	@$(BIN)/python -m tests.clocks
 
