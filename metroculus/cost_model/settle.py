@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Struct
 
 from metroculus.cost_model.allocation import Allocation
-from metroculus.cost_model.columns import COSTS, LINE, Allocations, Coded, Codes, Floats, Ints, sums_by
+from metroculus.cost_model.columns import COSTS, LINE, Allocations, Coded, Floats, Ints, sums_by
 from metroculus.cost_model.components import COMPONENTS, Costs, of_kind
 
 ROUNDING_USD = 1e-5
@@ -25,8 +25,8 @@ CONTROL_SHARE = 0.01
 
 SPREAD_SHARE = 0.10
 """A day may differ from its hours by this much of an owner's component, and the hours follow it."""
-ROUNDINGS_FELT = 100
-"""Hours that come to less than so many times what rounding can be do not follow: the difference is mostly rounding."""
+LEAST_ROUNDINGS = 100
+"""An owner's component follows its day only above this multiple of the possible rounding error."""
 
 
 class Control(Struct, frozen=True):
@@ -89,8 +89,9 @@ def spread(hours: Sequence[Sequence[Allocation]], day: Mapping[str, Costs]) -> S
         -1, have.shape[0]
     )
     _, sizes = sums_by(owners, np.abs(everything.costs))
-    shares = _shares(have, told.T, sizes, _rounding(np.bincount(column, minlength=len(names))))
-    residuals = _residuals(names, have, told.T, shares, day, column)
+    rounding = _rounding(np.bincount(column, minlength=len(names)))
+    shares = _shares(have, told.T, sizes, rounding)
+    residuals = _residuals(names, have, told.T, shares, day, rounding)
     if not shares.any():
         return Spread(tuple(each), (0.0,) * len(each), residuals)
     scaled = everything.replaced(_scaled(everything.measures, shares[:, column]))
@@ -103,16 +104,15 @@ def spread(hours: Sequence[Sequence[Allocation]], day: Mapping[str, Costs]) -> S
 def _shares(have: Floats, told: Floats, sizes: Floats, rounding: Floats) -> Floats:
     """By component and owner, what each row gets per USD of its size; 0 where nothing is spread."""
     apart = told - have
-    usable = (np.abs(have) > ROUNDINGS_FELT * rounding) & (np.abs(apart) <= SPREAD_SHARE * np.abs(have))
+    usable = (np.abs(have) > LEAST_ROUNDINGS * rounding) & (np.abs(apart) <= SPREAD_SHARE * np.abs(have))
     differs = np.abs(apart) > 1e-13 * np.maximum(np.abs(told), np.abs(have))
     return np.divide(apart, sizes, out=np.zeros_like(have), where=usable & differs)
 
 
 def _residuals(
-    names: Sequence[str], have: Floats, told: Floats, shares: Floats, day: Mapping[str, Costs], column: Codes
+    names: Sequence[str], have: Floats, told: Floats, shares: Floats, day: Mapping[str, Costs], rounding: Floats
 ) -> dict[tuple[str, str], float]:
     """What is left between the day and its hours, rounding apart; owners that only the day knows among them."""
-    rounding = _rounding(np.bincount(column, minlength=len(names)))
     apart = np.where(shares == 0, told - have, 0.0)
     felt = np.abs(apart) > np.maximum(rounding, 1e-13 * np.abs(have))
     left = {(names[owner], COMPONENTS[line]): float(apart[line, owner]) for line, owner in np.argwhere(felt).tolist()}

@@ -45,9 +45,7 @@ class Clusters(Struct, frozen=True):
         self.check({clusters.values[code] for code in np.unique(clusters.codes[rows.owned]).tolist()})
         if not self.names or seen <= set(self.names):
             return rows
-        alone = len(seen) < 2
-        mine = clusters.map(lambda name: name in self.names or (not name and alone), bool)
-        return rows.take(mine)
+        return rows.take(clusters.map(self._wanted(seen).__contains__, bool))
 
     def of_sets(self, sets: Iterable[AllocationSet]) -> tuple[AllocationSet, ...]:
         """Sets with the rows of the account's cluster.
@@ -71,6 +69,9 @@ class Clusters(Struct, frozen=True):
         self.check(seen)
         if self.all or not self.names or seen <= set(self.names):
             return reading
-        alone = len(seen) < 2
-        mine = tuple(a for a in reading.assets if a.cluster in self.names or (not a.cluster and alone))
-        return structs.replace(reading, assets=mine)
+        wanted = self._wanted(seen)
+        return structs.replace(reading, assets=tuple(a for a in reading.assets if a.cluster in wanted))
+
+    def _wanted(self, seen: set[str]) -> frozenset[str]:
+        """The names to keep; no name is one of them where a single cluster was seen."""
+        return frozenset(self.names if len(seen) > 1 else (*self.names, ""))

@@ -206,6 +206,26 @@ def test_entries_that_were_read_go_on_while_the_registry_is_away(open_entries: O
     asyncio.run(use())
 
 
+def test_what_was_changed_here_is_not_remembered_as_it_was(open_entries: Open) -> None:
+    async def use() -> None:
+        ours = registry(open_entries())
+        for account in ("a", "b"):
+            await ours.put(account, "kubecost", "http://of-before", Credentials())
+            assert await ours.get(account) is not None
+        await ours.put("a", "kubecost", "http://of-now", Credentials())
+        await ours.delete("b")
+
+        def away(account: str) -> None:
+            raise RegistryError("it is away")
+
+        ours.entries.read = away  # type: ignore[method-assign,assignment]
+        for account in ("a", "b"):
+            with pytest.raises(RegistryError):
+                await ours.get(account)
+
+    asyncio.run(use())
+
+
 def test_a_file_is_taken_over_and_what_is_there_already_is_kept(open_entries: Open, tmp_path: Path) -> None:
     async def use() -> None:
         file = registry(SqliteEntries(tmp_path / "of-before.sqlite"))

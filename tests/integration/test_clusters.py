@@ -169,6 +169,21 @@ def test_money_is_in_the_currency_that_the_source_says(
     assert asked.get("k8s_monthly", cloud_account_id=ACCOUNT, months=2).json()["currency"] == currency
 
 
+def test_money_of_a_source_that_changed_its_currency_is_told_once_and_never_added(stack: Stack) -> None:
+    simulator, url = stack.simulate(OURS, Habits(currency="EUR"))
+    running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}")
+    for currency, day in (("EUR", END - 2 * DAY), ("CHF", END - DAY)):
+        simulator.habits.currency = currency
+        put(running, url)
+        fill = running.worker.worker.fill(ACCOUNT, (day, day + DAY), 1, lambda progress: None)
+        assert stack.thread.run(fill).complete
+    dates = DATES | {"start_date": END - 2 * DAY}
+    body = Metroculus(running).get("k8s_expenses", **dates, group_by="namespace").json()
+    assert (body["total_cost"], body["complete"], body["currency"]) == (None, False, "CHF, EUR")
+    names = [row["namespace"] for row in body["expenses"]]
+    assert len(names) == len(set(names)) and {row["currency"] for row in body["expenses"]} == {"CHF, EUR"}
+
+
 def test_a_kubecost_that_wants_a_key_in_a_header_of_its_own_gets_it(stack: Stack) -> None:
     _, url = stack.simulate(OURS, Habits(api_key="canary-of-kubecost"))
     running = stack.start()

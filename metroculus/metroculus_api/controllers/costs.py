@@ -45,7 +45,7 @@ class CostsController:
             return self._statement(asked, deadline)
 
         sources = await self._accounts.of(question.cloud_account_id)
-        own = replace(question, filters=replace(question.filters, clusters=sources.clusters.named))
+        own = await of_account(question, sources, deadline)
         points = await SeriesController(self._store, of_step, deadline).points(own, step)
         return replace(await self._statement(question, deadline), data_points=points)
 

@@ -61,13 +61,14 @@ class ExpensesController:
         answers = await asyncio.gather(*(one(account) for account in accounts))
         answered = list(zip(accounts, answers, strict=True))
         covered = tuple(_coverage(account, answer.committed, window) for account, answer in answered)
-        money = {account: currencies_of(answer.committed) for account, answer in answered}
+        stored = [(account, answer) for account, answer in answered if answer.committed.hours]
+        money = {account: currencies_of(answer.committed) for account, answer in stored}
         currencies = sorted({one for several in money.values() for one in several})
         mixed = len(currencies) > 1
         rows = []
-        for currency in currencies or [DEFAULT_CURRENCY]:
-            mine = [(account, answer) for account, answer in answered if currency in money[account] or not mixed]
-            more = {"currency": currency} if mixed else {}
+        for several in sorted(set(map(tuple, money.values()))):
+            mine = [(account, answer) for account, answer in stored if tuple(money[account]) == several]
+            more = {"currency": ", ".join(several)} if mixed else {}
             rows += [more | row for row in _rows(group_by, properties, mine)]
         known = any(answer.committed.hours for answer in answers)
         return structs.Expenses(

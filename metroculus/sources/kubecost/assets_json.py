@@ -64,7 +64,7 @@ _ROW = msgspec.json.Decoder(_Asset)
 
 
 class _Kind(Struct):
-    """What is read of an asset that cannot be read."""
+    """The type alone, of an asset whose other fields cannot be decoded."""
 
     type: str | None = None
 
@@ -108,11 +108,11 @@ def decode_assets(source: str, body: bytes) -> DecodedAssets:
     found: list[tuple[Span | None, Asset]] = []
     left_out: list[AssetType | None] = []
     for name, raw in ((name, raw) for one in groups for name, raw in one.items()):
-        kind = _kind(raw)
+        row = _decoded(raw)
+        kind = row.type if row is not None else _kind(raw)
         if kind is not None and kind not in UPSTREAM_TYPES:
             continue
-        row = _readable(raw)
-        if row is None:
+        if row is None or _negative_without_credit(row):
             left_out.append(UPSTREAM_TYPES.get(kind or ""))
         else:
             found.append((row.window.span if row.window else None, _asset(name, row)))
@@ -128,19 +128,17 @@ def _kind(raw: Raw) -> str | None:
         return None
 
 
-def _readable(raw: Raw) -> _Asset | None:
-    """An asset; None where it cannot be.
-
-    A node may cost less than nothing for a while (a late bill of earlier days), and anything where a credit says so.
-    """
+def _decoded(raw: Raw) -> _Asset | None:
     try:
-        row = _ROW.decode(raw)
+        return _ROW.decode(raw)
     except MALFORMED:
         return None
+
+
+def _negative_without_credit(row: _Asset) -> bool:
+    """Whether an asset costs less than nothing and no credit says why; a node may, by a late bill of earlier days."""
     credit = min(0.0, row.adjustment or 0.0) + min(0.0, row.credit or 0.0)
-    if row.type != "Node" and row.totalCost - credit < -ROUNDING_USD:
-        return None
-    return row
+    return row.type != "Node" and row.totalCost - credit < -ROUNDING_USD
 
 
 def _asset(key: str, raw: _Asset) -> Asset:

@@ -155,7 +155,7 @@ class KubecostSource(CostSource):
         """Raises: SourceError: where no part of the window could be read."""
         aggregate = upstream_aggregate(question)
         dialect = await self.dialect(deadline)
-        asked = [self._held(dialect, piece, window, aggregate, deadline) for piece in pieces(window)]
+        asked = [self._checked_piece(dialect, piece, window, aggregate, deadline) for piece in pieces(window)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         failures = _failures(answers)
         if len(failures) == len(answers):
@@ -176,7 +176,7 @@ class KubecostSource(CostSource):
         large = sum(len(one.allocations) for one in sets) > LARGE_ROWS
         return await asyncio.to_thread(judge) if large else judge()
 
-    async def _held(
+    async def _checked_piece(
         self, dialect: Dialect, piece: _Piece, window: Window, aggregate: Sequence[str], deadline: Deadline
     ) -> tuple[list[AllocationSet], list[str], list[float]]:
         """The sets of a piece, held against what the source says of the cluster in the same time.
@@ -201,8 +201,8 @@ class KubecostSource(CostSource):
         expected = fsum(one.columns.total() for one in totals)
         residual = expected - fsum(one.columns.total() for one in sets)
         rounding = control_rounding(sum(one.columns.costs.size for one in (*sets, *totals)))
-        spoken = abs(residual) > max(rounding, CONTROL_SHARE * abs(expected))
-        return sets, warnings, [residual] if spoken else []
+        too_far = abs(residual) > max(rounding, CONTROL_SHARE * abs(expected))
+        return sets, warnings, [residual] if too_far else []
 
     async def _totals(self, dialect: Dialect, piece: _Piece, deadline: Deadline) -> list[AllocationSet]:
         """The cluster's own sets of a piece; none where they cannot be had, or are not kept for as long."""

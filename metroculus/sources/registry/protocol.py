@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -17,6 +17,8 @@ from msgspec import Struct
 
 from metroculus.cost_model.prices import CustomPrices
 from metroculus.sources.errors import EntryUnreadable, RegistryError
+
+T = TypeVar("T")
 
 ID_LENGTH = 8
 REKEY_PASSES = 5
@@ -151,7 +153,7 @@ class Entries(Protocol):
 class SourceRegistry:
     """The entries; every method may be called from the loop and works on a thread.
 
-    Where the entries cannot be asked, those that were read within the hour go on: nothing of them can change meanwhile.
+    Where the entries cannot be asked, those that were read within the hour go on.
 
     Args:
         clock: seconds that only rise.
@@ -180,17 +182,12 @@ class SourceRegistry:
         Raises:
             RegistryError
         """
-        if self._away():
-            stored = await self._read(account)
-            return None if stored is None else stored.revision
-        try:
-            return await asyncio.to_thread(self.entries.revision, account)
-        except EntryUnreadable:
-            raise
-        except RegistryError as failure:
-            self._failed(failure)
+
+        def remembered(failure: RegistryError) -> int | None:
             stored = self._remembered_entry(account, failure)
             return None if stored is None else stored.revision
+
+        return await self._ask(lambda: self.entries.revision(account), remembered)
 
     async def _read(self, account: str) -> StoredEntry | None:
         """The entry; where it cannot be asked for now, as it was when it was last read.
@@ -198,25 +195,35 @@ class SourceRegistry:
         Raises:
             RegistryError
         """
-        if self._away():
-            return self._remembered_entry(account, RegistryError(self.failure or ""))
+
+        def read() -> StoredEntry | None:
+            stored = self.entries.read(account)
+            self._remembered[account] = (self._clock(), stored)
+            return stored
+
+        return await self._ask(read, lambda failure: self._remembered_entry(account, failure))
+
+    async def _ask(self, question: Callable[[], T], remembered: Callable[[RegistryError], T]) -> T:
+        """What the entries say, or what is remembered of them while they are away.
+
+        Raises:
+            RegistryError: of a single entry; or they are away, and nothing is remembered.
+        """
+        if self.failure is not None and self._away():
+            return remembered(RegistryError(self.failure))
         try:
-            stored = await asyncio.to_thread(self.entries.read, account)
+            answer = await asyncio.to_thread(question)
         except EntryUnreadable:
             raise
         except RegistryError as failure:
-            self._failed(failure)
-            return self._remembered_entry(account, failure)
+            self.failure, self._failed_at = str(failure), self._clock()
+            return remembered(failure)
         self.failure = None
-        self._remembered[account] = (self._clock(), stored)
-        return stored
+        return answer
 
     def _away(self) -> bool:
         """Whether it failed a moment ago: then nobody waits for it again."""
-        return self.failure is not None and self._clock() - self._failed_at < ASK_AGAIN_SECONDS
-
-    def _failed(self, failure: RegistryError) -> None:
-        self.failure, self._failed_at = str(failure), self._clock()
+        return self._clock() - self._failed_at < ASK_AGAIN_SECONDS
 
     def _remembered_entry(self, account: str, failure: RegistryError) -> StoredEntry | None:
         read_at, stored = self._remembered.get(account, (-REMEMBERED_SECONDS, None))
@@ -232,11 +239,14 @@ class SourceRegistry:
         """Write an entry under a new revision."""
         stored = StoredEntry(account, flavour, url, self._keys.seal(credentials), new_revision())
         await asyncio.to_thread(self.entries.write, stored)
+        self._remembered.pop(account, None)
         return SourceEntry(account, flavour, url, credentials, stored.revision)
 
     async def delete(self, account: str) -> bool:
         """Whether there was an entry."""
-        return await asyncio.to_thread(self.entries.remove, account)
+        removed = await asyncio.to_thread(self.entries.remove, account)
+        self._remembered.pop(account, None)
+        return removed
 
     def rekey(self) -> Rekeyed:
         """Seal every entry under the first key; one that no key opens is left, and named.

@@ -58,7 +58,7 @@ CLUSTER_LABEL = "cluster_id"
 """What Kubecost calls it, where several clusters write under one tenant."""
 
 MOST_SERIES = 32
-"""Of a heartbeat whose samples are read one by one."""
+"""A heartbeat with more series than this is measured by its three longest ones."""
 MOST_POINTS = 2_000_000
 """Of one query: series times steps. Prometheus refuses 50 million by default."""
 SAME_PACE = 1.2
@@ -105,6 +105,11 @@ class Chunk:
         found, warnings = await self.thanos.query(self.tenant, query, self.end - 0.001, self.deadline, self.resolution)
         self.warnings += warnings
         return found
+
+    @property
+    def beats(self) -> list[str]:
+        """The heartbeats that are there."""
+        return [name for name in promql.HEARTBEATS if name in self.intervals]
 
     def own(self, expression: str) -> str:
         """A vector with the labels that its exporter gave it."""
@@ -162,21 +167,19 @@ class Chunk:
 
     async def cluster_names(self) -> list[str]:
         """The clusters that the heartbeats of the stretch are of, as their label says."""
-        beats = [name for name in promql.HEARTBEATS if name in self.series]
         by = self.tenant.by(CLUSTER_LABEL)
         asked = [
             f"count by ({by}) (count_over_time({promql.selector(name, self.tenant)}[{self.seconds}s]))"
-            for name in beats
+            for name in self.beats
         ]
         found = await self.ask(" or ".join(asked)) if asked else []
         return sorted({labels.get(CLUSTER_LABEL, "") for labels, _ in found} - {""})
 
     async def paces(self) -> list[Pace]:
         """How often the cost exporter wrote, from which moment on; empty where nothing says so."""
-        present = [name for name in promql.HEARTBEATS if name in self.series]
-        if not present:
+        if not self.beats:
             return []
-        name = min(present, key=lambda one: self.series[one])
+        name = min(self.beats, key=lambda one: self.series[one])
         selectors = [promql.selector(name, self.tenant)]
         if self.series[name] > MOST_SERIES:
             longest = f"topk(3, count_over_time({selectors[0]}[{self.seconds}s]))"
@@ -210,9 +213,7 @@ class Chunk:
     async def coverage(self) -> tuple[float, bool]:
         """Share of the stretch in which the exporter was alive, and whether that is enough."""
         best, enough = 0.0, False
-        for name in promql.HEARTBEATS:
-            if name not in self.intervals:
-                continue
+        for name in self.beats:
             step = promql.step_for(self.intervals[name])
             query = promql.seen_steps(self.now(name), self.seconds, step)
             for _, count in await self.ask(query):
@@ -226,11 +227,10 @@ class Chunk:
 
         An exporter that lost its containers goes on with its nodes: all of their cost would look idle.
         """
-        beats = [name for name in promql.HEARTBEATS if name in self.intervals]
-        if not beats:
+        if not self.beats:
             return []
-        step = self.step(*beats)
-        alive = " or ".join(f"({self.now(name)})" for name in beats)
+        step = self.step(*self.beats)
+        alive = " or ".join(f"({self.now(name)})" for name in self.beats)
         if ALLOCATED in self.intervals:
             alive = f"({alive}) and on ({self.tenant.by()}) ({self.now(ALLOCATED)})"
         found, warnings = await self.thanos.query_range(

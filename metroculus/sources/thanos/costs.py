@@ -122,8 +122,7 @@ async def allocation_by_metrics(
 
 def _threshold(chunk: Chunk) -> float:
     """Share of a part below which it is not covered."""
-    beats = [name for name in promql.HEARTBEATS if name in chunk.intervals]
-    return promql.coverage_threshold(chunk.seconds, chunk.step(*beats)) if beats else 1.0
+    return promql.coverage_threshold(chunk.seconds, chunk.step(*chunk.beats)) if chunk.beats else 1.0
 
 
 class _Read(Struct, frozen=True, kw_only=True):
@@ -362,9 +361,8 @@ class _ChunkReader:
 
     def _claims(self) -> str:
         """Claims as they are now, with what looking back takes."""
-        lookback_ms = int(2 * self.chunk.intervals["kube_persistentvolume_capacity_bytes"] * 1000) - 1
         claims = promql.selector("kube_persistentvolumeclaim_info", self.tenant)
-        return f"{claims}[{max(1, lookback_ms)}ms]"
+        return f"{claims}{promql.lookback(self.chunk.intervals['kube_persistentvolume_capacity_bytes'])}"
 
     async def _network(self) -> tuple[dict[Pod, float], dict[Pod, Egress], Literal["ok", "missing", "not_covered"]]:
         """Bytes sent times the price of where they went."""
@@ -620,7 +618,7 @@ class _Rows:
 def volume_prices(chunk: Chunk) -> str:
     """USD per GiB and hour of each volume; older exporters name it ``volumename`` alone."""
     price, tenant = "pv_hourly_cost", chunk.tenant
-    lookback = f"[{int(2 * chunk.intervals[price] * 1000) - 1}ms]"
+    lookback = promql.lookback(chunk.intervals[price])
     older = promql.selector(price, tenant, persistentvolume="")
     return (
         f"({chunk.now(price, 'persistentvolume', persistentvolume='!')} or "

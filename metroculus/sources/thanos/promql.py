@@ -94,6 +94,11 @@ def selector_of(metric: str, labels: Mapping[str, str]) -> str:
     return f"{metric}{{{','.join(f'{name}={chr(34)}{escape(value)}{chr(34)}' for name, value in given.items())}}}"
 
 
+def lookback(interval: float) -> str:
+    """A range selector of two intervals, less one millisecond."""
+    return f"[{max(1, int(2 * interval * 1000) - 1)}ms]"
+
+
 def current(
     metric: str,
     tenant: Tenant,
@@ -110,8 +115,7 @@ def current(
     Args:
         own: gives a vector the labels that its exporter meant.
     """
-    lookback_ms = max(1, int(2 * interval * 1000) - 1)
-    latest = own(f"last_over_time({selector(metric, tenant, **labels)}[{lookback_ms}ms])")
+    latest = own(f"last_over_time({selector(metric, tenant, **labels)}{lookback(interval)})")
     return f"max by ({tenant.by(*identity)}) ({latest})"
 
 
