@@ -15,7 +15,7 @@ from metroculus.cost_model.savings import LOCAL
 from simulator import savings
 from simulator.costs import truth
 from simulator.world import DAY, GIB, HOUR, World
-from tools.window import parse_rfc3339_utc
+from tools.window import parse_rfc3339
 
 DAYS = 7
 RELATIVE = 1e-6
@@ -171,7 +171,7 @@ def _months(ask: Asker, path: str, clusters: Sequence[DemoCluster], with_metrics
     """The running month against the truth of its stored hours; the band holds the projection."""
     found = ask.get(f"{path}/kubecost/monthly", months=2)
     month = found["months"][-1]
-    start, end = parse_rfc3339_utc(month["start"]), parse_rfc3339_utc(month["end"])
+    start, end = parse_rfc3339(month["start"]), parse_rfc3339(month["end"])
     assert start is not None and end is not None
     checks = []
     for cluster, month_of_cluster in zip(clusters, month["clusters"], strict=True):

@@ -29,7 +29,7 @@ from metroculus.storage.engine import StoreOwned
 from metroculus.storage.store import EMBEDDED, is_embedded
 from optscale_client.metroculus_client import Client, MetroculusError
 from tools.tornado_service.listening import listen, stop_signal
-from tools.window import parse_rfc3339_utc, parse_stamp
+from tools.window import parse_rfc3339, parse_stamp
 
 POLL_SECONDS = 0.5
 WIDEST = 100
@@ -71,7 +71,7 @@ def parse_moment(text: str) -> int:
     Raises:
         click.BadParameter
     """
-    stamp = parse_rfc3339_utc(text)
+    stamp = parse_rfc3339(text)
     if stamp is None:
         stamp = parse_stamp(text)
     if stamp is None:

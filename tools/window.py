@@ -1,7 +1,8 @@
 """Windows of time: one parser and one normalisation, for both services.
 
-A window is half open, ``[start, end)``, in Unix seconds, UTC. The relative and calendar forms are OpenCost's
-(``core/pkg/opencost/window.go``); weeks begin on Sunday there, and so they do here.
+A window is half open, ``[start, end)``, in Unix seconds. The relative and calendar forms are OpenCost's
+(``core/pkg/opencost/window.go``); weeks begin on Sunday there, and so they do here. Days are those of the
+caller's zone, UTC where none is given.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+
+from tools.zones import UTC_ZONE, Period, Zone
 
 MINUTE = 60
 HOUR = 3600
@@ -24,10 +27,21 @@ SETTLING_SECONDS = 15 * MINUTE
 
 _STAMP = re.compile(r"(0|[1-9][0-9]{0,9})")
 _DURATION = re.compile(r"([1-9][0-9]{0,6})([mhdw])")
-_RFC3339_UTC = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?Z")
+_RFC3339 = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9])(\.[0-9]{1,9})?"
+    r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+)
+_CALENDAR: tuple[tuple[str, str, Period], ...] = (
+    ("today", "yesterday", "day"),
+    ("week", "lastweek", "week"),
+    ("month", "lastmonth", "month"),
+)
 _UNIT_SECONDS = {"m": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}
 
-FORMS = "15m, 24h, 7d, 2w, today, yesterday, week, month, lastweek, lastmonth, unix,unix or RFC3339,RFC3339 (UTC, Z)"
+FORMS = (
+    "15m, 24h, 7d, 2w, today, yesterday, week, month, lastweek, lastmonth, unix,unix or RFC3339,RFC3339 "
+    "(with Z or an offset; + is sent as %2B)"
+)
 
 
 class WindowError(ValueError):
@@ -43,13 +57,15 @@ class WindowError(ValueError):
 class Window:
     """``[start, end)`` in Unix seconds; figures before ``final_until`` no longer change with the passing hour.
 
-    ``parts`` are the stretches of it that are asked for, where that is not all of it.
+    ``parts`` are the stretches of it that are asked for, where that is not all of it. ``zone`` is the caller's: its
+    days are what ``today``, steps and months mean.
     """
 
     start: int
     end: int
     final_until: int
     parts: tuple[tuple[int, int], ...] | None = None
+    zone: Zone = UTC_ZONE
 
     @property
     def stretches(self) -> tuple[tuple[int, int], ...]:
@@ -98,16 +114,17 @@ def split(start: int, end: int, step: int) -> Iterator[tuple[int, int]]:
 
 def iso(stamp: float) -> str:
     """RFC 3339 in UTC, whole seconds: ``2026-11-19T00:00:00Z``."""
-    return datetime.fromtimestamp(int(stamp), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return UTC_ZONE.iso(stamp)
 
 
-def parse_rfc3339_utc(text: str) -> int | None:
-    """Unix seconds of an RFC 3339 stamp in UTC, or None where it is not one (30 February, hour 24, another zone)."""
-    if not _RFC3339_UTC.fullmatch(text):
+def parse_rfc3339(text: str) -> int | None:
+    """Unix seconds of an RFC 3339 stamp, fractions cut off, or None where it is not one (30 February, hour 24)."""
+    found = _RFC3339.fullmatch(text)
+    if found is None:
         return None
     try:
-        return int(datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp())
-    except ValueError:
+        return int(datetime.fromisoformat(found[1] + found[4]).timestamp())
+    except (ValueError, OverflowError):
         return None
 
 
@@ -136,13 +153,13 @@ def parse_stamps(start: str | None, end: str | None, start_name: str, end_name: 
     return stamps[0], stamps[1]
 
 
-def parse_expression(text: str, now: float) -> tuple[int, int]:
-    """What a ``window`` expression stands for at ``now``.
+def parse_expression(text: str, now: float, zone: Zone = UTC_ZONE) -> tuple[int, int]:
+    """What a ``window`` expression stands for at ``now``, in days of ``zone``.
 
     Raises:
         WindowError: where it is none of the forms.
     """
-    today = int(now) - int(now) % DAY
+    today = zone.day(int(now))
     at = int(now) + 1  # up to and with this second: at midnight, today is not empty
     duration = _DURATION.fullmatch(text)
     if duration:
@@ -150,36 +167,31 @@ def parse_expression(text: str, now: float) -> tuple[int, int]:
         if count * _UNIT_SECONDS[unit] > MAX_SPAN_SECONDS:
             raise WindowError("a window is at most 400 days long", "window")
         if unit in "dw":
-            return today - (count * (7 if unit == "w" else 1) - 1) * DAY, at
+            return zone.first_hour(today - timedelta(days=count * (7 if unit == "w" else 1) - 1)), at
         return int(now) - count * _UNIT_SECONDS[unit], at
-    calendar = _calendar(text, today, at)
+    calendar = _calendar(text, int(now), at, zone)
     if calendar:
         return calendar
     first, comma, second = text.partition(",")
     if comma:
-        for parse in (parse_stamp, parse_rfc3339_utc):
+        for parse in (parse_stamp, parse_rfc3339):
             start, end = parse(first), parse(second)
-            if start is not None and end is not None:
-                return start, end
+            if start is not None and end is not None and 0 <= min(start, end) <= max(start, end) < 2**32:
+                return zone.tiled(start), zone.tiled(end)
     raise WindowError(f"window must be one of {FORMS}", "window")
 
 
-def _calendar(name: str, today: int, at: int) -> tuple[int, int] | None:
-    date = datetime.fromtimestamp(today, UTC)
-    sunday = today - (date.isoweekday() % 7) * DAY
-    month = date.replace(day=1)
-    last_month = (month - timedelta(days=1)).replace(day=1)
-    return {
-        "today": (today, at),
-        "yesterday": (today - DAY, today),
-        "week": (sunday, at),
-        "lastweek": (sunday - 7 * DAY, sunday),
-        "month": (int(month.timestamp()), at),
-        "lastmonth": (int(last_month.timestamp()), int(month.timestamp())),
-    }.get(name)
+def _calendar(name: str, now: int, at: int, zone: Zone) -> tuple[int, int] | None:
+    for running, ended, length in _CALENDAR:
+        start = zone.period(now, length)[0]
+        if name == running:
+            return start, at
+        if name == ended:
+            return zone.period(start - 1, length)
+    return None
 
 
-def normalise(start: int, end: int, now: float, *params: str) -> Window:
+def normalise(start: int, end: int, now: float, *params: str, zone: Zone = UTC_ZONE) -> Window:
     """The window that every source is asked for: whole hours, the end cut to now.
 
     Start goes down and end up to whole hours; an end in the future becomes now, which is itself taken down to five
@@ -200,7 +212,7 @@ def normalise(start: int, end: int, now: float, *params: str) -> Window:
         last = max(int(now) - int(now) % NOW_GRANULARITY_SECONDS, first + NOW_GRANULARITY_SECONDS)
     settled = int(now) - SETTLING_SECONDS
     final_until = max(first, min(last, settled - settled % HOUR))
-    return Window(first, last, final_until)
+    return Window(first, last, final_until, zone=zone)
 
 
 def parse_window(
@@ -210,6 +222,7 @@ def parse_window(
     start: str | None = None,
     end: str | None = None,
     names: tuple[str, str] = ("start_date", "end_date"),
+    zone: Zone = UTC_ZONE,
 ) -> Window:
     """The normalised window of a request that gives either ``window`` or two stamps.
 
@@ -220,7 +233,7 @@ def parse_window(
         if start is not None or end is not None:
             given = [name for name, text in zip(names, (start, end), strict=True) if text is not None]
             raise WindowError("give either window or two dates, not both", "window", *given)
-        first, last = parse_expression(window, now)
-        return normalise(first, last, now, "window")
+        first, last = parse_expression(window, now, zone)
+        return normalise(first, last, now, "window", zone=zone)
     first, last = parse_stamps(start, end, *names)
-    return normalise(first, last, now, *names)
+    return normalise(zone.tiled(first), zone.tiled(last), now, *names, zone=zone)

@@ -1,49 +1,33 @@
-"""A statement in steps: the same figures, hour by hour, day by day, week by week or month by month, UTC."""
+"""A statement in steps: the same figures, hour by hour, day by day, week by week or month by month of a zone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from math import fsum
-from typing import Literal
 
 from metroculus.cost_model.components import CLUSTER_COMPONENTS, Costs
 from metroculus.cost_model.statement import Point, Statement
-from tools.window import DAY, HOUR, Window, iso
+from tools.window import Window
+from tools.zones import Period
 
-StepName = Literal["hour", "day", "week", "month"]
 
-
-def steps(window: Window, step: StepName) -> list[Window]:
-    """The window cut at the edges of UTC hours, days, weeks (from Sunday) or months."""
+def steps(window: Window, step: Period) -> list[Window]:
+    """The window cut at the edges of hours, or of its zone's days, weeks (from Sunday) or months."""
     cut = []
     start = window.start
     while start < window.end:
-        end = min(_next_edge(start, step), window.end)
-        cut.append(Window(start, end, max(start, min(end, window.final_until))))
+        end = min(window.zone.period(start, step)[1], window.end)
+        cut.append(Window(start, end, max(start, min(end, window.final_until)), zone=window.zone))
         start = end
     return cut
-
-
-def _next_edge(stamp: int, step: StepName) -> int:
-    if step == "hour":
-        return stamp - stamp % HOUR + HOUR
-    day = stamp - stamp % DAY
-    if step == "day":
-        return day + DAY
-    date = datetime.fromtimestamp(day, UTC)
-    if step == "week":
-        return day + (7 - date.isoweekday() % 7) * DAY
-    following = date.replace(year=date.year + date.month // 12, month=date.month % 12 + 1, day=1)
-    return int(following.timestamp())
 
 
 def point_of(window: Window, statement: Statement) -> Point:
     """A statement of one step as a point."""
     summary = statement.summary
     return Point(
-        start=iso(window.start),
-        end=iso(window.end),
+        start=window.zone.iso(window.start),
+        end=window.zone.iso(window.end),
         complete=statement.complete,
         idle_cost=statement.idle_cost,
         **{name: getattr(summary, name) for name in summary.__struct_fields__},
@@ -74,8 +58,8 @@ def stored_point(
         f"{name}_cost": None if name in lacking | apart else usd for name, usd in known.items()
     }
     return Point(
-        start=iso(window.start),
-        end=iso(window.end),
+        start=window.zone.iso(window.start),
+        end=window.zone.iso(window.end),
         complete=complete and not lacking,
         idle_cost=idle,
         total_cost=None if lacking else fsum(usd for usd in shown.values() if usd is not None),

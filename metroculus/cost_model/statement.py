@@ -11,7 +11,7 @@ from metroculus.cost_model.components import CLUSTER_COMPONENTS, COMPONENTS
 from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.grouping import Detail, Grouping
 from metroculus.cost_model.reading import SourceReport
-from tools.window import Window, iso
+from tools.window import Window
 
 IdleMode = Literal["separate", "share", "hide"]
 
@@ -85,15 +85,19 @@ class Breakdown(Struct, frozen=True, kw_only=True):
 
 
 class StatementWindow(Struct, frozen=True):
-    """RFC 3339, UTC."""
+    """RFC 3339, in the zone that was asked for."""
 
     start: str
     end: str
     final_until: str
+    timezone: str = "UTC"
+    warnings: tuple[str, ...] = ()
 
     @staticmethod
     def of(window: Window) -> StatementWindow:
-        return StatementWindow(iso(window.start), iso(window.end), iso(window.final_until))
+        zone = window.zone
+        start, end, final_until = map(zone.iso, (window.start, window.end, window.final_until))
+        return StatementWindow(start, end, final_until, zone.name, zone.warnings(window.start, window.end))
 
 
 class Statement(Struct, frozen=True, kw_only=True):

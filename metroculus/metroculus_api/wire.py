@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from metroculus.cost_model.reading import SourceReport
+from metroculus.cost_model.statement import StatementWindow
 from optscale_client.metroculus_client import structs
-from tools.window import Window, iso
+from tools.window import Window
 
 T = TypeVar("T")
 
@@ -29,4 +30,4 @@ def sources_of(reports: Iterable[SourceReport]) -> tuple[structs.SourceState, ..
 
 
 def window_of(window: Window) -> structs.TimeWindow:
-    return structs.TimeWindow(start=iso(window.start), end=iso(window.end), final_until=iso(window.final_until))
+    return wire(StatementWindow.of(window), structs.TimeWindow)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
 from functools import reduce
 from math import fsum
 from operator import or_
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import IDLE, MANAGEMENT, UNALLOCATED, Filters, as_prometheus_spells
 from metroculus.cost_model.columns import NOTHING, TEXT_FIELDS, Allocations, Coded, label_key
@@ -20,6 +22,7 @@ from metroculus.storage.columns import ALLOCATIONS, COST_COLUMNS, COSTS_AND_USAG
 from metroculus.storage.engine import Column, Engine, TooManyRows, literal, moment, numbers
 from metroculus.storage.ledger import CommittedHours
 from tools.window import HOUR
+from tools.zones import UTC_ZONE, Zone
 
 __all__ = ["COSTS_AND_USAGE", "CostSums", "History"]
 
@@ -157,8 +160,9 @@ class History:
         group_by: Sequence[str],
         filters: Filters,
         measures: Sequence[str] = COST_COLUMNS,
+        zone: Zone = UTC_ZONE,
     ) -> list[CostSums]:
-        """Sums of the rows by properties and by ``hour``, ``day`` or ``month`` (their first second).
+        """Sums of the rows by properties and by ``hour``, or ``day`` or ``month`` of a zone (their first second).
 
         Special entities keep their own name under every property but labels.
 
@@ -167,7 +171,8 @@ class History:
         """
         if not committed.hours:
             return []
-        chosen, group = grouped_by([grouping(name) for name in group_by])
+        times = times_of(zone, min(committed.hours), max(committed.hours) + HOUR)
+        chosen, group = grouped_by([times.get(name) or grouping(name) for name in group_by])
         keys = [f"k{number}" for number in range(len(group_by))]
         rows = self._engine.rows(
             f"SELECT {chosen}{sums_of(measures, committed)} FROM {ALLOCATIONS.name}"
@@ -176,7 +181,7 @@ class History:
         found = [CostSums.read([row[key] for key in keys], row) for row in rows]
         if len(found) > MAX_ROWS:
             raise TooManyRows(f"more than {MAX_ROWS} rows")
-        return found
+        return by_period(found, group_by, zone)
 
 
 def grouped_by(keys: Sequence[str]) -> tuple[str, str]:
@@ -193,14 +198,42 @@ TIMES = {
 }
 
 
+def times_of(zone: Zone, start: int, end: int) -> dict[str, str]:
+    """SQL of the keys that are times, for hours in ``[start, end)``; ``by_period`` reads what they give."""
+    if zone.is_utc:
+        return TIMES
+    (_, first), *later = zone.whole_offsets(start, end)
+    offset = str(first)
+    if later:
+        befores = [first, *(seconds for _, seconds in later[:-1])]
+        conditions = [f"toUInt32(hour) < {at}, {seconds}" for (at, _), seconds in zip(later, befores, strict=True)]
+        offset = f"multiIf({', '.join(conditions)}, {later[-1][1]})"
+    day = f"toUInt32(intDiv(toInt64(toUInt32(hour)) + {offset}, 86400))"
+    return {"hour": TIMES["hour"], "day": day, "month": day}
+
+
+def by_period(found: list[CostSums], group_by: Sequence[str], zone: Zone) -> list[CostSums]:
+    """Sums with the first second of each day or month as their key: of a zone the database gives numbers of days."""
+    places = {place: name for place, name in enumerate(group_by) if name in ("day", "month")}
+    if zone.is_utc or not places:
+        return found
+
+    def key(one: CostSums) -> tuple[str | int, ...]:
+        keys = list(one.keys)
+        for place, name in places.items():
+            day = date(1970, 1, 1) + timedelta(days=int(keys[place]))
+            keys[place] = zone.first_hour(day if name == "day" else day.replace(day=1))
+        return tuple(keys)
+
+    return by_key([replace(one, keys=key(one)) for one in found])
+
+
 def grouping(name: str) -> str:
-    """SQL of a key to group by.
+    """SQL of a key to group by that is no time.
 
     Raises:
         KeyError
     """
-    if name in TIMES:
-        return TIMES[name]
     if name == "namespace":
         return "namespace"
     return f"if(owned = 1, if({expression(name)} = '', {literal(UNALLOCATED)}, {expression(name)}), namespace)"

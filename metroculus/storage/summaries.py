@@ -25,13 +25,16 @@ from metroculus.storage.history import (
     CostSums,
     History,
     by_key,
+    by_period,
     filtered,
     grouped_by,
     sums_of,
+    times_of,
     where_committed,
 )
 from metroculus.storage.ledger import CommittedHours, FencedWriter, Ledger, Marker, built_from
 from tools.window import DAY, HOUR
+from tools.zones import UTC_ZONE, Zone
 
 log = logging.getLogger("summaries")
 
@@ -64,7 +67,7 @@ def period_of(stamp: int, granularity: Granularity) -> tuple[int, int]:
     return first, first + calendar.monthrange(date.year, date.month)[1] * DAY
 
 
-def by_period(hours: Iterable[Marker], granularity: Granularity) -> dict[int, list[Marker]]:
+def markers_by_period(hours: Iterable[Marker], granularity: Granularity) -> dict[int, list[Marker]]:
     """Markers by the period that they belong to."""
     periods: dict[int, list[Marker]] = {}
     for marker in hours:
@@ -93,7 +96,7 @@ class Summaries:
         committed = self._ledger.committed(account, first, last)
         made = 0
         for granularity in reversed(GRANULARITIES):
-            periods = by_period(committed.hours.values(), granularity)
+            periods = markers_by_period(committed.hours.values(), granularity)
             wanted = {s: built_from(m) for s, m in periods.items() if s < end and period_of(s, granularity)[1] > start}
             known = self._builds(account, granularity, first, last)
             stale = [s for s, built in wanted.items() if s not in known or known[s].built_from != built]
@@ -174,23 +177,26 @@ class Summaries:
         group_by: Sequence[str],
         filters: Filters,
         measures: Sequence[str] = COST_COLUMNS,
+        zone: Zone = UTC_ZONE,
     ) -> Answer:
         """Sums of the committed hours in ``[start, end)``: from summaries where they are good, else from rows.
+
+        Days and months are those of ``zone``; of another than UTC they are sums of summarised hours.
 
         Raises:
             StoreError
         """
         if not SUMMARISED.issuperset(group_by) or (filters.nodes or filters.services):
             committed = self._ledger.committed(account, start, end)
-            return Answer(committed, tuple(self._history.sums(committed, group_by, filters, measures)))
-        asked = _Asked(group_by, filters, measures)
+            return Answer(committed, tuple(self._history.sums(committed, group_by, filters, measures, zone)))
+        asked = _Asked(group_by, filters, measures, zone)
         newest = self._ledger.newest(account, start, end)
         left = dict(newest)
         parts: list[CostSums] = []
-        for granularity in self._usable(group_by):
+        for granularity in self._usable(group_by, zone):
             periods = {
                 first: markers
-                for first, markers in by_period(left.values(), granularity).items()
+                for first, markers in markers_by_period(left.values(), granularity).items()
                 if first >= start and period_of(first, granularity)[1] <= end
             }
             good, found = self._whole(account, granularity, self._fitting(account, granularity, periods), asked)
@@ -206,14 +212,14 @@ class Summaries:
             for hour in left:
                 newest.pop(hour)
             newest |= rest
-            parts += self._history.sums(CommittedHours(account, start, end, rest), group_by, filters, measures)
+            parts += self._history.sums(CommittedHours(account, start, end, rest), group_by, filters, measures, zone)
         committed = CommittedHours(account, start, end, dict(sorted(newest.items())), passed)
         return Answer(committed, tuple(by_key(parts)))
 
     @staticmethod
-    def _usable(group_by: Sequence[str]) -> Sequence[Granularity]:
+    def _usable(group_by: Sequence[str], zone: Zone) -> Sequence[Granularity]:
         """Summaries that are fine enough, coarse ones first."""
-        if "hour" in group_by:
+        if "hour" in group_by or (not zone.is_utc and not {"day", "month"}.isdisjoint(group_by)):
             return ("hour",)
         return ("day", "hour") if "day" in group_by else GRANULARITIES
 
@@ -261,7 +267,8 @@ class Summaries:
         self, account: str, granularity: Granularity, builds: Mapping[int, Build], asked: _Asked
     ) -> tuple[list[CostSums], int]:
         """Sums over builds, and of how many rows."""
-        times = {name: TIMES[name].replace("hour", "start") for name in TIMES}
+        zoned = times_of(asked.zone, min(builds), max(builds) + HOUR)
+        times = {name: sql.replace("hour", "start") for name, sql in zoned.items()}
         keys = [f"k{number}" for number in range(len(asked.group_by))]
         chosen, group = grouped_by([times.get(name, name) for name in asked.group_by])
         rows = list(
@@ -271,7 +278,7 @@ class Summaries:
             )
         )
         sums = [CostSums.read([row[key] for key in keys], row) for row in rows]
-        return sums, sum(row["there"] for row in rows)
+        return by_period(sums, asked.group_by, asked.zone), sum(row["there"] for row in rows)
 
 
 def _number(ratio: float | None) -> float:
@@ -283,6 +290,7 @@ class _Asked(Struct, frozen=True):
     group_by: Sequence[str]
     filters: Filters
     measures: Sequence[str]
+    zone: Zone
 
 
 class Answer(Struct, frozen=True):

@@ -91,12 +91,13 @@ class Client:
         metrics: Iterable[str] | None = None,
         *,
         window: str | None = None,
+        timezone: str | None = None,
         step: str | int | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Answer:
         """The account's series of some cost metrics, all of them when none are named."""
-        query = _window(cloud_account_id, start_date, end_date, window) | {"metrics": metrics, "step": step}
+        query = _window(cloud_account_id, start_date, end_date, window, timezone) | {"metrics": metrics, "step": step}
         return self._call("GET", "kubecost_metrics", query, request_id=request_id, timeout=timeout)
 
     def get_kubecost_cluster_costs(
@@ -114,11 +115,12 @@ class Client:
         k8s_node: Values = None,
         k8s_service: Values = None,
         window: str | None = None,
+        timezone: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Answer:
         """One statement of what a cluster cost."""
-        query = _window(cloud_account_id, start_date, end_date, window) | {
+        query = _window(cloud_account_id, start_date, end_date, window, timezone) | {
             "detail_level": detail_level,
             "aggregate": aggregate,
             "namespace": namespace,
@@ -138,11 +140,14 @@ class Client:
         target_utilization: float | None = None,
         *,
         window: str | None = None,
+        timezone: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Answer:
         """What a cluster could save, USD a month."""
-        query = _window(cloud_account_id, start_date, end_date, window) | {"target_utilization": target_utilization}
+        query = _window(cloud_account_id, start_date, end_date, window, timezone) | {
+            "target_utilization": target_utilization
+        }
         return self._call("GET", "kubecost_savings", query, request_id=request_id, timeout=timeout)
 
     def get_kubecost_assets(
@@ -153,11 +158,12 @@ class Client:
         asset_type: str | None = None,
         *,
         window: str | None = None,
+        timezone: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Answer:
         """Nodes, disks, load balancers, network and management, with what each cost."""
-        query = _window(cloud_account_id, start_date, end_date, window) | {"asset_type": asset_type}
+        query = _window(cloud_account_id, start_date, end_date, window, timezone) | {"asset_type": asset_type}
         return self._call("GET", "kubecost_assets", query, request_id=request_id, timeout=timeout)
 
     def get_k8s_metadata(
@@ -178,11 +184,12 @@ class Client:
         k8s_service: Values = None,
         *,
         window: str | None = None,
+        timezone: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Answer:
         """Stored hours of one cluster or several, summed by ``group_by``."""
-        query = _window(cloud_account_id, start_date, end_date, window) | {
+        query = _window(cloud_account_id, start_date, end_date, window, timezone) | {
             "group_by": group_by,
             "k8s_namespace": k8s_namespace,
             "k8s_node": k8s_node,
@@ -195,11 +202,12 @@ class Client:
         cloud_account_id: str,
         months: int | None = None,
         *,
+        timezone: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Answer:
         """Stored months of one cluster, and where the running one is going."""
-        query = {"cloud_account_id": cloud_account_id, "months": months}
+        query = {"cloud_account_id": cloud_account_id, "months": months, "timezone": timezone}
         return self._call("GET", "k8s_monthly", query, request_id=request_id, timeout=timeout)
 
     def create_backfill(
@@ -461,8 +469,11 @@ def _session() -> requests.Session:
     return session
 
 
-def _window(account: Values, start: int | None, end: int | None, window: str | None) -> dict[str, Any]:
-    return {"cloud_account_id": account, "start_date": start, "end_date": end, "window": window}
+def _window(
+    account: Values, start: int | None, end: int | None, window: str | None, timezone: str | None
+) -> dict[str, Any]:
+    dates = {"start_date": start, "end_date": end, "window": window, "timezone": timezone}
+    return {"cloud_account_id": account, **dates}
 
 
 def _text(value: Any) -> str:

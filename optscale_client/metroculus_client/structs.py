@@ -45,9 +45,13 @@ class SourceState(Struct, frozen=True, kw_only=True):
 
 
 class TimeWindow(Struct, frozen=True, kw_only=True):
+    """RFC 3339, with the offset of the zone that was asked for."""
+
     start: str
     end: str
     final_until: str
+    timezone: str = "UTC"
+    warnings: tuple[str, ...] = ()
 
 
 class Columns(Struct, frozen=True, kw_only=True):
@@ -347,7 +351,7 @@ class Projection(Struct, frozen=True, kw_only=True):
 
 
 class StoredMonth(Struct, frozen=True, kw_only=True):
-    """One calendar month, UTC, as far as it is stored; ``projection`` is of the running month alone."""
+    """One calendar month of a zone, as far as it is stored; ``projection`` is of the running month alone."""
 
     month: str
     start: str
@@ -364,6 +368,8 @@ class StoredMonths(Struct, frozen=True, kw_only=True):
     cloud_account_id: str
     currency: str
     months: tuple[StoredMonth, ...]
+    timezone: str = "UTC"
+    warnings: tuple[str, ...] = ()
 
 
 class CustomPrices(Struct, frozen=True, kw_only=True):

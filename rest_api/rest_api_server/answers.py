@@ -294,6 +294,8 @@ class Monthly(Struct, frozen=True, kw_only=True):
     currency: str
     months: tuple[Month, ...]
     unavailable: tuple[UnavailableCluster, ...]
+    timezone: str = "UTC"
+    warnings: tuple[str, ...] = ()
 
 
 class KubecentItem(Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Literal
 
 import pytest
 from msgspec.structs import replace
@@ -14,10 +15,12 @@ from metroculus.storage.blocks import NodeKind
 from metroculus.storage.engine import StoreError, literal
 from metroculus.storage.gaps import Gap
 from metroculus.storage.jobs import Repair
-from metroculus.storage.ledger import FencedWriter, HourBatch
+from metroculus.storage.ledger import CommittedHours, FencedWriter, HourBatch
 from metroculus.storage.store import Store, open_store
 from tests.stores import allocation, idle
 from tests.support import ACCOUNT, DAY, END, HOUR, NOW
+from tools.window import parse_rfc3339
+from tools.zones import Zone, zone_of
 
 OTHER = "00000000-0000-4000-8000-00000000000b"
 H = END - DAY
@@ -212,6 +215,43 @@ def test_time_is_cut_in_utc(store: Store, key: str, first: int, second: int) -> 
     store.summaries.rebuild(ACCOUNT, first, END, FencedWriter(1))
     answer = store.summaries.sums(ACCOUNT, first, END, (key,), Filters())
     assert {one.keys: one.total for one in answer.sums} == by_rows
+
+
+@pytest.mark.parametrize("summarised", [False, True])
+@pytest.mark.parametrize("name", ["Europe/Berlin", "Asia/Kolkata", "America/St_Johns", "Pacific/Kiritimati"])
+def test_time_is_cut_in_a_zone_over_a_change_of_clocks(store: Store, name: str, summarised: bool) -> None:
+    zone, first, last = (
+        zone_of(name),
+        parse_rfc3339("2026-10-23T00:00:00Z") or 0,
+        parse_rfc3339("2026-11-03T00:00:00Z") or 0,
+    )
+    hours = range(first, last, HOUR)
+    store.ledger.commit(
+        [batch(hour, allocation("web-1", 1.0 + number)) for number, hour in enumerate(hours)], FencedWriter(1)
+    )
+    if summarised:
+        store.summaries.rebuild(ACCOUNT, first, last, FencedWriter(1))
+    for key in ("day", "month"):
+        expected: dict[tuple[str | int, ...], float] = {}
+        for one in store.summaries.sums(ACCOUNT, first, last, ("hour",), Filters()).sums:
+            period = (zone.period(int(one.keys[0]), key)[0],)
+            expected[period] = expected.get(period, 0.0) + one.total
+        answer = store.summaries.sums(ACCOUNT, first, last, (key,), Filters(), zone=zone)
+        assert {one.keys: one.total for one in answer.sums} == pytest.approx(expected)
+        committed = store.ledger.committed(ACCOUNT, first, last)
+        by_rows = store.history.sums(committed, (key, "pod"), Filters(), zone=zone)
+        assert {one.keys[:1]: one.total for one in by_rows if one.keys[1] == "web-1"} == pytest.approx(
+            {period: usd for period, usd in by_pod(store, committed, zone, key).items()}
+        )
+
+
+def by_pod(store: Store, committed: CommittedHours, zone: Zone, key: Literal["day", "month"]) -> dict[Any, float]:
+    sums: dict[Any, float] = {}
+    for one in store.history.sums(committed, ("hour", "pod"), Filters()):
+        if one.keys[1] == "web-1":
+            period = (zone.period(int(one.keys[0]), key)[0],)
+            sums[period] = sums.get(period, 0.0) + one.total
+    return sums
 
 
 def test_a_summary_answers_only_for_the_batches_it_was_made_of(store: Store) -> None:

@@ -23,7 +23,7 @@ from simulator.world import DAY, make_world
 from tests.conftest import free_port, need
 from tests.integration.test_etcd import BIN, command, rest_commands
 from tests.support import ACCOUNT, SECRET, Stack
-from tools.window import iso, parse_rfc3339_utc
+from tools.window import iso, parse_rfc3339
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -143,7 +143,7 @@ def test_a_prometheus_beside_an_opencost_or_alone_tells_management_too(tmp_path,
     process.communicate(timeout=30)
     stack.close()
     start, end = re.search(r"Cost from (\S+) to (\S+),", shown).groups()
-    true = truth(world, parse_rfc3339_utc(start), parse_rfc3339_utc(end))
+    true = truth(world, parse_rfc3339(start), parse_rfc3339(end))
     told = {name: float(usd.replace(",", "")) for name, usd in re.findall(r"^(\S.*?) {2,}([\d,.]+)", shown, re.M)}
     assert told["(cluster management)"] == pytest.approx(true["management_cost"], rel=5e-3)
     assert told["total"] == pytest.approx(true["total_cost"], rel=5e-3)

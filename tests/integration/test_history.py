@@ -14,7 +14,7 @@ from simulator.costs import truth
 from simulator.server import Habits, Simulator
 from standalone.running import Running
 from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack, exact_world
-from tools.window import parse_rfc3339_utc
+from tools.window import parse_rfc3339
 
 WORLD = exact_world()
 WINDOW = {"cloud_account_id": ACCOUNT, "start_date": WORLD.start, "end_date": END}
@@ -167,7 +167,7 @@ def scaled(factor: float, hour_from: int = 0, hour_to: int = 2**32) -> Any:
             return answer
         for one in answer["data"]:
             for row in one.values():
-                if hour_from <= (parse_rfc3339_utc(row["window"]["start"]) or 0) < hour_to:
+                if hour_from <= (parse_rfc3339(row["window"]["start"]) or 0) < hour_to:
                     for key in ("cpuCost", "cpuCostAdjustment"):
                         row[key] *= factor
         return answer
@@ -283,7 +283,7 @@ def only_hours(since: int) -> Any:
     def rewrite(path: str, answer: Any) -> Any:
         if path.endswith("allocation"):
             answer["data"] = [
-                one if one and (parse_rfc3339_utc(next(iter(one.values()))["window"]["start"]) or 0) >= since else {}
+                one if one and (parse_rfc3339(next(iter(one.values()))["window"]["start"]) or 0) >= since else {}
                 for one in answer["data"]
             ]
         return answer

@@ -14,11 +14,11 @@ from tools.window import (
     WindowError,
     iso,
     normalise,
-    parse_rfc3339_utc,
+    parse_rfc3339,
     parse_window,
 )
 
-WEDNESDAY = parse_rfc3339_utc("2026-11-18T10:03:00Z") or 0
+WEDNESDAY = parse_rfc3339("2026-11-18T10:03:00Z") or 0
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def test_a_window_means_what_opencost_means(window, start, end):
 
 
 def test_january_looks_back_over_the_year_and_february_knows_leap_years():
-    january = parse_rfc3339_utc("2028-03-01T00:30:00Z") or 0
+    january = parse_rfc3339("2028-03-01T00:30:00Z") or 0
     assert iso(parse_window(january, window="lastmonth").start) == "2028-02-01T00:00:00Z"
     assert parse_window(january, window="lastmonth").seconds == 29 * DAY
-    new_year = parse_rfc3339_utc("2027-01-01T12:00:00Z") or 0
+    new_year = parse_rfc3339("2027-01-01T12:00:00Z") or 0
     assert iso(parse_window(new_year, window="lastmonth").start) == "2026-12-01T00:00:00Z"
 
 

@@ -17,6 +17,7 @@ from msgspec import NODEFAULT, Struct
 
 from tools.tornado_service.errors import ApiError, CommonCodes
 from tools.window import FORMS, Window, WindowError, parse_window
+from tools.zones import UTC_ZONE, Zone, zone_of
 
 Q = TypeVar("Q", bound=Struct)
 
@@ -87,6 +88,23 @@ class Flag(Text):
     what = "true or false"
 
 
+class TimeZone(Text):
+    """Whose days, weeks and months are meant."""
+
+    pattern = r"[A-Za-z0-9_+-]{1,32}(/[A-Za-z0-9_+-]{1,32}){0,2}"
+    what = "the IANA name of a time zone, like Europe/Berlin or UTC"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        parsed = super().parse(text)
+        zone_of(parsed)
+        return parsed
+
+    @property
+    def zone(self) -> Zone:
+        return zone_of(self)
+
+
 class WindowQuery(Struct, frozen=True, kw_only=True):
     """The two ways to give a window; ``start_time`` and ``end_time`` mean the same as the dates."""
 
@@ -95,6 +113,11 @@ class WindowQuery(Struct, frozen=True, kw_only=True):
     end_date: str | None = None
     start_time: str | None = None
     end_time: str | None = None
+    timezone: TimeZone | None = None
+
+    @property
+    def zone(self) -> Zone:
+        return self.timezone.zone if self.timezone else UTC_ZONE
 
     def resolve(self, now: float, default: str | None = None) -> Window:
         """The window, normalised.
@@ -112,8 +135,8 @@ class WindowQuery(Struct, frozen=True, kw_only=True):
         if self.window is None and dates == [None, None]:
             if default is None:
                 raise MissingWindow("start_date and end_date, or window, are required", "start_date", "end_date")
-            return parse_window(now, window=default)
-        return parse_window(now, window=self.window, start=dates[0], end=dates[1], names=names)
+            return parse_window(now, window=default, zone=self.zone)
+        return parse_window(now, window=self.window, start=dates[0], end=dates[1], names=names, zone=self.zone)
 
 
 class MissingWindow(WindowError):

@@ -16,7 +16,7 @@ from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.params import Uuid
-from tools.window import HOUR, WindowError, iso, parse_rfc3339_utc, parse_stamps
+from tools.window import HOUR, WindowError, iso, parse_rfc3339, parse_stamps
 
 
 class BackfillBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -84,7 +84,7 @@ def stretch_of(start: int | str, end: int | str, now: float) -> tuple[int, int]:
         ApiError
     """
     stamps = [str(one) for one in (start, end)]
-    moments = [parse_rfc3339_utc(text) for text in stamps]
+    moments = [parse_rfc3339(text) for text in stamps]
     try:
         since, until = (text if at is None else str(at) for text, at in zip(stamps, moments, strict=True))
         read = parse_stamps(since, until, "start_date", "end_date")

@@ -25,7 +25,8 @@ from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
-from tools.window import Window, iso
+from tools.window import Window
+from tools.zones import UTC_ZONE, Zone
 
 
 class ExpensesController:
@@ -55,7 +56,7 @@ class ExpensesController:
 
         async def one(account: str) -> Answer:
             own = replace(filters, clusters=(await self._accounts.of(account)).clusters.named)
-            asked = (account, window.start, window.end, properties, own, COSTS_AND_USAGE)
+            asked = (account, window.start, window.end, properties, own, COSTS_AND_USAGE, window.zone)
             return await store.ask(deadline.left(), store.summaries.sums, *asked)
 
         answers = await asyncio.gather(*(one(account) for account in accounts))
@@ -69,7 +70,7 @@ class ExpensesController:
         for several in sorted(set(map(tuple, money.values()))):
             mine = [(account, answer) for account, answer in stored if tuple(money[account]) == several]
             more = {"currency": ", ".join(several)} if mixed else {}
-            rows += [more | row for row in _rows(group_by, properties, mine)]
+            rows += [more | row for row in _rows(group_by, properties, mine, window.zone)]
         known = any(answer.committed.hours for answer in answers)
         return structs.Expenses(
             start_date=window.start,
@@ -85,15 +86,17 @@ class ExpensesController:
 
 
 def _rows(
-    group_by: Sequence[str], properties: Sequence[str], answered: Sequence[tuple[str, Answer]]
+    group_by: Sequence[str], properties: Sequence[str], answered: Sequence[tuple[str, Answer]], zone: Zone
 ) -> list[dict[str, Any]]:
     """The rows of accounts whose money may be added."""
     if "cluster" in group_by:
         return [
-            row_of(group_by, account, properties, measured) for account, answer in answered for measured in answer.sums
+            row_of(group_by, account, properties, measured, zone)
+            for account, answer in answered
+            for measured in answer.sums
         ]
     everything = by_key([measured for _, answer in answered for measured in answer.sums])
-    return [row_of(group_by, "", properties, measured) for measured in everything]
+    return [row_of(group_by, "", properties, measured, zone) for measured in everything]
 
 
 def _coverage(account: str, committed: CommittedHours, window: Window) -> structs.AccountCoverage:
@@ -106,13 +109,15 @@ def _coverage(account: str, committed: CommittedHours, window: Window) -> struct
     )
 
 
-def row_of(group_by: Sequence[str], account: str, properties: Sequence[str], one: CostSums) -> dict[str, Any]:
+def row_of(
+    group_by: Sequence[str], account: str, properties: Sequence[str], one: CostSums, zone: Zone = UTC_ZONE
+) -> dict[str, Any]:
     """One line: a key for each property, every cost column, the efficiencies."""
     keys = dict(zip(properties, one.keys, strict=True))
     named: dict[str, Any] = {}
     for name in group_by:
         value: Any = account if name == "cluster" else keys[name]
-        named[name] = iso(value) if name in TIMES else value
+        named[name] = zone.iso(value) if name in TIMES else value
     costs = dict(zip((f"{name}_cost" for name in COMPONENTS), one.costs.by_component(), strict=True))
     ratios: Efficiency = Group(one.costs, one.usage, 0, 0.0, unknown_usage(one.unknown)).efficiency
     return {

@@ -8,15 +8,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from metroculus.codes import TOO_MANY_POINTS
 from metroculus.cost_model.allocation import IDLE, Filters
 from metroculus.cost_model.components import Costs
-from metroculus.cost_model.series import StepName, point_of, steps, stored_point
+from metroculus.cost_model.series import point_of, steps, stored_point
 from metroculus.cost_model.statement import Point, Question, Statement
 from metroculus.metroculus_api.controllers.stored import share_of, source_of, whole
+from metroculus.storage.columns import COST_COLUMNS
 from metroculus.storage.engine import StoreError
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
 from tools.window import HOUR, Window
+from tools.zones import Period
 
 MAX_POINTS = 1_000
 MAX_LIVE_POINTS = 62
@@ -39,7 +41,7 @@ class SeriesController:
         self._deadline = deadline
         self._statement = statement
 
-    async def points(self, question: Question, step: StepName) -> tuple[Point, ...]:
+    async def points(self, question: Question, step: Period) -> tuple[Point, ...]:
         """The steps of a question's window, in order.
 
         Raises:
@@ -79,8 +81,9 @@ class SeriesController:
         idle_only = Filters(namespaces=(IDLE,), clusters=filters.clusters)
         try:
             span = (account, window.start, window.end, (key,))
-            everything = await self._store.ask(share_of(deadline), read, *span, filters)
-            idle = await self._store.ask(share_of(deadline), read, *span, idle_only)
+            more = (COST_COLUMNS, window.zone)
+            everything = await self._store.ask(share_of(deadline), read, *span, filters, *more)
+            idle = await self._store.ask(share_of(deadline), read, *span, idle_only, *more)
         except StoreError:
             return {}
         with_idle = filters.keep_special(IDLE)

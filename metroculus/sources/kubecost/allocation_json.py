@@ -41,7 +41,7 @@ from metroculus.sources.kubecost.envelope import (
     warnings_of,
 )
 from metroculus.sources.numbers import MAX_QUANTITY, MAX_USD
-from tools.window import parse_rfc3339_utc
+from tools.window import parse_rfc3339
 
 ABSENT = -math.inf
 """A key that is not there; null is NaN. JSON can hold neither."""
@@ -273,7 +273,7 @@ def _span(window: bytes) -> Span | None:
 @lru_cache(maxsize=65536)
 def _stamp(text: str) -> int:
     """Unix seconds, 0 where it is no stamp."""
-    return parse_rfc3339_utc(text) or 0
+    return parse_rfc3339(text) or 0
 
 
 def _stamps(texts: Iterable[str | None], otherwise: Any) -> Any:

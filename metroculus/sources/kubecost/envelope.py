@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from metroculus.sources.errors import BadAnswer
-from tools.window import parse_rfc3339_utc
+from tools.window import parse_rfc3339
 
 MALFORMED = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
@@ -61,5 +61,5 @@ class Window(Struct):
     @property
     def span(self) -> Span | None:
         """Unix seconds; None where it is none."""
-        start, end = parse_rfc3339_utc(self.start), parse_rfc3339_utc(self.end)
+        start, end = parse_rfc3339(self.start), parse_rfc3339(self.end)
         return (start, end) if start is not None and end is not None and start < end else None

@@ -42,6 +42,11 @@ def _stamps(window: Window) -> dict[str, Any]:
     return {"start_date": window.start, "end_date": window.end}
 
 
+def asked_of(window: Window) -> dict[str, Any]:
+    """A window as Metroculus is asked for it."""
+    return _stamps(window) | ({} if window.zone.is_utc else {"timezone": window.zone.name})
+
+
 def rows_of(statement: Statement) -> tuple[CostRow, ...]:
     """The rows by what was asked for as ``aggregate``; none where that was not asked."""
     return statement.breakdown_by_aggregate or ()
@@ -60,7 +65,7 @@ class CostsController:
         """
         ask = self._metroculus.client.get_kubecost_cluster_costs
         statement = await self._metroculus.call(
-            cluster, ask, cluster.id, **_stamps(window), request_id=request_id, shape=Statement, **asked
+            cluster, ask, cluster.id, **asked_of(window), request_id=request_id, shape=Statement, **asked
         )
         if not _adds_up(statement.summary):
             raise ServiceUnavailable("Metroculus answered with a total that is not the sum of its parts", status=502)
@@ -161,7 +166,7 @@ class CostsController:
         ask = self._metroculus.client.get_kubecost_assets
         asked = {"asset_type": asset_type, "request_id": request_id}
         found, (resources, metadata) = await asyncio.gather(
-            self._metroculus.call(cluster, ask, cluster.id, **_stamps(window), shape=Assets, **asked),
+            self._metroculus.call(cluster, ask, cluster.id, **asked_of(window), shape=Assets, **asked),
             self._resources.known(cluster, request_id),
         )
         nodes = {one.name: one for one in resources.nodes}
@@ -186,7 +191,7 @@ class CostsController:
         """What could be had for less, each with its monthly saving, evidence and risk."""
         ask = self._metroculus.client.get_kubecost_savings
         found = await self._metroculus.call(
-            cluster, ask, cluster.id, **_stamps(window), request_id=request_id, shape=Savings
+            cluster, ask, cluster.id, **asked_of(window), request_id=request_id, shape=Savings
         )
 
         def of(kind: str) -> tuple[Recommendation, ...]:

@@ -18,11 +18,12 @@ from optscale_client.metroculus_client.structs import (
     SummaryColumns,
 )
 from rest_api.rest_api_server import answers
-from rest_api.rest_api_server.controllers.costs import CostsController, fields_of, total_of
+from rest_api.rest_api_server.controllers.costs import CostsController, asked_of, fields_of, total_of
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import failure_of
 from tools.window import Window
+from tools.zones import Zone
 
 ROW_KEYS = ("cluster", "namespace", "controller", "pod", "node")
 
@@ -80,9 +81,8 @@ class ExpensesController:
                 clusters,
                 self._metroculus.client.get_k8s_expenses,
                 tuple(cluster.id for cluster in clusters),
-                window.start,
-                window.end,
-                ROW_KEYS,
+                group_by=ROW_KEYS,
+                **asked_of(window),
                 **filters,
                 request_id=request_id,
                 shape=ExpensesWithoutLabels,
@@ -109,9 +109,9 @@ class ExpensesController:
             not_covered=statement.not_covered,
         )
 
-    async def monthly(self, clusters: Sequence[Cluster], count: int, request_id: str) -> answers.Monthly:
+    async def monthly(self, clusters: Sequence[Cluster], count: int, zone: Zone, request_id: str) -> answers.Monthly:
         """Month by month over all clusters, each cluster by itself, and where the running month is going."""
-        found = await asyncio.gather(*(self._months(cluster, count, request_id) for cluster in clusters))
+        found = await asyncio.gather(*(self._months(cluster, count, zone, request_id) for cluster in clusters))
         answered = [
             (cluster, one.months) for cluster, one in zip(clusters, found, strict=True) if isinstance(one, StoredMonths)
         ]
@@ -125,15 +125,24 @@ class ExpensesController:
             _month([(cluster, of[n]) for cluster, of in answered], bool(failed), len(currencies) > 1)
             for n in range(count if answered else 0)
         ]
-        return answers.Monthly(currency=", ".join(currencies) or "USD", months=tuple(months), unavailable=failed)
+        return answers.Monthly(
+            currency=", ".join(currencies) or "USD",
+            months=tuple(months),
+            unavailable=failed,
+            timezone=zone.name,
+            warnings=tuple(dict.fromkeys(w for one in found if isinstance(one, StoredMonths) for w in one.warnings)),
+        )
 
-    async def _months(self, cluster: Cluster, count: int, request_id: str) -> StoredMonths | answers.Failure:
+    async def _months(
+        self, cluster: Cluster, count: int, zone: Zone, request_id: str
+    ) -> StoredMonths | answers.Failure:
         try:
             return await self._metroculus.call(
                 cluster,
                 self._metroculus.client.get_k8s_monthly,
                 cluster.id,
                 count,
+                timezone=None if zone.is_utc else zone.name,
                 request_id=request_id,
                 shape=StoredMonths,
             )

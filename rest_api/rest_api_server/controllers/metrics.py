@@ -10,7 +10,7 @@ from typing import Literal
 
 from optscale_client.metroculus_client.structs import Metrics, MetricSeries, WithSources
 from rest_api.rest_api_server import answers
-from rest_api.rest_api_server.controllers.costs import fields_of
+from rest_api.rest_api_server.controllers.costs import asked_of, fields_of
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster
 from tools.window import Window
@@ -57,9 +57,8 @@ class MetricsController:
             cluster,
             self._metroculus.client.get_kubecost_metrics,
             cluster.id,
-            window.start,
-            window.end,
-            [name for name, _ in parts.values()],
+            metrics=[name for name, _ in parts.values()],
+            **asked_of(window),
             step=step,
             request_id=request_id,
             shape=Metrics,

@@ -11,7 +11,7 @@ from metroculus.metroculus_api.controllers.monthly import MonthlyController
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import FilterText, RowFilter, Text, Uuid, WindowQuery
+from tools.tornado_service.params import FilterText, RowFilter, Text, TimeZone, Uuid, WindowQuery
 
 
 class GroupBy(Text):
@@ -49,6 +49,7 @@ class MonthCount(Text):
 class MonthlyQuery(Struct, frozen=True, kw_only=True):
     cloud_account_id: Uuid
     months: MonthCount = MonthCount("12")
+    timezone: TimeZone = TimeZone("UTC")
 
 
 class K8sMonthly(MetroculusHandler):
@@ -58,7 +59,9 @@ class K8sMonthly(MetroculusHandler):
 
     @operation(needs=Needs.CLUSTER_SECRET, query=MonthlyQuery, answer=structs.StoredMonths)
     async def get(self, query: MonthlyQuery) -> structs.StoredMonths:
-        return await self.monthly.months(query.cloud_account_id, int(query.months), self.deadline())
+        return await self.monthly.months(
+            query.cloud_account_id, int(query.months), query.timezone.zone, self.deadline()
+        )
 
 
 class Backfills(MetroculusHandler):

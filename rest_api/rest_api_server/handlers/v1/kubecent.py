@@ -20,7 +20,7 @@ from rest_api.rest_api_server.handlers.v2.expenses import Months
 from tools.tornado_service.application import OpenHandler
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import NoQuery, operation
-from tools.tornado_service.params import DnsLabel, Flag, Text, Uuid, WindowQuery, resolve_window
+from tools.tornado_service.params import DnsLabel, Flag, Text, TimeZone, Uuid, WindowQuery, resolve_window
 from tools.window import Window
 
 
@@ -171,6 +171,7 @@ class KubecentRecommendations(Kubecent):
 class KubecentMonthlyQuery(Struct, frozen=True, kw_only=True):
     cluster_id: Uuid | None = None
     months: Months = Months("12")
+    timezone: TimeZone = TimeZone("UTC")
 
 
 class KubecentMonthly(Kubecent):
@@ -181,7 +182,7 @@ class KubecentMonthly(Kubecent):
     @operation(needs=Needs.READ_COSTS, query=KubecentMonthlyQuery, answer=answers.Monthly)
     async def get(self, query: KubecentMonthlyQuery) -> answers.Monthly:
         cluster = await self.chosen(query.cluster_id)
-        return await self.expenses.monthly([cluster], int(query.months), self.request_id)
+        return await self.expenses.monthly([cluster], int(query.months), query.timezone.zone, self.request_id)
 
 
 class NamedCluster(Text):

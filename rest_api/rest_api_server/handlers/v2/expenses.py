@@ -14,7 +14,7 @@ from rest_api.rest_api_server.handlers.v2.clusters import DEFAULT_WINDOW
 from rest_api.rest_api_server.paging import PageQuery, paged
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import FilterText, RowFilter, Text, Uuid, resolve_window
+from tools.tornado_service.params import FilterText, RowFilter, Text, TimeZone, Uuid, resolve_window
 
 
 class CleanExpensesQuery(PageQuery, frozen=True, kw_only=True):
@@ -68,6 +68,7 @@ class Months(Text):
 class MonthlyQuery(Struct, frozen=True, kw_only=True):
     organization_id: Uuid
     months: Months = Months("12")
+    timezone: TimeZone = TimeZone("UTC")
 
 
 class OrganizationMonthly(RestHandler):
@@ -78,5 +79,5 @@ class OrganizationMonthly(RestHandler):
     @operation(needs=Needs.READ_COSTS, query=MonthlyQuery, answer=answers.Monthly)
     async def get(self, query: MonthlyQuery) -> answers.Monthly:
         clusters = await self.gate.clusters(query.organization_id)
-        found = await self.expenses.monthly(clusters, int(query.months), self.request_id)
+        found = await self.expenses.monthly(clusters, int(query.months), query.timezone.zone, self.request_id)
         return replace(found, organization_id=query.organization_id)
