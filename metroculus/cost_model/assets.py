@@ -97,6 +97,12 @@ def _merged(parts: list[Asset]) -> Asset:
     )
 
 
+def scaled(asset: Asset, share: float) -> Asset:
+    """The asset for a part of its time."""
+    amounts = ("hours", "cpu_cost", "ram_cost", "gpu_cost", "adjustment", "total_cost")
+    return replace(asset, **{name: getattr(asset, name) * share for name in amounts})
+
+
 def _mean(values: list[tuple[float | None, float]]) -> float | None:
     """Weighted by hours; None where any is unknown."""
     hours = fsum(weight for _, weight in values)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from metroculus.cost_model.allocation import IDLE, Allocation
 from metroculus.cost_model.assets import Asset, AssetType
@@ -204,6 +204,13 @@ class AssetsReading(Struct, frozen=True, kw_only=True):
         return ManagementReading(source=self.source, usd=usd, covers=covers, nodes=nodes)
 
 
+class StretchReading(Struct, frozen=True):
+    """What another source told of the part of a window that the first one does not have."""
+
+    allocation: AllocationReading
+    management: ManagementReading | None
+
+
 class StoredReading(Struct, frozen=True):
     """What the committed hours of a window say; their source is the store, ``rest`` is what they leave to others."""
 
@@ -264,6 +271,61 @@ def judge_sets(
         warnings=tuple(notes), residual_bound=residual,
     )  # fmt: skip
     return AllocationReading(source=source, sets=kept)
+
+
+def untold(reading: AllocationReading, window: Window) -> tuple[tuple[int, int], ...]:
+    """The stretches of a window's final time of which a source has no set at all, or keeps none any more."""
+    if not reading.usable:
+        return ()
+    told = list(union(sorted((one.start, one.end) for one in reading.sets)))
+    gaps = []
+    for start, end in window.stretches:
+        at, until = start, min(end, window.final_until)
+        for first, last in told:
+            if first >= until:
+                break
+            if first > at:
+                gaps.append((at, first))
+            at = max(at, last)
+        if at < until:
+            gaps.append((at, until))
+    return tuple(gaps)
+
+
+def of_its_part(
+    reading: AllocationReading, window: Window, gaps: Sequence[tuple[int, int]], by: str
+) -> AllocationReading:
+    """A reading judged by the part of the window that it tells of, where another source tells of the rest.
+
+    Args:
+        gaps: what it does not tell of, as ``untold`` says; ``by`` whom that is told.
+    """
+    part = window.only(without(window.stretches, gaps))
+    share = coverage(reading.sets, part)
+    flawed = (
+        reading.source.error is not None
+        or reading.source.residual_bound is not None
+        or any(one.quarantined or one.columns.unknown_components() for one in reading.sets)
+    )
+    whole = not flawed and (share is None or share >= COVERAGE_THRESHOLD)
+    hours = sum(end - start for start, end in gaps) / HOUR
+    note = f"{hours:g} hours are not kept here and are told by {by}"
+    source = structs.replace(
+        reading.source,
+        status="ok" if whole else "partial",
+        coverage=share,
+        warnings=(*reading.source.warnings, note),
+    )
+    return structs.replace(reading, source=source)
+
+
+def without(stretches: Iterable[tuple[int, int]], gaps: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Stretches of time less others, all in order."""
+    left = list(stretches)
+    for start, end in gaps:
+        cut = [piece for a, b in left for piece in ((a, min(b, start)), (max(a, end), b))]
+        left = [(a, b) for a, b in cut if a < b]
+    return left
 
 
 def _negative_idle(allocations: Allocations) -> bool:

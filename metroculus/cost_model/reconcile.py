@@ -16,7 +16,13 @@ from msgspec.structs import replace
 from metroculus.cost_model.allocation import IDLE, MANAGEMENT
 from metroculus.cost_model.columns import NOTHING, Allocations, Floats, add, exact, group, share_idle, sums_by
 from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT, Costs, of_kind
-from metroculus.cost_model.reading import AllocationReading, ManagementReading, SourceReport, StoredReading
+from metroculus.cost_model.reading import (
+    AllocationReading,
+    ManagementReading,
+    SourceReport,
+    StoredReading,
+    StretchReading,
+)
 from metroculus.cost_model.statement import (
     Breakdown,
     Question,
@@ -50,6 +56,7 @@ def reconcile(
     metrics: AllocationReading | None,
     management: Sequence[ManagementReading],
     stored: StoredReading | None = None,
+    stretch: StretchReading | None = None,
 ) -> Statement:
     """One statement out of what the sources said.
 
@@ -58,12 +65,16 @@ def reconcile(
         metrics: of metrics, None where there are none or they were not needed.
         management: in order of authority, of the time that is not stored.
         stored: the committed hours; the readings beside it are of the time that they leave out.
+        stretch: what another source told of the time that the allocation API does not have.
     """
     live = next((r for r in (allocation, metrics) if r is not None and r.usable), None)
-    readings = [*([stored.allocation] if stored else []), *([live] if live else [])]
-    authority = _joined(readings)
-    cost = _divided(authority, _whole_idle(readings, management), question)
+    readings = [(stored.allocation, management)] if stored else []
+    readings += [(live, management)] if live else []
+    readings += [(stretch.allocation, ())] if stretch else []
+    authority = _joined([reading for reading, _ in readings])
+    cost = _divided(authority, _whole_idle(readings), question)
     parts = [*([stored.management] if stored else []), *([_first_known(management)] if live or not stored else [])]
+    parts += [stretch.management] if stretch else []
     management_usd, management_covered = _management(parts, question)
     seen = _seen(cost) if authority else None
     components = _components(authority, seen, cost.idle)
@@ -71,7 +82,8 @@ def reconcile(
     if not management_covered:
         not_covered += (MANAGEMENT_COMPONENT,)
     summary = _summary(components, seen, management_usd, not_covered)
-    sources = tuple(reading.source for reading in (allocation, metrics, *management) if reading is not None)
+    told = (allocation, metrics, *management, *((stretch.allocation, stretch.management) if stretch else ()))
+    sources = tuple(reading.source for reading in told if reading is not None)
     if stored is not None:
         alone = live is None and stored.rest.final_seconds > 0
         sources = (_stored_source(stored.allocation.source, alone), *sources)
@@ -163,9 +175,9 @@ def _management(parts: Sequence[ManagementReading | None], question: Question) -
     return None, any(reading.covers for reading in parts if reading is not None)
 
 
-def _whole_idle(readings: Sequence[AllocationReading], management: Sequence[ManagementReading]) -> Costs | None:
+def _whole_idle(readings: Sequence[tuple[AllocationReading, Sequence[ManagementReading]]]) -> Costs | None:
     """Idle cost over the whole window; None if any part is unknown, or there is none."""
-    known = [_idle(reading, management) for reading in readings]
+    known = [_idle(reading, management) for reading, management in readings]
     return Costs.sum(one for one in known if one is not None) if known and None not in known else None
 
 

@@ -33,6 +33,8 @@ log = logging.getLogger("extract")
 
 _ENCODER = msgspec.json.Encoder()
 
+KEPT_NO_LONGER = "the source keeps this hour no longer, and what it told of it stays"
+
 
 class LostOwnership(Exception):
     """Another worker owns the cluster now."""
@@ -98,9 +100,11 @@ class Extractor:
         committed = (await self._store.run(self._store.ledger.committed, account, stretch.start, stretch.end)).hours
         day, why = await self._day(sources, stretch, len(whole))
         staying = await self._staying(account, stretch, committed) if day is None else {}
-        whole = {hour: reading for hour, reading in whole.items() if hour not in staying}
+        better = {h for h, r in whole.items() if r.source and h in committed and not committed[h].source}
+        whole = {hour: reading for hour, reading in whole.items() if hour not in staying and hour not in better}
         readings = [whole[hour] for hour in sorted(whole)]
         currency = await sources.currency(Deadline(self._timeout))
+        day = day if len(readings) * HOUR == DAY else None
         batches, followed = await self._store.run(assemble, account, readings, day, now, currency)
         same = [committed[b.hour] for b in batches if b.hour in committed and committed[b.hour].digest == b.digest]
         changed = [b for b in batches if b.hour not in committed or committed[b.hour].digest != b.digest]
@@ -117,7 +121,7 @@ class Extractor:
             await self._store.run(
                 self._store.followed_days.record, account, stretch.start, followed.residuals, sequence, now
             )
-        asked_again = dict.fromkeys(staying.keys() - missing.keys(), why)
+        asked_again = dict.fromkeys(staying.keys() - missing.keys(), why) | dict.fromkeys(better, KEPT_NO_LONGER)
         outcome = replace(await self._with_gaps(account, missing | asked_again, now), missing=missing)
         return replace(
             outcome,
@@ -198,6 +202,9 @@ def assemble(
                 not_covered=reading.not_covered,
                 fetched_at=now,
                 currency=currency,
+                source=reading.source,
+                told_from=reading.told[0] if reading.told else 0,
+                told_until=reading.told[1] if reading.told else 0,
                 digest=digest(allocations, reading, reconciled, currency),
             )
         )
@@ -230,5 +237,7 @@ def digest(allocations: Allocations, reading: HourReading, reconciled: bool, cur
         reading.management, reading.seconds, reading.quarantined, reading.unknown, reading.not_covered, reconciled,
         sorted(reading.nodes.items()), currency,
     )  # fmt: skip
+    if reading.source or reading.told:  # apart, so that what was stored before these were known has the same number
+        hashed.update(_ENCODER.encode((reading.source, reading.told)))
     hashed.update(_ENCODER.encode(besides))
     return int.from_bytes(hashed.digest(), "big")

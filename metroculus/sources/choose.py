@@ -24,6 +24,11 @@ from metroculus.cost_model.reading import (
     AssetsReading,
     ManagementReading,
     SourceReport,
+    StretchReading,
+    of_its_part,
+    union,
+    untold,
+    without,
 )
 from metroculus.cost_model.savings import Recommendation, idle_nodes, requested_by_node, unclaimed_volumes
 from metroculus.cost_model.statement import Question
@@ -42,13 +47,14 @@ from metroculus.sources.source import (
     Capability,
     CostSource,
     HourSet,
+    HourSets,
     Metadata,
     SavingsReading,
     Series,
     worst,
 )
 from tools.deadline import Deadline
-from tools.window import HOUR, Window, split
+from tools.window import DAY, HOUR, Window, split
 
 log = logging.getLogger("sources")
 
@@ -68,6 +74,8 @@ class LiveReadings(Struct, frozen=True):
     """Of the source behind it, where it was needed."""
     management: tuple[ManagementReading, ...] = ()
     """In order of authority."""
+    stretch: StretchReading | None = None
+    """Of the source behind the first, for the time that the first does not have."""
     failures: tuple[SourceError, ...] = ()
     answered: bool = False
 
@@ -94,6 +102,10 @@ class HourReading(Struct, frozen=True, kw_only=True):
     """Components that no configured source can tell."""
     nodes: Mapping[str, tuple[str, str]] = {}
     """Instance type and zone by node."""
+    source: str = ""
+    """Who told it, where that was not the first source hour by hour."""
+    told: tuple[int, int] | None = None
+    """The longer time that it is a part of, where it was cut from that."""
 
 
 class HoursRead(Struct, frozen=True):
@@ -279,9 +291,14 @@ class _CostQuestion:
         if first is None:
             raise NoSource
         allocation, own = await self._of_first(first)
+        fallback = self._sources._after(first, Capability.ALLOCATIONS)
+        gaps = untold(allocation, self._window) if fallback is not None and allocation.has_idle() else ()
+        if fallback is not None and gaps:
+            by_stretch = await self._by_stretch(first, fallback, allocation, gaps)
+            if by_stretch is not None:
+                return by_stretch
         management = [own] if own is not None else []
         known_already = any(reading.usd is not None for reading in management)
-        fallback = self._sources._after(first, Capability.ALLOCATIONS)
         manager = self._sources._after(first, Capability.MANAGEMENT)
         metrics, other = await asyncio.gather(
             self._allocations(fallback) if fallback is not None and not allocation.usable else _none(),
@@ -295,7 +312,31 @@ class _CostQuestion:
             and not (allocation.usable and known_already)
         ):
             management.append(ManagementReading(source=NO_METRICS, covers=False))
-        return LiveReadings(allocation, metrics, tuple(management), tuple(self._failures), self._answered)
+        return LiveReadings(
+            allocation, metrics, tuple(management), failures=tuple(self._failures), answered=self._answered
+        )
+
+    async def _by_stretch(
+        self, first: CostSource, other: CostSource, allocation: AllocationReading, gaps: Sequence[tuple[int, int]]
+    ) -> LiveReadings | None:
+        """The time that the first source does not have, told by another; None where that has nothing of it either."""
+        rest, own = self._window.only(gaps), self._window.only(without(self._window.stretches, gaps))
+        manages = Capability.MANAGEMENT in first.known_capabilities
+        other_manages = Capability.MANAGEMENT in other.known_capabilities
+        told, of_own, of_rest = await asyncio.gather(
+            self._allocations(other, rest),
+            self._management(first if manages else other, own) if manages or other_manages else _none(),
+            self._management(other, rest) if other_manages else _none(),
+        )
+        if not told.usable:
+            return None
+        return LiveReadings(
+            of_its_part(allocation, self._window, gaps, other.name),
+            management=(of_own,) if of_own is not None else (),
+            stretch=StretchReading(told, of_rest),
+            failures=tuple(self._failures),
+            answered=self._answered,
+        )
 
     async def _of_first(self, source: CostSource) -> tuple[AllocationReading, ManagementReading | None]:
         """Allocations and management; assets only where management or idle has to be worked out from them."""
@@ -319,8 +360,8 @@ class _CostQuestion:
             management = asked_assets.management()
         return allocation, management
 
-    async def _allocations(self, source: CostSource) -> AllocationReading:
-        answer = await self._answer(source.allocations(self._question, self._window, self._deadline))
+    async def _allocations(self, source: CostSource, window: Window | None = None) -> AllocationReading:
+        answer = await self._answer(source.allocations(self._question, window or self._window, self._deadline))
         if isinstance(answer, SourceError):
             return AllocationReading(source=_failed(source.name, answer))
         return self._sources.clusters.of_reading(answer)
@@ -329,8 +370,8 @@ class _CostQuestion:
         answer = await self._answer(source.assets(self._window, self._deadline))
         return answer if isinstance(answer, SourceError) else self._sources.clusters.of_assets(answer)
 
-    async def _management(self, source: CostSource) -> ManagementReading:
-        answer = await self._answer(source.management(self._window, self._deadline))
+    async def _management(self, source: CostSource, window: Window | None = None) -> ManagementReading:
+        answer = await self._answer(source.management(window or self._window, self._deadline))
         return self._failed_management(source, answer) if isinstance(answer, SourceError) else answer
 
     @staticmethod
@@ -372,22 +413,83 @@ class _Hours:
         sets, assets = await asyncio.gather(
             source.hour_sets(self._start, self._end, self._seconds), self._node_kinds(source)
         )
+        behind = await self._behind(source, sets)
+        told = [(sets, source, ""), *behind]
         management = await self._management(source, sorted(sets.hours), assets)
-        covered = any(Capability.MANAGEMENT in one.known_capabilities for one in self._sources._sources)
+        for one, of, _ in behind:
+            management |= await self._management_by_time(of, one.hours)
         found: dict[int, HourReading] = {}
         missing: dict[int, str] = {}
         for hour, _ in split(self._start, self._end, HOUR):
-            said = self._mine(sets.hours.get(hour))
-            if said is None:
+            who = next((one for one in told if hour in one[0].hours), None)
+            said = self._mine(who[0].hours[hour]) if who is not None else None
+            if who is None or said is None:
                 missing[hour] = sets.missing.get(hour, NOTHING_KNOWN)
                 continue
-            whole = await self._with_idle(source, said.set, assets.get(hour))
+            whole = await self._with_idle(who[1], said.set, assets.get(hour))
             if whole is None:
                 missing[hour] = NO_IDLE
                 continue
             control = self._control(said, whole)
-            found[hour] = _hour_reading(hour, said, whole, management.get(hour), covered, assets.get(hour), control)
+            reading = _hour_reading(
+                hour, said, whole, management.get(hour), self._management_covered, assets.get(hour), control
+            )
+            found[hour] = replace(reading, source=who[2], told=said.told)
         return HoursRead(found, missing, sets.failure)
+
+    @property
+    def _management_covered(self) -> bool:
+        return any(Capability.MANAGEMENT in one.known_capabilities for one in self._sources._sources)
+
+    async def _behind(self, source: CostSource, sets: HourSets) -> list[tuple[HourSets, CostSource, str]]:
+        """Hours that the first source does not have: out of its days, else of the source behind it."""
+        hours = [hour for hour, _ in split(self._start, self._end, HOUR)]
+        unknown = [h for h in hours if h not in sets.hours and sets.missing.get(h, NOTHING_KNOWN) == NOTHING_KNOWN]
+        if not unknown or sets.failure:
+            return []
+        # A day of which some hours are told and others are not may have stood still: its set is of what ran.
+        whole_day = len(unknown) == len(hours) and self._end - self._start == DAY
+        days = await self._of_days(source) if whole_day else {}
+        if days:
+            return [(HourSets(days), source, f"{source.name} by the day")]
+        other = self._sources._after(source, Capability.ALLOCATIONS)
+        if other is None:
+            return []
+        found = []
+        for start, end in union((hour, hour + HOUR) for hour in unknown):
+            try:
+                found.append((await other.hour_sets(start, end, self._seconds), other, other.name))
+            except (TooLarge, DeadlineExceeded, SeveralClusters):
+                raise
+            except SourceError as failure:
+                log.info("hours that the first source does not have are not to be had: %s", failure)
+        return found
+
+    async def _of_days(self, source: CostSource) -> Mapping[int, HourSet]:
+        try:
+            return await source.hours_of_days(self._start, self._end, self._seconds)
+        except (TooLarge, DeadlineExceeded):
+            raise
+        except SourceError as failure:
+            log.info("the day of hours that are not kept is not to be had: %s", failure)
+            return {}
+
+    async def _management_by_time(self, source: CostSource, hours: Mapping[int, HourSet]) -> dict[int, float]:
+        """Management of hours as their part of that of the stretches that they lie in."""
+        manager: CostSource | None = source
+        if Capability.MANAGEMENT not in source.known_capabilities:
+            manager = self._sources._after(source, Capability.MANAGEMENT)
+        found: dict[int, float] = {}
+        for start, end in union((hour, hour + HOUR) for hour in sorted(hours)):
+            try:
+                told = await manager.management(Window.past(start, end), self._deadline()) if manager else None
+            except SourceError as failure:
+                log.info("management of hours is not to be had: %s", failure)
+                continue
+            if told is not None and told.usd is not None and told.source.fine:
+                share = told.usd * HOUR / (end - start)
+                found |= {hour: share for hour, _ in split(start, end, HOUR)}
+        return found
 
     def _mine(self, said: HourSet | None) -> HourSet | None:
         """An hour as far as it is of the account's cluster.

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from metroculus.cost_model.allocation import Costs
 from metroculus.cost_model.columns import Allocations, by_owner
+from metroculus.cost_model.cutting import CutHour
 from metroculus.cost_model.reading import (
     AllocationReading,
     AllocationSet,
@@ -68,6 +69,15 @@ class HourSet(Struct, frozen=True, kw_only=True):
     """Components that it should tell and could not."""
     not_covered: tuple[str, ...] = ()
     """Components that it has no means to tell."""
+    told: tuple[int, int] | None = None
+    """The longer time that it was cut from; None where the source told the hour itself."""
+
+    @staticmethod
+    def cut(hour: int, of: CutHour, control: Allocations | None = None) -> HourSet:
+        """An hour out of longer sets."""
+        return HourSet(
+            set=of.set, seconds=of.set.covered(hour + HOUR), control=control, told=(of.told_from, of.told_until)
+        )
 
 
 class HourSets(Struct, frozen=True):
@@ -194,6 +204,13 @@ class CostSource:
             {hour: str(said or NOTHING_KNOWN) for hour, said in read.items() if not isinstance(said, HourSet)},
             failures[0] if failures else None,
         )
+
+    async def hours_of_days(self, start: int, end: int, seconds_a_call: float) -> Mapping[int, HourSet]:
+        """The hours of a stretch cut out of the days that hold them: what a source still keeps when hours are gone.
+
+        None where it has no such thing.
+        """
+        return {}
 
     async def day_set(self, day: int, deadline: Deadline) -> dict[str, Costs] | None:
         """What a complete UTC day cost by owner and component; None where the source does not have all of it."""

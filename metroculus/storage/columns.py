@@ -40,7 +40,7 @@ EXTRACTIONS = _table(
     "k8s_extractions",
     "account hour batch sequence rows total components residual spread reconciled seconds quarantined unknown"
     " not_covered fetched_at digest currency partly_covered partly_covered_seconds residual_bound"
-    " verified checked_at",
+    " verified checked_at source told_from told_until",
 )
 GAPS = _table("k8s_gaps", "account hour asked_at reason")
 ASSETS = _table("k8s_assets", "account day batch type name total_cost asset")

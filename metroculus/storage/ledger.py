@@ -71,6 +71,11 @@ class HourBatch(Struct, frozen=True, kw_only=True):
     """Seconds of the hour that are known of a component, where they are fewer than ``seconds``."""
     residual_bound: float = 0.0
     """How far the hours of its day together may be from what the day says, USD; the same in each of them."""
+    source: str = ""
+    """Who told it, where that was not the account's first source hour by hour."""
+    told_from: int = 0
+    """Of an hour that is a part of a longer time that was told: when that began, and its end in ``told_until``."""
+    told_until: int = 0
 
     @property
     def rows(self) -> int:
@@ -110,6 +115,9 @@ class Marker(Struct, frozen=True, gc=False):
     verified: bool = True
     """Whether all its rows were there when they were last counted, at ``checked_at``."""
     checked_at: int = 0
+    source: str = ""
+    told_from: int = 0
+    told_until: int = 0
 
     @property
     def fence(self) -> int:
@@ -379,6 +387,9 @@ def _marker(batch: HourBatch, number: int, sequence: int) -> Marker:
         partly_covered=tuple(batch.covered),
         partly_covered_seconds=tuple(batch.covered.values()),
         residual_bound=batch.residual_bound,
+        source=batch.source,
+        told_from=batch.told_from,
+        told_until=batch.told_until,
     )
 
 

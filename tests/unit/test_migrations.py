@@ -14,6 +14,7 @@ from metroculus.storage.migrations.steps import CreateTable, resulting_columns
 RELEASED = {
     1: "07097687317fbf28",
     2: "8677bc2a0d06094b",
+    3: "d55b942510450a86",
 }
 """SHA-256 of each migration's steps."""
 

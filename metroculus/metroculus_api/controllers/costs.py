@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from metroculus.cost_model.reading import LARGE_ROWS, StoredReading
 from metroculus.cost_model.reconcile import reconcile
-from metroculus.cost_model.series import StepName
 from metroculus.cost_model.statement import Question, Statement
 from metroculus.metroculus_api.controllers.savings import SavingsController
 from metroculus.metroculus_api.controllers.series import SeriesController
@@ -19,6 +18,7 @@ from metroculus.sources.choose import AccountSources, LiveReadings
 from metroculus.sources.errors import NoSource
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
+from tools.zones import Period
 
 
 class CostsController:
@@ -30,7 +30,7 @@ class CostsController:
         self._store = store
         self._stored = StoredHours(store) if store is not None else None
 
-    async def statement(self, question: Question, step: StepName | None, deadline: Deadline) -> Statement:
+    async def statement(self, question: Question, step: Period | None, deadline: Deadline) -> Statement:
         """One reconciled statement, with its points where a step is given.
 
         Raises:
@@ -90,9 +90,10 @@ async def of_account(question: Question, sources: AccountSources, deadline: Dead
 
 
 async def _reconciled(question: Question, live: LiveReadings, stored: StoredReading | None) -> Statement:
-    readings = (live.allocation, live.metrics, stored.allocation if stored else None)
+    stretch = live.stretch.allocation if live.stretch else None
+    readings = (live.allocation, live.metrics, stretch, stored.allocation if stored else None)
     rows = sum(len(one.allocations) for reading in readings if reading for one in reading.sets)
-    given = (question, live.allocation, live.metrics, live.management, stored)
+    given = (question, live.allocation, live.metrics, live.management, stored, live.stretch)
     return await asyncio.to_thread(reconcile, *given) if rows > LARGE_ROWS else reconcile(*given)
 
 

@@ -54,18 +54,45 @@ def source_of(committed: CommittedHours, window: Window) -> SourceReport:
     unknown = sorted({name for m in hours for name in m.unknown})
     if unknown:
         notes.append(f"stored without a value for: {', '.join(unknown)}")
+    cut = cut_hours(committed)
+    parts = [m for m in cut if not (committed.start <= m.told_from and m.told_until <= committed.end)]
+    parts += [m for m in cut if m not in parts and not _told_alike(m, committed)]
+    if cut:
+        notes.append(
+            f"{len(cut)} hours are parts of longer times that the source told, by when each thing ran"
+            + (f"; {len(parts)} of them without the rest of theirs" if parts else "")
+        )
+    for source in sorted({m.source for m in hours if m.source}):
+        notes.append(f"{sum(m.source == source for m in hours)} hours were told by {source}")
     if committed.passed_over:
         notes.append(f"{len(committed.passed_over)} stored batches are not whole and were passed over")
     covered = sum(m.seconds for m in hours)
     thin = covered < COVERAGE_THRESHOLD * HOUR * len(committed.hours)
     return SourceReport(
         name=STORE,
-        status="partial" if quarantined or unknown or thin or unreconciled else "ok",
+        status="partial" if quarantined or unknown or thin or unreconciled or parts else "ok",
         fetched_at=min((m.fetched_at for m in hours), default=None),
         coverage=share,
         warnings=tuple(notes),
         residual_bound=bound if unreconciled else None,
     )
+
+
+def cut_hours(committed: CommittedHours) -> list[Marker]:
+    """The hours that are parts of longer times that were told: exact only together with the rest of those."""
+    return [marker for marker in committed.hours.values() if marker.told_until]
+
+
+def _told_alike(marker: Marker, committed: CommittedHours) -> bool:
+    """Whether all hours of the time that an hour was cut from were cut from it, so that they add up to it."""
+    span = (marker.told_from, marker.told_until)
+    first = marker.told_from - marker.told_from % HOUR
+    inside = (committed.hours.get(hour) for hour in range(first, marker.told_until, HOUR))
+    return all(one is not None and one.told_until and _overlap(one, span) for one in inside)
+
+
+def _overlap(marker: Marker, span: tuple[int, int]) -> bool:
+    return marker.told_from < span[1] and marker.told_until > span[0]
 
 
 def currencies_of(committed: CommittedHours) -> list[str]:

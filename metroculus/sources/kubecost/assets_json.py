@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
+from msgspec.structs import replace
 
 from metroculus.cost_model.assets import UPSTREAM_TYPES, Asset, AssetType
 from metroculus.cost_model.settle import ROUNDING_USD
 from metroculus.sources.errors import BadAnswer
 from metroculus.sources.kubecost.envelope import MALFORMED, Span, Window, malformed, open_envelope
 from metroculus.sources.numbers import Quantity, Usd
-from tools.window import parse_rfc3339_utc
+from tools.window import parse_rfc3339
 
 
 class _Breakdown(Struct):
@@ -78,6 +79,15 @@ class DecodedAssets(Struct, frozen=True):
     found: tuple[tuple[Span | None, Asset], ...]
     left_out: tuple[AssetType | None, ...] = ()
     """The types of assets that could not be read, and are not in ``found``; None for one that does not say its type."""
+    lacking: int = 0
+    """Seconds of what was asked that are not told, because they are in hours that reach beyond it."""
+
+    def only(self, spans: Iterable[Span], seconds: int) -> DecodedAssets:
+        """The assets of some spans, out of an answer to a question about so many seconds."""
+        kept = set(spans)
+        told = sum(end - start for start, end in kept)
+        found = tuple((span, asset) for span, asset in self.found if span is None or span in kept)
+        return replace(self, found=found, lacking=seconds - told)
 
     @property
     def assets(self) -> tuple[Asset, ...]:
@@ -158,7 +168,7 @@ def _asset(key: str, raw: _Asset) -> Asset:
         ram_bytes=raw.ramBytes,
         gpu_count=raw.gpuCount,
         hours=(raw.minutes or 0.0) / 60,
-        last_seen=parse_rfc3339_utc(raw.end) if raw.end else None,
+        last_seen=parse_rfc3339(raw.end) if raw.end else None,
         cpu_cost=raw.cpuCost or 0.0,
         ram_cost=raw.ramCost or 0.0,
         gpu_cost=raw.gpuCost or 0.0,

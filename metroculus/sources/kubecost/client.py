@@ -14,8 +14,10 @@ from math import fsum
 from typing import Literal, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from metroculus.cost_model.assets import Asset, merge
+from metroculus.cost_model.assets import Asset, merge, scaled
+from metroculus.cost_model.cutting import cut_into_hours
 from metroculus.cost_model.reading import (
     LARGE_ROWS,
     AllocationReading,
@@ -61,6 +63,7 @@ CONFIGURATIONS = ("/model/getConfigs", "/model/productConfigs")
 """Where Kubecost tells its currency: the older path and the one that takes its place (kubecost issue 4545)."""
 CURRENCY_SECONDS = 3600.0
 """How long what was said of the currency is taken as it was."""
+BEYOND = "sets that reach beyond what was asked for were left out"
 NO_CONTAINERS = "the source knows nodes and no containers"
 
 _BOTH = frozenset({Capability.ALLOCATIONS, Capability.DAY_SET, Capability.ASSETS, Capability.PLACEMENT})
@@ -233,47 +236,74 @@ class KubecostSource(CostSource):
         if piece.step == "day":
             hourly = _Piece(piece.start, piece.end, "hour")
             return await self._allocation_piece(dialect, hourly, last, aggregate, deadline)
-        if piece.end - piece.start > HOUR:
-            hours = [_Piece(a, b, "hour") for a, b in split(piece.start, piece.end, HOUR)]
-            asked = [self._allocation_piece(dialect, h, last, aggregate, deadline) for h in hours]
-            parts = await asyncio.gather(*asked)
-            return [one for sets, _ in parts for one in sets], [note for _, notes in parts for note in notes]
         inside = [one for one in decoded.sets if piece.start <= one.start and one.end <= limit]
-        return inside, [*decoded.warnings, "sets that reach beyond the window were left out"]
+        if inside:
+            edges = [(piece.start, min(one.start for one in inside)), (max(one.end for one in inside), piece.end)]
+            asked = [
+                self._allocation_piece(dialect, _Piece(a, b, "hour"), last, aggregate, deadline)
+                for a, b in edges
+                if a < b
+            ]
+            parts = [(inside, list(decoded.warnings)), *await asyncio.gather(*asked)]
+            return [one for sets, _ in parts for one in sets], [note for _, notes in parts for note in notes]
+        if piece.end - piece.start > HOUR:
+            return await self._hour_by_hour(dialect, piece, last, aggregate, deadline)
+        return [], [*decoded.warnings, BEYOND]
+
+    async def _hour_by_hour(
+        self, dialect: Dialect, piece: _Piece, last: int, aggregate: Sequence[str], deadline: Deadline
+    ) -> tuple[list[AllocationSet], list[str]]:
+        """The hours of a piece, one call each."""
+        hours = [_Piece(a, b, "hour") for a, b in split(piece.start, piece.end, HOUR)]
+        asked = [self._allocation_piece(dialect, hour, last, aggregate, deadline) for hour in hours]
+        parts = await asyncio.gather(*asked)
+        return [one for sets, _ in parts for one in sets], [note for _, notes in parts for note in notes]
 
     async def hour_sets(self, start: int, end: int, seconds_a_call: float) -> HourSets:
         """One call for the rows of the stretch, one for the totals that they are held against."""
-        sets, totals = await asyncio.gather(
+        hours, totals = await asyncio.gather(
             self._allocation_hours(start, end, (), Deadline(seconds_a_call)),
             self._allocation_hours(start, end, ("cluster",), Deadline(seconds_a_call)),
         )
         return HourSets(
             {
-                hour: HourSet(
-                    set=one,
-                    seconds=one.covered(hour + HOUR),
-                    control=totals[hour].columns if hour in totals else None,
-                )
-                for hour, one in sets.items()
-                if not one.without_containers
+                hour: replace(one, control=totals[hour].set.columns if hour in totals else None)
+                for hour, one in hours.items()
+                if not one.set.without_containers
             },
-            {hour: NO_CONTAINERS for hour, one in sets.items() if one.without_containers},
+            {hour: NO_CONTAINERS for hour, one in hours.items() if one.set.without_containers},
         )
+
+    async def hours_of_days(self, start: int, end: int, seconds_a_call: float) -> Mapping[int, HourSet]:
+        """Kubecost keeps days far longer than hours; where its days are another zone's, two of them hold a UTC day."""
+        dialect = await self.dialect(Deadline(seconds_a_call))
+        piece = _Piece(start, end, "day")
+        decoded = await self._ask_allocation(dialect, piece, (), Deadline(seconds_a_call))
+        told = [one for one in decoded.sets if len(one.allocations) and not one.without_containers]
+        cut = await asyncio.to_thread(cut_into_hours, told, start, end)
+        return {hour: HourSet.cut(hour, one) for hour, one in cut.items()}
 
     async def _allocation_hours(
         self, start: int, end: int, aggregate: Sequence[str], deadline: Deadline
-    ) -> dict[int, AllocationSet]:
+    ) -> dict[int, HourSet]:
         """The hours of a stretch of one UTC day by their first second; one that the source knows nothing of is absent.
+
+        Those of an upstream whose hours begin at half past are cut from the two that hold each.
 
         Raises:
             SourceError
         """
-        dialect = await self.dialect(deadline)
-        sets, _ = await self._allocation_piece(dialect, _Piece(start, end, "hour"), end, aggregate, deadline)
-        hours = {one.start: one for one in sets if one.end - one.start == HOUR and one.start % HOUR == 0}
-        if len(hours) != len(sets):
+        dialect, piece = await self.dialect(deadline), _Piece(start, end, "hour")
+        decoded = await self._ask_allocation(dialect, piece, aggregate, deadline)
+        sets = decoded.sets
+        if any(one.end - one.start == HOUR and one.start % HOUR for one in sets):
+            cut = await asyncio.to_thread(cut_into_hours, sets, start, end)
+            return {hour: HourSet.cut(hour, one) for hour, one in cut.items()}
+        if any(one.start < start or one.end > end for one in sets):
+            sets = tuple((await self._hour_by_hour(dialect, piece, end, aggregate, deadline))[0])
+        if any(one.end - one.start != HOUR or one.start % HOUR for one in sets):
             raise BadAnswer(f"{self._upstream.name} answered with sets that are no hours")
-        return hours
+        return {one.start: HourSet(set=one, seconds=one.covered(one.end)) for one in sets}
 
     async def node_kinds(self, start: int, end: int, deadline: Deadline) -> Mapping[int, AssetsReading]:
         """OpenCost answers assets of one window a call: there one answer for the stretch says what the nodes are."""
@@ -290,12 +320,9 @@ class KubecostSource(CostSource):
             by_hour = {hour.start: list(one.assets) for hour, one in zip(hours, answers, strict=True)}
             unreadable = {hour.start: frozenset(one.left_out) for hour, one in zip(hours, answers, strict=True)}
         else:
-            by_hour = dict[int, list[Asset]]()
-            decoded = await self._assets_piece(dialect, _Piece(start, end, "hour"), deadline)
+            decoded = await self._ask_assets(dialect, _Piece(start, end, "hour"), deadline)
             unreadable = dict.fromkeys((hour for hour, _ in split(start, end, HOUR)), frozenset(decoded.left_out))
-            for span, asset in decoded.found:
-                if span is not None and span[1] - span[0] == HOUR:
-                    by_hour.setdefault(span[0], []).append(asset)
+            by_hour = _by_hour(decoded, start, end)
         source = SourceReport(name="assets", status="ok", fetched_at=int(self._clock()))
         return {
             hour: AssetsReading(
@@ -352,15 +379,19 @@ class KubecostSource(CostSource):
         assets = merge(asset for one in read for asset in one.assets)
         left_out = [kind for one in read for kind in one.left_out]
         status: Status = "ok" if assets or window.still_running else "no_data"
-        if assets and (failures or left_out or any(not one.assets for one in read)):
+        lacking = sum(one.lacking for one in read)
+        if assets and (failures or left_out or lacking or any(not one.assets for one in read)):
             status = "partial"
+        warnings = [f"{len(left_out)} assets could not be read and are not counted"] if left_out else []
+        if lacking:
+            warnings.append(f"{lacking / HOUR:g} hours lie across the edges of hours that the source keeps")
         source = SourceReport(
             name="assets",
             status=status,
             fetched_at=int(self._clock()),
-            coverage=None,
+            coverage=1.0 - lacking / window.seconds if lacking else None,
             error=f"{len(failures)} of {len(answers)} days failed: {failures[0]}" if failures else None,
-            warnings=(f"{len(left_out)} assets could not be read and are not counted",) if left_out else (),
+            warnings=tuple(warnings),
         )
         return AssetsReading(
             source=source,
@@ -369,20 +400,27 @@ class KubecostSource(CostSource):
             unreadable=frozenset(left_out),
         )
 
-    async def _assets_piece(self, dialect: Dialect, piece: _Piece, deadline: Deadline) -> DecodedAssets:
+    async def _ask_assets(self, dialect: Dialect, piece: _Piece, deadline: Deadline) -> DecodedAssets:
         params = {"window": f"{iso(piece.start)},{iso(piece.end)}"}
         if dialect.flavour == "kubecost":
             params |= {"accumulate": piece.step, "aggregate": "", "reconcile": "true"}
         body = await self._http.get(self._upstream, dialect.assets, params, deadline)
-        decoded = await decode_elsewhere(body, partial(decode_assets, self._upstream.name, body))
+        return await decode_elsewhere(body, partial(decode_assets, self._upstream.name, body))
+
+    async def _assets_piece(self, dialect: Dialect, piece: _Piece, deadline: Deadline) -> DecodedAssets:
+        """The assets of a piece; where an upstream keeps another zone's hours, of those that lie inside it."""
+        decoded = await self._ask_assets(dialect, piece, deadline)
         limit = piece.end + -piece.end % HOUR
         if all(piece.start <= start and end <= limit for start, end in decoded.spans):
             return decoded
-        if piece.end - piece.start <= HOUR:
-            raise BadAnswer(f"{self._upstream.name} answered for another window than asked")
         step = HOUR if piece.step == "hour" else DAY
         if piece.step == "day" and piece.end - piece.start <= DAY:
             return await self._assets_piece(dialect, _Piece(piece.start, piece.end, "hour"), deadline)
+        inside = [(a, b) for a, b in decoded.spans if piece.start <= a and b <= limit]
+        if inside:
+            return decoded.only(inside, piece.end - piece.start)
+        if piece.end - piece.start <= HOUR:
+            raise BadAnswer(f"{self._upstream.name} answered for another window than asked")
         parts = await asyncio.gather(
             *(
                 self._assets_piece(dialect, _Piece(a, b, piece.step), deadline)
@@ -390,7 +428,9 @@ class KubecostSource(CostSource):
             )
         )
         return DecodedAssets(
-            tuple(one for part in parts for one in part.found), tuple(kind for part in parts for kind in part.left_out)
+            tuple(one for part in parts for one in part.found),
+            tuple(kind for part in parts for kind in part.left_out),
+            sum(part.lacking for part in parts),
         )
 
     async def currency(self, deadline: Deadline) -> str | None:
@@ -469,6 +509,19 @@ class KubecostSource(CostSource):
                     if name:
                         return str(name)
         return ""
+
+
+def _by_hour(decoded: DecodedAssets, start: int, end: int) -> dict[int, list[Asset]]:
+    """Assets by UTC hour; hours that begin at half past are divided by time."""
+    hours: dict[int, list[Asset]] = {}
+    told: dict[int, set[tuple[int, int]]] = {}
+    for span, asset in decoded.found:
+        if span is not None and span[1] - span[0] == HOUR:
+            for first, last in split(max(span[0], start), min(span[1], end), HOUR):
+                part = asset if last - first == HOUR else scaled(asset, (last - first) / HOUR)
+                hours.setdefault(first - first % HOUR, []).append(part)
+                told.setdefault(first - first % HOUR, set()).add((first, last))
+    return {hour: parts for hour, parts in hours.items() if sum(b - a for a, b in told[hour]) == HOUR}
 
 
 async def _no_totals() -> list[AllocationSet]:
