@@ -249,7 +249,11 @@ class OpenCostAssets(SimulatedHandler):
         if window is None:
             return self.plain(400, f"Invalid 'window' parameter: illegal window: {text}\n")
         kinds = set(re.findall(r'assetType:"([a-z]+)"', self.get_query_argument("filter", "")))
-        found = self.simulator.assets(*window, adjusted=False, with_management=False, asset_types=kinds)
+        if self.simulator.habits.collector:
+            window = nearest_block(*window, now)
+        found = {}
+        if window[0] < window[1]:
+            found = self.simulator.assets(*window, adjusted=False, with_management=False, asset_types=kinds)
         return self.answer({"code": 200, "status": "success", "data": found})
 
 
@@ -310,8 +314,8 @@ class KubecostConfigs(SimulatedHandler):
 
 
 def precomputed(window: tuple[int, int], step: int, offset: int) -> list[tuple[int, int]]:
-    """The precomputed stretches that a window touches; days begin at the server's own midnight."""
-    shift = offset % DAY if step == DAY else 0
+    """The precomputed stretches that a window touches; days and hours begin as the server's own clock says."""
+    shift = offset % step
     start = window[0] - (window[0] + shift) % step
     stretches = []
     while start < window[1]:

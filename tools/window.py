@@ -173,7 +173,7 @@ def parse_expression(text: str, now: float, zone: Zone = UTC_ZONE) -> tuple[int,
     if calendar:
         return calendar
     first, comma, second = text.partition(",")
-    if comma:
+    if comma and first.endswith("Z") == second.endswith("Z"):  # an offset beside a Z is a slip of who wrote it
         for parse in (parse_stamp, parse_rfc3339):
             start, end = parse(first), parse(second)
             if start is not None and end is not None and 0 <= min(start, end) <= max(start, end) < 2**32:

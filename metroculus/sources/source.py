@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, auto
 
 from msgspec import Struct
@@ -157,6 +157,14 @@ class CostSource:
     """What it is called there as a source of assets and management."""
     clusters: Clusters = Clusters()
     """Which of the upstream's clusters is the account's; whoever asks keeps its rows alone."""
+
+    def untold(self, properties: Iterable[str]) -> tuple[str, ...]:
+        """Of the properties that rows may be grouped by, those that it has no means to tell."""
+        return ()
+
+    def not_kept(self, properties: Iterable[str]) -> tuple[str, ...]:
+        """Of the properties that it tells, those that its stored hours do not carry."""
+        return ()
 
     async def capabilities(self, deadline: Deadline) -> frozenset[Capability]:
         """What it can tell; may ask the upstream what it is.

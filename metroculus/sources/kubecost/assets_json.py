@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Raw, Struct
@@ -129,6 +129,16 @@ def decode_assets(source: str, body: bytes) -> DecodedAssets:
     if left_out and not found:
         raise BadAnswer(f"{source} answered with assets of which none can be read")
     return DecodedAssets(tuple(found), tuple(left_out))
+
+
+def form_of(source: str, body: bytes) -> Literal["list", "object"] | None:
+    """How an answer holds its assets: Kubecost in a list of objects, OpenCost in one object; None where it has none.
+
+    Raises:
+        BadAnswer
+    """
+    data = bytes(open_envelope(source, body)[0])
+    return {b"[": "list", b"{": "object"}.get(data[:1])  # type: ignore[return-value]
 
 
 def _kind(raw: Raw) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import fsum
 from typing import Literal, TypeVar
@@ -26,13 +26,15 @@ from metroculus.cost_model.reading import (
     SourceReport,
     Status,
     judge_sets,
+    union,
 )
 from metroculus.cost_model.settle import CONTROL_SHARE, control_rounding
 from metroculus.cost_model.statement import Question
 from metroculus.sources.errors import BadAnswer, SourceError
 from metroculus.sources.kubecost.allocation_json import Decoded
-from metroculus.sources.kubecost.assets_json import DecodedAssets, decode_assets
+from metroculus.sources.kubecost.assets_json import DecodedAssets, decode_assets, form_of
 from metroculus.sources.kubecost.configuration import decode_currency
+from metroculus.sources.kubecost.envelope import open_envelope
 from metroculus.sources.kubecost.large import decode_allocations, decode_elsewhere
 from metroculus.sources.kubecost.savings import decode_abandoned, decode_overview, decode_request_sizing
 from metroculus.sources.outbound.http import SourceHttp, Upstream
@@ -48,16 +50,33 @@ Step = Literal["day", "hour"]
 
 
 class Dialect(Struct, frozen=True):
-    """How one upstream is spoken to."""
+    """How one upstream is spoken to.
+
+    ``blocks`` where it answers a window out of the one stored block that is nearest in length (OpenCost on its
+    collector): only whole hours and days, each asked by itself, are what they say.
+    """
 
     flavour: Flavour
     allocation: str
     assets: str
+    blocks: bool = False
 
 
 KUBECOST = Dialect("kubecost", "/model/allocation", "/model/assets")
 OPENCOST = Dialect("opencost", "/allocation", "/assets")
 OLDER_OPENCOST = Dialect("opencost", "/allocation/compute", "/assets")
+OPENCOST_BELOW_MODEL = Dialect("opencost", "/model/allocation", "/model/assets")
+"""OpenCost behind its own web server, which answers all other paths with a page."""
+PATHS: Mapping[Flavour | None, tuple[Dialect, ...]] = {
+    None: (KUBECOST, OPENCOST, OLDER_OPENCOST),
+    "kubecost": (KUBECOST,),
+    "opencost": (OPENCOST, OLDER_OPENCOST, OPENCOST_BELOW_MODEL),
+}
+
+PROBE_SECONDS = 5.0
+"""For one question that finds out what an upstream is; it never takes more than a quarter of what is left."""
+ASSUMED_SECONDS = 300.0
+"""How long an upstream is taken for what its path says, where it could not be asked what it is."""
 
 CONFIGURATIONS = ("/model/getConfigs", "/model/productConfigs")
 """Where Kubecost tells its currency: the older path and the one that takes its place (kubecost issue 4545)."""
@@ -116,8 +135,9 @@ class KubecostSource(CostSource):
         self._http = http
         self._upstream = upstream
         self._clock = clock
-        self._candidates = [d for d in (KUBECOST, OPENCOST, OLDER_OPENCOST) if flavour in (None, d.flavour)]
-        self._dialect: Dialect | None = self._candidates[0] if len(self._candidates) == 1 else None
+        self._candidates = PATHS[flavour]
+        self._dialect: Dialect | None = None
+        self._assumed_until = 0.0
         self._detecting = asyncio.Lock()
         self._currency: str | None = None
         self._currency_asked_at = -CURRENCY_SECONDS
@@ -131,28 +151,74 @@ class KubecostSource(CostSource):
         return frozenset().union(*(CAPABILITIES[one.flavour] for one in candidates))
 
     async def dialect(self, deadline: Deadline) -> Dialect:
-        """Which dialect the upstream speaks: the first whose allocation path is not a 404.
+        """Which dialect the upstream speaks, by what it does: a path alone tells no flavour.
 
         Raises:
             SourceError
         """
         async with self._detecting:
-            if self._dialect is None:
-                self._dialect = await self._detect(deadline)
+            if self._dialect is None or 0 < self._assumed_until < self._clock():
+                by_path = await self._by_path(deadline)
+                told = await self._by_answers(by_path, deadline)
+                self._assumed_until = 0.0 if told is not None else self._clock() + ASSUMED_SECONDS
+                self._dialect = told or by_path
             return self._dialect
 
-    async def _detect(self, deadline: Deadline) -> Dialect:
+    async def _by_path(self, deadline: Deadline) -> Dialect:
+        """The first candidate whose allocation path is one."""
+        if len(self._candidates) == 1:
+            return self._candidates[0]
+        hour = self._last_hours(1)
+        unlike: BadAnswer | None = None
         for candidate in self._candidates:
-            now = int(self._clock())
-            params = {"window": f"{iso(now - HOUR)},{iso(now)}", "aggregate": "cluster"}
             try:
-                await self._http.get(self._upstream, candidate.allocation, params, deadline)
+                params = {"window": hour, "aggregate": "cluster"}
+                body = await self._http.get(self._upstream, candidate.allocation, params, deadline)
+                open_envelope(self._upstream.name, body)
             except BadAnswer as failure:
-                if failure.status != 404:
+                if failure.status not in (None, 404):
                     raise
+                unlike = unlike or (failure if failure.status is None else None)
             else:
                 return candidate
-        raise BadAnswer(f"{self._upstream.name} is neither Kubecost nor OpenCost: it has no allocation API")
+        raise unlike or BadAnswer(f"{self._upstream.name} is neither Kubecost nor OpenCost: it has no allocation API")
+
+    async def _by_answers(self, by_path: Dialect, deadline: Deadline) -> Dialect | None:
+        """What the answers make of it; None where it cannot be asked now, or has nothing to tell them apart by."""
+        try:
+            if by_path.flavour == "kubecost":
+                asked = self._http.get(
+                    self._upstream, by_path.assets, {"window": self._last_hours(1)}, _probe(deadline)
+                )
+                form = form_of(self._upstream.name, await asked)
+                if form == "list":
+                    return KUBECOST
+                if form is None:
+                    return None
+                by_path = OPENCOST_BELOW_MODEL
+            blocks = await self._answers_blocks(by_path, _probe(deadline))
+        except SourceError as failure:
+            log.info("what %s is could not be found out: %s", self._upstream.name, failure)
+            return None
+        return None if blocks is None else replace(by_path, blocks=blocks)
+
+    async def _answers_blocks(self, dialect: Dialect, deadline: Deadline) -> bool | None:
+        """Whether two hours asked as one are fewer than the same two asked one by one; None where none are told."""
+        window = {"window": self._last_hours(2), "aggregate": "cluster", "includeIdle": "true", "resolution": "1m"}
+
+        async def covered(more: Mapping[str, str]) -> int:
+            body = await self._http.get(self._upstream, dialect.allocation, {**window, **more}, deadline)
+            decoded = await decode_allocations(self._http.offload, self._upstream.name, body, ("cluster",))
+            return sum(b - a for a, b in union(sorted(span for one in decoded.sets for span in _ran(one))))
+
+        together, apart = await asyncio.gather(covered({}), covered({"step": "1h"}))
+        return together < apart - HOUR // 2 if apart else None
+
+    def _last_hours(self, count: int) -> str:
+        """A window of so many hours that are over."""
+        end = int(self._clock()) - HOUR // 4
+        end -= end % HOUR
+        return f"{iso(end - count * HOUR)},{iso(end)}"
 
     async def allocations(self, question: Question, window: Window, deadline: Deadline) -> AllocationReading:
         """Raises: SourceError: where no part of the window could be read."""
@@ -171,6 +237,9 @@ class KubecostSource(CostSource):
                 sets += answer[0]
                 warnings += answer[1]
                 residuals += answer[2]
+        gone = window.final_seconds - sum(one.end - one.start for one in sets if one.start < window.final_until)
+        if dialect.blocks and gone > 0:
+            warnings.append(f"{gone / HOUR:g} hours are not kept: a collector keeps 49 hours and 15 days")
         residual = fsum(residuals) if residuals else None
         failed = f"{len(failures)} of {len(answers)} days failed: {failures[0]}" if failures else None
         judge = partial(
@@ -367,8 +436,8 @@ class KubecostSource(CostSource):
         """Raises: SourceError: where no part of the window could be read."""
         dialect = await self.dialect(deadline)
         whole = pieces(window)
-        if dialect.flavour == "opencost":
-            whole = [_Piece(start, end, "day") for start, end in window.stretches]
+        if dialect.blocks:
+            whole = [hour for piece in whole for hour in _singly(piece)]
         answers = await asyncio.gather(
             *(self._assets_piece(dialect, piece, deadline) for piece in whole), return_exceptions=True
         )
@@ -509,6 +578,22 @@ class KubecostSource(CostSource):
                     if name:
                         return str(name)
         return ""
+
+
+def _singly(piece: _Piece) -> list[_Piece]:
+    """A day as it is, hours one by one."""
+    if piece.step == "day":
+        return [piece]
+    return [_Piece(a, b, "hour") for a, b in split(piece.start, piece.end, HOUR)]
+
+
+def _ran(one: AllocationSet) -> Iterable[tuple[int, int]]:
+    """When the rows of a set ran: a block is told under the window that was asked for."""
+    return one.columns.spans(0, one.end)
+
+
+def _probe(deadline: Deadline) -> Deadline:
+    return Deadline(min(PROBE_SECONDS, deadline.left() / 4), deadline.request_id)
 
 
 def _by_hour(decoded: DecodedAssets, start: int, end: int) -> dict[int, list[Asset]]:

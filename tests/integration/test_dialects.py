@@ -1,0 +1,131 @@
+"""Every dialect that an upstream may speak: the lines of the table in ``docs/compatibility.md``.
+
+What is told of the world is held against its exact cost; what an upstream cannot tell is said.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from simulator.costs import truth
+from simulator.field import make_field_world
+from simulator.server import Habits
+from simulator.world import World
+from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack
+
+WORLD: World = make_field_world(["sidecars", "many_services", "boot_disks"], seed=5, days=4, end=END, prime=7)
+YESTERDAY = {"cloud_account_id": ACCOUNT, "start_date": END - DAY, "end_date": END}
+BEHIND_ITS_WEB_SERVER = frozenset({"opencost-ui"})
+
+
+def asked_of(stack: Stack, flavour: str | None, habits: Habits, **more: Any) -> tuple[Any, Metroculus]:
+    """A simulator with these habits, and the service that has it as a source."""
+    simulator, url = stack.simulate(WORLD, habits)
+    running = stack.start()
+    status, _ = running.rest_api.metroculus.client.put_kubecost_source(ACCOUNT, flavour or "kubecost", url, **more)
+    assert status == 200
+    return simulator, Metroculus(running)
+
+
+def true(start: int, end: int, adjusted: bool) -> Any:
+    return truth(WORLD, start, end, now=NOW, adjusted=adjusted)
+
+
+KUBECOSTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "1": ({"kubecost_version": 1}, {}),
+    "2": ({"kubecost_version": 2}, {}),
+    "3": ({"kubecost_version": 3, "api_key": "k"}, {"auth": {"type": "header", "name": "X-API-KEY", "value": "k"}}),
+}
+
+
+@pytest.mark.parametrize("version", KUBECOSTS)
+def test_kubecost(stack: Stack, version: str) -> None:
+    habits, entry = KUBECOSTS[version]
+    _, asked = asked_of(stack, "kubecost", Habits(serves=frozenset({"kubecost"}), **habits), **entry)
+    body = asked.get("kubecost_cluster_costs", **YESTERDAY, detail_level="namespace").json()
+    assert body["complete"], body["sources"]
+    assert body["total_cost"] == pytest.approx(true(END - DAY, END, True)["total_cost"], abs=2e-3)
+    assert body["potential_savings"] > 0
+
+
+@pytest.mark.parametrize("flavour", ["opencost", "kubecost"])
+def test_opencost_behind_its_web_server_is_an_opencost_whatever_it_is_called(stack: Stack, flavour: str) -> None:
+    _, asked = asked_of(stack, flavour, Habits(serves=BEHIND_ITS_WEB_SERVER))
+    body = asked.get("kubecost_cluster_costs", **YESTERDAY, aggregate="service").json()
+    assert body["complete"], body["sources"]
+    assert body["not_covered"] == ["management"], "its assets never have management: 0 would be a lie"
+    assert body["summary"]["management_cost"] is None
+    assert body["total_cost"] == pytest.approx(true(END - DAY, END, False)["allocation_total"], abs=2e-3)
+    assert body["idle_cost"] == pytest.approx(true(END - DAY, END, False)["idle_cost"], abs=2e-3)
+
+
+@pytest.mark.parametrize("habits", [{}, {"serves": BEHIND_ITS_WEB_SERVER}])
+def test_opencost_on_its_collector(stack: Stack, habits: dict[str, Any]) -> None:
+    """Whole hours and days, each by itself: a window of both is theirs together, assets too."""
+    _, asked = asked_of(stack, "opencost", Habits(collector=True, **habits))
+    start, end = END - DAY - 5 * HOUR, END - 7 * HOUR
+    dates = {"cloud_account_id": ACCOUNT, "start_date": start, "end_date": end}
+    body = asked.get("kubecost_cluster_costs", **dates, detail_level="namespace").json()
+    assert body["complete"], body["sources"]
+    assert body["total_cost"] == pytest.approx(true(start, end, False)["allocation_total"], abs=5e-3)
+    assets = asked.get("kubecost_assets", **dates).json()
+    nodes = {node["name"]: node["total_cost"] for node in assets["nodes"]}
+    assert nodes == {name: pytest.approx(usd, abs=5e-3) for name, usd in true(start, end, False)["nodes"].items()}
+
+
+def test_what_a_collector_keeps_no_longer_is_said_and_is_not_0(stack: Stack) -> None:
+    _, asked = asked_of(stack, "opencost", Habits(collector=True))
+    old = {"cloud_account_id": ACCOUNT, "start_date": END - 3 * DAY - 6 * HOUR, "end_date": END - 3 * DAY + 6 * HOUR}
+    body = asked.get("kubecost_cluster_costs", **old).json()
+    assert body["total_cost"] is None and not body["complete"]
+    assert "12 hours are not kept" in str(body["sources"])
+
+
+@pytest.mark.parametrize("ahead", [5.5, 5.75, -3.5])
+def test_a_kubecost_whose_hours_begin_at_half_past(stack: Stack, ahead: float) -> None:
+    """Its inner hours are kept, the rest is said; nothing is counted that lies outside."""
+    simulator, asked = asked_of(stack, "kubecost", Habits(utc_offset_hours=ahead, serves=frozenset({"kubecost"})))
+    body = asked.get("kubecost_cluster_costs", **YESTERDAY, detail_level="namespace").json()
+    shift = int(ahead * HOUR) % HOUR
+    inner = true(END - DAY + HOUR - shift, END - shift, True)
+    assert body["total_cost"] is not None and not body["complete"]
+    (allocation,) = (one for one in body["sources"] if one["name"] == "allocation")
+    assert (allocation["status"], allocation["coverage"]) == ("partial", pytest.approx(23 / 24))
+    assert body["summary"]["cpu_cost"] == pytest.approx(inner["summary"]["cpu_cost"], abs=1e-2)
+    assert simulator.asked["/model/allocation"] <= 12, "the edges alone are asked apart, not hour by hour"
+
+
+@pytest.mark.parametrize("ahead", [5, -8])
+def test_a_kubecost_of_another_zone_by_the_hour(stack: Stack, ahead: float) -> None:
+    _, asked = asked_of(stack, "kubecost", Habits(utc_offset_hours=ahead, serves=frozenset({"kubecost"})))
+    body = asked.get("kubecost_cluster_costs", **YESTERDAY).json()
+    assert body["complete"], body["sources"]
+    assert body["total_cost"] == pytest.approx(true(END - DAY, END, True)["total_cost"], abs=2e-3)
+
+
+@pytest.mark.parametrize("ahead", [5.5, 5.75])
+def test_the_history_of_a_kubecost_whose_hours_begin_at_half_past(stack: Stack, ahead: float) -> None:
+    """Each UTC hour is cut from the two that hold it; what lies across the edges of a window is said."""
+    _, url = stack.simulate(WORLD, Habits(utc_offset_hours=ahead, serves=frozenset({"kubecost"})))
+    running = stack.start(
+        clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT
+    )
+    done = stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - 2 * DAY, END), 1, lambda progress: None))
+    assert done.complete, done.last_reason
+    body = Metroculus(running).get("kubecost_cluster_costs", **YESTERDAY, detail_level="namespace").json()
+    assert body["total_cost"] == pytest.approx(true(END - DAY, END, True)["total_cost"], rel=0.01)
+    assert not body["complete"]
+    assert "parts of longer times" in str(body["sources"])
+
+
+def test_an_upstream_whose_assets_fail_is_what_its_path_says_for_now(stack: Stack) -> None:
+    failing = {"now": True}
+
+    def rewrite(path: str, answer: Any) -> Any:
+        return "<html>" if failing["now"] and path == "/model/assets" else answer
+
+    _, asked = asked_of(stack, "kubecost", Habits(serves=BEHIND_ITS_WEB_SERVER, rewrite=rewrite))
+    body = asked.get("kubecost_cluster_costs", **YESTERDAY).json()
+    assert not body["complete"] and body["summary"]["management_cost"] is None
