@@ -333,3 +333,21 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for told, one in ran.items():
         numbers = ", ".join(f"{one[outcome]:,} {outcome}" for outcome in ("passed", "failed", "not run"))
         terminalreporter.write_line(f"{told:<40} {numbers}")
+    _worlds_summary(terminalreporter)
+
+
+def _worlds_summary(terminalreporter: Any) -> None:
+    """Of drawn worlds: how many, and how many of their figures were right, or rightly said not to be known, and why."""
+    reports = [one for outcome in ("passed", "failed") for one in terminalreporter.stats.get(outcome, ())]
+    worlds = [dict(one.user_properties)["world"] for one in reports if "world" in dict(one.user_properties)]
+    if not worlds:
+        return
+    terminalreporter.section("worlds of the field")
+    for kind in sorted({world["kind"] for world in worlds}):
+        mine = [world for world in worlds if world["kind"] == kind]
+        figures: Counter[str] = sum((Counter(world["figures"]) for world in mine), Counter())
+        told = ", ".join(f"{count:,} {what}" for what, count in sorted(figures.items()))
+        terminalreporter.write_line(f"{kind:<10} {len(mine):>4} worlds, {max(w['views'] for w in mine)} views: {told}")
+    reasons = Counter(why for world in worlds for why in world["why"])
+    for why, count in reasons.most_common():
+        terminalreporter.write_line(f"not known in {count} worlds: {why}")

@@ -71,6 +71,28 @@ def with_prices(reading: AllocationReading, nodes: Amounts | None, prices: Custo
     return structs.replace(reading, source=source, sets=tuple(sets), missing=(*reading.missing, *unknown))
 
 
+def free_of_charge(rows: Allocations) -> tuple[str, ...]:
+    """What nobody put a price on: cpu and memory of nodes at price 0 beside what is allocated of them, GPUs likewise.
+
+    One of the two alone may be free: some price nodes by their cores.
+    """
+    compute = rows.line("core_hours").any() or rows.line("ram_gib_hours").any()
+    if not compute or rows.line("cpu").any() or rows.line("ram").any():
+        return ()
+    gpu = rows.line("gpu_hours").any() and not rows.line("gpu").any()
+    return ("cpu", "ram", "gpu") if gpu else ("cpu", "ram")
+
+
+def without_free(reading: AllocationReading) -> AllocationReading:
+    """The reading with what has no price as missing: a cluster is not free because nobody priced its nodes."""
+    unpriced = free_of_charge(reading.allocations()) if reading.usable else ()
+    if not unpriced:
+        return reading
+    note = f"unpriced: {', '.join(unpriced)}: the nodes have no price; give custom_prices with the account's source"
+    source = structs.replace(reading.source, status="partial", warnings=(*reading.source.warnings, note))
+    return structs.replace(reading, source=source, missing=tuple(sorted({*reading.missing, *unpriced})))
+
+
 def _priced(allocations: Allocations, wanted: dict[str, float], idle: dict[str, float]) -> Allocations:
     """Amounts times prices; idle rows take what is idle."""
     measures = allocations.measures.copy()

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from metroculus.cost_model.allocation import IDLE, Allocation
 from metroculus.cost_model.columns import Allocations
 from metroculus.cost_model.components import Costs
-from metroculus.cost_model.prices import CustomPrices, unpriced, with_prices
+from metroculus.cost_model.prices import CustomPrices, free_of_charge, unpriced, with_prices, without_free
 from metroculus.cost_model.reading import (
     AllocationReading,
     AllocationSet,
@@ -149,6 +149,14 @@ class AccountSources:
         """The next source that can tell it."""
         behind = self._sources[self._sources.index(source) + 1 :]
         return next((one for one in behind if wanted in one.known_capabilities), None)
+
+    def untold(self, properties: Iterable[str]) -> tuple[str, ...]:
+        """Of the properties to group by, those that the first source has no means to tell."""
+        return self._sources[0].untold(properties) if self._sources else ()
+
+    def not_kept(self, properties: Iterable[str]) -> tuple[str, ...]:
+        """Of the properties to group by, those that hours stored of the first source do not carry."""
+        return self._sources[0].not_kept(properties) if self._sources else ()
 
     async def cost(self, question: Question, window: Window, deadline: Deadline) -> LiveReadings:
         """What the sources say that a window cost.
@@ -293,7 +301,7 @@ class _CostQuestion:
         allocation, own = await self._of_first(first)
         fallback = self._sources._after(first, Capability.ALLOCATIONS)
         gaps = untold(allocation, self._window) if fallback is not None and allocation.has_idle() else ()
-        if fallback is not None and gaps:
+        if fallback is not None and gaps and not fallback.untold(self._question.aggregate):
             by_stretch = await self._by_stretch(first, fallback, allocation, gaps)
             if by_stretch is not None:
                 return by_stretch
@@ -304,6 +312,7 @@ class _CostQuestion:
             self._allocations(fallback) if fallback is not None and not allocation.usable else _none(),
             self._management(manager) if manager is not None and not known_already else _none(),
         )
+        metrics = without_free(metrics) if metrics is not None else None
         if other is not None:
             management.append(other)
         elif (
@@ -330,6 +339,7 @@ class _CostQuestion:
         )
         if not told.usable:
             return None
+        told = without_free(told)
         return LiveReadings(
             of_its_part(allocation, self._window, gaps, other.name),
             management=(of_own,) if of_own is not None else (),
@@ -354,6 +364,7 @@ class _CostQuestion:
         if prices is not None and allocation.usable:
             hours = asked_assets.node_hours() if isinstance(asked_assets, AssetsReading) else None
             allocation = with_prices(allocation, hours, prices)
+        allocation = without_free(allocation)
         if isinstance(asked_assets, SourceError):
             management = self._failed_management(source, asked_assets)
         elif asked_assets is not None:
@@ -561,7 +572,7 @@ class _Hours:
         own_prices = prices is not None and bool(unpriced(reading, prices))
         if reading.has_idle() and not own_prices:
             return hour_set.columns
-        if Capability.MANAGEMENT not in source.known_capabilities:
+        if Capability.MANAGEMENT not in source.known_capabilities or (own_prices and assets is None):
             hours = await source.asset_hours(hour_set.start, hour_set.end, self._deadline())
             assets = hours.get(hour_set.start)
             assets = self._sources.clusters.of_assets(assets) if assets is not None else None
@@ -597,7 +608,7 @@ def _hour_reading(
     assets: AssetsReading | None,
     control: float | None,
 ) -> HourReading:
-    unknown = {*said.unknown, *whole.unknown_components()}
+    unknown = {*said.unknown, *whole.unknown_components(), *free_of_charge(whole)}
     if management is None and covered:
         unknown.add("management")
     not_covered = set(said.not_covered)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from math import fsum
 from typing import Any
 
-from metroculus.cost_model.allocation import IDLE, UNALLOCATED
-from simulator.costs import PodCost, pod_costs, recorded, truth
-from simulator.world import DAY, HOUR, World
+from metroculus.cost_model.allocation import IDLE, MANAGEMENT, UNALLOCATED
+from simulator.costs import UNMOUNTED, PodCost, node_costs, pod_costs, recorded, truth
+from simulator.savings import categories
+from simulator.world import HOUR, World
 from tests.support import ACCOUNT, Metroculus
+from tools.zones import UTC_ZONE, Zone
 
 Json = dict[str, Any]
 
@@ -58,6 +60,11 @@ class Asked:
     groupings: tuple[str, ...] = tuple(GROUPINGS)
     now: int = 0
     interval: int = 0
+    zone: Zone = UTC_ZONE
+    stored: tuple[int, int] | None = None
+    """What is stored of the world."""
+    saves: bool = False
+    """Whether its upstream has a savings API."""
 
     def get(self, path: str, **query: Any) -> Json:
         dates = {"cloud_account_id": ACCOUNT, "start_date": self.start, "end_date": self.end}
@@ -90,6 +97,12 @@ def _figures(asked: Asked) -> Iterator[Figure]:
         yield from _grouping(asked, aggregate, GROUPINGS[aggregate])
     yield from _filters(asked)
     yield from _points(asked)
+    yield from _assets(asked)
+    if asked.saves:
+        yield from _savings(asked)
+    if asked.stored is not None:
+        yield from _expenses(asked, asked.stored)
+        yield from _month(asked, asked.stored)
 
 
 def _interval_usd(asked: Asked) -> float:
@@ -168,12 +181,67 @@ def _filters(asked: Asked) -> Iterator[Figure]:
 
 
 def _points(asked: Asked) -> Iterator[Figure]:
-    body = asked.costs(step="day")
-    for number, point in enumerate(body["data_points"]):
-        day = asked.start - asked.start % DAY + number * DAY
-        true = asked.truth(max(day, asked.start), min(day + DAY, asked.end))
+    body = asked.costs(step="day", timezone=asked.zone.name)
+    at = asked.start
+    for point in body["data_points"]:
+        until = min(asked.zone.period(at, "day")[1], asked.end)
+        true = asked.truth(at, until)
         expected = true["total_cost"] if asked.managed else true["allocation_total"]
-        yield Figure(f"day {point['start'][:10]}", point["total_cost"], expected, point["complete"])
+        yield Figure(f"day {point['start']}", point["total_cost"], expected, point["complete"])
+        at = until
     points = body["data_points"]
     if body["complete"] and points:
         yield Figure("days are complete like the window", float(all(p["complete"] for p in points)), 1.0, True)
+
+
+def _assets(asked: Asked) -> Iterator[Figure]:
+    """Nodes by name: what took the place of a node under its name is told with it."""
+    body = asked.get("kubecost_assets")
+    there = recorded(asked.world, asked.start, asked.end, asked.now)
+    true: dict[str, float] = defaultdict(float)
+    for node in node_costs(asked.world, there, asked.now, asked.adjusted):
+        true[node.node.name] += node.total
+    rows: dict[str, float] = defaultdict(float)
+    for node in body["nodes"]:
+        rows[node["name"]] += node["total_cost"]
+    for name in sorted({*true, *rows}):
+        yield Figure(f"asset {name}", rows.get(name, 0.0), true.get(name, 0.0), body["complete"])
+
+
+def _savings(asked: Asked) -> Iterator[Figure]:
+    """An upstream's own categories are told as it tells them."""
+    body = asked.get("kubecost_savings")
+    true = categories(asked.world)
+    for name in sorted({*true, *body["by_category"]}):
+        yield Figure(f"savings {name}", body["by_category"].get(name), true.get(name, 0.0), True)
+    yield Figure("savings", body["potential_savings"], fsum(true.values()), True)
+
+
+def _expenses(asked: Asked, stored: tuple[int, int]) -> Iterator[Figure]:
+    start, end = max(asked.start, stored[0]), min(asked.end, stored[1])
+    dates = {"cloud_account_id": ACCOUNT, "start_date": start, "end_date": end}
+    true = asked.truth(start, end)
+    special = {
+        IDLE: true["idle_cost"], UNMOUNTED: true["unmounted_cost"], MANAGEMENT: true["management_cost"]
+    }  # fmt: skip
+    for key in ("namespace", "node", "service", "label:team", "pod"):
+        body = asked.service.get("k8s_expenses", **dates, group_by=key).json()
+        if key == "namespace":
+            owned = dict(true["namespaces"])
+        else:
+            owned = _sums(asked.pods(start, end), lambda pod, of=GROUPINGS[key]: of(pod) or UNALLOCATED)  # type: ignore[misc]
+        for name, usd in special.items():  # a volume that is claimed and not mounted is __unmounted__ by pod, too
+            owned[name] = owned.get(name, 0.0) + usd
+        rows = [{"name": row[key], "total_cost": row["total_cost"]} for row in body["expenses"]]
+        yield from _rows(f"expenses by {key}", rows, owned, body["complete"])
+    body = asked.service.get("k8s_expenses", **dates, group_by="day", timezone=asked.zone.name).json()
+    yield Figure(
+        "expenses by day", fsum(row["total_cost"] for row in body["expenses"]), true["total_cost"], body["complete"]
+    )
+
+
+def _month(asked: Asked, stored: tuple[int, int]) -> Iterator[Figure]:
+    """The running month is not over: what is known of it is what is stored, where all of that is known."""
+    found = asked.service.get("k8s_monthly", cloud_account_id=ACCOUNT, months="1").json()["months"][-1]
+    whole = asked.get("k8s_expenses")["complete"] if stored[1] == asked.end else True
+    yield Figure("month to date", found["costs"]["known_cost"], asked.truth(*stored)["total_cost"], whole)

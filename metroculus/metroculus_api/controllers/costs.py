@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 
 from msgspec.structs import replace
 
+from metroculus.codes import INVALID
 from metroculus.cost_model.reading import LARGE_ROWS, StoredReading
 from metroculus.cost_model.reconcile import reconcile
 from metroculus.cost_model.statement import Question, Statement
@@ -18,6 +19,7 @@ from metroculus.sources.choose import AccountSources, LiveReadings
 from metroculus.sources.errors import NoSource
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
+from tools.tornado_service.errors import ApiError
 from tools.zones import Period
 
 
@@ -51,8 +53,13 @@ class CostsController:
 
     async def _statement(self, question: Question, deadline: Deadline) -> Statement:
         sources = await self._accounts.of(question.cloud_account_id)
+        untold = sources.untold(question.aggregate)
+        if untold:
+            raise ApiError(INVALID, untold_by_metrics(untold), ["aggregate"])
         question = await of_account(question, sources, deadline)
-        stored, store = await self._stored.read(question, deadline) if self._stored is not None else (None, None)
+        stored, store = None, None
+        if self._stored is not None and not sources.not_kept(question.aggregate):
+            stored, store = await self._stored.read(question, deadline)
         if not sources.any and stored is None:
             raise NoSource
         window = stored.rest if stored else question.window
@@ -76,6 +83,11 @@ class CostsController:
         if store is not None:
             statement = replace(statement, sources=(store, *statement.sources), complete=False)
         return statement
+
+
+def untold_by_metrics(names: Sequence[str]) -> str:
+    """Why an account cannot be asked by some properties."""
+    return f"the metrics of this account do not tell {', '.join(names)}"
 
 
 async def of_account(question: Question, sources: AccountSources, deadline: Deadline) -> Question:

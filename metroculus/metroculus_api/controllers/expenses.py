@@ -9,11 +9,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from metroculus.codes import INVALID
 from metroculus.cost_model.allocation import Filters, Group
 from metroculus.cost_model.columns import unknown_usage
 from metroculus.cost_model.components import COMPONENTS
 from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.grouping import TIMES
+from metroculus.metroculus_api.controllers.costs import untold_by_metrics
 from metroculus.metroculus_api.controllers.stored import currencies_of, source_of, whole
 from metroculus.metroculus_api.errors import NoHistory
 from metroculus.metroculus_api.wire import window_of, wire
@@ -25,6 +27,7 @@ from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
+from tools.tornado_service.errors import ApiError
 from tools.window import Window
 from tools.zones import UTC_ZONE, Zone
 
@@ -55,7 +58,11 @@ class ExpensesController:
         properties = [name for name in group_by if name != "cluster"]
 
         async def one(account: str) -> Answer:
-            own = replace(filters, clusters=(await self._accounts.of(account)).clusters.named)
+            sources = await self._accounts.of(account)
+            untold = (*sources.untold(group_by), *sources.not_kept(group_by))
+            if untold:
+                raise ApiError(INVALID, f"{untold_by_metrics(untold)} in stored hours", ["group_by"])
+            own = replace(filters, clusters=sources.clusters.named)
             asked = (account, window.start, window.end, properties, own, COSTS_AND_USAGE, window.zone)
             return await store.ask(deadline.left(), store.summaries.sums, *asked)
 

@@ -179,12 +179,13 @@ class _ChunkReader:
             self._labelled(),
             self._served(),
         )
-        nodes, volumes, (network, egress, network_state), balancers = await asyncio.gather(
+        nodes, (volumes, gib_hours), (network, egress, network_state), balancers = await asyncio.gather(
             self._nodes(), self._volumes(), self._network(), self._balancers(usage.hours, served)
         )
         priced, missing = self._missing(nodes)
         places = _Places([*cpu.usd, *cpu.amounts, *ram.usd, *gpu.usd], usage.hours)
-        rows = _Rows(places)
+        rows, amounts = _Rows(places), _Rows(places)
+        amounts.of_pods("pv", gib_hours)
         for component, of_containers in (("cpu", cpu), ("ram", ram), ("gpu", gpu)):
             rows.add(component, of_containers.usd)
         for component, of_pods in (("pv", volumes), ("network", network), ("load_balancer", balancers)):
@@ -206,7 +207,12 @@ class _ChunkReader:
                 costs=Costs(**costs),
                 egress=_part_of(egress.get(where[:2], Egress()), places.share(where)),
                 usage=usage.of(where, places),
-                amounts=Amounts(cpu.amounts.get(where, 0.0), ram.amounts.get(where, 0.0), gpu.amounts.get(where, 0.0)),
+                amounts=Amounts(
+                    cpu=cpu.amounts.get(where, 0.0),
+                    ram=ram.amounts.get(where, 0.0),
+                    gpu=gpu.amounts.get(where, 0.0),
+                    pv=amounts.costs.get(where, {}).get("pv", 0.0),
+                ),
                 unknown=usage.unknown_of(where),
             )
             for where, costs in sorted(rows.costs.items())
@@ -261,10 +267,7 @@ class _ChunkReader:
             self._untold(f"{component}: some of it ran on nodes whose price is not known, and is not counted")
         if any(costs.values()):
             return _Compute(costs, {})
-        allocated = await self._by_container(summed)
-        if component != "gpu" and any(allocated.values()):
-            self._untold(f"{component}: unpriced, for the price of every node is 0")
-        return _Compute(costs, allocated)
+        return _Compute(costs, await self._by_container(summed))
 
     async def _by_container(self, query: str) -> dict[Where, float]:
         """Figures by container and node; one below zero is counted out and told of."""
@@ -315,33 +318,46 @@ class _ChunkReader:
         measures = [name for name in (older, newer) if name in there]
         return math.fsum(value for _, value in await self.chunk.ask(self.chunk.integral(rate, *measures, price)))
 
-    async def _volumes(self) -> dict[Pod, float]:
-        """Cost of volumes by the pods that mount them, else the namespace that claims them, else ``__unmounted__``."""
+    async def _volumes(self) -> tuple[dict[Pod, float], dict[Pod, float]]:
+        """Cost of volumes, and GiB hours where none of them has a price; by owner."""
         there = self.chunk.intervals
         capacity, price = "kube_persistentvolume_capacity_bytes", "pv_hourly_cost"
-        if capacity not in there or price not in there:
-            if capacity in there or price in there:
-                self._untold(
-                    f"pv: volumes are there, and their {'price' if capacity in there else 'size'} is not known"
-                )
-            return {}
-        sizes, prices = self.chunk.now(capacity, "persistentvolume"), volume_prices(self.chunk)
-        rate = promql.priced(f"({sizes} / {GIB})", prices, self.tenant, "persistentvolume")
+        if capacity not in there:
+            if price in there:
+                self._untold("pv: volumes are there, and their size is not known")
+            return {}, {}
+        sizes = self.chunk.now(capacity, "persistentvolume")
+        gib = f"({sizes} / {GIB})"
+        if price not in there:
+            self._untold("pv: volumes are there, and their price is not known")
+            amounts = await self._by_owner(gib, capacity)
+            return dict.fromkeys(amounts, 0.0), amounts
+        prices = volume_prices(self.chunk)
         without_price = promql.total(promql.unpriced(sizes, prices, self.tenant, "persistentvolume"), self.tenant)
+        costs, without = await asyncio.gather(
+            self._by_owner(promql.priced(gib, prices, self.tenant, "persistentvolume"), capacity, price),
+            self.chunk.ask(self.chunk.integral(without_price, capacity, price)),
+        )
+        if any(value > 0 for _, value in without):
+            self._untold("pv: some volumes have no price, and are not counted")
+        if any(costs.values()):
+            return costs, {}
+        amounts = await self._by_owner(gib, capacity)
+        return dict.fromkeys(amounts, 0.0), amounts
+
+    async def _by_owner(self, rate: str, *metrics: str) -> dict[Pod, float]:
+        """A rate of volumes by who mounts them, else by the namespace that claims them, else ``__unmounted__``."""
         claims = self.chunk.own(f"last_over_time({self._claims()})")
         claimed_by = f"max by ({self.tenant.by('volumename', 'namespace')}) ({claims})"
         owned = promql.priced(
             f'label_replace({claimed_by}, "persistentvolume", "$1", "volumename", "(.+)")', f"({rate})",
             self.tenant, "persistentvolume",
         )  # fmt: skip
-        costs, without, claimed, mounts = await asyncio.gather(
-            self.chunk.ask(self.chunk.integral(rate, capacity, price)),
-            self.chunk.ask(self.chunk.integral(without_price, capacity, price)),
-            self.chunk.ask(self.chunk.integral(owned, capacity, price)),
+        costs, claimed, mounts = await asyncio.gather(
+            self.chunk.ask(self.chunk.integral(rate, *metrics)),
+            self.chunk.ask(self.chunk.integral(owned, *metrics)),
             self.chunk.seen("pod_pvc_allocation", "persistentvolume", "namespace", "pod"),
         )
-        if any(value > 0 for _, value in without):
-            self._untold("pv: some volumes have no price, and are not counted")
         by_volume = {labels.get("persistentvolume", ""): usd for labels, usd in costs}
         pods: dict[tuple[str, str], list[Pod]] = defaultdict(list)
         for labels in mounts:

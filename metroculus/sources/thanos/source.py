@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from metroculus.cost_model.allocation import as_prometheus_spells
 from metroculus.cost_model.columns import by_owner
 from metroculus.cost_model.components import Costs
@@ -40,6 +42,16 @@ class MetricsSource(CostSource):
         self.clusters = clusters or Clusters()
         self._querier = querier.of(self.clusters, selected)
         self._account = account
+
+    def untold(self, properties: Iterable[str]) -> tuple[str, ...]:
+        """Annotations: no exporter writes them with the pods that metrics tell of."""
+        return tuple(name for name in properties if name.startswith("annotation:"))
+
+    def not_kept(self, properties: Iterable[str]) -> tuple[str, ...]:
+        """Labels beyond ``KEPT_LABELS``, in either spelling."""
+        kept = {as_prometheus_spells(name) for name in KEPT_LABELS}
+        labels = (name for name in properties if name.startswith("label:"))
+        return tuple(name for name in labels if as_prometheus_spells(name.partition(":")[2]) not in kept)
 
     async def capabilities(self, deadline: Deadline) -> frozenset[Capability]:
         return CAPABILITIES

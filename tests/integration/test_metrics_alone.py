@@ -1,0 +1,122 @@
+"""A cluster that is known by its metrics alone: what they can tell is told, what they cannot is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from simulator.costs import truth
+from simulator.server import Habits
+from simulator.world import World
+from tests.support import ACCOUNT, DAY, END, NOW, Metroculus, Stack, exact_world
+
+PRIME = 7
+DATES = {"cloud_account_id": ACCOUNT, "start_date": END - DAY, "end_date": END}
+OWN = {"core_hour": PRIME / 32, "ram_gib_hour": PRIME / 32, "gpu_hour": PRIME / 8, "storage_gib_hour": PRIME / 32}
+
+
+def without_prices(world: World) -> World:
+    """The world on machines that nobody put a price on."""
+    free = {"usd_per_core_hour": 0.0, "usd_per_gib_hour": 0.0, "usd_per_gpu_hour": 0.0}
+    nodes = {id(node): replace(node, **free) for node in world.nodes}
+    containers = tuple(replace(one, node=nodes[id(one.node)]) for one in world.containers)
+    volumes = tuple(replace(one, usd_per_gib_hour=0.0) for one in world.volumes)
+    return replace(world, nodes=tuple(nodes.values()), containers=containers, volumes=volumes)
+
+
+def recorded(prometheus_factory: Any, world: World) -> str:
+    prometheus = prometheus_factory()
+    prometheus.load_world(world, ACCOUNT)
+    prometheus.start()
+    return str(prometheus.url)
+
+
+def pushing(stack: Stack, url: str, **more: Any) -> Any:
+    running = stack.start(thanos_query_url=url, **more.pop("plan", {}))
+    status, _ = running.rest_api.metroculus.client.put_kubecost_source(ACCOUNT, "push", **more)
+    assert status == 200
+    return running
+
+
+def test_nodes_without_a_price_are_no_free_cluster(stack: Stack, prometheus_factory: Any) -> None:
+    world = without_prices(exact_world(PRIME))
+    running = pushing(stack, recorded(prometheus_factory, world))
+    body = Metroculus(running).get("kubecost_cluster_costs", **DATES).json()
+    assert body["total_cost"] is None and not body["complete"]
+    assert body["summary"]["cpu_cost"] is None and body["summary"]["ram_cost"] is None
+    assert "unpriced: cpu, ram" in str(body["sources"])
+
+
+def test_a_cluster_that_pushes_is_priced_by_its_operator(stack: Stack, prometheus_factory: Any) -> None:
+    priced = exact_world(PRIME)
+    running = pushing(stack, recorded(prometheus_factory, without_prices(priced)), custom_prices=OWN)
+    body = Metroculus(running).get("kubecost_cluster_costs", **DATES, detail_level="namespace").json()
+    true: Any = truth(priced, END - DAY, END, now=NOW)
+    for component in ("cpu_cost", "ram_cost", "gpu_cost", "pv_cost"):
+        assert body["summary"][component] == pytest.approx(true["summary"][component], rel=5e-3), component
+    assert body["idle_cost"] == pytest.approx(true["idle_cost"], rel=5e-3)
+    rows = {row["namespace"]: row["total_cost"] for row in body["breakdown_by_namespace"]}
+    assert rows == {name: pytest.approx(usd, rel=5e-3, abs=2e-3) for name, usd in true["namespaces"].items()}
+    assert body["complete"], body["sources"]
+
+
+def test_the_history_of_a_cluster_that_pushes_is_priced_alike(stack: Stack, prometheus_factory: Any) -> None:
+    priced = exact_world(PRIME)
+    plan = {"clickhouse_url": f"embedded:{stack.folder / 'store'}"}
+    url = recorded(prometheus_factory, without_prices(priced))
+    running = pushing(stack, url, custom_prices=OWN, plan=plan)
+    done = stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
+    assert done.complete, done.last_reason
+    body = Metroculus(running).get("kubecost_cluster_costs", **DATES).json()
+    true: Any = truth(priced, END - DAY, END, now=NOW)
+    for component in ("cpu_cost", "ram_cost", "gpu_cost", "pv_cost"):
+        assert body["summary"][component] == pytest.approx(true["summary"][component], rel=5e-3), component
+
+
+@pytest.mark.parametrize("aggregate", ["annotation:owner", "namespace,annotation:example.com/cost-center"])
+def test_what_metrics_cannot_tell_is_refused_by_name(stack: Stack, prometheus_factory: Any, aggregate: str) -> None:
+    running = pushing(stack, recorded(prometheus_factory, exact_world(PRIME)))
+    answer = Metroculus(running).get("kubecost_cluster_costs", **DATES, aggregate=aggregate)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["params"] == ["aggregate"]
+    assert aggregate.split(",")[-1] in answer.json()["error"]["reason"]
+
+
+def test_a_label_that_stored_hours_do_not_carry_is_asked_of_the_metrics(stack: Stack, prometheus_factory: Any) -> None:
+    world = exact_world(PRIME)
+    plan = {"clickhouse_url": f"embedded:{stack.folder / 'store'}"}
+    url = recorded(prometheus_factory, world)
+    running = pushing(stack, url, plan=plan)
+    done = stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
+    assert done.complete, done.last_reason
+    asked = Metroculus(running)
+    label = next(name for one in world.containers for name in one.labels if name not in ("app", "team", "owner"))
+    live = Metroculus(pushing(stack, url)).get("kubecost_cluster_costs", **DATES, aggregate=f"label:{label}")
+    body = asked.get("kubecost_cluster_costs", **DATES, aggregate=f"label:{label}").json()
+    rows = {row["name"]: row["total_cost"] for row in body["breakdown_by_aggregate"]}
+    assert set(rows) != {"__unallocated__"}
+    assert rows == {row["name"]: pytest.approx(row["total_cost"]) for row in live.json()["breakdown_by_aggregate"]}
+    refused = asked.get("k8s_expenses", **DATES, group_by=f"label:{label}")
+    assert refused.status_code == 400 and f"label:{label}" in refused.json()["error"]["reason"]
+    kept = asked.get("k8s_expenses", **DATES, group_by="label:team").json()
+    assert {row["label:team"] for row in kept["expenses"]} - {"__unallocated__", "__idle__"}
+
+
+def test_an_upstream_that_prices_nothing_is_no_free_cluster(stack: Stack) -> None:
+    def unpriced(path: str, answer: Any) -> Any:
+        for one in answer["data"] if isinstance(answer["data"], list) else [answer["data"]]:
+            for row in one.values():
+                row.update({key: 0 for key in row if key.endswith("Cost")})
+        return answer
+
+    plan = {"clickhouse_url": f"embedded:{stack.folder / 'store'}"}
+    _, url = stack.simulate(exact_world(PRIME), Habits(rewrite=unpriced))
+    running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT, **plan)
+    asked = Metroculus(running)
+    body = asked.get("kubecost_cluster_costs", **DATES).json()
+    assert body["total_cost"] is None and "unpriced: cpu, ram" in str(body["sources"])
+    stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
+    body = asked.get("kubecost_cluster_costs", **DATES).json()
+    assert body["total_cost"] is None and not body["complete"], "stored hours say the same"
