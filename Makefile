@@ -48,6 +48,7 @@ test: setup parts tools
 test-long: setup parts tools
 	@CRASH_ROUNDS=25 OUTAGE_SECONDS=30 FUZZ_EXAMPLES=30 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/faults tests/fuzz
 	@WORLDS=200 $(BIN)/pytest --numprocesses=2 tests/worlds
+	@CONTAINERS=10000 $(BIN)/pytest --numprocesses=1 tests/integration/test_large_metrics.py
 	@STORE_ROWS=7200000 $(BIN)/pytest --numprocesses=1 tests/contract/test_migrations.py -k large
 	@$(BIN)/python -m tests.clocks
 

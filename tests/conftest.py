@@ -92,7 +92,7 @@ class Prometheus:
         lines = openmetrics.lines(world, extra, interval, recording=recording)
         self.load(list(lines), f"{world.cluster_id}-{tenant}")
 
-    def start(self) -> None:
+    def start(self, *flags: str) -> None:
         port = free_port()
         config = self.folder / "prometheus.yml"
         config.write_text("")
@@ -104,6 +104,7 @@ class Prometheus:
                 f"--storage.tsdb.path={self.folder / 'data'}",
                 "--storage.tsdb.retention.time=10y",
                 f"--web.listen-address=127.0.0.1:{port}",
+                *flags,
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -73,6 +74,10 @@ class _Kind(Struct):
 _KIND = msgspec.json.Decoder(_Kind)
 
 
+_HEAD_BYTES = 2**16
+_DATA = re.compile(rb'"data"\s*:\s*([\[{])')
+
+
 class DecodedAssets(Struct, frozen=True):
     """Assets as they came, each with the window that it is of; None where it did not say."""
 
@@ -134,11 +139,17 @@ def decode_assets(source: str, body: bytes) -> DecodedAssets:
 def form_of(source: str, body: bytes) -> Literal["list", "object"] | None:
     """How an answer holds its assets: Kubecost in a list of objects, OpenCost in one object; None where it has none.
 
+    Of a large answer the beginning alone is read: opening all of it would hold the loop.
+
     Raises:
         BadAnswer
     """
-    data = bytes(open_envelope(source, body)[0])
-    return {b"[": "list", b"{": "object"}.get(data[:1])  # type: ignore[return-value]
+    if len(body) > _HEAD_BYTES:
+        found = _DATA.search(body, 0, _HEAD_BYTES)
+        first = found[1] if found else b""
+    else:
+        first = bytes(open_envelope(source, body)[0])[:1]
+    return {b"[": "list", b"{": "object"}.get(first)  # type: ignore[return-value]
 
 
 def _kind(raw: Raw) -> str | None:

@@ -174,7 +174,7 @@ class KubecostSource(CostSource):
             try:
                 params = {"window": hour, "aggregate": "cluster"}
                 body = await self._http.get(self._upstream, candidate.allocation, params, deadline)
-                open_envelope(self._upstream.name, body)
+                await decode_elsewhere(body, partial(open_envelope, self._upstream.name, body))
             except BadAnswer as failure:
                 if failure.status not in (None, 404):
                     raise
