@@ -114,7 +114,11 @@ class Prometheus:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(20)
+            try:
+                self.process.wait(60)  # it writes down what it holds
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(20)
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], seconds: float = 20) -> None:

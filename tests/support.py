@@ -167,12 +167,13 @@ class Stack:
 class Metroculus:
     """Metroculus as a caller with the secret sees it."""
 
-    def __init__(self, running: Running) -> None:
+    def __init__(self, running: Running, seconds: float = 60) -> None:
         self.url = running.metroculus_listener.url
+        self._seconds = seconds
 
     def get(self, path: str, **params: Any) -> requests.Response:
         url = f"{self.url}/metroculus/v2/{path}"
-        answer = requests.get(url, params=params, headers={"Secret": SECRET}, timeout=60)
+        answer = requests.get(url, params=params, headers={"Secret": SECRET}, timeout=self._seconds)
         silent(answer.text)
         return answer
 

@@ -81,7 +81,9 @@ async def backfill(
         report(progress)
 
     days = []
-    for start in range(last - 1 - (last - 1) % DAY, first - first % DAY - 1, -DAY):
+    shift = await extractor.day_shift(account) if lacking else 0
+    newest = last - 1 - (last - 1 - shift) % DAY
+    for start in range(newest, first - DAY, -DAY):
         wanted = [hour for hour in range(max(start, first), min(start + DAY, last), HOUR) if hour in lacking]
         if wanted:
             days.append(asyncio.create_task(day(_stretch(start, wanted, last))))

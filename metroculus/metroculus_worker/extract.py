@@ -131,6 +131,10 @@ class Extractor:
             failure=read.failure,
         )
 
+    async def day_shift(self, account: str) -> int:
+        """Seconds after midnight UTC at which days of an account's source begin."""
+        return await (await self._accounts.of(account)).day_shift(self._timeout)
+
     async def _day(
         self, sources: AccountSources, stretch: Stretch, hours: int
     ) -> tuple[Mapping[str, Costs] | None, str]:
@@ -146,9 +150,9 @@ class Extractor:
 
     async def _staying(self, account: str, stretch: Stretch, committed: Mapping[int, Marker]) -> Mapping[int, Marker]:
         """Committed hours that follow their day: what was read without the day must not replace them."""
-        day = stretch.start - stretch.start % DAY
-        followed = await self._store.run(self._store.followed_days.of, account, day, day + DAY)
-        return committed if followed else {}
+        begun = (account, stretch.start - DAY + HOUR, stretch.end)
+        followed = await self._store.run(self._store.followed_days.of, *begun)
+        return {h: marker for h, marker in committed.items() if any(day <= h < day + DAY for day in followed)}
 
     async def _with_gaps(self, account: str, missing: dict[int, str], now: int) -> Outcome:
         if missing:

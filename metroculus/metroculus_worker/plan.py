@@ -25,7 +25,7 @@ LAST_RETRY_SECONDS = DAY
 
 
 class Stretch(Struct, frozen=True, order=True):
-    """Hours of one UTC day to read in one go; ``whole`` is a day that is over, read with its own set."""
+    """Hours of one day to read in one go; ``whole`` is a day of the source that is over, read with its own set."""
 
     start: int
     end: int
@@ -46,7 +46,12 @@ def closed(hour: int, now: int) -> bool:
 
 
 def due(
-    start: int, now: int, stored: Mapping[int, Marker], gaps: Mapping[int, Gap], patience: bool = True
+    start: int,
+    now: int,
+    stored: Mapping[int, Marker],
+    gaps: Mapping[int, Gap],
+    patience: bool = True,
+    shift: int = 0,
 ) -> list[Stretch]:
     """What to read of ``[start, now)``, the newest first.
 
@@ -54,10 +59,11 @@ def due(
         stored: committed hours by their first second.
         gaps: last failed attempts by hour.
         patience: leave gaps alone that were tried a short time ago.
+        shift: seconds after midnight UTC at which days of the source begin.
     """
     end = last_complete_hour(now)
     found: list[Stretch] = []
-    day = start - start % DAY
+    day = start - (start - shift) % DAY
     while day < end:
         if day + DAY + SETTLING_SECONDS <= now:
             found += _of_past_day(day, max(day, start), now, stored, gaps, patience)

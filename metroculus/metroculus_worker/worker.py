@@ -203,12 +203,13 @@ class Worker:
         """One cluster's round; whether an hour that has just ended is still to come."""
         now = int(self._clock())
         end = last_complete_hour(now)
+        shift = await self.extractor.day_shift(account)
         start = now - CLOSED_AFTER_SECONDS
-        start -= start % DAY
+        start -= (start - shift) % DAY
         committed = await self._store.run(self._store.ledger.committed, account, start, end)
         gaps = await self._store.run(self._store.gaps.of, account, start, end)
         failures = []
-        for stretch in due(start, now, committed.hours, gaps):
+        for stretch in due(start, now, committed.hours, gaps, shift=shift):
             failures += await self._extract_one(account, owned, stretch)
         state = await self._look(account, succeeded=not failures)
         if failures:

@@ -193,8 +193,17 @@ class AccountSources:
         except SourceError as failure:
             return _no_hours(start, end, failure)
 
+    async def day_shift(self, seconds_a_call: float) -> int:
+        """Seconds after midnight UTC at which days of the first source begin; 0 where it cannot be asked now."""
+        source = self._first(Capability.DAY_SET)
+        try:
+            return await source.day_shift(seconds_a_call) if source is not None else 0
+        except SourceError as failure:
+            log.info("when days of the source begin is not to be had: %s", failure)
+            return 0
+
     async def day(self, day: int, seconds_a_call: float) -> dict[str, Costs] | None:
-        """What the first source says that a complete UTC day cost, by owner; None where it does not say.
+        """What the first source says that a complete day of its own cost, by owner; None where it does not say.
 
         Raises:
             SourceError

@@ -45,7 +45,7 @@ class Capability(Enum):
 
     ALLOCATIONS = auto()
     DAY_SET = auto()
-    """What a whole UTC day cost by owner, apart from its hours."""
+    """What a whole day of its own cost by owner, apart from its hours."""
     ASSETS = auto()
     MANAGEMENT = auto()
     SAVINGS = auto()
@@ -220,8 +220,12 @@ class CostSource:
         """
         return {}
 
+    async def day_shift(self, seconds_a_call: float) -> int:
+        """Seconds after midnight UTC at which the source's own days begin, in whole hours."""
+        return 0
+
     async def day_set(self, day: int, deadline: Deadline) -> dict[str, Costs] | None:
-        """What a complete UTC day cost by owner and component; None where the source does not have all of it."""
+        """What a complete day of the source cost by owner and component; None where it does not have all of it."""
         question = Question(cloud_account_id="", window=Window.past(day, day + DAY))
         reading = self.clusters.of_reading(await self.allocations(question, question.window, deadline))
         whole = reading.source.status == "ok" and reading.has_idle()

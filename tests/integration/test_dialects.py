@@ -14,6 +14,7 @@ from simulator.field import make_field_world
 from simulator.server import Habits
 from simulator.world import World
 from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack
+from tools.window import parse_rfc3339
 
 WORLD: World = make_field_world(["sidecars", "many_services", "boot_disks"], seed=5, days=4, end=END, prime=7)
 YESTERDAY = {"cloud_account_id": ACCOUNT, "start_date": END - DAY, "end_date": END}
@@ -103,6 +104,36 @@ def test_a_kubecost_of_another_zone_by_the_hour(stack: Stack, ahead: float) -> N
     body = asked.get("kubecost_cluster_costs", **YESTERDAY).json()
     assert body["complete"], body["sources"]
     assert body["total_cost"] == pytest.approx(true(END - DAY, END, True)["total_cost"], abs=2e-3)
+
+
+@pytest.mark.parametrize("ahead", [5, -8])
+def test_hours_follow_the_days_of_their_own_source(stack: Stack, ahead: int) -> None:
+    """Where a Kubecost has no UTC day its local day is the control: here it says 5 % more than its hours."""
+
+    def rewrite(path: str, answer: Any) -> Any:
+        for one in answer["data"] if path == "/model/allocation" else []:
+            for row in one.values():
+                begun, over = (parse_rfc3339(row["window"][end]) or 0 for end in ("start", "end"))
+                if over - begun == DAY:
+                    row.update({name: usd * 1.05 for name, usd in row.items() if name.endswith(("Cost", "Adjustment"))})
+        return answer
+
+    habits = Habits(utc_offset_hours=ahead, serves=frozenset({"kubecost"}), rewrite=rewrite)
+    _, url = stack.simulate(WORLD, habits)
+    running = stack.start(
+        clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT
+    )
+    done = stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - 3 * DAY, END), 2, lambda progress: None))
+    assert done.complete, done.last_reason
+    local = END - DAY - ahead * HOUR - (DAY if ahead < 0 else 0)
+    for day in (local, local - DAY):
+        dates = {"cloud_account_id": ACCOUNT, "start_date": day, "end_date": day + DAY}
+        body = Metroculus(running).get("kubecost_cluster_costs", **dates, detail_level="namespace").json()
+        assert body["complete"], body["sources"]
+        exact = true(day, day + DAY, True)
+        rows = {row["namespace"]: row["total_cost"] for row in body["breakdown_by_namespace"]}
+        assert rows == {name: pytest.approx(1.05 * usd, abs=5e-3) for name, usd in exact["namespaces"].items()}
+        assert body["idle_cost"] == pytest.approx(1.05 * exact["idle_cost"], abs=5e-3)
 
 
 @pytest.mark.parametrize("ahead", [5.5, 5.75])

@@ -48,9 +48,9 @@ def test_a_day_of_many_containers(stack: Stack, prometheus_factory: Any, monkeyp
     prometheus.start("--web.enable-remote-write-receiver", f"--query.max-samples={limit}")
     for first in range(END - DAY, END, 30 * MINUTE):
         write(prometheus.url, series(), range(first, first + 30 * MINUTE, MINUTE))
-    running = stack.start(thanos_query_url=prometheus.url, kubecost_timeout=600.0)
+    running = stack.start(thanos_query_url=prometheus.url, kubecost_timeout=900.0)
     dates = {"cloud_account_id": ACCOUNT, "start_date": END - DAY, "end_date": END, "detail_level": "namespace"}
-    body = Metroculus(running).get("kubecost_cluster_costs", **dates).json()
+    body = Metroculus(running, seconds=900).get("kubecost_cluster_costs", **dates).json()
     assert body["summary"]["cpu_cost"] == pytest.approx(NODES * 64 * CORE_PRICE * 24, rel=1e-3), body["sources"]
     assert body["summary"]["ram_cost"] == pytest.approx(NODES * 256 * GIB_PRICE * 24, rel=1e-3)
     rows = {row["namespace"]: row["total_cost"] for row in body["breakdown_by_namespace"]}

@@ -102,13 +102,14 @@ def currencies_of(committed: CommittedHours) -> list[str]:
 
 def residual_bound(unreconciled: Iterable[Marker]) -> float:
     """How far hours may be from their own totals: each from its control, and each day's from the day."""
-    days: dict[int, float] = {}
+    days: list[Marker] = []
     apart = []
-    for marker in unreconciled:
-        day = marker.hour // DAY
-        days[day] = max(days.get(day, 0.0), marker.residual_bound)
+    for marker in sorted(unreconciled, key=lambda one: one.hour):
         apart.append(abs(marker.residual))
-    return fsum((*apart, *days.values()))
+        # The hours of one day say the same bound; days of a source may begin at any hour.
+        if not days or days[-1].residual_bound != marker.residual_bound or marker.hour - days[-1].hour >= DAY:
+            days.append(marker)
+    return fsum((*apart, *(marker.residual_bound for marker in days)))
 
 
 def whole(committed: CommittedHours, source: SourceReport) -> bool:

@@ -17,6 +17,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.cost_model.assets import Asset, merge, scaled
+from metroculus.cost_model.columns import by_owner
+from metroculus.cost_model.components import Costs
 from metroculus.cost_model.cutting import cut_into_hours
 from metroculus.cost_model.reading import (
     LARGE_ROWS,
@@ -139,6 +141,7 @@ class KubecostSource(CostSource):
         self._dialect: Dialect | None = None
         self._assumed_until = 0.0
         self._detecting = asyncio.Lock()
+        self._day_shift: int | None = None
         self._currency: str | None = None
         self._currency_asked_at = -CURRENCY_SECONDS
 
@@ -342,6 +345,33 @@ class KubecostSource(CostSource):
             },
             {hour: NO_CONTAINERS for hour, one in hours.items() if one.set.without_containers},
         )
+
+    async def day_shift(self, seconds_a_call: float) -> int:
+        """As its days say; those that begin at half past hold no whole hours, and count as UTC days that it has not."""
+        dialect = await self.dialect(Deadline(seconds_a_call))
+        if self._day_shift is None and dialect.flavour == "kubecost":
+            today = int(self._clock()) - int(self._clock()) % DAY
+            piece = _Piece(today - DAY, today, "day")
+            decoded = await self._ask_allocation(dialect, piece, ("cluster",), Deadline(seconds_a_call))
+            begins = {one.start % DAY for one in decoded.sets if one.end - one.start == DAY}
+            if len(begins) != 1:
+                return 0
+            (shift,) = begins
+            self._day_shift = shift if shift % HOUR == 0 else 0
+        return self._day_shift or 0
+
+    async def day_set(self, day: int, deadline: Deadline) -> dict[str, Costs] | None:
+        """A UTC day as any; where its days are another zone's, one of those, and nothing of other days."""
+        if day % DAY == 0 and not self._day_shift:
+            return await super().day_set(day, deadline)
+        if day % DAY != self._day_shift:
+            return None
+        dialect, piece = await self.dialect(deadline), _Piece(day, day + DAY, "day")
+        decoded = await self._ask_allocation(dialect, piece, ("cluster", "namespace"), deadline)
+        window = Window.past(day, day + DAY)
+        reading = self.clusters.of_reading(judge_sets(self.name, decoded.sets, window, int(self._clock())))
+        whole = reading.source.status == "ok" and reading.has_idle() and len(decoded.sets) == 1
+        return by_owner(reading.allocations()) if whole else None
 
     async def hours_of_days(self, start: int, end: int, seconds_a_call: float) -> Mapping[int, HourSet]:
         """Kubecost keeps days far longer than hours; where its days are another zone's, two of them hold a UTC day."""
