@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
-from msgspec import NODEFAULT, Struct
+from msgspec import Struct
 
 from tools.tornado_service.errors import ApiError, CommonCodes
 from tools.window import FORMS, Window, WindowError, parse_window
@@ -152,9 +152,26 @@ _WINDOW_HELP = {
 }
 
 
+class _Parameter(Struct, frozen=True):
+    """What a declaration says of one parameter, worked out once."""
+
+    field: str
+    name: str
+    """As it stands in a request."""
+    element: Any
+    several: bool
+    required: bool
+
+
 @lru_cache
-def _hints(query: type[Struct]) -> dict[str, Any]:
-    return get_type_hints(query)
+def _declared(query: type[Struct]) -> dict[str, _Parameter]:
+    """The parameters of a query by name."""
+    hints = get_type_hints(query)
+    found = {}
+    for field in msgspec.structs.fields(query):
+        element, several = _plain(hints[field.name])
+        found[field.encode_name] = _Parameter(field.name, field.encode_name, element, several, field.required)
+    return found
 
 
 def _plain(kind: Any) -> tuple[Any, bool]:
@@ -189,39 +206,38 @@ def read_query(
     Raises:
         ApiError: unknown, missing, repeated or invalid parameters, each named.
     """
-    fields = {field.encode_name: field for field in msgspec.structs.fields(query)}
-    unknown = [name for name in arguments if name not in fields or name in path]
+    declared = _declared(query)
+    unknown = [name for name in arguments if name not in declared or name in path]
     if unknown:
         shown = [name[:64] for name in sorted(unknown)]
         raise ApiError(codes.unknown_parameter, f"unknown parameters: {', '.join(shown)}", shown)
     values: dict[str, Any] = {}
-    for name, field in fields.items():
+    for name, parameter in declared.items():
         given: Sequence[bytes | str] = [path[name]] if name in path else arguments.get(name, ())
         if not given:
-            if field.default is NODEFAULT and field.default_factory is NODEFAULT:
+            if parameter.required:
                 raise ApiError(codes.missing_parameter, f"{name} is required", [name])
             continue
         try:
-            values[field.name] = _read(_hints(query)[field.name], given)
+            values[parameter.field] = _read(parameter, given)
         except ValueError as problem:
             reason = "is not UTF-8" if isinstance(problem, UnicodeDecodeError) else str(problem)
             raise ApiError(codes.invalid_parameter, f"{name} {reason}", [name]) from None
     return query(**values)
 
 
-def _read(kind: Any, given: Sequence[bytes | str]) -> Any:
+def _read(parameter: _Parameter, given: Sequence[bytes | str]) -> Any:
     texts = [one if isinstance(one, str) else one.decode("utf-8") for one in given]
-    element, several = _plain(kind)
-    if not several:
+    if not parameter.several:
         if len(texts) > 1:
             raise ValueError("may stand only once")
-        return _convert(element, texts[0])
+        return _convert(parameter.element, texts[0])
     parts = [part for text in texts for part in text.split(",")]
     if len(set(parts)) != len(parts):
         raise ValueError("names the same thing twice")
     if len(parts) > 100:
         raise ValueError("has more than 100 values")
-    return tuple(_convert(element, part) for part in parts)
+    return tuple(_convert(parameter.element, part) for part in parts)
 
 
 def resolve_window(query: WindowQuery, now: float, codes: CommonCodes, default: str | None = None) -> Window:
@@ -241,22 +257,21 @@ def resolve_window(query: WindowQuery, now: float, codes: CommonCodes, default: 
 def parameters(query: type[Struct], path: Sequence[str]) -> list[dict[str, Any]]:
     """OpenAPI parameters of a declared query."""
     listed = []
-    for field in msgspec.structs.fields(query):
-        element, several = _plain(_hints(query)[field.name])
+    for parameter in _declared(query).values():
         schema: dict[str, Any] = {"type": "string", "minLength": 1}
-        if get_origin(element) is Literal:
-            schema = {"type": "string", "enum": list(get_args(element))}
-        elif hasattr(element, "schema"):
-            schema = element.schema()
-        if field.name in _WINDOW_HELP:
-            schema["description"] = _WINDOW_HELP[field.name]
-        in_path = field.encode_name in path
+        if get_origin(parameter.element) is Literal:
+            schema = {"type": "string", "enum": list(get_args(parameter.element))}
+        elif hasattr(parameter.element, "schema"):
+            schema = parameter.element.schema()
+        if parameter.field in _WINDOW_HELP:
+            schema["description"] = _WINDOW_HELP[parameter.field]
+        in_path = parameter.name in path
         listed.append(
             {
-                "name": field.encode_name,
+                "name": parameter.name,
                 "in": "path" if in_path else "query",
-                "required": in_path or field.required,
-                "schema": {"type": "array", "items": schema} if several else schema,
+                "required": in_path or parameter.required,
+                "schema": {"type": "array", "items": schema} if parameter.several else schema,
             }
         )
     return listed
