@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from http.client import responses
 from typing import Any
 from uuid import uuid4
@@ -59,8 +60,10 @@ class Service:
 
     def __post_init__(self) -> None:
         labels = ["handler", "method", "status"]
-        self.requests = Counter("http_requests", "Requests answered", labels, registry=self.registry)
-        self.seconds = Histogram("http_request_seconds", "Time to answer", ["handler"], registry=self.registry)
+        requests = Counter("http_requests", "Requests answered", labels, registry=self.registry)
+        seconds = Histogram("http_request_seconds", "Time to answer", ["handler"], registry=self.registry)
+        self.requests_of = cache(requests.labels)
+        self.seconds_of = cache(seconds.labels)
         self.flying = Gauge("http_requests_in_flight", "Requests being answered", registry=self.registry)
         self.flying.set_function(lambda: self.in_flight)
         if self.audit is not None:
@@ -212,6 +215,11 @@ class ServiceHandler(RequestHandler):
 
     def finish(self, chunk: Any = None) -> asyncio.Future[None]:
         sent: asyncio.Future[None] = super().finish(chunk)
+        if sent.done():  # the kernel has it all: nobody is waited for
+            if not sent.cancelled():
+                sent.exception()
+            self._leave()
+            return sent
         guard = asyncio.get_running_loop().call_later(SEND_SECONDS, self._disconnect)
 
         def taken(_: asyncio.Future[None]) -> None:
@@ -246,8 +254,8 @@ class ServiceHandler(RequestHandler):
         name = type(self).__name__
         method = self.request.method if self.request.method in (*METHODS, "HEAD") else "OTHER"
         seconds = time.perf_counter() - self._began
-        self.service.requests.labels(name, method, str(self.get_status())).inc()
-        self.service.seconds.labels(name).observe(seconds)
+        self.service.requests_of(name, method, str(self.get_status())).inc()
+        self.service.seconds_of(name).observe(seconds)
         declared = self._declared()
         if self.service.audit is not None and declared is not None and declared.needs is not None:
             named = {name: self.request.arguments[name][0] for name in AUDITED_IDS if name in self.request.arguments}
