@@ -18,10 +18,14 @@ DAY = 86400
 Period = Literal["hour", "day", "week", "month"]
 
 
+_NOT_A_PLACE = frozenset({"localtime", "Factory", "posixrules"})
+"""What stands for the machine's own zone, which another machine has another of."""
+
+
 @lru_cache
 def zone_names() -> frozenset[str]:
     """Every name of the IANA database that this machine or the package ``tzdata`` has."""
-    return frozenset(available_timezones() | {"UTC"})
+    return frozenset(available_timezones() - _NOT_A_PLACE | {"UTC"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from msgspec import Struct
 
+from metroculus.cost_model.allocation import IDLE
 from metroculus.cost_model.columns import Allocations
 from metroculus.cost_model.reading import AllocationSet
 from tools.window import HOUR, split
@@ -27,8 +28,9 @@ class CutHour(Struct, frozen=True):
 def cut_into_hours(sets: Iterable[AllocationSet], start: int, end: int) -> dict[int, CutHour]:
     """The hours in ``[start, end)`` that sets cover together, by their first second.
 
-    Each row's numbers are spread evenly over the time that it ran within its set. An hour of which a set knows only
-    a part, with no other beside it, is left out.
+    Each row's numbers are spread evenly over the time that it ran within its set, idle over the time that anything ran.
+    An hour is left out in which nothing ran (its cost is in the hours that the set tells of), or of which a set knows a
+    part with no other beside it.
     """
     pieces: dict[int, list[tuple[AllocationSet, Allocations]]] = {}
     for one in sets:
@@ -39,7 +41,7 @@ def cut_into_hours(sets: Iterable[AllocationSet], start: int, end: int) -> dict[
     for hour, parts in pieces.items():
         known = sum(min(one.end, hour + HOUR) - max(one.start, hour) for one, _ in parts)
         rows = Allocations.joined(part for _, part in parts)
-        if known < HOUR or not len(rows):
+        if known < HOUR or not rows.ran.any():
             continue
         quarantined = sum(one.quarantined for one, _ in parts)
         found[hour] = CutHour(
@@ -54,8 +56,10 @@ def _between(one: AllocationSet, start: int, end: int) -> Allocations:
     """The rows of a set that ran in ``[start, end)``, with their share of what they cost, used and were given."""
     rows = one.columns
     since, until = np.maximum(rows.start, one.start), np.minimum(rows.end, one.end)
-    nowhere = until <= since  # such a row says nothing of when it ran
-    since, until = np.where(nowhere, one.start, since), np.where(nowhere, one.end, until)
+    ran = rows.ran & (until > since)
+    first, last = (int(since[ran].min()), int(until[ran].max())) if ran.any() else (one.start, one.end)
+    elsewhere = rows.is_special(IDLE) | (until <= since)  # such a row says nothing of when it ran
+    since, until = np.where(elsewhere, first, since), np.where(elsewhere, last, until)
     begun, over = np.maximum(since, start), np.minimum(until, end)
     there = over > begun
     shares = ((over - begun) / (until - since))[there]

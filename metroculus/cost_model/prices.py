@@ -5,6 +5,7 @@ A price is used for a component only where the upstream prices none of it, and t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 
@@ -13,8 +14,8 @@ from msgspec import Meta, Struct, structs
 
 from metroculus.cost_model.allocation import IDLE, Allocation
 from metroculus.cost_model.columns import LINE, Allocations, exact
-from metroculus.cost_model.components import Amounts, of_kind
-from metroculus.cost_model.reading import AllocationReading
+from metroculus.cost_model.components import COMPONENTS, Amounts, of_kind
+from metroculus.cost_model.reading import AllocationReading, AllocationSet
 
 AMOUNT_OF = {one.field: one.name for one in of_kind("amount")}
 """The measure of what is allocated of a component: core hours of cpu."""
@@ -35,40 +36,41 @@ class CustomPrices(Struct, frozen=True, forbid_unknown_fields=True):
         return {component: price for component, price in given.items() if price is not None}
 
 
-def unpriced(reading: AllocationReading, prices: CustomPrices) -> dict[str, float]:
-    """The given prices of components that the upstream measured and did not price."""
-    allocations = reading.allocations()
+def unpriced(rows: Allocations, prices: CustomPrices) -> dict[str, float]:
+    """The given prices of components that the upstream measured in a set and did not price."""
     return {
         component: price
         for component, price in prices.by_component().items()
-        if allocations.line(AMOUNT_OF[component]).any() and not allocations.line(component).any()
+        if rows.line(AMOUNT_OF[component]).any() and not rows.line(component).any()
     }
 
 
-def with_prices(reading: AllocationReading, nodes: Amounts | None, prices: CustomPrices) -> AllocationReading:
+def with_prices(
+    reading: AllocationReading, nodes: Mapping[int, Amounts | None], prices: CustomPrices
+) -> AllocationReading:
     """The reading with what had no price priced; idle is what the nodes had beyond what was allocated.
 
+    Each set stands by itself: an upstream that is priced from one day on is priced by it from then on.
+
     Args:
-        nodes: core, GiB and GPU hours of all nodes in the window; None where they are not known, and then a component
-            that has idle is ``missing``.
+        nodes: by the first second of a set, core, GiB and GPU hours of all nodes in its time; where they are not known
+            a component that has idle is ``missing``.
     """
-    wanted = unpriced(reading, prices)
-    if not wanted:
+    sets, priced, unknown = [], set[str](), set[str]()
+    for one in reading.sets:
+        wanted = unpriced(one.columns, prices)
+        if wanted:
+            of_nodes = nodes.get(one.start)
+            one = replace(one, allocations=_priced(one, wanted, of_nodes))
+            unknown |= {name for name in wanted if name != "pv" and of_nodes is None}
+        priced |= wanted.keys()
+        sets.append(one)
+    if not priced:
         return reading
-    everything = reading.allocations()
-    allocated = {name: float(exact(everything.line(AMOUNT_OF[name]))) for name in wanted}
-    idle = {name: getattr(nodes, name) - allocated[name] for name in wanted if nodes is not None and name != "pv"}
-    sets = []
-    for number, one in enumerate(reading.sets):
-        columns = one.columns
-        if number == 0 and idle and not columns.is_special(IDLE).any():
-            bare = Allocation(name=IDLE, start=one.start, end=one.end)
-            columns = Allocations.joined([columns, Allocations.of([bare])])
-        sets.append(replace(one, allocations=_priced(columns, wanted, idle if number == 0 else {})))
-    unknown = () if nodes is not None else tuple(c for c in wanted if c != "pv")
-    note = f"priced by the operator's own prices, for the source has none: {', '.join(sorted(wanted))}"
+    note = f"priced by the operator's own prices, for the source has none: {', '.join(sorted(priced))}"
     source = structs.replace(reading.source, warnings=(*reading.source.warnings, note))
-    return structs.replace(reading, source=source, sets=tuple(sets), missing=(*reading.missing, *unknown))
+    missing = tuple(sorted({*reading.missing, *unknown}))
+    return structs.replace(reading, source=source, sets=tuple(sets), missing=missing)
 
 
 def free_of_charge(rows: Allocations) -> tuple[str, ...]:
@@ -85,19 +87,27 @@ def free_of_charge(rows: Allocations) -> tuple[str, ...]:
 
 def without_free(reading: AllocationReading) -> AllocationReading:
     """The reading with what has no price as missing: a cluster is not free because nobody priced its nodes."""
-    unpriced = free_of_charge(reading.allocations()) if reading.usable else ()
-    if not unpriced:
+    free = {name for one in reading.sets for name in free_of_charge(one.columns)} if reading.usable else set()
+    if not free:
         return reading
-    note = f"unpriced: {', '.join(unpriced)}: the nodes have no price; give custom_prices with the account's source"
+    named = ", ".join(name for name in COMPONENTS if name in free)
+    note = f"unpriced: {named}: the nodes have no price; give custom_prices with the account's source"
     source = structs.replace(reading.source, status="partial", warnings=(*reading.source.warnings, note))
-    return structs.replace(reading, source=source, missing=tuple(sorted({*reading.missing, *unpriced})))
+    return structs.replace(reading, source=source, missing=tuple(sorted({*reading.missing, *free})))
 
 
-def _priced(allocations: Allocations, wanted: dict[str, float], idle: dict[str, float]) -> Allocations:
+def _priced(one: AllocationSet, wanted: Mapping[str, float], nodes: Amounts | None) -> Allocations:
     """Amounts times prices; idle rows take what is idle."""
-    measures = allocations.measures.copy()
-    is_idle = allocations.is_special(IDLE)
+    rows = one.columns
+    allocated = {name: float(exact(rows.line(AMOUNT_OF[name]))) for name in wanted}
+    idle = {name: getattr(nodes, name) - allocated[name] for name in wanted if nodes is not None and name != "pv"}
+    if idle and not rows.is_special(IDLE).any():
+        rows = Allocations.joined([rows, Allocations.of([Allocation(name=IDLE, start=one.start, end=one.end)])])
+    measures = rows.measures.copy()
+    is_idle = rows.is_special(IDLE)
+    first = np.cumsum(is_idle) == 1  # of several idle rows one takes it
     for component, price in wanted.items():
-        amounts = allocations.line(AMOUNT_OF[component])
-        measures[LINE[component]] = np.where(is_idle, idle.get(component, 0.0), amounts) * price
-    return allocations.replaced(measures)
+        amounts = rows.line(AMOUNT_OF[component])
+        own_idle = np.where(first, idle.get(component, 0.0), 0.0)
+        measures[LINE[component]] = np.where(is_idle, own_idle, amounts) * price
+    return rows.replaced(measures)

@@ -86,10 +86,9 @@ class AllocationSet:
 
     @property
     def without_containers(self) -> bool:
-        """Whether nodes are known and nothing that ran on them."""
+        """Whether nodes are known and nothing that ran on them; nodes may have no price."""
         columns = self.columns
-        idle = columns.is_special(IDLE)
-        return bool(columns.costs[:2, idle].any()) and not columns.ran.any()
+        return bool(columns.is_special(IDLE).any()) and not columns.ran.any()
 
 
 def union(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -270,7 +269,7 @@ def judge_sets(
         name=name, status=status, fetched_at=fetched_at, coverage=share if kept else 0.0, error=failed,
         warnings=tuple(notes), residual_bound=residual,
     )  # fmt: skip
-    return AllocationReading(source=source, sets=kept)
+    return AllocationReading(source=source, sets=kept, missing=tuple(unknown))
 
 
 def untold(reading: AllocationReading, window: Window) -> tuple[tuple[int, int], ...]:

@@ -67,7 +67,8 @@ def reconcile(
         stored: the committed hours; the readings beside it are of the time that they leave out.
         stretch: what another source told of the time that the allocation API does not have.
     """
-    live = next((r for r in (allocation, metrics) if r is not None and r.usable), None)
+    usable = [reading for reading in (allocation, metrics) if reading is not None and reading.usable]
+    live = next((reading for reading in usable if reading.sets), usable[0] if usable else None)
     readings = [(stored.allocation, management)] if stored else []
     readings += [(live, management)] if live else []
     readings += [(stretch.allocation, ())] if stretch else []

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from metroculus.metroculus_worker.extract import Extractor, RepairOrder
 from metroculus.metroculus_worker.ownership import Owned
-from metroculus.metroculus_worker.plan import Stretch, last_complete_hour
+from metroculus.metroculus_worker.plan import Stretch, closed, last_complete_hour
 from metroculus.storage.store import Store
 from tools.window import DAY, HOUR, SETTLING_SECONDS
 
@@ -51,6 +51,8 @@ async def backfill(
 ) -> Progress:
     """Store every hour of a window, the newest days first; with an ``order`` stored and closed hours are read again.
 
+    An open hour that another source told instead of the first one is asked for once more, and counts as stored.
+
     Args:
         window: whole hours.
         parallel: days that the source is asked for side by side.
@@ -60,7 +62,9 @@ async def backfill(
     """
     first, last = window
     committed = await store.run(store.ledger.committed, account, first, last)
-    lacking = set(range(first, last, HOUR)) - (set() if order else set(committed.hours))
+    now = extractor.now()
+    told = {hour for hour, marker in committed.hours.items() if not marker.source or closed(hour, now)}
+    lacking = set(range(first, last, HOUR)) - (set() if order else told)
     total = max(0, last - first) // HOUR
     progress = Progress(total=total, done=total - len(lacking))
     report(progress)

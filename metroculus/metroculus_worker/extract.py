@@ -33,6 +33,7 @@ log = logging.getLogger("extract")
 
 _ENCODER = msgspec.json.Encoder()
 
+CLOSED = "the hour is closed, and changes only by a repair"
 KEPT_NO_LONGER = "the source keeps this hour no longer, and what it told of it stays"
 
 
@@ -98,13 +99,15 @@ class Extractor:
         whole = {h: r for h, r in read.hours.items() if not _still_filling(r, now)}
         missing |= {h: "the source has not filled this hour yet" for h in read.hours if h not in whole}
         committed = (await self._store.run(self._store.ledger.committed, account, stretch.start, stretch.end)).hours
-        day, why = await self._day(sources, stretch, len(whole))
+        better = {h for h, r in whole.items() if h in committed and not _may_replace(r, committed[h])}
+        whole = {hour: reading for hour, reading in whole.items() if hour not in better}
+        # A day of which another source told hours is the first one's set of what it has: it is no control of them.
+        by_first = sum(not reading.source or reading.told is not None for reading in whole.values())
+        day, why = await self._day(sources, stretch, by_first)
         staying = await self._staying(account, stretch, committed) if day is None else {}
-        better = {h for h, r in whole.items() if r.source and h in committed and not committed[h].source}
-        whole = {hour: reading for hour, reading in whole.items() if hour not in staying and hour not in better}
+        whole = {hour: reading for hour, reading in whole.items() if hour not in staying}
         readings = [whole[hour] for hour in sorted(whole)]
         currency = await sources.currency(Deadline(self._timeout))
-        day = day if len(readings) * HOUR == DAY else None
         batches, followed = await self._store.run(assemble, account, readings, day, now, currency)
         same = [committed[b.hour] for b in batches if b.hour in committed and committed[b.hour].digest == b.digest]
         changed = [b for b in batches if b.hour not in committed or committed[b.hour].digest != b.digest]
@@ -121,8 +124,10 @@ class Extractor:
             await self._store.run(
                 self._store.followed_days.record, account, stretch.start, followed.residuals, sequence, now
             )
-        asked_again = dict.fromkeys(staying.keys() - missing.keys(), why) | dict.fromkeys(better, KEPT_NO_LONGER)
-        outcome = replace(await self._with_gaps(account, missing | asked_again, now), missing=missing)
+        unchanged = dict.fromkeys(staying.keys() - missing.keys(), why) | dict.fromkeys(better, KEPT_NO_LONGER)
+        asked_again = unchanged | dict.fromkeys(kept, CLOSED)
+        await self._with_gaps(account, missing | asked_again, now)
+        outcome = Outcome(missing=missing | unchanged if order is not None else missing)
         return replace(
             outcome,
             written=tuple(written),
@@ -130,6 +135,10 @@ class Extractor:
             kept=tuple(kept),
             failure=read.failure,
         )
+
+    def now(self) -> int:
+        """Unix seconds."""
+        return int(self._clock())
 
     async def day_shift(self, account: str) -> int:
         """Seconds after midnight UTC at which days of an account's source begin."""
@@ -213,6 +222,16 @@ def assemble(
             )
         )
     return batches, followed
+
+
+def _may_replace(reading: HourReading, stored: Marker) -> bool:
+    """Whether a reading may take the place of a stored hour.
+
+    What the first source says of the hour itself replaces anything. What is cut from a longer time, or told by another
+    source, replaces only what came about in the same way: neither is surely better than the other.
+    """
+    as_read = (reading.source, reading.told is not None)
+    return as_read == ("", False) or as_read == (stored.source, stored.told_until > 0)
 
 
 def _still_filling(reading: HourReading, now: int) -> bool:

@@ -120,7 +120,9 @@ def make_worker(
         for account in sorted({*worker.states, *worker.failing}):
             state = worker.states.get(account)
             lagging = state is None or state.gaps > 0
-            states[account] = "failing" if account in worker.failing else "gaps" if lagging else "ok"
+            instead = state is not None and state.instead > 0
+            stands = "gaps" if lagging else "told by another source" if instead else "ok"
+            states[account] = "failing" if account in worker.failing else stands
         return states
 
     service = Service("metroculus-worker", VERSION, CODES, ready, clock=clock)

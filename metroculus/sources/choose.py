@@ -154,7 +154,16 @@ class AccountSources:
         """Of the properties to group by, those that the first source has no means to tell."""
         return self._sources[0].untold(properties) if self._sources else ()
 
-    def not_kept(self, properties: Iterable[str]) -> tuple[str, ...]:
+    def unable(self, properties: Sequence[str]) -> frozenset[str]:
+        """Whose stored hours cannot be grouped by these: names of sources as hours carry them, empty for the first."""
+        cannot = {
+            "" if number == 0 else source.name
+            for number, source in enumerate(self._sources)
+            if source.untold(properties) or source.not_kept(properties)
+        }
+        return frozenset(cannot)
+
+    def not_kept(self, properties: Sequence[str]) -> tuple[str, ...]:
         """Of the properties to group by, those that hours stored of the first source do not carry."""
         return self._sources[0].not_kept(properties) if self._sources else ()
 
@@ -308,12 +317,10 @@ class _CostQuestion:
         if first is None:
             raise NoSource
         allocation, own = await self._of_first(first)
-        fallback = self._sources._after(first, Capability.ALLOCATIONS)
+        fallback = self._fallback(first)
         gaps = untold(allocation, self._window) if fallback is not None and allocation.has_idle() else ()
-        if fallback is not None and gaps and not fallback.untold(self._question.aggregate):
-            by_stretch = await self._by_stretch(first, fallback, allocation, gaps)
-            if by_stretch is not None:
-                return by_stretch
+        if fallback is not None and gaps:
+            return await self._by_stretch(first, fallback, (allocation, own), gaps)
         management = [own] if own is not None else []
         known_already = any(reading.usd is not None for reading in management)
         manager = self._sources._after(first, Capability.MANAGEMENT)
@@ -321,7 +328,10 @@ class _CostQuestion:
             self._allocations(fallback) if fallback is not None and not allocation.usable else _none(),
             self._management(manager) if manager is not None and not known_already else _none(),
         )
-        metrics = without_free(metrics) if metrics is not None else None
+        if fallback is not None and metrics is not None:
+            metrics = await self._priced(fallback, metrics)
+            if metrics.usable and allocation.source.status == "no_data":
+                allocation = of_its_part(allocation, self._window, self._window.stretches, fallback.name)
         if other is not None:
             management.append(other)
         elif (
@@ -334,51 +344,75 @@ class _CostQuestion:
             allocation, metrics, tuple(management), failures=tuple(self._failures), answered=self._answered
         )
 
+    def _fallback(self, first: CostSource) -> CostSource | None:
+        """The source behind the first one, where it can tell rows apart as they are asked for."""
+        fallback = self._sources._after(first, Capability.ALLOCATIONS)
+        return None if fallback is None or fallback.untold(self._question.aggregate) else fallback
+
     async def _by_stretch(
-        self, first: CostSource, other: CostSource, allocation: AllocationReading, gaps: Sequence[tuple[int, int]]
-    ) -> LiveReadings | None:
-        """The time that the first source does not have, told by another; None where that has nothing of it either."""
+        self,
+        first: CostSource,
+        other: CostSource,
+        told: tuple[AllocationReading, ManagementReading | None],
+        gaps: Sequence[tuple[int, int]],
+    ) -> LiveReadings:
+        """The time that the first source does not have, told by another; one that fails leaves what the first told.
+
+        The other source takes no more than half of the time that is left, so that what is known is answered.
+        """
+        allocation, of_first = told
         rest, own = self._window.only(gaps), self._window.only(without(self._window.stretches, gaps))
-        manages = Capability.MANAGEMENT in first.known_capabilities
-        other_manages = Capability.MANAGEMENT in other.known_capabilities
-        told, of_own, of_rest = await asyncio.gather(
-            self._allocations(other, rest),
-            self._management(first if manages else other, own) if manages or other_manages else _none(),
-            self._management(other, rest) if other_manages else _none(),
-        )
-        if not told.usable:
-            return None
-        told = without_free(told)
+        manager = first if Capability.MANAGEMENT in first.known_capabilities else other
+        half = Deadline(self._deadline.left() / 2, self._deadline.request_id)
+        try:
+            answer = self._sources.clusters.of_reading(await other.allocations(self._question, rest, half))
+            by_other = await self._priced(other, answer)
+            of_own, of_rest = await asyncio.gather(
+                manager.management(own, half),
+                other.management(rest, half) if Capability.MANAGEMENT in other.known_capabilities else _none(),
+            )
+        except SourceError as failure:
+            log.info("a part of a window is not to be had request_id=%s: %s", self._deadline.request_id, failure)
+            by_other, of_own, of_rest = AllocationReading(source=_failed(other.name, failure)), None, None
+        if not by_other.usable:
+            listed = (of_first or ManagementReading(source=_nothing_of(other), covers=True),)
+            return LiveReadings(allocation, by_other, listed, failures=tuple(self._failures), answered=self._answered)
         return LiveReadings(
             of_its_part(allocation, self._window, gaps, other.name),
             management=(of_own,) if of_own is not None else (),
-            stretch=StretchReading(told, of_rest),
+            stretch=StretchReading(by_other, of_rest),
             failures=tuple(self._failures),
             answered=self._answered,
         )
 
     async def _of_first(self, source: CostSource) -> tuple[AllocationReading, ManagementReading | None]:
         """Allocations and management; assets only where management or idle has to be worked out from them."""
-        prices = self._sources._prices
-        asked_assets: AssetsReading | SourceError | None = None
-        management: ManagementReading | None = None
-        if Capability.MANAGEMENT not in source.known_capabilities:
-            allocation = await self._allocations(source)
-            if allocation.usable and (not allocation.has_idle() or (prices and unpriced(allocation, prices))):
-                asked_assets = await self._assets(source)
-        elif prices is not None:
-            allocation, asked_assets = await asyncio.gather(self._allocations(source), self._assets(source))
-        else:
-            allocation, management = await asyncio.gather(self._allocations(source), self._management(source))
-        if prices is not None and allocation.usable:
-            hours = asked_assets.node_hours() if isinstance(asked_assets, AssetsReading) else None
-            allocation = with_prices(allocation, hours, prices)
-        allocation = without_free(allocation)
-        if isinstance(asked_assets, SourceError):
-            management = self._failed_management(source, asked_assets)
-        elif asked_assets is not None:
-            management = asked_assets.management()
+        tells_management = Capability.MANAGEMENT in source.known_capabilities
+        allocation, management = await asyncio.gather(
+            self._allocations(source), self._management(source) if tells_management else _none()
+        )
+        allocation = await self._priced(source, allocation)
+        if not tells_management and allocation.usable and not allocation.has_idle():
+            told = self._window.only(without(self._window.stretches, untold(allocation, self._window)))
+            assets = await self._assets(source, told)
+            if isinstance(assets, SourceError):
+                return allocation, self._failed_management(source, assets)
+            management = assets.management()
         return allocation, management
+
+    async def _priced(self, source: CostSource, reading: AllocationReading) -> AllocationReading:
+        """A reading with the operator's prices where the source has none; what nobody prices is missing."""
+        prices = self._sources._prices
+        if prices is None or not reading.usable:
+            return without_free(reading)
+        bare = [one for one in reading.sets if unpriced(one.columns, prices)]
+        windows = [self._window.only([(one.start, min(one.end, self._window.end))]) for one in bare]
+        assets = await asyncio.gather(*(self._assets(source, window) for window in windows))
+        hours = {
+            one.start: None if isinstance(answer, SourceError) else answer.node_hours()
+            for one, answer in zip(bare, assets, strict=True)
+        }
+        return without_free(with_prices(reading, hours, prices))
 
     async def _allocations(self, source: CostSource, window: Window | None = None) -> AllocationReading:
         answer = await self._answer(source.allocations(self._question, window or self._window, self._deadline))
@@ -386,8 +420,8 @@ class _CostQuestion:
             return AllocationReading(source=_failed(source.name, answer))
         return self._sources.clusters.of_reading(answer)
 
-    async def _assets(self, source: CostSource) -> AssetsReading | SourceError:
-        answer = await self._answer(source.assets(self._window, self._deadline))
+    async def _assets(self, source: CostSource, window: Window) -> AssetsReading | SourceError:
+        answer = await self._answer(source.assets(window, self._deadline))
         return answer if isinstance(answer, SourceError) else self._sources.clusters.of_assets(answer)
 
     async def _management(self, source: CostSource, window: Window | None = None) -> ManagementReading:
@@ -476,11 +510,13 @@ class _Hours:
         if other is None:
             return []
         found = []
+        deadline = Deadline(self._seconds)
         for start, end in union((hour, hour + HOUR) for hour in unknown):
             try:
-                found.append((await other.hour_sets(start, end, self._seconds), other, other.name))
-            except (TooLarge, DeadlineExceeded, SeveralClusters):
-                raise
+                found.append((await other.hour_sets(start, end, max(0.0, deadline.left())), other, other.name))
+            except (TooLarge, DeadlineExceeded, SeveralClusters) as failure:
+                log.info("hours that the first source does not have are not to be had: %s", failure)
+                break  # what the first one told is kept, and these are gaps
             except SourceError as failure:
                 log.info("hours that the first source does not have are not to be had: %s", failure)
         return found
@@ -578,7 +614,7 @@ class _Hours:
         """An hour with idle and with the operator's prices; None where what that takes is not known."""
         reading = AllocationReading(source=SourceReport(name=source.name, status="ok"), sets=(hour_set,))
         prices = self._sources._prices
-        own_prices = prices is not None and bool(unpriced(reading, prices))
+        own_prices = prices is not None and bool(unpriced(hour_set.columns, prices))
         if reading.has_idle() and not own_prices:
             return hour_set.columns
         if Capability.MANAGEMENT not in source.known_capabilities or (own_prices and assets is None):
@@ -588,7 +624,7 @@ class _Hours:
         if assets is None:
             return None
         if own_prices and prices is not None:
-            reading = with_prices(reading, assets.node_hours(), prices)
+            reading = with_prices(reading, {hour_set.start: assets.node_hours()}, prices)
             if reading.missing:
                 return None
         priced = reading.sets[0].columns
@@ -642,6 +678,10 @@ def _no_hours(start: int, end: int, failure: SourceError) -> HoursRead:
 
 def _failed(name: str, failure: SourceError) -> SourceReport:
     return SourceReport(name=name, status="unavailable", error=str(failure))
+
+
+def _nothing_of(source: CostSource) -> SourceReport:
+    return SourceReport(name=source.assets_name, status="no_data")
 
 
 async def _none() -> None:

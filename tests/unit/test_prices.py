@@ -32,7 +32,7 @@ def statement(found):
 
 
 def test_what_has_no_price_is_priced_and_idle_is_what_nodes_had_beyond_it():
-    found = statement(with_prices(reading(), Amounts(cpu=96, ram=384), PRICES))
+    found = statement(with_prices(reading(), {0: Amounts(cpu=96, ram=384)}, PRICES))
     assert found.summary.cpu_cost == pytest.approx(96 * 0.02)
     assert found.summary.ram_cost == pytest.approx(384 * 0.01)
     assert found.summary.pv_cost == pytest.approx(0.24)
@@ -41,12 +41,12 @@ def test_what_has_no_price_is_priced_and_idle_is_what_nodes_had_beyond_it():
 
 
 def test_what_the_upstream_prices_keeps_its_price():
-    found = statement(with_prices(reading(ram_usd=5.0), Amounts(cpu=96, ram=384), PRICES))
+    found = statement(with_prices(reading(ram_usd=5.0), {0: Amounts(cpu=96, ram=384)}, PRICES))
     assert found.summary.ram_cost == 5.0 and found.summary.cpu_cost == pytest.approx(96 * 0.02)
 
 
 def test_idle_that_cannot_be_known_leaves_the_component_unknown():
-    found = statement(with_prices(reading(), None, PRICES))
+    found = statement(with_prices(reading(), {}, PRICES))
     assert found.summary.cpu_cost is None and found.total_cost is None
     assert found.summary.known_cost == pytest.approx(24 * 0.02 + 48 * 0.01 + 0.24)
 

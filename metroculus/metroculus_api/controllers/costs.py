@@ -47,9 +47,10 @@ class CostsController:
             return self._statement(asked, deadline)
 
         sources = await self._accounts.of(question.cloud_account_id)
-        own = await of_account(question, sources, deadline)
+        statement = await self._statement(question, deadline)
+        own = replace(await of_account(question, sources, deadline), currency=statement.currency)
         points = await SeriesController(self._store, of_step, deadline).points(own, step)
-        return replace(await self._statement(question, deadline), data_points=points)
+        return replace(statement, data_points=points)
 
     async def _statement(self, question: Question, deadline: Deadline) -> Statement:
         sources = await self._accounts.of(question.cloud_account_id)
@@ -58,8 +59,10 @@ class CostsController:
             raise ApiError(INVALID, untold_by_metrics(untold), ["aggregate"])
         question = await of_account(question, sources, deadline)
         stored, store = None, None
-        if self._stored is not None and not sources.not_kept(question.aggregate):
-            stored, store = await self._stored.read(question, deadline)
+        if self._stored is not None:
+            unable = sources.unable(question.aggregate)
+            stored, store, currency = await self._stored.read(question, unable, deadline)
+            question = replace(question, currency=currency)
         if not sources.any and stored is None:
             raise NoSource
         window = stored.rest if stored else question.window

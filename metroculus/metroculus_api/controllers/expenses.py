@@ -29,7 +29,9 @@ from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
 from tools.window import Window
-from tools.zones import UTC_ZONE, Zone
+from tools.zones import UTC_ZONE, Period, Zone
+
+PERIODS: tuple[Period, ...] = ("hour", "day", "month")
 
 
 class ExpensesController:
@@ -56,10 +58,13 @@ class ExpensesController:
         if store is None:
             raise NoHistory
         properties = [name for name in group_by if name != "cluster"]
+        finest = next((period for period in PERIODS if period in group_by), None)
+        unable: dict[str, frozenset[str]] = {}
 
         async def one(account: str) -> Answer:
             sources = await self._accounts.of(account)
             untold = (*sources.untold(group_by), *sources.not_kept(group_by))
+            unable[account] = sources.unable(group_by)
             if untold:
                 raise ApiError(INVALID, f"{untold_by_metrics(untold)} in stored hours", ["group_by"])
             own = replace(filters, clusters=sources.clusters.named)
@@ -68,7 +73,9 @@ class ExpensesController:
 
         answers = await asyncio.gather(*(one(account) for account in accounts))
         answered = list(zip(accounts, answers, strict=True))
-        covered = tuple(_coverage(account, answer.committed, window) for account, answer in answered)
+        covered = tuple(
+            _coverage(account, answer.committed, window, finest, unable[account]) for account, answer in answered
+        )
         stored = [(account, answer) for account, answer in answered if answer.committed.hours]
         money = {account: currencies_of(answer.committed) for account, answer in stored}
         currencies = sorted({one for several in money.values() for one in several})
@@ -79,6 +86,7 @@ class ExpensesController:
             more = {"currency": ", ".join(several)} if mixed else {}
             rows += [more | row for row in _rows(group_by, properties, mine, window.zone)]
         known = any(answer.committed.hours for answer in answers)
+        lacking = any(marker.unknown for answer in answers for marker in answer.committed.hours.values())
         return structs.Expenses(
             start_date=window.start,
             end_date=window.end,
@@ -86,7 +94,7 @@ class ExpensesController:
             currency=", ".join(currencies) or DEFAULT_CURRENCY,
             complete=known and all(one.complete for one in covered) and all(len(one) < 2 for one in money.values()),
             coverage=_mean([one.coverage for one in covered]),
-            total_cost=fsum(row["total_cost"] for row in rows) if known and not mixed else None,
+            total_cost=fsum(row["total_cost"] for row in rows) if known and not mixed and not lacking else None,
             expenses=tuple(sorted(rows, key=lambda row: _order(row, group_by))),
             accounts=covered,
         )
@@ -106,8 +114,14 @@ def _rows(
     return [row_of(group_by, "", properties, measured, zone) for measured in everything]
 
 
-def _coverage(account: str, committed: CommittedHours, window: Window) -> structs.AccountCoverage:
-    source = source_of(committed, window)
+def _coverage(
+    account: str, committed: CommittedHours, window: Window, finest: Period | None, unable: frozenset[str]
+) -> structs.AccountCoverage:
+    source = source_of(committed, window, finest)
+    cannot = sum(marker.source in unable for marker in committed.hours.values())
+    if cannot:
+        note = f"{cannot} hours were told by a source that cannot tell what is grouped by"
+        source = replace(source, status="partial", warnings=(*source.warnings, note))
     return structs.AccountCoverage(
         cloud_account_id=account,
         coverage=source.coverage,

@@ -92,13 +92,14 @@ class SeriesController:
         return {
             one.start: _point(one, everything.committed, parts, idle_usd)
             for one in cut
-            if _all_stored(one, everything.committed)
+            if _all_stored(one, everything.committed, question.currency)
         }
 
 
-def _all_stored(window: Window, committed: CommittedHours) -> bool:
-    hours = range(window.start, window.end, HOUR)
-    return window.end % HOUR == 0 and all(hour in committed.hours for hour in hours)
+def _all_stored(window: Window, committed: CommittedHours, currency: str) -> bool:
+    """Whether all hours of a step are there, in the currency of the statement."""
+    hours = [committed.hours.get(hour) for hour in range(window.start, window.end, HOUR)]
+    return window.end % HOUR == 0 and all(one is not None and one.currency == currency for one in hours)
 
 
 def _point(

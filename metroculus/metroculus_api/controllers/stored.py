@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterable
 from math import fsum
 
+from msgspec.structs import replace
+
 from metroculus.cost_model.reading import (
     COVERAGE_THRESHOLD,
     AllocationReading,
@@ -20,6 +22,7 @@ from metroculus.storage.ledger import CommittedHours, Marker
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
 from tools.window import DAY, HOUR, Window
+from tools.zones import Period
 
 log = logging.getLogger("stored")
 
@@ -36,8 +39,12 @@ def properties_of(question: Question) -> tuple[str, ...]:
     return ("pod", *(name for name in grouped if name not in ("namespace", "pod")))
 
 
-def source_of(committed: CommittedHours, window: Window) -> SourceReport:
-    """How much of a window's final time is stored, and what is to be said of it."""
+def source_of(committed: CommittedHours, window: Window, divided: Period | None = None) -> SourceReport:
+    """How much of a window's final time is stored, and what is to be said of it.
+
+    Args:
+        divided: into which periods of the window's zone its figures are divided.
+    """
     hours = committed.hours.values()
     final = [m.seconds for m in hours if m.hour < window.final_until]
     share = min(1.0, sum(final) / window.final_seconds) if window.final_seconds else None
@@ -55,7 +62,7 @@ def source_of(committed: CommittedHours, window: Window) -> SourceReport:
     if unknown:
         notes.append(f"stored without a value for: {', '.join(unknown)}")
     cut = cut_hours(committed)
-    parts = [m for m in cut if not (committed.start <= m.told_from and m.told_until <= committed.end)]
+    parts = [m for m in cut if not _told_within(m, committed, window, divided)]
     parts += [m for m in cut if m not in parts and not _told_alike(m, committed)]
     if cut:
         notes.append(
@@ -81,6 +88,15 @@ def source_of(committed: CommittedHours, window: Window) -> SourceReport:
 def cut_hours(committed: CommittedHours) -> list[Marker]:
     """The hours that are parts of longer times that were told: exact only together with the rest of those."""
     return [marker for marker in committed.hours.values() if marker.told_until]
+
+
+def _told_within(marker: Marker, committed: CommittedHours, window: Window, divided: Period | None) -> bool:
+    """Whether the longer time that an hour was cut from lies in one figure."""
+    start, end = committed.start, committed.end
+    if divided is not None:
+        first, last = window.zone.period(marker.hour, divided)
+        start, end = max(start, first), min(end, last)
+    return start <= marker.told_from and marker.told_until <= end
 
 
 def _told_alike(marker: Marker, committed: CommittedHours) -> bool:
@@ -142,25 +158,76 @@ def share_of(deadline: Deadline) -> float:
     return max(0.0, deadline.left() / 2)
 
 
+def in_one_currency(committed: CommittedHours, live: str) -> tuple[CommittedHours, str, str | None]:
+    """The hours whose money may be added, what it is in, and what is to be said of the others.
+
+    Money in different currencies is never added. What the live source says now counts where it tells a part of the
+    window, else what the newest hour says.
+
+    Args:
+        live: the currency of the live source.
+    """
+    hours = committed.hours
+    found = currencies_of(committed)
+    newest = hours[max(hours)].currency
+    chosen = live if committed.missing() or live in found else newest
+    others = [hour for hour, marker in hours.items() if marker.currency != chosen]
+    if not others:
+        return committed, chosen, None
+    told = ", ".join(sorted({hours[hour].currency for hour in others}))
+    note = f"{len(others)} hours are in {told} and are not counted; nothing is converted"
+    kept = {hour: marker for hour, marker in hours.items() if marker.currency == chosen}
+    return replace(committed, hours=kept), chosen, note
+
+
+def of_sources(committed: CommittedHours, unable: frozenset[str]) -> CommittedHours:
+    """The hours without those that were told by sources that cannot tell what is asked for."""
+    kept = {hour: marker for hour, marker in committed.hours.items() if marker.source not in unable}
+    return committed if len(kept) == len(committed.hours) else replace(committed, hours=kept)
+
+
 class StoredHours:
     """Reads a window's committed hours; a store that fails is a source that failed."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def read(self, question: Question, deadline: Deadline) -> tuple[StoredReading | None, SourceReport | None]:
-        """What is stored, None where nothing is; and the store as a source where it could not be asked."""
-        window, store = question.window, self._store
+    async def read(
+        self, question: Question, unable: frozenset[str], deadline: Deadline
+    ) -> tuple[StoredReading | None, SourceReport | None, str]:
+        """What is stored, None where nothing is; the store as a source where it could not be asked; the currency.
+
+        Args:
+            unable: sources whose hours cannot tell what is asked for; they are asked live.
+        """
+        window, store, currency = question.window, self._store, question.currency
         try:
             account = question.cloud_account_id
             committed = await store.ask(share_of(deadline), store.ledger.committed, account, window.start, window.end)
+            committed = of_sources(committed, unable)
             if not committed.hours:
-                return None, None
+                return None, None, currency
+            counted, currency, note = in_one_currency(committed, currency)
             properties, clusters = properties_of(question), question.filters.clusters
-            stored, usd = await store.ask(
-                share_of(deadline), store.history.allocations, committed, properties, clusters
-            )
+            stored, usd = AllocationSet(window.start, window.start), None
+            if counted.hours:
+                asked = (counted, properties, clusters)
+                stored, usd = await store.ask(share_of(deadline), store.history.allocations, *asked)
         except StoreError as failure:
             log.warning("the store failed: %s", failure)
-            return None, SourceReport(name=STORE, status="unavailable", error="the store cannot be used")
-        return reading_of(committed, window, stored, usd), None
+            return None, SourceReport(name=STORE, status="unavailable", error="the store cannot be used"), currency
+        reading = reading_of(counted, window, stored, usd)
+        if note is not None:
+            reading = _with_note(reading, note, window.only(committed.missing()))
+        return reading, None, currency
+
+
+def _with_note(reading: StoredReading, note: str, rest: Window) -> StoredReading:
+    """A reading that leaves something out of what is stored: that is not asked live, and the store is partial."""
+    source = replace(reading.allocation.source, status="partial", warnings=(*reading.allocation.source.warnings, note))
+    return replace(
+        reading,
+        allocation=replace(reading.allocation, source=source),
+        management=replace(reading.management, source=source),
+        rest=rest,
+    )

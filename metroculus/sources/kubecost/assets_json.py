@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -75,7 +75,13 @@ _KIND = msgspec.json.Decoder(_Kind)
 
 
 _HEAD_BYTES = 2**16
-_DATA = re.compile(rb'"data"\s*:\s*([\[{])')
+_DATA = re.compile(rb'"data"\s*:\s*(\[(?:\s*\{\s*\}\s*,)*\s*\{\s*"|\{\s*")')
+"""The beginning of assets, of which there is at least one."""
+
+
+Form = Literal["list", "object"]
+"""How an answer holds its assets: Kubecost in a list of objects, OpenCost in one object."""
+FORMS: Mapping[str, Form] = {"kubecost": "list", "opencost": "object"}
 
 
 class DecodedAssets(Struct, frozen=True):
@@ -86,6 +92,7 @@ class DecodedAssets(Struct, frozen=True):
     """The types of assets that could not be read, and are not in ``found``; None for one that does not say its type."""
     lacking: int = 0
     """Seconds of what was asked that are not told, because they are in hours that reach beyond it."""
+    form: Form | None = None
 
     def only(self, spans: Iterable[Span], seconds: int) -> DecodedAssets:
         """The assets of some spans, out of an answer to a question about so many seconds."""
@@ -133,23 +140,26 @@ def decode_assets(source: str, body: bytes) -> DecodedAssets:
             found.append((row.window.span if row.window else None, _asset(name, row)))
     if left_out and not found:
         raise BadAnswer(f"{source} answered with assets of which none can be read")
-    return DecodedAssets(tuple(found), tuple(left_out))
+    form: Form | None = None
+    if any(groups):
+        form = "list" if isinstance(decoded, list) else "object"
+    return DecodedAssets(tuple(found), tuple(left_out), form=form)
 
 
-def form_of(source: str, body: bytes) -> Literal["list", "object"] | None:
-    """How an answer holds its assets: Kubecost in a list of objects, OpenCost in one object; None where it has none.
+def form_of(source: str, body: bytes) -> Form | None:
+    """How an answer holds its assets; None where it has none.
 
     Of a large answer the beginning alone is read: opening all of it would hold the loop.
 
     Raises:
         BadAnswer
     """
-    if len(body) > _HEAD_BYTES:
-        found = _DATA.search(body, 0, _HEAD_BYTES)
-        first = found[1] if found else b""
-    else:
-        first = bytes(open_envelope(source, body)[0])[:1]
-    return {b"[": "list", b"{": "object"}.get(first)  # type: ignore[return-value]
+    if len(body) <= _HEAD_BYTES:
+        open_envelope(source, body)
+    found = _DATA.search(body, 0, _HEAD_BYTES)
+    if found is None:
+        return None
+    return "list" if found[1].startswith(b"[") else "object"
 
 
 def _kind(raw: Raw) -> str | None:

@@ -7,6 +7,7 @@ and only sets that lie inside what was asked for are summed.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -34,7 +35,7 @@ from metroculus.cost_model.settle import CONTROL_SHARE, control_rounding
 from metroculus.cost_model.statement import Question
 from metroculus.sources.errors import BadAnswer, SourceError
 from metroculus.sources.kubecost.allocation_json import Decoded
-from metroculus.sources.kubecost.assets_json import DecodedAssets, decode_assets, form_of
+from metroculus.sources.kubecost.assets_json import FORMS, DecodedAssets, decode_assets, form_of
 from metroculus.sources.kubecost.configuration import decode_currency
 from metroculus.sources.kubecost.envelope import open_envelope
 from metroculus.sources.kubecost.large import decode_allocations, decode_elsewhere
@@ -76,9 +77,11 @@ PATHS: Mapping[Flavour | None, tuple[Dialect, ...]] = {
 }
 
 PROBE_SECONDS = 5.0
-"""For one question that finds out what an upstream is; it never takes more than a quarter of what is left."""
+"""To find out what an upstream is; it never takes more than a quarter of what is left."""
 ASSUMED_SECONDS = 300.0
 """How long an upstream is taken for what its path says, where it could not be asked what it is."""
+KNOWN_SECONDS = 3600.0
+"""After which it is asked again: upstreams are replaced and upgraded at one address."""
 
 CONFIGURATIONS = ("/model/getConfigs", "/model/productConfigs")
 """Where Kubecost tells its currency: the older path and the one that takes its place (kubecost issue 4545)."""
@@ -139,7 +142,7 @@ class KubecostSource(CostSource):
         self._clock = clock
         self._candidates = PATHS[flavour]
         self._dialect: Dialect | None = None
-        self._assumed_until = 0.0
+        self._asked_again_at = 0.0
         self._detecting = asyncio.Lock()
         self._day_shift: int | None = None
         self._currency: str | None = None
@@ -156,19 +159,33 @@ class KubecostSource(CostSource):
     async def dialect(self, deadline: Deadline) -> Dialect:
         """Which dialect the upstream speaks, by what it does: a path alone tells no flavour.
 
+        It is asked within a bounded time. What cannot be found out is assumed for some minutes; what is known is asked
+        again now and then, and at once where an answer does not fit it.
+
         Raises:
-            SourceError
+            BadAnswer: it has no allocation API at all.
         """
         async with self._detecting:
-            if self._dialect is None or 0 < self._assumed_until < self._clock():
-                by_path = await self._by_path(deadline)
-                told = await self._by_answers(by_path, deadline)
-                self._assumed_until = 0.0 if told is not None else self._clock() + ASSUMED_SECONDS
-                self._dialect = told or by_path
+            if self._dialect is None or self._asked_again_at < self._clock():
+                probe = Deadline(min(PROBE_SECONDS, deadline.left() / 4), deadline.request_id)
+                by_path = await self._by_path(probe)
+                told = await self._by_answers(by_path, probe)
+                wait = ASSUMED_SECONDS if told is None else KNOWN_SECONDS
+                self._asked_again_at = self._clock() + wait
+                self._dialect = told or self._dialect or self._assumed(by_path)
             return self._dialect
 
+    @staticmethod
+    def _assumed(by_path: Dialect) -> Dialect:
+        """What to take an upstream for that could not be asked: hours one by one are right for every OpenCost."""
+        return by_path if by_path.flavour == "kubecost" else replace(by_path, blocks=True)
+
+    def _doubt(self) -> None:
+        """An answer does not fit the dialect: find it out anew before the next question."""
+        self._asked_again_at = 0.0
+
     async def _by_path(self, deadline: Deadline) -> Dialect:
-        """The first candidate whose allocation path is one."""
+        """The first candidate whose allocation path is one, or may be: that it fails is for the question to say."""
         if len(self._candidates) == 1:
             return self._candidates[0]
         hour = self._last_hours(1)
@@ -180,33 +197,36 @@ class KubecostSource(CostSource):
                 await decode_elsewhere(body, partial(open_envelope, self._upstream.name, body))
             except BadAnswer as failure:
                 if failure.status not in (None, 404):
-                    raise
+                    return candidate
                 unlike = unlike or (failure if failure.status is None else None)
+            except SourceError:
+                return candidate
             else:
                 return candidate
+        if self._dialect is not None:
+            return self._dialect
         raise unlike or BadAnswer(f"{self._upstream.name} is neither Kubecost nor OpenCost: it has no allocation API")
 
     async def _by_answers(self, by_path: Dialect, deadline: Deadline) -> Dialect | None:
         """What the answers make of it; None where it cannot be asked now, or has nothing to tell them apart by."""
         try:
-            if by_path.flavour == "kubecost":
-                asked = self._http.get(
-                    self._upstream, by_path.assets, {"window": self._last_hours(1)}, _probe(deadline)
-                )
-                form = form_of(self._upstream.name, await asked)
+            if by_path.allocation == KUBECOST.allocation:
+                window = {"window": self._last_hours(24)}
+                body = await self._http.get(self._upstream, by_path.assets, window, deadline)
+                form = form_of(self._upstream.name, body)
                 if form == "list":
                     return KUBECOST
                 if form is None:
                     return None
                 by_path = OPENCOST_BELOW_MODEL
-            blocks = await self._answers_blocks(by_path, _probe(deadline))
+            blocks = await self._answers_blocks(by_path, deadline)
         except SourceError as failure:
             log.info("what %s is could not be found out: %s", self._upstream.name, failure)
             return None
         return None if blocks is None else replace(by_path, blocks=blocks)
 
     async def _answers_blocks(self, dialect: Dialect, deadline: Deadline) -> bool | None:
-        """Whether two hours asked as one are fewer than the same two asked one by one; None where none are told."""
+        """Whether two hours asked as one are fewer than the same two asked one by one; None where both are not told."""
         window = {"window": self._last_hours(2), "aggregate": "cluster", "includeIdle": "true", "resolution": "1m"}
 
         async def covered(more: Mapping[str, str]) -> int:
@@ -215,7 +235,7 @@ class KubecostSource(CostSource):
             return sum(b - a for a, b in union(sorted(span for one in decoded.sets for span in _ran(one))))
 
         together, apart = await asyncio.gather(covered({}), covered({"step": "1h"}))
-        return together < apart - HOUR // 2 if apart else None
+        return together < apart - HOUR // 2 if apart > HOUR else None
 
     def _last_hours(self, count: int) -> str:
         """A window of so many hours that are over."""
@@ -268,8 +288,13 @@ class KubecostSource(CostSource):
             self._totals(dialect, piece, deadline),
             self._totals(dialect, hourly, deadline) if dialect.flavour == "kubecost" else _no_totals(),
         )
-        if any(one.without_containers for one in hours):
+        holes = _holes(hours, piece)
+        if holes and hours[0].start == piece.start:  # every hour that it has is still kept
             return *await self._allocation_piece(dialect, hourly, window.end, aggregate, deadline), []
+        if holes:  # the day has hours that are not kept any more, and these are in its own set alone
+            known = piece.end - piece.start - holes
+            sets = [dataclasses.replace(one, seconds=min(one.covered(one.end), known)) for one in sets]
+            warnings = [*warnings, f"{holes / HOUR:g} hours of a day are not known, and are not told apart in its set"]
         whole = totals and sum(one.end - one.start for one in totals) == sum(one.end - one.start for one in sets)
         if not whole:
             return sets, warnings, []
@@ -401,6 +426,7 @@ class KubecostSource(CostSource):
         if any(one.start < start or one.end > end for one in sets):
             sets = tuple((await self._hour_by_hour(dialect, piece, end, aggregate, deadline))[0])
         if any(one.end - one.start != HOUR or one.start % HOUR for one in sets):
+            self._doubt()
             raise BadAnswer(f"{self._upstream.name} answered with sets that are no hours")
         return {one.start: HourSet(set=one, seconds=one.covered(one.end)) for one in sets}
 
@@ -416,18 +442,20 @@ class KubecostSource(CostSource):
         if dialect.flavour == "opencost":
             hours = [_Piece(a, b, "hour") for a, b in split(start, end, HOUR)]
             answers = await asyncio.gather(*(self._assets_piece(dialect, hour, deadline) for hour in hours))
+            tells_management = False
             by_hour = {hour.start: list(one.assets) for hour, one in zip(hours, answers, strict=True)}
             unreadable = {hour.start: frozenset(one.left_out) for hour, one in zip(hours, answers, strict=True)}
         else:
             decoded = await self._ask_assets(dialect, _Piece(start, end, "hour"), deadline)
             unreadable = dict.fromkeys((hour for hour, _ in split(start, end, HOUR)), frozenset(decoded.left_out))
             by_hour = _by_hour(decoded, start, end)
+            tells_management = decoded.form == FORMS["kubecost"]
         source = SourceReport(name="assets", status="ok", fetched_at=int(self._clock()))
         return {
             hour: AssetsReading(
                 source=source,
                 assets=tuple(assets),
-                tells_management=dialect.flavour == "kubecost",
+                tells_management=tells_management,
                 unreadable=unreadable[hour],
             )
             for hour, assets in by_hour.items()
@@ -458,9 +486,13 @@ class KubecostSource(CostSource):
                 "idleByNode": "false",
             }
         http, name = self._http, self._upstream.name
-        return await decode_allocations(
-            http.offload, name, await http.get(self._upstream, dialect.allocation, params, deadline), aggregate
-        )
+        try:
+            body = await http.get(self._upstream, dialect.allocation, params, deadline)
+        except BadAnswer as failure:
+            if failure.status == 404:
+                self._doubt()
+            raise
+        return await decode_allocations(http.offload, name, body, aggregate)
 
     async def assets(self, window: Window, deadline: Deadline) -> AssetsReading:
         """Raises: SourceError: where no part of the window could be read."""
@@ -495,7 +527,7 @@ class KubecostSource(CostSource):
         return AssetsReading(
             source=source,
             assets=assets,
-            tells_management=dialect.flavour == "kubecost",
+            tells_management=dialect.flavour == "kubecost" and all(one.form != FORMS["opencost"] for one in read),
             unreadable=frozenset(left_out),
         )
 
@@ -504,7 +536,10 @@ class KubecostSource(CostSource):
         if dialect.flavour == "kubecost":
             params |= {"accumulate": piece.step, "aggregate": "", "reconcile": "true"}
         body = await self._http.get(self._upstream, dialect.assets, params, deadline)
-        return await decode_elsewhere(body, partial(decode_assets, self._upstream.name, body))
+        decoded = await decode_elsewhere(body, partial(decode_assets, self._upstream.name, body))
+        if decoded.form not in (None, FORMS[dialect.flavour]):
+            self._doubt()
+        return decoded
 
     async def _assets_piece(self, dialect: Dialect, piece: _Piece, deadline: Deadline) -> DecodedAssets:
         """The assets of a piece; where an upstream keeps another zone's hours, of those that lie inside it."""
@@ -530,6 +565,7 @@ class KubecostSource(CostSource):
             tuple(one for part in parts for one in part.found),
             tuple(kind for part in parts for kind in part.left_out),
             sum(part.lacking for part in parts),
+            next((part.form for part in parts if part.form is not None), None),
         )
 
     async def currency(self, deadline: Deadline) -> str | None:
@@ -610,6 +646,18 @@ class KubecostSource(CostSource):
         return ""
 
 
+def _holes(hours: Sequence[AllocationSet], piece: _Piece) -> int:
+    """Seconds of a piece that its hours say are not known: without containers, or absent behind the first one.
+
+    Hours that lack before the first one may be kept no longer, and say nothing.
+    """
+    told = {one.start for one in hours if not one.without_containers}
+    if not hours:
+        return 0
+    first = min(one.start for one in hours)
+    return sum(HOUR for hour, _ in split(first, piece.end, HOUR) if hour not in told)
+
+
 def _singly(piece: _Piece) -> list[_Piece]:
     """A day as it is, hours one by one."""
     if piece.step == "day":
@@ -620,10 +668,6 @@ def _singly(piece: _Piece) -> list[_Piece]:
 def _ran(one: AllocationSet) -> Iterable[tuple[int, int]]:
     """When the rows of a set ran: a block is told under the window that was asked for."""
     return one.columns.spans(0, one.end)
-
-
-def _probe(deadline: Deadline) -> Deadline:
-    return Deadline(min(PROBE_SECONDS, deadline.left() / 4), deadline.request_id)
 
 
 def _by_hour(decoded: DecodedAssets, start: int, end: int) -> dict[int, list[Asset]]:

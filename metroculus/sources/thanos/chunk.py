@@ -107,6 +107,14 @@ class Chunk:
         return found
 
     @property
+    def looked_back(self) -> int:
+        """Seconds before its end in which what is said of a row was last written: rows outlive their samples."""
+        spacing = max(
+            (self.intervals[name] for name in (ALLOCATED, *self.beats) if name in self.intervals), default=0.0
+        )
+        return self.seconds + math.ceil(2 * spacing)
+
+    @property
     def beats(self) -> list[str]:
         """The heartbeats that are there."""
         return [name for name in promql.HEARTBEATS if name in self.intervals]
@@ -131,9 +139,9 @@ class Chunk:
         """What a counter grew by."""
         return promql.increase(metric, self.tenant, labels, self.seconds, self.thanos.replicas, self.own, **matchers)
 
-    async def seen(self, metric: str, *identity: str) -> list[Labels]:
-        """The label sets of a metric that was there at any time of the stretch."""
-        there = self.own(f"max_over_time({promql.selector(metric, self.tenant)}[{self.seconds}s])")
+    async def seen(self, metric: str, *identity: str, seconds: int = 0) -> list[Labels]:
+        """The label sets of a metric that was there at any time of the stretch, or so many seconds before its end."""
+        there = self.own(f"max_over_time({promql.selector(metric, self.tenant)}[{seconds or self.seconds}s])")
         return [labels for labels, _ in await self.ask(f"max by ({self.tenant.by(*identity)}) ({there})")]
 
     async def read_intervals(self) -> None:

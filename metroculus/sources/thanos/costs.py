@@ -175,7 +175,7 @@ class _ChunkReader:
         )
         usage, owners, labelled, served = await asyncio.gather(
             self._usage(),
-            read_owners(self.chunk.ask, self.tenant, self.chunk.seconds, self.chunk.own),
+            read_owners(self.chunk.ask, self.tenant, self.chunk.looked_back, self.chunk.own),
             self._labelled(),
             self._served(),
         )
@@ -188,6 +188,7 @@ class _ChunkReader:
         amounts.of_pods("pv", gib_hours)
         for component, of_containers in (("cpu", cpu), ("ram", ram), ("gpu", gpu)):
             rows.add(component, of_containers.usd)
+            amounts.add(component, of_containers.amounts)
         for component, of_pods in (("pv", volumes), ("network", network), ("load_balancer", balancers)):
             rows.of_pods(component, of_pods)
         allocations = [
@@ -207,12 +208,7 @@ class _ChunkReader:
                 costs=Costs(**costs),
                 egress=_part_of(egress.get(where[:2], Egress()), places.share(where)),
                 usage=usage.of(where, places),
-                amounts=Amounts(
-                    cpu=cpu.amounts.get(where, 0.0),
-                    ram=ram.amounts.get(where, 0.0),
-                    gpu=gpu.amounts.get(where, 0.0),
-                    pv=amounts.costs.get(where, {}).get("pv", 0.0),
-                ),
+                amounts=Amounts(**amounts.costs.get(where, {})),
                 unknown=usage.unknown_of(where),
             )
             for where, costs in sorted(rows.costs.items())
@@ -452,7 +448,7 @@ class _ChunkReader:
         """Which services select each pod, by their selectors and the pods' labels."""
         if not self.services and "kubecost_load_balancer_cost" not in self.chunk.intervals:
             return {}
-        there = f"max_over_time({promql.selector('service_selector_labels', self.tenant)}[{self.chunk.seconds}s])"
+        there = f"max_over_time({promql.selector('service_selector_labels', self.tenant)}[{self.chunk.looked_back}s])"
         found: dict[Pod, set[str]] = defaultdict(set)
         by_namespace: dict[str, list[tuple[str, dict[str, str]]]] = defaultdict(list)
         for labels, _ in await self.chunk.ask(self.chunk.own(there)):
@@ -463,7 +459,7 @@ class _ChunkReader:
         wanted = sorted({name for selector in selectors for name in selector})
         if not wanted:
             return {}
-        for labels in await self.chunk.seen("kube_pod_labels", "namespace", "pod", *wanted):
+        for labels in await self._pod_labels(wanted):
             namespace, pod = _two(labels, "namespace", "pod")
             for service, selector in by_namespace.get(namespace, ()):
                 if all(labels.get(name, "") == value for name, value in selector.items()):
@@ -514,6 +510,11 @@ class _ChunkReader:
             found[(*_two(labels, "namespace", "pod"), labels.get("container", ""))] = value
         return found
 
+    async def _pod_labels(self, names: Sequence[str]) -> list[Labels]:
+        """Pods with some of their labels; rows outlive the samples of what is said of them."""
+        seconds = self.chunk.looked_back
+        return await self.chunk.seen("kube_pod_labels", "namespace", "pod", *names, seconds=seconds)
+
     async def _labelled(self) -> dict[Pod, dict[str, str]]:
         if not self.labels:
             return {}
@@ -521,7 +522,7 @@ class _ChunkReader:
             (labels.get("namespace", ""), labels.get("pod", "")): {
                 name.removeprefix("label_"): value for name, value in labels.items() if name.startswith("label_")
             }
-            for labels in await self.chunk.seen("kube_pod_labels", "namespace", "pod", *self.labels)
+            for labels in await self._pod_labels(self.labels)
         }
 
 

@@ -86,7 +86,9 @@ class CostsController:
             clusters=tuple(rows),
             totals=totals,
             total_cost=next(iter(totals.values())) if len(totals) == 1 else None,
-            known_cost=_known([row.summary.known_cost if row.summary else None for row in rows]),
+            known_cost=_known([row.summary.known_cost if row.summary else None for row in rows])
+            if len(totals) < 2
+            else None,
             complete=all(row.complete for row in rows),
         )
 
