@@ -191,3 +191,42 @@ def test_a_kubecost_that_wants_a_key_in_a_header_of_its_own_gets_it(stack: Stack
     assert Metroculus(running).get("kubecost_cluster_costs", **DATES).status_code == 502
     put(running, url, auth={"type": "header", "name": "X-API-KEY", "value": "canary-of-kubecost"})
     assert Metroculus(running).get("kubecost_cluster_costs", **DATES).json()["complete"]
+
+
+def test_money_in_two_currencies_is_never_added_in_a_statement(stack: Stack) -> None:
+    """A source that said EUR the day before and says CHF now: what is in the other is not counted, and that is said."""
+    simulator, url = stack.simulate(OURS, Habits(currency="EUR"))
+    running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}")
+    for currency, day in (("EUR", END - 2 * DAY), ("CHF", END - DAY)):
+        simulator.habits.currency = currency
+        put(running, url)
+        fill = running.worker.worker.fill(ACCOUNT, (day, day + DAY), 1, lambda progress: None)
+        assert stack.thread.run(fill).complete
+    of_today = total_of(OURS)
+    of_yesterday: Any = truth(OURS, END - 2 * DAY, END - DAY, now=NOW, adjusted=True)["total_cost"]
+    both = {"cloud_account_id": ACCOUNT, "start_date": END - 2 * DAY, "end_date": END}
+    for query in ({}, {"detail_level": "namespace"}, {"step": "day"}):
+        body = Metroculus(running).get("kubecost_cluster_costs", **both, **query).json()
+        assert (body["currency"], body["complete"]) == ("CHF", False)
+        assert body["total_cost"] == pytest.approx(of_today, abs=1e-3)
+        assert "24 hours are in EUR and are not counted" in str(body["sources"])
+    (week,) = Metroculus(running).get("kubecost_cluster_costs", **both, step="week").json()["data_points"]
+    assert not week["complete"] and week["total_cost"] == pytest.approx(of_today, abs=1e-3)
+    alone = both | {"end_date": END - DAY}
+    body = Metroculus(running).get("kubecost_cluster_costs", **alone).json()
+    assert (body["currency"], body["complete"]) == ("EUR", True), "stored as it was"
+    assert body["total_cost"] == pytest.approx(of_yesterday, abs=1e-3)
+
+
+def test_the_list_of_clusters_adds_nothing_in_two_currencies(stack: Stack) -> None:
+    running = stack.start()
+    tenant = make_tenant(running, "acme")
+    path = f"/restapi/v2/organizations/{tenant.organization_id}/kubecost/clusters"
+    for name, currency in (("one", "EUR"), ("two", "CHF")):
+        _, url = stack.simulate(OURS, Habits(currency=currency))
+        link = {"name": name, "flavour": "kubecost", "url": url}
+        assert ask(running, tenant.tokens["admin"], path, "POST", json=link).status_code == 201
+    dates = {"start_date": END - DAY, "end_date": END}
+    listed = ask(running, tenant.tokens["viewer"], path, params=dates).json()
+    assert set(listed["totals"]) == {"EUR", "CHF"}
+    assert listed["total_cost"] is None and listed["known_cost"] is None

@@ -5,13 +5,15 @@ What is told of the world is held against its exact cost; what an upstream canno
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
+from tornado.httputil import HTTPServerConnectionDelegate
 
 from simulator.costs import truth
 from simulator.field import make_field_world
-from simulator.server import Habits
+from simulator.server import Habits, SimulatedHandler, Simulator
 from simulator.world import World
 from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack
 from tools.window import parse_rfc3339
@@ -160,3 +162,66 @@ def test_an_upstream_whose_assets_fail_is_what_its_path_says_for_now(stack: Stac
     _, asked = asked_of(stack, "kubecost", Habits(serves=BEHIND_ITS_WEB_SERVER, rewrite=rewrite))
     body = asked.get("kubecost_cluster_costs", **YESTERDAY).json()
     assert not body["complete"] and body["summary"]["management_cost"] is None
+
+
+@pytest.mark.parametrize("first", ["<html>", {"code": 200, "data": None}, {"code": 200, "data": []}, {"code": 500}])
+def test_a_first_answer_that_tells_nothing_makes_no_zero(stack: Stack, first: Any) -> None:
+    """Assets that could not tell what the upstream is: neither now nor later is its management 0."""
+    odd = {"left": 1}
+
+    def rewrite(path: str, answer: Any) -> Any:
+        if path == "/model/assets" and odd["left"]:
+            odd["left"] -= 1
+            return first
+        return answer
+
+    _, asked = asked_of(stack, "kubecost", Habits(serves=BEHIND_ITS_WEB_SERVER, rewrite=rewrite))
+    for days in (1, 2):
+        dates = {"cloud_account_id": ACCOUNT, "start_date": END - days * DAY, "end_date": END}
+        body = asked.get("kubecost_cluster_costs", **dates).json()
+        exact = true(END - days * DAY, END, False)["summary"]
+        assert body["summary"]["management_cost"] is None
+        assert body["summary"]["cpu_cost"] == pytest.approx(exact["cpu_cost"], abs=1e-2)
+
+
+def test_an_upstream_that_was_replaced_at_its_address_is_read_as_what_it_is_now(stack: Stack) -> None:
+    kubecost = Simulator(WORLD, Habits(serves=frozenset({"kubecost"})), lambda: NOW).application()
+    opencost = Simulator(WORLD, Habits(serves=BEHIND_ITS_WEB_SERVER), lambda: NOW).application()
+    current = [kubecost]
+
+    class Address(HTTPServerConnectionDelegate):
+        def start_request(self, server_conn: object, request_conn: Any) -> Any:
+            return current[0].start_request(server_conn, request_conn)
+
+    url = stack.serve(Address())  # type: ignore[arg-type]
+    running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT, cache_ttl=0.0)
+    asked = Metroculus(running)
+    before = asked.get("kubecost_cluster_costs", **YESTERDAY).json()
+    assert before["total_cost"] == pytest.approx(true(END - DAY, END, True)["total_cost"], abs=2e-3)
+    current[0] = opencost
+    body = asked.get("kubecost_cluster_costs", **YESTERDAY).json()
+    assert body["summary"]["management_cost"] is None, "an object of assets has no management that is 0"
+    body = asked.get("kubecost_cluster_costs", **YESTERDAY).json()
+    assert body["not_covered"] == ["management"] and body["complete"]
+    assert body["total_cost"] == pytest.approx(true(END - DAY, END, False)["allocation_total"], abs=2e-3)
+
+
+def test_a_slow_upstream_is_answered_for_within_the_deadline(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finding out what it is takes a bounded part of the time; an OpenCost that is not known is asked hour by hour."""
+    original = SimulatedHandler.prepare
+
+    async def prepare(self: Any) -> None:
+        await asyncio.sleep(2.0)
+        original(self)
+
+    monkeypatch.setattr(SimulatedHandler, "prepare", prepare)
+    _, url = stack.simulate(WORLD, Habits(serves=frozenset({"opencost"}), collector=True))
+    running = stack.start(
+        kubecost_api_url=url, kubecost_account_id=ACCOUNT, kubecost_flavour="opencost", kubecost_timeout=6.0
+    )
+    start = END - DAY - 2 * HOUR
+    dates = {"cloud_account_id": ACCOUNT, "start_date": start, "end_date": END}
+    answer = Metroculus(running).get("kubecost_assets", **dates)
+    assert answer.status_code == 200, answer.text
+    nodes = {node["name"]: node["total_cost"] for node in answer.json()["nodes"]}
+    assert nodes == {name: pytest.approx(usd, abs=5e-3) for name, usd in true(start, END, False)["nodes"].items()}

@@ -11,6 +11,7 @@ from simulator.costs import truth
 from simulator.server import Habits
 from simulator.world import World
 from tests.support import ACCOUNT, DAY, END, NOW, Metroculus, Stack, exact_world
+from tools.window import parse_rfc3339
 
 PRIME = 7
 DATES = {"cloud_account_id": ACCOUNT, "start_date": END - DAY, "end_date": END}
@@ -120,3 +121,30 @@ def test_an_upstream_that_prices_nothing_is_no_free_cluster(stack: Stack) -> Non
     stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
     body = asked.get("kubecost_cluster_costs", **DATES).json()
     assert body["total_cost"] is None and not body["complete"], "stored hours say the same"
+
+
+def test_prices_that_begin_at_midnight_are_judged_day_by_day(stack: Stack) -> None:
+    """Priced from yesterday on: the day before is not free, and the operator's prices hold for it alone."""
+    compute = ("cpu", "ram", "gpu")
+
+    def rewrite(path: str, answer: Any) -> Any:
+        for one in answer["data"] if path == "/model/allocation" else []:
+            for row in one.values():
+                if (parse_rfc3339(row["window"]["end"]) or 0) <= END - DAY:
+                    row.update({key: 0 for key in row if key[:3] in compute and key.endswith(("Cost", "Adjustment"))})
+        return answer
+
+    world = replace(exact_world(PRIME), discount=0.0)
+    _, url = stack.simulate(world, Habits(serves=frozenset({"kubecost"}), rewrite=rewrite))
+    both = DATES | {"start_date": END - 2 * DAY}
+    asked = Metroculus(stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT))
+    body = asked.get("kubecost_cluster_costs", **both, step="day").json()
+    assert body["total_cost"] is None and not body["complete"]
+    assert [point["complete"] for point in body["data_points"]] == [False, True]
+    running = stack.start()
+    client = running.rest_api.metroculus.client
+    assert client.put_kubecost_source(ACCOUNT, "kubecost", url, custom_prices=OWN)[0] == 200
+    body = Metroculus(running).get("kubecost_cluster_costs", **both).json()
+    true: Any = truth(world, END - 2 * DAY, END, now=NOW, adjusted=True)
+    for component in ("cpu_cost", "ram_cost", "gpu_cost"):
+        assert body["summary"][component] == pytest.approx(true["summary"][component], rel=1e-3), component

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
+from tornado.web import Application, RequestHandler
 
+from metroculus.metroculus_worker.extract import RepairOrder
 from simulator.costs import truth
 from simulator.field import make_field_world
 from simulator.server import Habits
 from simulator.world import World
 from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack
+from tools.window import parse_rfc3339
 
 WORLD: World = make_field_world(["sidecars", "replaced_node"], seed=9, days=6, end=END, prime=7)
 SHORT = Habits(hours_kept=49, days_kept=91, serves=frozenset({"kubecost"}))
@@ -110,3 +114,128 @@ def test_history_falls_back_to_metrics_where_there_are_no_days_either(stack: Sta
     exact = true(*stretch, adjusted=False)["namespaces"]
     assert rows == {name: pytest.approx(usd, rel=5e-3, abs=2e-3) for name, usd in exact.items()}
     assert "6 hours were told by thanos" in str(source(body, "store")["warnings"])
+
+
+HOLE = range(END - DAY + 5 * HOUR, END - DAY + 7 * HOUR, HOUR)
+
+
+def with_a_hole(path: str, answer: Any) -> Any:
+    """Kubecost was down for two hours: it has none of them, and its day is of the others."""
+    for one in answer["data"] if path in ("/model/allocation", "/model/assets") else []:
+        for name, row in list(one.items()):
+            start, end = (parse_rfc3339(row["window"][edge]) or 0 for edge in ("start", "end"))
+            if end - start == HOUR and start in HOLE:
+                del one[name]
+            elif end - start == DAY and start <= HOLE.start < end:
+                row.update({key: usd * 22 / 24 for key, usd in row.items() if key.endswith(("Cost", "Adjustment"))})
+    return answer
+
+
+def test_a_hole_in_a_day_is_seen_while_its_hours_are_kept(stack: Stack) -> None:
+    _, url = stack.simulate(WORLD, Habits(serves=frozenset({"kubecost"}), rewrite=with_a_hole))
+    running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT)
+    dates = {"cloud_account_id": ACCOUNT, "start_date": END - DAY, "end_date": END}
+    body = Metroculus(running).get("kubecost_cluster_costs", **dates).json()
+    assert not body["complete"] and source(body, "allocation")["coverage"] == pytest.approx(22 / 24)
+
+
+def test_a_day_is_no_control_of_hours_that_another_source_told(stack: Stack, prometheus_factory: Any) -> None:
+    prometheus = prometheus_factory()
+    prometheus.load_world(WORLD, ACCOUNT)
+    prometheus.start()
+    _, url = stack.simulate(WORLD, Habits(serves=frozenset({"kubecost"}), rewrite=with_a_hole))
+    running = stack.start(
+        clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT,
+        thanos_query_url=prometheus.url,
+    )  # fmt: skip
+    done = stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
+    assert done.complete, done.last_reason
+    dates = {"cloud_account_id": ACCOUNT, "start_date": END - DAY, "end_date": END}
+    body = Metroculus(running).get("kubecost_cluster_costs", **dates).json()
+    by_kubecost = true(END - DAY, END)["total_cost"]
+    assert body["total_cost"] == pytest.approx(by_kubecost, rel=0.02), "its day lacks two hours of money"
+    assert "2 hours were told by thanos" in str(body["sources"])
+
+
+def test_what_the_metrics_told_gives_way_when_kubecost_has_caught_up(stack: Stack, prometheus_factory: Any) -> None:
+    prometheus = prometheus_factory()
+    prometheus.load_world(WORLD, ACCOUNT)
+    prometheus.start()
+    still: dict[str, Any] = {"stands": True}
+
+    def rewrite(path: str, answer: Any) -> Any:
+        return {"code": 200, "data": [{} for _ in answer["data"]]} if still["stands"] and "alloc" in path else answer
+
+    _, url = stack.simulate(WORLD, Habits(serves=frozenset({"kubecost"}), rewrite=rewrite))
+    running = stack.start(
+        clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT,
+        thanos_query_url=prometheus.url,
+    )  # fmt: skip
+    fill, stretch = running.worker.worker.fill, (END - 2 * DAY, END)
+    assert stack.thread.run(fill(ACCOUNT, stretch, 1, lambda progress: None)).complete
+    dates = {"cloud_account_id": ACCOUNT, "start_date": stretch[0], "end_date": stretch[1]}
+    body = Metroculus(running).get("kubecost_cluster_costs", **dates).json()
+    assert body["total_cost"] == pytest.approx(true(*stretch, adjusted=False)["total_cost"], rel=5e-3)
+    still["stands"] = False
+    assert stack.thread.run(fill(ACCOUNT, stretch, 1, lambda progress: None)).complete
+    body = Metroculus(running).get("kubecost_cluster_costs", **dates).json()
+    assert body["total_cost"] == pytest.approx(true(*stretch)["total_cost"], abs=1e-2)
+    assert "told by" not in str(body["sources"])
+
+
+def test_a_window_that_metrics_alone_still_have_is_whole(stack: Stack, prometheus_factory: Any) -> None:
+    """As whole as the same time is inside a longer window, and in points."""
+    prometheus = prometheus_factory()
+    prometheus.load_world(WORLD, ACCOUNT)
+    prometheus.start()
+    _, url = stack.simulate(WORLD, Habits(serves=frozenset({"kubecost"}), days_kept=2, hours_kept=48))
+    running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT, thanos_query_url=prometheus.url)
+    dates = {"cloud_account_id": ACCOUNT, "start_date": END - 4 * DAY, "end_date": END - 3 * DAY}
+    body = Metroculus(running).get("kubecost_cluster_costs", **dates).json()
+    exact = true(END - 4 * DAY, END - 3 * DAY, adjusted=False)["total_cost"]
+    assert body["complete"], body["sources"]
+    assert body["total_cost"] == pytest.approx(exact, rel=5e-3)
+    points = Metroculus(running).get(
+        "kubecost_cluster_costs", cloud_account_id=ACCOUNT, start_date=END - 4 * DAY, end_date=END, step="day"
+    )
+    first = points.json()["data_points"][0]
+    assert first["complete"] and first["total_cost"] == pytest.approx(exact, rel=5e-3)
+
+
+@pytest.mark.parametrize("fault", ["hangs", "fails"])
+def test_metrics_that_fail_or_hang_leave_what_the_first_source_told(stack: Stack, fault: str) -> None:
+    class Faulty(RequestHandler):
+        async def prepare(self) -> None:
+            if fault == "hangs":
+                await asyncio.sleep(3600)
+            self.set_status(500)
+            self.finish("{}")
+
+    metrics = stack.serve(Application([("/.*", Faulty)]))
+    _, url = stack.simulate(WORLD, Habits(serves=frozenset({"kubecost"}), days_kept=2, hours_kept=48))
+    running = stack.start(
+        kubecost_api_url=url, kubecost_account_id=ACCOUNT, thanos_query_url=metrics, kubecost_timeout=6.0
+    )
+    dates = {"cloud_account_id": ACCOUNT, "start_date": END - 4 * DAY, "end_date": END}
+    answer = Metroculus(running).get("kubecost_cluster_costs", **dates)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    kept = true(END - 2 * DAY, END)["allocation_total"]
+    assert not body["complete"] and source(body, "thanos")["status"] == "unavailable"
+    parts = [
+        usd for name, usd in body["summary"].items() if name.endswith("_cost") and name[:5] not in ("total", "known")
+    ]
+    assert sum(usd or 0.0 for usd in parts) - body["summary"]["management_cost"] == pytest.approx(kept, abs=1e-2)
+
+
+def test_a_repair_that_changed_nothing_does_not_say_that_it_is_done(stack: Stack) -> None:
+    simulator, url = stack.simulate(WORLD, Habits(serves=frozenset({"kubecost"})))
+    running = stack.start(
+        clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT
+    )
+    fill, stretch = running.worker.worker.fill, (END - 4 * DAY, END - 3 * DAY)
+    assert stack.thread.run(fill(ACCOUNT, stretch, 1, lambda progress: None)).complete
+    simulator.habits = SHORT
+    order = RepairOrder("id", "who", "why")
+    done = stack.thread.run(fill(ACCOUNT, stretch, 1, lambda progress: None, order))
+    assert not done.complete and "keeps this hour no longer" in done.last_reason
