@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from functools import partial
 
 from msgspec import Struct
 
 from metroculus.cost_model.reading import SourceReport
-from metroculus.cost_model.savings import by_kind
+from metroculus.cost_model.savings import Recommendation, by_kind
 from metroculus.metroculus_api.wire import sources_of, window_of, wired
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import AccountSources
 from metroculus.sources.errors import NoSource
+from metroculus.sources.source import SavingsReading
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import Window
+
+LARGE_LIST = 200
+"""More recommendations than this are put into shape on a thread."""
 
 
 class SavingsOverview(Struct, frozen=True):
@@ -54,23 +60,37 @@ class SavingsController:
         sizing, (unused, assets_source) = await asyncio.gather(
             sources.savings(window, utilization, deadline), sources.unused(window, deadline)
         )
-        recommendations = sorted([*sizing.recommendations, *unused], key=lambda r: (-r.monthly_saving, r.name))
-        categories = sizing.by_category
-        if categories is None and sizing.source.status == "ok":
-            categories = by_kind(recommendations)
-        listed = wired(recommendations, structs.Recommendation)
         known = [source for source in (sizing.source, assets_source) if source is not None]
-        return structs.Savings(
-            cloud_account_id=account,
-            start_date=window.start,
-            end_date=window.end,
-            window=window_of(window),
-            currency=await sources.currency(deadline),
-            potential_savings=sum(categories.values()) if categories is not None else None,
-            cpu_savings=tuple(r for r in listed if r.resource == "cpu" and r.kind == "right_sizing"),
-            memory_savings=tuple(r for r in listed if r.resource == "memory" and r.kind == "right_sizing"),
-            recommendations=listed,
-            by_category=categories or {},
-            complete=all(source.status == "ok" for source in known),
-            sources=sources_of(known),
-        )
+        shape = partial(_answer, account, window, await sources.currency(deadline), sizing, unused, known)
+        large = len(sizing.recommendations) + len(unused) > LARGE_LIST
+        return await asyncio.to_thread(shape) if large else shape()
+
+
+def _answer(
+    account: str,
+    window: Window,
+    currency: str,
+    sizing: SavingsReading,
+    unused: Sequence[Recommendation],
+    known: Sequence[SourceReport],
+) -> structs.Savings:
+    """What was found as it is answered."""
+    recommendations = sorted([*sizing.recommendations, *unused], key=lambda r: (-r.monthly_saving, r.name))
+    categories = sizing.by_category
+    if categories is None and sizing.source.status == "ok":
+        categories = by_kind(recommendations)
+    listed = wired(recommendations, structs.Recommendation)
+    return structs.Savings(
+        cloud_account_id=account,
+        start_date=window.start,
+        end_date=window.end,
+        window=window_of(window),
+        currency=currency,
+        potential_savings=sum(categories.values()) if categories is not None else None,
+        cpu_savings=tuple(r for r in listed if r.resource == "cpu" and r.kind == "right_sizing"),
+        memory_savings=tuple(r for r in listed if r.resource == "memory" and r.kind == "right_sizing"),
+        recommendations=listed,
+        by_category=categories or {},
+        complete=all(source.status == "ok" for source in known),
+        sources=sources_of(known),
+    )

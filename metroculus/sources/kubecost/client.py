@@ -88,6 +88,8 @@ CONFIGURATIONS = ("/model/getConfigs", "/model/productConfigs")
 CURRENCY_SECONDS = 3600.0
 """How long what was said of the currency is taken as it was."""
 BEYOND = "sets that reach beyond what was asked for were left out"
+MANY_ASSETS = 500
+"""More than these are merged on a thread."""
 NO_CONTAINERS = "the source knows nodes and no containers"
 
 _BOTH = frozenset({Capability.ALLOCATIONS, Capability.DAY_SET, Capability.ASSETS, Capability.PLACEMENT})
@@ -507,7 +509,8 @@ class KubecostSource(CostSource):
         if len(failures) == len(answers):
             raise worst(failures)
         read = [answer for answer in answers if isinstance(answer, DecodedAssets)]
-        assets = merge(asset for one in read for asset in one.assets)
+        listed = [asset for one in read for asset in one.assets]
+        assets = await asyncio.to_thread(merge, listed) if len(listed) > MANY_ASSETS else merge(listed)
         left_out = [kind for one in read for kind in one.left_out]
         status: Status = "ok" if assets or window.still_running else "no_data"
         lacking = sum(one.lacking for one in read)
