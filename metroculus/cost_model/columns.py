@@ -362,6 +362,11 @@ class Allocations(Sequence[Allocation]):
         codes = np.where(self.owned, spaces.codes, special.codes + len(spaces.values)).astype(np.int32)
         return Coded(codes, [*spaces.values, *(name or "" for name in special.values)]).texts(lambda name: name)
 
+    def by_cluster(self) -> list[Allocations]:
+        """The rows of each cluster."""
+        codes = self.texts["cluster"].codes
+        return [self.take(codes == code) for code in np.unique(codes).tolist()]
+
     @property
     def costs(self) -> Floats:
         """The matrix of cost components, USD."""

@@ -5,7 +5,7 @@ A price is used for a component only where the upstream prices none of it, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -14,8 +14,8 @@ from msgspec import Meta, Struct, structs
 
 from metroculus.cost_model.allocation import IDLE, Allocation
 from metroculus.cost_model.columns import LINE, Allocations, exact
-from metroculus.cost_model.components import COMPONENTS, Amounts, of_kind
-from metroculus.cost_model.reading import AllocationReading, AllocationSet
+from metroculus.cost_model.components import COMPONENTS, of_kind
+from metroculus.cost_model.reading import AllocationReading, AllocationSet, AssetsReading, NodeCosts
 
 AMOUNT_OF = {one.field: one.name for one in of_kind("amount")}
 """The measure of what is allocated of a component: core hours of cpu."""
@@ -36,41 +36,93 @@ class CustomPrices(Struct, frozen=True, forbid_unknown_fields=True):
         return {component: price for component, price in given.items() if price is not None}
 
 
-def unpriced(rows: Allocations, prices: CustomPrices) -> dict[str, float]:
-    """The given prices of components that the upstream measured in a set and did not price."""
-    return {
-        component: price
-        for component, price in prices.by_component().items()
-        if rows.line(AMOUNT_OF[component]).any() and not rows.line(component).any()
-    }
+def unpriced(rows: Allocations, prices: CustomPrices) -> tuple[str, ...]:
+    """Components that the operator prices and these rows do not; whether there are any, the nodes tell."""
+    return tuple(name for name in prices.by_component() if name != "pv" and not rows.line(name).any())
 
 
 def with_prices(
-    reading: AllocationReading, nodes: Mapping[int, Amounts | None], prices: CustomPrices
+    reading: AllocationReading, assets: Sequence[AssetsReading | None], prices: CustomPrices, apart: bool = False
 ) -> AllocationReading:
     """The reading with what had no price priced; idle is what the nodes had beyond what was allocated.
 
-    Each set stands by itself: an upstream that is priced from one day on is priced by it from then on.
+    Each set stands by itself, and each cluster in it: what its source prices from one day on keeps that price.
+    Where the source tells no idle, all of it is worked out.
 
     Args:
-        nodes: by the first second of a set, core, GiB and GPU hours of all nodes in its time; where they are not known
-            a component that has idle is ``missing``.
+        assets: those of the time of each set; without them a component that has idle is ``missing``.
+        apart: whether rows are of several clusters.
     """
+    tells_idle = reading.has_idle()
     sets, priced, unknown = [], set[str](), set[str]()
-    for one in reading.sets:
-        wanted = unpriced(one.columns, prices)
-        if wanted:
-            of_nodes = nodes.get(one.start)
-            one = replace(one, allocations=_priced(one, wanted, of_nodes))
-            unknown |= {name for name in wanted if name != "pv" and of_nodes is None}
-        priced |= wanted.keys()
-        sets.append(one)
-    if not priced:
+    for one, known in zip(reading.sets, assets, strict=True):
+        parts = []
+        for rows in one.columns.by_cluster() if apart else [one.columns]:
+            cluster = rows.texts["cluster"].list()[0] if apart else ""
+            own = known.of_cluster(cluster) if known is not None and apart else known
+            part = _Part(rows, own, prices)
+            parts.append(part.rows_with_prices(one, cluster, tells_idle))
+            priced |= part.wanted.keys()
+            unknown |= part.unknown
+        sets.append(replace(one, allocations=Allocations.joined(parts)))
+    if not priced and tells_idle:
         return reading
     note = f"priced by the operator's own prices, for the source has none: {', '.join(sorted(priced))}"
-    source = structs.replace(reading.source, warnings=(*reading.source.warnings, note))
+    warnings = (*reading.source.warnings, *([note] if priced else []))
     missing = tuple(sorted({*reading.missing, *unknown}))
+    source = structs.replace(reading.source, warnings=warnings)
     return structs.replace(reading, source=source, sets=tuple(sets), missing=missing)
+
+
+class _Part:
+    """The rows of one cluster in one set, and what the operator's prices make of them."""
+
+    def __init__(self, rows: Allocations, assets: AssetsReading | None, prices: CustomPrices) -> None:
+        self._rows = rows
+        self._assets = assets
+        hours = assets.node_hours() if assets is not None else None
+        self._hours = hours
+        self.wanted = {
+            name: price
+            for name, price in prices.by_component().items()
+            if not rows.line(name).any()
+            and (rows.line(AMOUNT_OF[name]).any() or (name != "pv" and hours is not None and getattr(hours, name)))
+        }
+        self.unknown = {name for name in self.wanted if name != "pv" and hours is None}
+
+    def rows_with_prices(self, one: AllocationSet, cluster: str, tells_idle: bool) -> Allocations:
+        """Amounts times prices, and idle."""
+        rows = self._rows
+        idle = self._idle(tells_idle)
+        if idle and not rows.is_special(IDLE).any():
+            bare = Allocation(name=IDLE, cluster=cluster, start=one.start, end=one.end)
+            rows = Allocations.joined([rows, Allocations.of([bare])])
+        measures = rows.measures.copy()
+        is_idle = rows.is_special(IDLE)
+        for name, price in self.wanted.items():
+            measures[LINE[name]] = np.where(is_idle, 0.0, rows.line(AMOUNT_OF[name]) * price)
+        first = np.flatnonzero(is_idle)[:1]  # of several idle rows one takes it
+        for name, usd in idle.items():
+            measures[LINE[name], first] = usd
+        return rows.replaced(measures)
+
+    def _idle(self, tells_idle: bool) -> dict[str, float]:
+        """USD by component; of those that the source prices only where it tells no idle itself."""
+        rows, idle = self._rows, dict[str, float]()
+        if self._hours is not None:
+            for name, price in self.wanted.items():
+                if name != "pv":
+                    allocated = float(exact(rows.line(AMOUNT_OF[name])))
+                    idle[name] = (getattr(self._hours, name) - allocated) * price
+        if tells_idle:
+            return idle
+        nodes = self._assets.management().nodes if self._assets is not None else None
+        for name in NodeCosts.__struct_fields__:
+            if name not in self.wanted and nodes is None:
+                self.unknown.add(name)
+            elif name not in self.wanted and nodes is not None:
+                idle[name] = getattr(nodes, name) - float(exact(rows.line(name)))
+        return idle
 
 
 def free_of_charge(rows: Allocations) -> tuple[str, ...]:
@@ -85,9 +137,13 @@ def free_of_charge(rows: Allocations) -> tuple[str, ...]:
     return ("cpu", "ram", "gpu") if gpu else ("cpu", "ram")
 
 
-def without_free(reading: AllocationReading) -> AllocationReading:
-    """The reading with what has no price as missing: a cluster is not free because nobody priced its nodes."""
-    free = {name for one in reading.sets for name in free_of_charge(one.columns)} if reading.usable else set()
+def without_free(reading: AllocationReading, apart: bool = False) -> AllocationReading:
+    """The reading with what has no price as missing: a cluster is not free because nobody priced its nodes.
+
+    Args:
+        apart: whether rows are of several clusters, each of which must have a price.
+    """
+    free = {name for one in reading.sets for name in free_in(one.columns, apart)} if reading.usable else set()
     if not free:
         return reading
     named = ", ".join(name for name in COMPONENTS if name in free)
@@ -96,18 +152,7 @@ def without_free(reading: AllocationReading) -> AllocationReading:
     return structs.replace(reading, source=source, missing=tuple(sorted({*reading.missing, *free})))
 
 
-def _priced(one: AllocationSet, wanted: Mapping[str, float], nodes: Amounts | None) -> Allocations:
-    """Amounts times prices; idle rows take what is idle."""
-    rows = one.columns
-    allocated = {name: float(exact(rows.line(AMOUNT_OF[name]))) for name in wanted}
-    idle = {name: getattr(nodes, name) - allocated[name] for name in wanted if nodes is not None and name != "pv"}
-    if idle and not rows.is_special(IDLE).any():
-        rows = Allocations.joined([rows, Allocations.of([Allocation(name=IDLE, start=one.start, end=one.end)])])
-    measures = rows.measures.copy()
-    is_idle = rows.is_special(IDLE)
-    first = np.cumsum(is_idle) == 1  # of several idle rows one takes it
-    for component, price in wanted.items():
-        amounts = rows.line(AMOUNT_OF[component])
-        own_idle = np.where(first, idle.get(component, 0.0), 0.0)
-        measures[LINE[component]] = np.where(is_idle, own_idle, amounts) * price
-    return rows.replaced(measures)
+def free_in(rows: Allocations, apart: bool) -> set[str]:
+    """What of any cluster has no price."""
+    parts = rows.by_cluster() if apart else [rows]
+    return {name for part in parts for name in free_of_charge(part)}

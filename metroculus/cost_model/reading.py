@@ -174,6 +174,10 @@ class AssetsReading(Struct, frozen=True, kw_only=True):
     tells_management: bool = True
     unreadable: frozenset[AssetType | None] = frozenset()
 
+    def of_cluster(self, name: str) -> AssetsReading:
+        """Those of one cluster, and what does not say whose it is."""
+        return structs.replace(self, assets=tuple(asset for asset in self.assets if asset.cluster in (name, "")))
+
     def node_hours(self) -> Amounts | None:
         """Core, GiB and GPU hours of all nodes; None where there are none or one does not tell its size."""
         nodes = [a for a in self.assets if a.type == "node"]

@@ -34,6 +34,14 @@ def point_of(window: Window, statement: Statement) -> Point:
     )
 
 
+def unknown_point(window: Window) -> Point:
+    """A step of which nothing can be told."""
+    columns: dict[str, None] = dict.fromkeys(
+        ("idle_cost", "total_cost", "known_cost", *(f"{name}_cost" for name in CLUSTER_COMPONENTS))
+    )
+    return Point(start=window.zone.iso(window.start), end=window.zone.iso(window.end), complete=False, **columns)
+
+
 def stored_point(
     window: Window,
     parts: Iterable[tuple[Costs, float]],

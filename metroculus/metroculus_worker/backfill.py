@@ -62,9 +62,9 @@ async def backfill(
     """
     first, last = window
     committed = await store.run(store.ledger.committed, account, first, last)
-    now = extractor.now()
-    told = {hour for hour, marker in committed.hours.items() if not marker.source or closed(hour, now)}
+    told = {h for h, marker in committed.hours.items() if not marker.source or closed(h, extractor.now())}
     lacking = set(range(first, last, HOUR)) - (set() if order else told)
+    stored = set() if order else set(committed.hours)
     total = max(0, last - first) // HOUR
     progress = Progress(total=total, done=total - len(lacking))
     report(progress)
@@ -75,7 +75,7 @@ async def backfill(
         async with gate:
             outcome = await extractor.extract(account, owned, stretch, order)
         wanted = lacking & set(stretch.hours)
-        missing = wanted & set(outcome.missing)
+        missing = (wanted & set(outcome.missing)) - stored
         progress = Progress(
             total=total,
             done=progress.done + len(wanted) - len(missing),

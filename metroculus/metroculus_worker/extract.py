@@ -19,7 +19,7 @@ from metroculus.cost_model.settle import Spread, control, spread
 from metroculus.metroculus_worker.ownership import Owned
 from metroculus.metroculus_worker.plan import Stretch, closed
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.choose import AccountSources, HourReading
+from metroculus.sources.choose import DEFAULT_CURRENCY, AccountSources, HourReading
 from metroculus.sources.errors import SourceError
 from metroculus.storage.blocks import NodeKind
 from metroculus.storage.gaps import Gap
@@ -107,7 +107,7 @@ class Extractor:
         staying = await self._staying(account, stretch, committed) if day is None else {}
         whole = {hour: reading for hour, reading in whole.items() if hour not in staying}
         readings = [whole[hour] for hour in sorted(whole)]
-        currency = await sources.currency(Deadline(self._timeout))
+        currency = await self._currency(sources, account, committed)
         batches, followed = await self._store.run(assemble, account, readings, day, now, currency)
         same = [committed[b.hour] for b in batches if b.hour in committed and committed[b.hour].digest == b.digest]
         changed = [b for b in batches if b.hour not in committed or committed[b.hour].digest != b.digest]
@@ -135,6 +135,17 @@ class Extractor:
             kept=tuple(kept),
             failure=read.failure,
         )
+
+    async def _currency(self, sources: AccountSources, account: str, committed: Mapping[int, Marker]) -> str:
+        """As the source says; where it cannot be asked now, as what is stored of the account says last."""
+        told = await sources.told_currency(Deadline(self._timeout))
+        if told is not None:
+            return told
+        if not committed:
+            span = await self._store.run(self._store.ledger.span, account)
+            since = span[1] - DAY if span else 0
+            committed = (await self._store.run(self._store.ledger.committed, account, since, since + DAY)).hours
+        return committed[max(committed)].currency if committed else DEFAULT_CURRENCY
 
     def now(self) -> int:
         """Unix seconds."""

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from metroculus.cost_model.allocation import IDLE, Allocation
 from metroculus.cost_model.columns import Allocations
 from metroculus.cost_model.components import Costs
-from metroculus.cost_model.prices import CustomPrices, free_of_charge, unpriced, with_prices, without_free
+from metroculus.cost_model.prices import CustomPrices, free_in, unpriced, with_prices, without_free
 from metroculus.cost_model.reading import (
     AllocationReading,
     AllocationSet,
@@ -43,6 +43,7 @@ from metroculus.sources.errors import (
 )
 from metroculus.sources.source import (
     HOURS_AT_ONCE,
+    NO_CONTAINERS,
     NOTHING_KNOWN,
     Capability,
     CostSource,
@@ -265,14 +266,18 @@ class AccountSources:
         found = await asyncio.to_thread(_unused, reading, allocation)
         return found, reading.source
 
-    async def currency(self, deadline: Deadline) -> str:
-        """What money is in: as the first source says, else as the account's entry does, else US dollars."""
+    async def told_currency(self, deadline: Deadline) -> str | None:
+        """What money is in; None where the source that should say so cannot be asked now, and nobody else says it."""
         try:
             told = await self._sources[0].currency(deadline) if self._sources else None
         except SourceError as failure:
             log.info("the currency is not to be had: %s", failure)
-            told = None
+            return self._currency or None
         return told or self._currency or DEFAULT_CURRENCY
+
+    async def currency(self, deadline: Deadline) -> str:
+        """What money is in: as the first source says, else as the account's entry does, else US dollars."""
+        return await self.told_currency(deadline) or DEFAULT_CURRENCY
 
     async def metadata(self, at: int, deadline: Deadline) -> Metadata:
         """Quotas, workloads and nodes.
@@ -367,19 +372,18 @@ class _CostQuestion:
         try:
             answer = self._sources.clusters.of_reading(await other.allocations(self._question, rest, half))
             by_other = await self._priced(other, answer)
-            of_own, of_rest = await asyncio.gather(
-                manager.management(own, half),
-                other.management(rest, half) if Capability.MANAGEMENT in other.known_capabilities else _none(),
-            )
+            tells = Capability.MANAGEMENT in other.known_capabilities
+            of_rest = await other.management(rest, half) if tells else None
         except SourceError as failure:
             log.info("a part of a window is not to be had request_id=%s: %s", self._deadline.request_id, failure)
-            by_other, of_own, of_rest = AllocationReading(source=_failed(other.name, failure)), None, None
+            by_other, of_rest = AllocationReading(source=_failed(other.name, failure)), None
         if not by_other.usable:
             listed = (of_first or ManagementReading(source=_nothing_of(other), covers=True),)
             return LiveReadings(allocation, by_other, listed, failures=tuple(self._failures), answered=self._answered)
+        of_own = await self._management(manager, own)
         return LiveReadings(
             of_its_part(allocation, self._window, gaps, other.name),
-            management=(of_own,) if of_own is not None else (),
+            management=(of_own,),
             stretch=StretchReading(by_other, of_rest),
             failures=tuple(self._failures),
             answered=self._answered,
@@ -402,17 +406,24 @@ class _CostQuestion:
 
     async def _priced(self, source: CostSource, reading: AllocationReading) -> AllocationReading:
         """A reading with the operator's prices where the source has none; what nobody prices is missing."""
-        prices = self._sources._prices
+        prices, apart = self._sources._prices, self._sources.clusters.all
         if prices is None or not reading.usable:
-            return without_free(reading)
-        bare = [one for one in reading.sets if unpriced(one.columns, prices)]
-        windows = [self._window.only([(one.start, min(one.end, self._window.end))]) for one in bare]
-        assets = await asyncio.gather(*(self._assets(source, window) for window in windows))
-        hours = {
-            one.start: None if isinstance(answer, SourceError) else answer.node_hours()
-            for one, answer in zip(bare, assets, strict=True)
-        }
-        return without_free(with_prices(reading, hours, prices))
+            return without_free(reading, apart)
+        tells_idle = reading.has_idle()
+        wanted = [
+            (one.start, min(one.end, self._window.end))
+            for one in reading.sets
+            if not tells_idle or any(unpriced(part, prices) for part in self._clusters(one.columns))
+        ]
+        spans = list(dict.fromkeys(wanted))
+        answers = await asyncio.gather(*(self._assets(source, self._window.only([span])) for span in spans))
+        by_start = {span[0]: answer for span, answer in zip(spans, answers, strict=True)}
+        known = [by_start.get(one.start) for one in reading.sets]
+        assets = [None if isinstance(one, SourceError) else one for one in known]
+        return without_free(with_prices(reading, assets, prices, apart), apart)
+
+    def _clusters(self, rows: Allocations) -> list[Allocations]:
+        return rows.by_cluster() if self._sources.clusters.all else [rows]
 
     async def _allocations(self, source: CostSource, window: Window | None = None) -> AllocationReading:
         answer = await self._answer(source.allocations(self._question, window or self._window, self._deadline))
@@ -486,8 +497,9 @@ class _Hours:
                 continue
             control = self._control(said, whole)
             reading = _hour_reading(
-                hour, said, whole, management.get(hour), self._management_covered, assets.get(hour), control
-            )
+                hour, said, whole, management.get(hour), self._management_covered, assets.get(hour), control,
+                self._sources.clusters.all,
+            )  # fmt: skip
             found[hour] = replace(reading, source=who[2], told=said.told)
         return HoursRead(found, missing, sets.failure)
 
@@ -498,11 +510,13 @@ class _Hours:
     async def _behind(self, source: CostSource, sets: HourSets) -> list[tuple[HourSets, CostSource, str]]:
         """Hours that the first source does not have: out of its days, else of the source behind it."""
         hours = [hour for hour, _ in split(self._start, self._end, HOUR)]
-        unknown = [h for h in hours if h not in sets.hours and sets.missing.get(h, NOTHING_KNOWN) == NOTHING_KNOWN]
+        reasons = {h: sets.missing.get(h, NOTHING_KNOWN) for h in hours if h not in sets.hours}
+        unknown = [hour for hour, why in reasons.items() if why in (NOTHING_KNOWN, NO_CONTAINERS)]
         if not unknown or sets.failure:
             return []
         # A day of which some hours are told and others are not may have stood still: its set is of what ran.
-        whole_day = len(unknown) == len(hours) and self._end - self._start == DAY
+        gone = all(reasons.get(hour) == NOTHING_KNOWN for hour in hours)
+        whole_day = gone and self._end - self._start == DAY
         days = await self._of_days(source) if whole_day else {}
         if days:
             return [(HourSets(days), source, f"{source.name} by the day")]
@@ -557,7 +571,7 @@ class _Hours:
             return None
         clusters = self._sources.clusters
         (mine,) = clusters.of_sets([said.set])
-        if not len(mine.columns):
+        if not len(mine.columns) or mine.without_containers:
             return None
         control = clusters.of_rows(said.control) if said.control is not None else None
         return replace(said, set=mine, control=control)
@@ -613,24 +627,26 @@ class _Hours:
     ) -> Allocations | None:
         """An hour with idle and with the operator's prices; None where what that takes is not known."""
         reading = AllocationReading(source=SourceReport(name=source.name, status="ok"), sets=(hour_set,))
-        prices = self._sources._prices
-        own_prices = prices is not None and bool(unpriced(hour_set.columns, prices))
-        if reading.has_idle() and not own_prices:
-            return hour_set.columns
-        if Capability.MANAGEMENT not in source.known_capabilities or (own_prices and assets is None):
+        prices, apart = self._sources._prices, self._sources.clusters.all
+        rows = hour_set.columns
+        parts = rows.by_cluster() if apart else [rows]
+        lacking = not reading.has_idle() or (prices is not None and any(unpriced(part, prices) for part in parts))
+        if not lacking and prices is None:
+            return rows
+        if lacking and (Capability.MANAGEMENT not in source.known_capabilities or assets is None):
             hours = await source.asset_hours(hour_set.start, hour_set.end, self._deadline())
             assets = hours.get(hour_set.start)
             assets = self._sources.clusters.of_assets(assets) if assets is not None else None
-        if assets is None:
-            return None
-        if own_prices and prices is not None:
-            reading = with_prices(reading, {hour_set.start: assets.node_hours()}, prices)
+        if prices is not None:
+            reading = with_prices(reading, [assets], prices, apart)
             if reading.missing:
                 return None
+        elif assets is None:
+            return None
         priced = reading.sets[0].columns
         if reading.has_idle():
             return priced
-        nodes = assets.management().nodes
+        nodes = assets.management().nodes if assets is not None else None
         if nodes is None:
             return None
         used = priced.sum_costs()
@@ -652,8 +668,9 @@ def _hour_reading(
     covered: bool,
     assets: AssetsReading | None,
     control: float | None,
+    apart: bool,
 ) -> HourReading:
-    unknown = {*said.unknown, *whole.unknown_components(), *free_of_charge(whole)}
+    unknown = {*said.unknown, *whole.unknown_components(), *free_in(whole, apart)}
     if management is None and covered:
         unknown.add("management")
     not_covered = set(said.not_covered)

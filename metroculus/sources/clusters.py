@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct, structs
 
 from metroculus.cost_model.columns import Allocations
-from metroculus.cost_model.reading import AllocationReading, AllocationSet, AssetsReading
+from metroculus.cost_model.reading import AllocationReading, AllocationSet, AssetsReading, Status
 from metroculus.sources.errors import SeveralClusters
 
 ALL = "*"
@@ -60,8 +60,21 @@ class Clusters(Struct, frozen=True):
         return tuple(replace(one, allocations=self.of_rows(one.columns)) for one in many)
 
     def of_reading(self, reading: AllocationReading) -> AllocationReading:
-        """Raises: SeveralClusters"""
-        return structs.replace(reading, sets=self.of_sets(reading.sets)) if reading.sets else reading
+        """A reading of the account's cluster; that another one went on where it was not told makes it no more whole.
+
+        Raises:
+            SeveralClusters
+        """
+        if not reading.sets:
+            return reading
+        mine = self.of_sets(reading.sets)
+        kept = tuple(one for one in mine if len(one.columns) and not one.without_containers)
+        if len(kept) == len(mine):
+            return structs.replace(reading, sets=mine)
+        note = f"{len(mine) - len(kept)} sets know nothing that ran in this cluster"
+        status: Status = "partial" if kept else "no_data"
+        source = structs.replace(reading.source, status=status, warnings=(*reading.source.warnings, note))
+        return structs.replace(reading, source=source, sets=kept)
 
     def of_assets(self, reading: AssetsReading) -> AssetsReading:
         """Raises: SeveralClusters"""

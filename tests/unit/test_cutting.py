@@ -35,8 +35,7 @@ def test_the_hours_of_a_day_cost_what_the_day_costs(runs):
     owned = sum(one.set.columns.take(one.set.columns.owned).total() for one in hours.values())
     assert owned == pytest.approx(sum(usd for _, _, usd in runs))
     idle_told = sum(one.set.columns.total() for one in hours.values()) - owned
-    without_break = len(ran) == (max(ran) - min(ran)) // HOUR + 1
-    assert idle_told == pytest.approx(5.0) if without_break else idle_told < 5.0
+    assert idle_told == pytest.approx(5.0)
 
 
 def test_a_cluster_that_began_at_noon_has_no_morning():

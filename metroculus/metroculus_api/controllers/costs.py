@@ -15,7 +15,7 @@ from metroculus.metroculus_api.controllers.savings import SavingsController
 from metroculus.metroculus_api.controllers.series import SeriesController
 from metroculus.metroculus_api.controllers.stored import StoredHours
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.choose import AccountSources, LiveReadings
+from metroculus.sources.choose import DEFAULT_CURRENCY, AccountSources, LiveReadings
 from metroculus.sources.errors import NoSource
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
@@ -63,6 +63,7 @@ class CostsController:
             unable = sources.unable(question.aggregate)
             stored, store, currency = await self._stored.read(question, unable, deadline)
             question = replace(question, currency=currency)
+        question = replace(question, currency=question.currency or DEFAULT_CURRENCY)
         if not sources.any and stored is None:
             raise NoSource
         window = stored.rest if stored else question.window
@@ -100,7 +101,7 @@ async def of_account(question: Question, sources: AccountSources, deadline: Dead
         question,
         filters=replace(question.filters, clusters=named),
         clusters_apart=sources.clusters.all,
-        currency=await sources.currency(deadline),
+        currency=await sources.told_currency(deadline) or "",
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from metroculus.codes import TOO_MANY_POINTS
 from metroculus.cost_model.allocation import IDLE, Filters
 from metroculus.cost_model.components import Costs
-from metroculus.cost_model.series import point_of, steps, stored_point
+from metroculus.cost_model.series import point_of, steps, stored_point, unknown_point
 from metroculus.cost_model.statement import Point, Question, Statement
 from metroculus.metroculus_api.controllers.stored import share_of, source_of, whole
 from metroculus.storage.columns import COST_COLUMNS
@@ -70,7 +70,9 @@ class SeriesController:
         asked = Question(
             cloud_account_id=question.cloud_account_id, window=window, filters=question.filters, idle=question.idle
         )
-        return point_of(window, await self._statement(asked))
+        statement = await self._statement(asked)
+        # A step in another currency than the statement's is not known in that.
+        return point_of(window, statement) if statement.currency == question.currency else unknown_point(window)
 
     async def _stored(self, question: Question, cut: Sequence[Window], key: str) -> dict[int, Point]:
         """The points whose hours are all stored; none where the store fails."""

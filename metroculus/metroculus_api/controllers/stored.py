@@ -165,12 +165,12 @@ def in_one_currency(committed: CommittedHours, live: str) -> tuple[CommittedHour
     window, else what the newest hour says.
 
     Args:
-        live: the currency of the live source.
+        live: the currency of the live source; empty where that is not known.
     """
     hours = committed.hours
     found = currencies_of(committed)
     newest = hours[max(hours)].currency
-    chosen = live if committed.missing() or live in found else newest
+    chosen = live if live and (committed.missing() or live in found) else newest
     others = [hour for hour, marker in hours.items() if marker.currency != chosen]
     if not others:
         return committed, chosen, None

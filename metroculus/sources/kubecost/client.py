@@ -41,7 +41,7 @@ from metroculus.sources.kubecost.envelope import open_envelope
 from metroculus.sources.kubecost.large import decode_allocations, decode_elsewhere
 from metroculus.sources.kubecost.savings import decode_abandoned, decode_overview, decode_request_sizing
 from metroculus.sources.outbound.http import SourceHttp, Upstream
-from metroculus.sources.source import Capability, CostSource, HourSet, HourSets, SavingsReading, worst
+from metroculus.sources.source import NO_CONTAINERS, Capability, CostSource, HourSet, HourSets, SavingsReading, worst
 from tools.deadline import Deadline
 from tools.window import DAY, HOUR, Window, iso, split
 
@@ -88,9 +88,10 @@ CONFIGURATIONS = ("/model/getConfigs", "/model/productConfigs")
 CURRENCY_SECONDS = 3600.0
 """How long what was said of the currency is taken as it was."""
 BEYOND = "sets that reach beyond what was asked for were left out"
+LATE_SECONDS = 4 * HOUR
+"""An hour at the end of a day that is younger than this may only be late; the day's own set has it."""
 MANY_ASSETS = 500
 """More than these are merged on a thread."""
-NO_CONTAINERS = "the source knows nodes and no containers"
 
 _BOTH = frozenset({Capability.ALLOCATIONS, Capability.DAY_SET, Capability.ASSETS, Capability.PLACEMENT})
 CAPABILITIES: Mapping[Flavour, frozenset[Capability]] = {
@@ -290,7 +291,7 @@ class KubecostSource(CostSource):
             self._totals(dialect, piece, deadline),
             self._totals(dialect, hourly, deadline) if dialect.flavour == "kubecost" else _no_totals(),
         )
-        holes = _holes(hours, piece)
+        holes = _holes(self._own(hours), piece, int(self._clock()))
         if holes and hours[0].start == piece.start:  # every hour that it has is still kept
             return *await self._allocation_piece(dialect, hourly, window.end, aggregate, deadline), []
         if holes:  # the day has hours that are not kept any more, and these are in its own set alone
@@ -305,6 +306,10 @@ class KubecostSource(CostSource):
         rounding = control_rounding(sum(one.columns.costs.size for one in (*sets, *totals)))
         too_far = abs(residual) > max(rounding, CONTROL_SHARE * abs(expected))
         return sets, warnings, [residual] if too_far else []
+
+    def _own(self, hours: Sequence[AllocationSet]) -> Sequence[AllocationSet]:
+        """Hours with the rows of the named cluster: another one may go on while it stands still."""
+        return self.clusters.of_sets(hours) if self.clusters.named else hours
 
     async def _totals(self, dialect: Dialect, piece: _Piece, deadline: Deadline) -> list[AllocationSet]:
         """The cluster's own sets of a piece; none where they cannot be had, or are not kept for as long."""
@@ -514,7 +519,9 @@ class KubecostSource(CostSource):
         left_out = [kind for one in read for kind in one.left_out]
         status: Status = "ok" if assets or window.still_running else "no_data"
         lacking = sum(one.lacking for one in read)
-        if assets and (failures or left_out or lacking or any(not one.assets for one in read)):
+        over = [one for piece, one in zip(whole, answers, strict=True) if piece.start < window.final_until]
+        empty = any(isinstance(one, DecodedAssets) and not one.assets for one in over)
+        if assets and (failures or left_out or lacking or empty):
             status = "partial"
         warnings = [f"{len(left_out)} assets could not be read and are not counted"] if left_out else []
         if lacking:
@@ -576,7 +583,12 @@ class KubecostSource(CostSource):
         if self._currency_asked_at + CURRENCY_SECONDS > self._clock():
             return self._currency
         if (await self.dialect(deadline)).flavour == "kubecost":
-            self._currency = await self._configured_currency(deadline)
+            try:
+                self._currency = await self._configured_currency(deadline)
+            except SourceError:
+                if self._currency is None:
+                    raise
+                return self._currency  # what it said before holds until it says something else
         self._currency_asked_at = self._clock()
         return self._currency
 
@@ -649,16 +661,18 @@ class KubecostSource(CostSource):
         return ""
 
 
-def _holes(hours: Sequence[AllocationSet], piece: _Piece) -> int:
+def _holes(hours: Sequence[AllocationSet], piece: _Piece, now: int) -> int:
     """Seconds of a piece that its hours say are not known: without containers, or absent behind the first one.
 
-    Hours that lack before the first one may be kept no longer, and say nothing.
+    Hours that lack before the first one may be kept no longer, and the last ones may be late: they say nothing.
     """
     told = {one.start for one in hours if not one.without_containers}
     if not hours:
         return 0
     first = min(one.start for one in hours)
-    return sum(HOUR for hour, _ in split(first, piece.end, HOUR) if hour not in told)
+    last = max(one.start for one in hours)
+    settled = max(last, min(piece.end, now - LATE_SECONDS) - HOUR)
+    return sum(HOUR for hour in range(first, settled + 1, HOUR) if hour not in told)
 
 
 def _singly(piece: _Piece) -> list[_Piece]:
