@@ -33,6 +33,8 @@ CLIENTS = 64
 TOKENS = 8
 """Clients share tokens, each of which has so many places at once."""
 WARM_UP_SHARE = 0.4
+POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
+"""Of asyncio's own pool, which comes to its size as work is handed to it."""
 GROWTH = 1.05
 FAULTS = ("refuse", "reset", "hang", "500", "429", "truncated JSON", "HTML with 200", "costs of null", None, None, None)
 TIMEOUT = 2.0
@@ -78,7 +80,7 @@ class Report:
         )
         if after.resident > before.resident * GROWTH:
             self.problems.append(f"{name}: memory grew by {after.resident / before.resident - 1:.1%}")
-        if after.threads > before.threads + 2:
+        if after.threads > before.threads + POOL_THREADS:
             self.problems.append(f"{name}: {after.threads - before.threads} threads more")
         if after.sockets > before.sockets + 4:
             self.problems.append(f"{name}: {after.sockets - before.sockets} sockets more")

@@ -73,7 +73,7 @@ async def backfill(
     async def day(stretch: Stretch) -> None:
         nonlocal progress
         async with gate:
-            outcome = await extractor.extract(account, owned, stretch, order)
+            outcome = await extractor.extract(account, owned, stretch, order, range(first, last, HOUR))
         wanted = lacking & set(stretch.hours)
         missing = (wanted & set(outcome.missing)) - stored
         progress = Progress(
@@ -90,7 +90,7 @@ async def backfill(
     for start in range(newest, first - DAY, -DAY):
         wanted = [hour for hour in range(max(start, first), min(start + DAY, last), HOUR) if hour in lacking]
         if wanted:
-            days.append(asyncio.create_task(day(_stretch(start, wanted, last))))
+            days.append(asyncio.create_task(day(_stretch(start, wanted, extractor.now()))))
     try:
         await asyncio.gather(*days)
     finally:  # one day that could not be stored ends the others: they would fail the same way
@@ -101,8 +101,8 @@ async def backfill(
     return progress
 
 
-def _stretch(day: int, wanted: list[int], last: int) -> Stretch:
+def _stretch(day: int, wanted: list[int], now: int) -> Stretch:
     """A day that is over is read whole, so that its hours can follow its own set."""
-    if day + DAY <= last:
+    if day + DAY + SETTLING_SECONDS <= now:
         return Stretch(day, day + DAY, whole=True)
     return Stretch(wanted[0], wanted[-1] + HOUR)

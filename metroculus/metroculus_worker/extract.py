@@ -61,6 +61,15 @@ class Outcome(Struct, frozen=True, kw_only=True):
         return fsum(marker.total for marker in self.written)
 
 
+class _Committed(Struct, frozen=True):
+    """What became of hours that were read; ``all_of_them`` is whether each that differs was written."""
+
+    written: tuple[Marker, ...]
+    confirmed: tuple[int, ...]
+    kept: tuple[int, ...]
+    all_of_them: bool
+
+
 class RepairOrder(Struct, frozen=True):
     """Leave to change closed hours: who asked, why, and the id under which it is audited."""
 
@@ -83,8 +92,18 @@ class Extractor:
         self._clock = clock
         self._timeout = timeout
 
-    async def extract(self, account: str, owned: Owned, stretch: Stretch, order: RepairOrder | None = None) -> Outcome:
+    async def extract(
+        self,
+        account: str,
+        owned: Owned,
+        stretch: Stretch,
+        order: RepairOrder | None = None,
+        asked: range | None = None,
+    ) -> Outcome:
         """Read a stretch and store what it says.
+
+        Args:
+            asked: the hours that may change; the others of the stretch are read for their day's sake.
 
         Raises:
             StoreError: nothing of what was not committed is visible.
@@ -109,32 +128,45 @@ class Extractor:
         readings = [whole[hour] for hour in sorted(whole)]
         currency = await self._currency(sources, account, committed)
         batches, followed = await self._store.run(assemble, account, readings, day, now, currency)
-        same = [committed[b.hour] for b in batches if b.hour in committed and committed[b.hour].digest == b.digest]
-        changed = [b for b in batches if b.hour not in committed or committed[b.hour].digest != b.digest]
-        kept = [b.hour for b in changed if b.hour in committed and closed(b.hour, now) and order is None]
-        changed = [b for b in changed if b.hour not in kept]
-        if not owned.still():
-            raise LostOwnership(account)
-        if order is not None:  # first: a change that nobody knows of would be worse than one that did not come about
-            await self._audit(order, committed, changed, now)
-        written = await self._store.run(self._store.ledger.commit, changed, owned.writer)
-        await self._store.run(self._store.ledger.confirm, account, same, owned.writer, now)
-        if followed is not None and not kept:
+        done = await self._commit(account, owned, batches, committed, order, asked)
+        if followed is not None and done.all_of_them:
             sequence = owned.writer.sequence()
             await self._store.run(
                 self._store.followed_days.record, account, stretch.start, followed.residuals, sequence, now
             )
         unchanged = dict.fromkeys(staying.keys() - missing.keys(), why) | dict.fromkeys(better, KEPT_NO_LONGER)
-        asked_again = unchanged | dict.fromkeys(kept, CLOSED)
+        asked_again = unchanged | dict.fromkeys(done.kept, CLOSED)
         await self._with_gaps(account, missing | asked_again, now)
         outcome = Outcome(missing=missing | unchanged if order is not None else missing)
-        return replace(
-            outcome,
-            written=tuple(written),
-            confirmed=tuple(m.hour for m in same),
-            kept=tuple(kept),
-            failure=read.failure,
-        )
+        return replace(outcome, written=done.written, confirmed=done.confirmed, kept=done.kept, failure=read.failure)
+
+    async def _commit(
+        self,
+        account: str,
+        owned: Owned,
+        batches: Sequence[HourBatch],
+        committed: Mapping[int, Marker],
+        order: RepairOrder | None,
+        asked: range | None,
+    ) -> _Committed:
+        """Store what differs from what is stored, and confirm the rest.
+
+        Raises:
+            StoreError, LostOwnership
+        """
+        now = int(self._clock())
+        same = [committed[b.hour] for b in batches if b.hour in committed and committed[b.hour].digest == b.digest]
+        changed = [b for b in batches if b.hour not in committed or committed[b.hour].digest != b.digest]
+        kept = [b.hour for b in changed if b.hour in committed and closed(b.hour, now) and order is None]
+        wanted = [b for b in changed if b.hour not in kept and (asked is None or b.hour in asked)]
+        if not owned.still():
+            raise LostOwnership(account)
+        if order is not None:  # first: a change that nobody knows of would be worse than one that did not come about
+            await self._audit(order, committed, wanted, now)
+        written = await self._store.run(self._store.ledger.commit, wanted, owned.writer)
+        await self._store.run(self._store.ledger.confirm, account, same, owned.writer, now)
+        hours = tuple(marker.hour for marker in same)
+        return _Committed(tuple(written), hours, tuple(kept), len(wanted) == len(changed))
 
     async def _currency(self, sources: AccountSources, account: str, committed: Mapping[int, Marker]) -> str:
         """As the source says; where it cannot be asked now, as what is stored of the account says last."""
