@@ -31,17 +31,13 @@ NOT_TOLD = {
     "kubecost": {"blind_hours": "containers are not known of all of the time"},
     "stored": {"blind_hours": "containers are not known of all of the time"},
     "beside": {"blind_hours": "containers are not known of all of the time"},
-    "opencost": {},
+    "opencost": {"blind_hours": "containers are not known of all of the time"},
     "metrics": {
         "blind_hours": "containers are not known of all of the time",
         "late_network": "network counters are not there all of the time",
     },
 }
 """By kind of source: the hardships under which not all can be known, and why."""
-NOT_DRAWN = {"opencost": {"blind_hours"}}
-"""OpenCost by the day looks whole where hours of it have no containers: only its hours, or metrics, tell."""
-
-
 OF_THE_WINDOW = {"statement", "namespace", "pod", "efficiency", "by", "filter"}
 """Views of the whole window: where some of its time is not known, none of them may say that it is whole."""
 
@@ -52,7 +48,7 @@ class Drawn:
     def __init__(self, seed: int) -> None:
         rng = Random(seed)
         self.kind = KINDS[seed % len(KINDS)]
-        possible = sorted(HARDSHIPS.keys() - NOT_DRAWN.get(self.kind, set()))
+        possible = sorted(HARDSHIPS)
         drawn = set(rng.sample(possible, rng.randint(3, len(possible))))
         if rng.random() < 0.75:  # under it little is known whole, and little can be held
             drawn.discard("blind_hours")

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import fsum
+from time import monotonic
 from typing import Literal, TypeVar
 
 from msgspec import Struct
@@ -88,6 +89,8 @@ CONFIGURATIONS = ("/model/getConfigs", "/model/productConfigs")
 CURRENCY_SECONDS = 3600.0
 """How long what was said of the currency is taken as it was."""
 BEYOND = "sets that reach beyond what was asked for were left out"
+QUICK_SECONDS = 1.0
+"""An OpenCost that tells a day in less than this is asked for its hours, too."""
 LATE_SECONDS = 4 * HOUR
 """An hour at the end of a day that is younger than this may only be late; the day's own set has it."""
 MANY_ASSETS = 500
@@ -279,18 +282,22 @@ class KubecostSource(CostSource):
     ) -> tuple[list[AllocationSet], list[str], list[float]]:
         """The sets of a piece, held against what the source says of the cluster in the same time.
 
-        A day is held against the cluster's day. Kubecost has its hours ready, too: a day in which hours have no
-        containers is asked for by the hour, so that the cost of their nodes does not look idle.
+        A day is held against the cluster's day, and against its hours: one in which hours have no containers is asked
+        for by the hour, so that the cost of their nodes does not look idle. Kubecost has its hours ready; an OpenCost
+        works them out, and is asked for them where it was quick to tell the day.
         """
         asked = self._allocation_piece(dialect, piece, window.end, aggregate, deadline)
         if piece.step != "day":
             return *await asked, []
         hourly = _Piece(piece.start, piece.end, "hour")
+        began = monotonic()
         (sets, warnings), totals, hours = await asyncio.gather(
             asked,
             self._totals(dialect, piece, deadline),
             self._totals(dialect, hourly, deadline) if dialect.flavour == "kubecost" else _no_totals(),
         )
+        if dialect.flavour == "opencost" and monotonic() - began < QUICK_SECONDS:
+            hours = await self._totals(dialect, hourly, deadline)
         holes = _holes(self._own(hours), piece, int(self._clock()))
         if holes and hours[0].start == piece.start:  # every hour that it has is still kept
             return *await self._allocation_piece(dialect, hourly, window.end, aggregate, deadline), []
