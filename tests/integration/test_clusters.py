@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -230,3 +231,45 @@ def test_the_list_of_clusters_adds_nothing_in_two_currencies(stack: Stack) -> No
     listed = ask(running, tenant.tokens["viewer"], path, params=dates).json()
     assert set(listed["totals"]) == {"EUR", "CHF"}
     assert listed["total_cost"] is None and listed["known_cost"] is None
+
+
+def test_a_currency_that_cannot_be_asked_for_is_what_it_was(stack: Stack) -> None:
+    """Stored in EUR; then Kubecost is down, or its configuration alone is: nothing is relabelled and nothing vanishes."""
+    clock, broken = [float(NOW)], {"is": False}
+
+    def rewrite(path: str, answer: Any) -> Any:
+        return "<html>" if broken["is"] and "Configs" in path else answer
+
+    habits = Habits(currency="EUR", serves=frozenset({"kubecost"}), rewrite=rewrite)
+    simulator, url = stack.simulate(OURS, habits)
+    running = stack.start(
+        clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT,
+        clock=lambda: clock[0],
+    )  # fmt: skip
+    fill = running.worker.worker.fill
+    assert stack.thread.run(fill(ACCOUNT, (END - 2 * DAY, END - DAY), 1, lambda progress: None)).complete
+    broken["is"], clock[0] = True, NOW + 2 * 3600
+    assert stack.thread.run(fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None)).complete
+    both = {"cloud_account_id": ACCOUNT, "start_date": END - 2 * DAY, "end_date": END}
+    true: Any = truth(OURS, END - 2 * DAY, END, now=NOW, adjusted=True)["total_cost"]
+    body = Metroculus(running).get("kubecost_cluster_costs", **both).json()
+    assert (body["currency"], body["complete"]) == ("EUR", True)
+    assert body["total_cost"] == pytest.approx(true, abs=1e-2)
+    simulator.habits.fail_with, clock[0] = (503, "down"), NOW + 4 * 3600
+    body = Metroculus(running).get("kubecost_cluster_costs", **both | {"end_date": END + DAY}).json()
+    assert (body["currency"], body["complete"]) == ("EUR", False)
+    assert body["total_cost"] == pytest.approx(true, abs=1e-2), "what is stored is still told"
+
+
+def test_a_named_cluster_that_stands_still_is_seen_beside_one_that_goes_on(stack: Stack) -> None:
+    blind = replace(OURS, blind=((END - 8 * 3600, END - 6 * 3600),))
+    simulator, url = stack.simulate(blind, Habits(serves=frozenset({"kubecost"})))
+    simulator.others = (THEIRS,)
+    running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}")
+    put(running, url, cluster="cluster-one")
+    known: Any = truth(blind, END - DAY, END, now=NOW, adjusted=True)["summary"]
+    for _ in ("live", "stored"):
+        body = Metroculus(running).get("kubecost_cluster_costs", **DATES).json()
+        assert not body["complete"]
+        assert body["summary"]["cpu_cost"] == pytest.approx(known["cpu_cost"], abs=1e-2)
+        stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from simulator.costs import truth
+from simulator.field import make_field_world
 from simulator.server import Habits
 from simulator.world import World
-from tests.support import ACCOUNT, DAY, END, NOW, Metroculus, Stack, exact_world
+from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack, exact_world
 from tools.window import parse_rfc3339
 
 PRIME = 7
@@ -148,3 +149,64 @@ def test_prices_that_begin_at_midnight_are_judged_day_by_day(stack: Stack) -> No
     true: Any = truth(world, END - 2 * DAY, END, now=NOW, adjusted=True)
     for component in ("cpu_cost", "ram_cost", "gpu_cost"):
         assert body["summary"][component] == pytest.approx(true["summary"][component], rel=1e-3), component
+
+
+@pytest.mark.parametrize("flavour", ["opencost", "kubecost"])
+@pytest.mark.parametrize("no_idle", [False, True])
+def test_what_nodes_have_and_nobody_asked_for_has_the_operators_price(
+    stack: Stack, flavour: str, no_idle: bool
+) -> None:
+    """A GPU that no pod has is idle, whether its pod runs for six hours, for none, or the upstream tells no idle."""
+    if no_idle and flavour == "kubecost":
+        pytest.skip("every Kubecost tells idle")
+    world = replace(exact_world(PRIME), discount=0.0)
+    short = replace(
+        world,
+        containers=tuple(
+            replace(one, start=max(one.start, END - DAY), end=min(one.end, END - DAY + 6 * HOUR)) if one.gpus else one
+            for one in world.containers
+        ),
+    )
+    gpu = {"usd_per_gpu_hour": 0.0}
+    nodes = {id(node): replace(node, **gpu) for node in short.nodes}
+    told = replace(
+        short,
+        nodes=tuple(nodes.values()),
+        containers=tuple(replace(one, node=nodes[id(one.node)]) for one in short.containers),
+    )
+    _, url = stack.simulate(told, Habits(serves=frozenset({flavour}), no_idle=no_idle))
+    running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}")
+    client = running.rest_api.metroculus.client
+    assert client.put_kubecost_source(ACCOUNT, flavour, url, custom_prices={"gpu_hour": PRIME / 8})[0] == 200
+    windows = [(END - DAY, END), (END - 18 * HOUR, END), (END - 2 * DAY, END - DAY)]
+
+    def held() -> None:
+        for start, end in windows:
+            dates = {"cloud_account_id": ACCOUNT, "start_date": start, "end_date": end}
+            body = Metroculus(running).get("kubecost_cluster_costs", **dates).json()
+            true: Any = truth(short, start, end, now=NOW)
+            assert body["summary"]["gpu_cost"] == pytest.approx(true["summary"]["gpu_cost"], abs=1e-3)
+            assert body["idle_cost"] == pytest.approx(true["idle_cost"], abs=2e-3)
+
+    held()
+    fill = running.worker.worker.fill(ACCOUNT, (END - 2 * DAY, END), 2, lambda progress: None)
+    assert stack.thread.run(fill).complete
+    held()
+
+
+def test_every_cluster_of_an_account_must_have_a_price(stack: Stack) -> None:
+    """One of two is priced: the other is not free, and the operator's prices hold for it alone."""
+    one = replace(exact_world(PRIME, days=2), discount=0.0)
+    two = make_field_world([], seed=5, days=2, end=END, prime=PRIME, cluster_id="cluster-two")
+    two = replace(two, discount=0.0)
+    simulator, url = stack.simulate(one, Habits(serves=frozenset({"kubecost"})))
+    simulator.others = (without_prices(two),)
+    running = stack.start()
+    client = running.rest_api.metroculus.client
+    assert client.put_kubecost_source(ACCOUNT, "kubecost", url, cluster="*")[0] == 200
+    body = Metroculus(running).get("kubecost_cluster_costs", **DATES).json()
+    assert body["total_cost"] is None and "unpriced: cpu, ram" in str(body["sources"])
+    assert client.put_kubecost_source(ACCOUNT, "kubecost", url, cluster="*", custom_prices=OWN)[0] == 200
+    body = Metroculus(running).get("kubecost_cluster_costs", **DATES).json()
+    both = [truth(world, END - DAY, END, now=NOW, adjusted=True) for world in (one, two)]
+    assert body["total_cost"] == pytest.approx(sum(float(true["total_cost"]) for true in both), rel=1e-4)  # type: ignore[arg-type]
