@@ -151,14 +151,11 @@ def test_prices_that_begin_at_midnight_are_judged_day_by_day(stack: Stack) -> No
         assert body["summary"][component] == pytest.approx(true["summary"][component], rel=1e-3), component
 
 
-@pytest.mark.parametrize("flavour", ["opencost", "kubecost"])
-@pytest.mark.parametrize("no_idle", [False, True])
+@pytest.mark.parametrize(("flavour", "no_idle"), [("opencost", False), ("opencost", True), ("kubecost", False)])
 def test_what_nodes_have_and_nobody_asked_for_has_the_operators_price(
     stack: Stack, flavour: str, no_idle: bool
 ) -> None:
     """A GPU that no pod has is idle, whether its pod runs for six hours, for none, or the upstream tells no idle."""
-    if no_idle and flavour == "kubecost":
-        pytest.skip("every Kubecost tells idle")
     world = replace(exact_world(PRIME), discount=0.0)
     short = replace(
         world,
