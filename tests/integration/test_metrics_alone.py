@@ -35,6 +35,17 @@ def recorded(prometheus_factory: Any, world: World) -> str:
     return str(prometheus.url)
 
 
+@pytest.fixture(scope="module")
+def priced_url(prometheus_factory: Any) -> str:
+    return recorded(prometheus_factory, exact_world(PRIME))
+
+
+@pytest.fixture(scope="module")
+def free_url(prometheus_factory: Any) -> str:
+    """The same world on machines without a price."""
+    return recorded(prometheus_factory, without_prices(exact_world(PRIME)))
+
+
 def pushing(stack: Stack, url: str, **more: Any) -> Any:
     running = stack.start(thanos_query_url=url, **more.pop("plan", {}))
     status, _ = running.rest_api.metroculus.client.put_kubecost_source(ACCOUNT, "push", **more)
@@ -42,18 +53,17 @@ def pushing(stack: Stack, url: str, **more: Any) -> Any:
     return running
 
 
-def test_nodes_without_a_price_are_no_free_cluster(stack: Stack, prometheus_factory: Any) -> None:
-    world = without_prices(exact_world(PRIME))
-    running = pushing(stack, recorded(prometheus_factory, world))
+def test_nodes_without_a_price_are_no_free_cluster(stack: Stack, free_url: str) -> None:
+    running = pushing(stack, free_url)
     body = Metroculus(running).get("kubecost_cluster_costs", **DATES).json()
     assert body["total_cost"] is None and not body["complete"]
     assert body["summary"]["cpu_cost"] is None and body["summary"]["ram_cost"] is None
     assert "unpriced: cpu, ram" in str(body["sources"])
 
 
-def test_a_cluster_that_pushes_is_priced_by_its_operator(stack: Stack, prometheus_factory: Any) -> None:
+def test_a_cluster_that_pushes_is_priced_by_its_operator(stack: Stack, free_url: str) -> None:
     priced = exact_world(PRIME)
-    running = pushing(stack, recorded(prometheus_factory, without_prices(priced)), custom_prices=OWN)
+    running = pushing(stack, free_url, custom_prices=OWN)
     body = Metroculus(running).get("kubecost_cluster_costs", **DATES, detail_level="namespace").json()
     true: Any = truth(priced, END - DAY, END, now=NOW)
     for component in ("cpu_cost", "ram_cost", "gpu_cost", "pv_cost"):
@@ -64,11 +74,10 @@ def test_a_cluster_that_pushes_is_priced_by_its_operator(stack: Stack, prometheu
     assert body["complete"], body["sources"]
 
 
-def test_the_history_of_a_cluster_that_pushes_is_priced_alike(stack: Stack, prometheus_factory: Any) -> None:
+def test_the_history_of_a_cluster_that_pushes_is_priced_alike(stack: Stack, free_url: str) -> None:
     priced = exact_world(PRIME)
     plan = {"clickhouse_url": f"embedded:{stack.folder / 'store'}"}
-    url = recorded(prometheus_factory, without_prices(priced))
-    running = pushing(stack, url, custom_prices=OWN, plan=plan)
+    running = pushing(stack, free_url, custom_prices=OWN, plan=plan)
     done = stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
     assert done.complete, done.last_reason
     body = Metroculus(running).get("kubecost_cluster_costs", **DATES).json()
@@ -78,24 +87,23 @@ def test_the_history_of_a_cluster_that_pushes_is_priced_alike(stack: Stack, prom
 
 
 @pytest.mark.parametrize("aggregate", ["annotation:owner", "namespace,annotation:example.com/cost-center"])
-def test_what_metrics_cannot_tell_is_refused_by_name(stack: Stack, prometheus_factory: Any, aggregate: str) -> None:
-    running = pushing(stack, recorded(prometheus_factory, exact_world(PRIME)))
+def test_what_metrics_cannot_tell_is_refused_by_name(stack: Stack, priced_url: str, aggregate: str) -> None:
+    running = pushing(stack, priced_url)
     answer = Metroculus(running).get("kubecost_cluster_costs", **DATES, aggregate=aggregate)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["params"] == ["aggregate"]
     assert aggregate.split(",")[-1] in answer.json()["error"]["reason"]
 
 
-def test_a_label_that_stored_hours_do_not_carry_is_asked_of_the_metrics(stack: Stack, prometheus_factory: Any) -> None:
+def test_a_label_that_stored_hours_do_not_carry_is_asked_of_the_metrics(stack: Stack, priced_url: str) -> None:
     world = exact_world(PRIME)
     plan = {"clickhouse_url": f"embedded:{stack.folder / 'store'}"}
-    url = recorded(prometheus_factory, world)
-    running = pushing(stack, url, plan=plan)
+    running = pushing(stack, priced_url, plan=plan)
     done = stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
     assert done.complete, done.last_reason
     asked = Metroculus(running)
     label = next(name for one in world.containers for name in one.labels if name not in ("app", "team", "owner"))
-    live = Metroculus(pushing(stack, url)).get("kubecost_cluster_costs", **DATES, aggregate=f"label:{label}")
+    live = Metroculus(pushing(stack, priced_url)).get("kubecost_cluster_costs", **DATES, aggregate=f"label:{label}")
     body = asked.get("kubecost_cluster_costs", **DATES, aggregate=f"label:{label}").json()
     rows = {row["name"]: row["total_cost"] for row in body["breakdown_by_aggregate"]}
     assert set(rows) != {"__unallocated__"}

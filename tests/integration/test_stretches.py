@@ -20,6 +20,15 @@ WORLD: World = make_field_world(["sidecars", "replaced_node"], seed=9, days=6, e
 SHORT = Habits(hours_kept=49, days_kept=91, serves=frozenset({"kubecost"}))
 
 
+@pytest.fixture(scope="module")
+def metrics_url(prometheus_factory: Any) -> str:
+    """A Prometheus that has all of the world."""
+    prometheus = prometheus_factory()
+    prometheus.load_world(WORLD, ACCOUNT)
+    prometheus.start()
+    return str(prometheus.url)
+
+
 def true(start: int, end: int, adjusted: bool = True) -> Any:
     return truth(WORLD, start, end, now=NOW, adjusted=adjusted)
 
@@ -28,14 +37,11 @@ def source(body: Any, name: str) -> Any:
     return next(one for one in body["sources"] if one["name"] == name)
 
 
-def test_each_source_is_asked_for_its_part_of_a_window(stack: Stack, prometheus_factory: Any) -> None:
-    prometheus = prometheus_factory()
-    prometheus.load_world(WORLD, ACCOUNT)
-    prometheus.start()
+def test_each_source_is_asked_for_its_part_of_a_window(stack: Stack, metrics_url: str) -> None:
     # Kubecost knows the last two days alone: it was installed then.
     late = Habits(serves=frozenset({"kubecost"}), days_kept=2, hours_kept=48)
     _, url = stack.simulate(WORLD, late)
-    running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT, thanos_query_url=prometheus.url)
+    running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT, thanos_query_url=metrics_url)
     start, end = END - 4 * DAY, END
     dates = {"cloud_account_id": ACCOUNT, "start_date": start, "end_date": end}
     body = Metroculus(running).get("kubecost_cluster_costs", **dates, detail_level="namespace").json()
@@ -96,14 +102,11 @@ def test_hours_that_were_told_by_the_hour_stay_when_only_days_are_left(stack: St
     assert asked.get("kubecost_cluster_costs", **hours).json()["data_points"] == before
 
 
-def test_history_falls_back_to_metrics_where_there_are_no_days_either(stack: Stack, prometheus_factory: Any) -> None:
-    prometheus = prometheus_factory()
-    prometheus.load_world(WORLD, ACCOUNT)
-    prometheus.start()
+def test_history_falls_back_to_metrics_where_there_are_no_days_either(stack: Stack, metrics_url: str) -> None:
     _, url = stack.simulate(WORLD, Habits(serves=frozenset({"kubecost"}), days_kept=2, hours_kept=48))
     running = stack.start(
         clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT,
-        thanos_query_url=prometheus.url,
+        thanos_query_url=metrics_url,
     )  # fmt: skip
     stretch = (END - 4 * DAY, END - 4 * DAY + 6 * HOUR)
     done = stack.thread.run(running.worker.worker.fill(ACCOUNT, stretch, 1, lambda progress: None))
@@ -139,14 +142,11 @@ def test_a_hole_in_a_day_is_seen_while_its_hours_are_kept(stack: Stack) -> None:
     assert not body["complete"] and source(body, "allocation")["coverage"] == pytest.approx(22 / 24)
 
 
-def test_a_day_is_no_control_of_hours_that_another_source_told(stack: Stack, prometheus_factory: Any) -> None:
-    prometheus = prometheus_factory()
-    prometheus.load_world(WORLD, ACCOUNT)
-    prometheus.start()
+def test_a_day_is_no_control_of_hours_that_another_source_told(stack: Stack, metrics_url: str) -> None:
     _, url = stack.simulate(WORLD, Habits(serves=frozenset({"kubecost"}), rewrite=with_a_hole))
     running = stack.start(
         clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT,
-        thanos_query_url=prometheus.url,
+        thanos_query_url=metrics_url,
     )  # fmt: skip
     done = stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
     assert done.complete, done.last_reason
@@ -157,10 +157,7 @@ def test_a_day_is_no_control_of_hours_that_another_source_told(stack: Stack, pro
     assert "2 hours were told by thanos" in str(body["sources"])
 
 
-def test_what_the_metrics_told_gives_way_when_kubecost_has_caught_up(stack: Stack, prometheus_factory: Any) -> None:
-    prometheus = prometheus_factory()
-    prometheus.load_world(WORLD, ACCOUNT)
-    prometheus.start()
+def test_what_the_metrics_told_gives_way_when_kubecost_has_caught_up(stack: Stack, metrics_url: str) -> None:
     still: dict[str, Any] = {"stands": True}
 
     def rewrite(path: str, answer: Any) -> Any:
@@ -169,7 +166,7 @@ def test_what_the_metrics_told_gives_way_when_kubecost_has_caught_up(stack: Stac
     _, url = stack.simulate(WORLD, Habits(serves=frozenset({"kubecost"}), rewrite=rewrite))
     running = stack.start(
         clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT,
-        thanos_query_url=prometheus.url,
+        thanos_query_url=metrics_url,
     )  # fmt: skip
     fill, stretch = running.worker.worker.fill, (END - 2 * DAY, END)
     assert stack.thread.run(fill(ACCOUNT, stretch, 1, lambda progress: None)).complete
@@ -183,13 +180,10 @@ def test_what_the_metrics_told_gives_way_when_kubecost_has_caught_up(stack: Stac
     assert "told by" not in str(body["sources"])
 
 
-def test_a_window_that_metrics_alone_still_have_is_whole(stack: Stack, prometheus_factory: Any) -> None:
+def test_a_window_that_metrics_alone_still_have_is_whole(stack: Stack, metrics_url: str) -> None:
     """As whole as the same time is inside a longer window, and in points."""
-    prometheus = prometheus_factory()
-    prometheus.load_world(WORLD, ACCOUNT)
-    prometheus.start()
     _, url = stack.simulate(WORLD, Habits(serves=frozenset({"kubecost"}), days_kept=2, hours_kept=48))
-    running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT, thanos_query_url=prometheus.url)
+    running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT, thanos_query_url=metrics_url)
     dates = {"cloud_account_id": ACCOUNT, "start_date": END - 4 * DAY, "end_date": END - 3 * DAY}
     body = Metroculus(running).get("kubecost_cluster_costs", **dates).json()
     exact = true(END - 4 * DAY, END - 3 * DAY, adjusted=False)["total_cost"]
