@@ -7,8 +7,13 @@ that still reads and writes what it leaves (``readable_from``): such a program g
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+
+WAIT_SECONDS = 5.0
+"""For a file that others have open."""
 
 
 class TooNew(Exception):
@@ -63,6 +68,23 @@ def to_apply(applied: Mapping[int, int], known: Sequence[int]) -> list[int]:
             f" {known[-1]}: upgrade it"
         )
     return [number for number in known if number not in applied]
+
+
+def write_ahead(database: sqlite3.Connection) -> None:
+    """Switch a file to its write-ahead log; SQLite does not wait for others who do the same, so that it is done here.
+
+    Raises:
+        sqlite3.Error
+    """
+    ends = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as problem:
+            if "locked" not in str(problem) or time.monotonic() > ends:
+                raise
+            time.sleep(0.02)
 
 
 def migrate_sqlite(database: sqlite3.Connection, series: str, migrations: Sequence[SqliteMigration]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from metroculus.sources.errors import RegistryError
 from metroculus.sources.registry.protocol import StoredEntry
-from tools.migrations import SqliteMigration, Statement, TooNew, migrate_sqlite
+from tools.migrations import SqliteMigration, Statement, TooNew, migrate_sqlite, write_ahead
 
 MIGRATIONS = (
     SqliteMigration(
@@ -45,7 +45,7 @@ class SqliteEntries:
             file.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
             self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
-            self._database.execute("PRAGMA journal_mode=WAL")
+            write_ahead(self._database)
             migrate_sqlite(self._database, "registry", MIGRATIONS)
         except (sqlite3.Error, OSError, TooNew) as problem:
             raise RegistryError(f"{file}: {problem}") from None

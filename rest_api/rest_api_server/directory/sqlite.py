@@ -32,7 +32,7 @@ from rest_api.rest_api_server.directory.model import (
     narrowed,
     new_token,
 )
-from tools.migrations import AddColumn, SqliteMigration, Statement, TooNew, migrate_sqlite
+from tools.migrations import AddColumn, SqliteMigration, Statement, TooNew, migrate_sqlite, write_ahead
 
 MIGRATIONS = (
     SqliteMigration(
@@ -94,7 +94,7 @@ class SqliteDirectory:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
-            self._database.execute("PRAGMA journal_mode=WAL")
+            write_ahead(self._database)
             self._database.execute("PRAGMA foreign_keys=ON")
             migrate_sqlite(self._database, "directory", MIGRATIONS)
         except (OSError, sqlite3.Error, TooNew) as problem:
