@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-
 WAIT_SECONDS = 5.0
 """For a file that others have open."""
 
