@@ -66,6 +66,8 @@ class Zone:
         """The hour, local day, week (from Sunday) or month that a moment is counted to."""
         if length == "hour":
             return stamp - stamp % HOUR, stamp - stamp % HOUR + HOUR
+        if length == "day" and self.is_utc:
+            return stamp - stamp % DAY, stamp - stamp % DAY + DAY
         day = self.day(stamp)
         if length == "day":
             following = day + timedelta(days=1)

@@ -36,9 +36,14 @@ class CustomPrices(Struct, frozen=True, forbid_unknown_fields=True):
         return {component: price for component, price in given.items() if price is not None}
 
 
-def unpriced(rows: Allocations, prices: CustomPrices) -> tuple[str, ...]:
-    """Components that the operator prices and these rows do not; whether there are any, the nodes tell."""
-    return tuple(name for name in prices.by_component() if name != "pv" and not rows.line(name).any())
+def unpriced(rows: Allocations, prices: CustomPrices, apart: bool = False) -> set[str]:
+    """Components of nodes that the operator prices and the rows of some cluster do not.
+
+    Args:
+        apart: whether rows are of several clusters.
+    """
+    given = [name for name in prices.by_component() if name != "pv"]
+    return {name for part in _clusters(rows, apart) for name in given if not part.line(name).any()}
 
 
 def with_prices(
@@ -57,7 +62,7 @@ def with_prices(
     sets, priced, unknown = [], set[str](), set[str]()
     for one, known in zip(reading.sets, assets, strict=True):
         parts = []
-        for rows in one.columns.by_cluster() if apart else [one.columns]:
+        for rows in _clusters(one.columns, apart):
             cluster = rows.texts["cluster"].list()[0] if apart else ""
             own = known.of_cluster(cluster) if known is not None and apart else known
             part = _Part(rows, own, prices)
@@ -154,5 +159,9 @@ def without_free(reading: AllocationReading, apart: bool = False) -> AllocationR
 
 def free_in(rows: Allocations, apart: bool) -> set[str]:
     """What of any cluster has no price."""
-    parts = rows.by_cluster() if apart else [rows]
-    return {name for part in parts for name in free_of_charge(part)}
+    return {name for part in _clusters(rows, apart) for name in free_of_charge(part)}
+
+
+def _clusters(rows: Allocations, apart: bool) -> list[Allocations]:
+    """Rows that are priced together: those of each cluster, where they are of several."""
+    return rows.by_cluster() if apart else [rows]

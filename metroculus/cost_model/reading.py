@@ -260,20 +260,19 @@ def judge_sets(
     status: Status = "ok"
     if not kept:
         status = "unavailable" if failed else "ok" if window.still_running else "no_data"
-    elif (
-        failed
-        or quarantined
-        or unknown
-        or blind
-        or residual is not None
-        or (share is not None and share < COVERAGE_THRESHOLD)
-    ):
+    elif blind or not _whole(sets, share, failed, residual):
         status = "partial"
     source = SourceReport(
         name=name, status=status, fetched_at=fetched_at, coverage=share if kept else 0.0, error=failed,
         warnings=tuple(notes), residual_bound=residual,
     )  # fmt: skip
     return AllocationReading(source=source, sets=kept, missing=tuple(unknown))
+
+
+def _whole(sets: Sequence[AllocationSet], share: float | None, failed: str | None, residual: float | None) -> bool:
+    """Whether sets are all of the time that they are of, every row with every cost, and agree with their totals."""
+    flawed = any(one.quarantined or one.columns.unknown_components() for one in sets)
+    return not (failed or flawed or residual is not None) and (share is None or share >= COVERAGE_THRESHOLD)
 
 
 def untold(reading: AllocationReading, window: Window) -> tuple[tuple[int, int], ...]:
@@ -305,12 +304,7 @@ def of_its_part(
     """
     part = window.only(without(window.stretches, gaps))
     share = coverage(reading.sets, part)
-    flawed = (
-        reading.source.error is not None
-        or reading.source.residual_bound is not None
-        or any(one.quarantined or one.columns.unknown_components() for one in reading.sets)
-    )
-    whole = not flawed and (share is None or share >= COVERAGE_THRESHOLD)
+    whole = _whole(reading.sets, share, reading.source.error, reading.source.residual_bound)
     hours = sum(end - start for start, end in gaps) / HOUR
     note = f"{hours:g} hours are not kept here and are told by {by}"
     source = structs.replace(

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from metroculus.metroculus_worker.extract import Extractor, RepairOrder
 from metroculus.metroculus_worker.ownership import Owned
-from metroculus.metroculus_worker.plan import Stretch, closed, last_complete_hour
+from metroculus.metroculus_worker.plan import Stretch, closed, day_of, last_complete_hour
 from metroculus.storage.store import Store
 from tools.window import DAY, HOUR, SETTLING_SECONDS
 
@@ -86,8 +86,7 @@ async def backfill(
 
     days = []
     shift = await extractor.day_shift(account) if lacking else 0
-    newest = last - 1 - (last - 1 - shift) % DAY
-    for start in range(newest, first - DAY, -DAY):
+    for start in range(day_of(last - 1, shift), first - DAY, -DAY):
         wanted = [hour for hour in range(max(start, first), min(start + DAY, last), HOUR) if hour in lacking]
         if wanted:
             days.append(asyncio.create_task(day(_stretch(start, wanted, extractor.now()))))

@@ -41,6 +41,11 @@ def last_complete_hour(now: int) -> int:
     return now - now % HOUR
 
 
+def day_of(stamp: int, shift: int) -> int:
+    """The first second of the day that a moment is of, where days begin ``shift`` seconds after midnight UTC."""
+    return stamp - (stamp - shift) % DAY
+
+
 def closed(hour: int, now: int) -> bool:
     return now >= hour + HOUR + CLOSED_AFTER_SECONDS
 
@@ -63,7 +68,7 @@ def due(
     """
     end = last_complete_hour(now)
     found: list[Stretch] = []
-    day = start - (start - shift) % DAY
+    day = day_of(start, shift)
     while day < end:
         if day + DAY + SETTLING_SECONDS <= now:
             found += _of_past_day(day, max(day, start), now, stored, gaps, patience)

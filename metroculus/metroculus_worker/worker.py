@@ -13,7 +13,7 @@ from metroculus.metroculus_worker.daily import extract_assets
 from metroculus.metroculus_worker.extract import Extractor, LostOwnership, RepairOrder
 from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics, freshness
 from metroculus.metroculus_worker.ownership import Owned, Owners
-from metroculus.metroculus_worker.plan import CLOSED_AFTER_SECONDS, Stretch, due, last_complete_hour
+from metroculus.metroculus_worker.plan import CLOSED_AFTER_SECONDS, Stretch, day_of, due, last_complete_hour
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import NoSource, RegistryError, SourceError
 from metroculus.storage.engine import StoreError
@@ -204,8 +204,7 @@ class Worker:
         now = int(self._clock())
         end = last_complete_hour(now)
         shift = await self.extractor.day_shift(account)
-        start = now - CLOSED_AFTER_SECONDS
-        start -= (start - shift) % DAY
+        start = day_of(now - CLOSED_AFTER_SECONDS, shift)
         committed = await self._store.run(self._store.ledger.committed, account, start, end)
         gaps = await self._store.run(self._store.gaps.of, account, start, end)
         failures = []

@@ -370,10 +370,11 @@ class _CostQuestion:
         manager = first if Capability.MANAGEMENT in first.known_capabilities else other
         half = Deadline(self._deadline.left() / 2, self._deadline.request_id)
         try:
-            answer = self._sources.clusters.of_reading(await other.allocations(self._question, rest, half))
-            by_other = await self._priced(other, answer)
             tells = Capability.MANAGEMENT in other.known_capabilities
-            of_rest = await other.management(rest, half) if tells else None
+            answer, of_rest = await asyncio.gather(
+                other.allocations(self._question, rest, half), other.management(rest, half) if tells else _none()
+            )
+            by_other = await self._priced(other, self._sources.clusters.of_reading(answer))
         except SourceError as failure:
             log.info("a part of a window is not to be had request_id=%s: %s", self._deadline.request_id, failure)
             by_other, of_rest = AllocationReading(source=_failed(other.name, failure)), None
@@ -413,7 +414,7 @@ class _CostQuestion:
         wanted = [
             (one.start, min(one.end, self._window.end))
             for one in reading.sets
-            if not tells_idle or any(unpriced(part, prices) for part in self._clusters(one.columns))
+            if not tells_idle or unpriced(one.columns, prices, apart)
         ]
         spans = list(dict.fromkeys(wanted))
         answers = await asyncio.gather(*(self._assets(source, self._window.only([span])) for span in spans))
@@ -421,9 +422,6 @@ class _CostQuestion:
         known = [by_start.get(one.start) for one in reading.sets]
         assets = [None if isinstance(one, SourceError) else one for one in known]
         return without_free(with_prices(reading, assets, prices, apart), apart)
-
-    def _clusters(self, rows: Allocations) -> list[Allocations]:
-        return rows.by_cluster() if self._sources.clusters.all else [rows]
 
     async def _allocations(self, source: CostSource, window: Window | None = None) -> AllocationReading:
         answer = await self._answer(source.allocations(self._question, window or self._window, self._deadline))
@@ -629,8 +627,7 @@ class _Hours:
         reading = AllocationReading(source=SourceReport(name=source.name, status="ok"), sets=(hour_set,))
         prices, apart = self._sources._prices, self._sources.clusters.all
         rows = hour_set.columns
-        parts = rows.by_cluster() if apart else [rows]
-        lacking = not reading.has_idle() or (prices is not None and any(unpriced(part, prices) for part in parts))
+        lacking = not reading.has_idle() or (prices is not None and bool(unpriced(rows, prices, apart)))
         if not lacking and prices is None:
             return rows
         if lacking and (Capability.MANAGEMENT not in source.known_capabilities or assets is None):

@@ -68,6 +68,8 @@ class Clusters(Struct, frozen=True):
         if not reading.sets:
             return reading
         mine = self.of_sets(reading.sets)
+        if not self.named:
+            return structs.replace(reading, sets=mine)
         kept = tuple(one for one in mine if len(one.columns) and not one.without_containers)
         if len(kept) == len(mine):
             return structs.replace(reading, sets=mine)

@@ -10,8 +10,9 @@ from metroculus.storage.assets import AssetDays
 from metroculus.storage.columns import ALLOCATIONS, ASSETS, PARTITIONED, SUMMARIES
 from metroculus.storage.engine import Engine, literal, numbers
 from metroculus.storage.ledger import COUNTER_BITS, Ledger
-from metroculus.storage.summaries import Summaries, period_of
+from metroculus.storage.summaries import Summaries
 from tools.window import DAY, iso
+from tools.zones import UTC_ZONE
 
 ORPHANED_AFTER_SECONDS = DAY
 """A batch or a version that is this old and that nobody reads is swept."""
@@ -44,7 +45,7 @@ class Maintenance:
         Raises:
             StoreError
         """
-        oldest = period_of(now - keep_days * DAY, "month")[0]
+        oldest = UTC_ZONE.period(now - keep_days * DAY, "month")[0]
         first_kept = _month(oldest)
         dropped: set[int] = set()
         for table in PARTITIONED:

@@ -6,11 +6,9 @@ can be late but never wrong: what is not summarised is summed from the rows.
 
 from __future__ import annotations
 
-import calendar
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Literal
 
 from msgspec import Struct
@@ -33,7 +31,7 @@ from metroculus.storage.history import (
     where_committed,
 )
 from metroculus.storage.ledger import CommittedHours, FencedWriter, Ledger, Marker, built_from
-from tools.window import DAY, HOUR
+from tools.window import HOUR
 from tools.zones import UTC_ZONE, Zone
 
 log = logging.getLogger("summaries")
@@ -56,22 +54,11 @@ class Build(Struct, frozen=True):
     built_from: int
 
 
-def period_of(stamp: int, granularity: Granularity) -> tuple[int, int]:
-    """The hour, UTC day or UTC month that a moment lies in."""
-    if granularity == "hour":
-        return stamp - stamp % HOUR, stamp - stamp % HOUR + HOUR
-    if granularity == "day":
-        return stamp - stamp % DAY, stamp - stamp % DAY + DAY
-    date = datetime.fromtimestamp(stamp, UTC)
-    first = calendar.timegm((date.year, date.month, 1, 0, 0, 0))
-    return first, first + calendar.monthrange(date.year, date.month)[1] * DAY
-
-
 def markers_by_period(hours: Iterable[Marker], granularity: Granularity) -> dict[int, list[Marker]]:
     """Markers by the period that they belong to."""
     periods: dict[int, list[Marker]] = {}
     for marker in hours:
-        periods.setdefault(period_of(marker.hour, granularity)[0], []).append(marker)
+        periods.setdefault(UTC_ZONE.period(marker.hour, granularity)[0], []).append(marker)
     return periods
 
 
@@ -92,12 +79,14 @@ class Summaries:
         Raises:
             StoreError
         """
-        first, last = period_of(start, "month")[0], period_of(max(start, end - 1), "month")[1]
+        first, last = UTC_ZONE.period(start, "month")[0], UTC_ZONE.period(max(start, end - 1), "month")[1]
         committed = self._ledger.committed(account, first, last)
         made = 0
         for granularity in reversed(GRANULARITIES):
             periods = markers_by_period(committed.hours.values(), granularity)
-            wanted = {s: built_from(m) for s, m in periods.items() if s < end and period_of(s, granularity)[1] > start}
+            wanted = {
+                s: built_from(m) for s, m in periods.items() if s < end and UTC_ZONE.period(s, granularity)[1] > start
+            }
             known = self._builds(account, granularity, first, last)
             stale = [s for s, built in wanted.items() if s not in known or known[s].built_from != built]
             for part in (stale[n : n + PERIODS_A_QUERY] for n in range(0, len(stale), PERIODS_A_QUERY)):
@@ -197,7 +186,7 @@ class Summaries:
             periods = {
                 first: markers
                 for first, markers in markers_by_period(left.values(), granularity).items()
-                if first >= start and period_of(first, granularity)[1] <= end
+                if first >= start and UTC_ZONE.period(first, granularity)[1] <= end
             }
             good, found = self._whole(account, granularity, self._fitting(account, granularity, periods), asked)
             parts += found
