@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from metroculus.codes import (
     BAD_ANSWER,
     DEADLINE,
@@ -35,6 +37,11 @@ class NoHistory(Exception):
 
 class NoWorker(Exception):
     """Nobody would take up a back-fill that is asked for here."""
+
+
+def cannot_group_by(names: Iterable[str], parameter: str, where: str = "") -> ApiError:
+    """An account's metrics do not tell what is asked for: refused, so that it never looks unallocated."""
+    return ApiError(INVALID, f"the metrics of this account do not tell {', '.join(names)}{where}", [parameter])
 
 
 def map_error(error: BaseException) -> ApiError | None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 
 from msgspec.structs import replace
 
-from metroculus.codes import INVALID
 from metroculus.cost_model.reading import LARGE_ROWS, StoredReading
 from metroculus.cost_model.reconcile import reconcile
 from metroculus.cost_model.statement import Question, Statement
 from metroculus.metroculus_api.controllers.savings import SavingsController
 from metroculus.metroculus_api.controllers.series import SeriesController
 from metroculus.metroculus_api.controllers.stored import StoredHours
+from metroculus.metroculus_api.errors import cannot_group_by
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY, AccountSources, LiveReadings
 from metroculus.sources.errors import NoSource
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
-from tools.tornado_service.errors import ApiError
 from tools.zones import Period
 
 
@@ -56,7 +55,7 @@ class CostsController:
         sources = await self._accounts.of(question.cloud_account_id)
         untold = sources.untold(question.aggregate)
         if untold:
-            raise ApiError(INVALID, untold_by_metrics(untold), ["aggregate"])
+            raise cannot_group_by(untold, "aggregate")
         question = await of_account(question, sources, deadline)
         stored, store = None, None
         if self._stored is not None:
@@ -87,11 +86,6 @@ class CostsController:
         if store is not None:
             statement = replace(statement, sources=(store, *statement.sources), complete=False)
         return statement
-
-
-def untold_by_metrics(names: Sequence[str]) -> str:
-    """Why an account cannot be asked by some properties."""
-    return f"the metrics of this account do not tell {', '.join(names)}"
 
 
 async def of_account(question: Question, sources: AccountSources, deadline: Deadline) -> Question:

@@ -9,15 +9,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from metroculus.codes import INVALID
 from metroculus.cost_model.allocation import Filters, Group
 from metroculus.cost_model.columns import unknown_usage
 from metroculus.cost_model.components import COMPONENTS
 from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.grouping import TIMES
-from metroculus.metroculus_api.controllers.costs import untold_by_metrics
 from metroculus.metroculus_api.controllers.stored import currencies_of, source_of, whole
-from metroculus.metroculus_api.errors import NoHistory
+from metroculus.metroculus_api.errors import NoHistory, cannot_group_by
 from metroculus.metroculus_api.wire import window_of, wire
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY
@@ -27,7 +25,6 @@ from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
-from tools.tornado_service.errors import ApiError
 from tools.window import Window
 from tools.zones import UTC_ZONE, Period, Zone
 
@@ -59,23 +56,21 @@ class ExpensesController:
             raise NoHistory
         properties = [name for name in group_by if name != "cluster"]
         finest = next((period for period in PERIODS if period in group_by), None)
-        unable: dict[str, frozenset[str]] = {}
 
-        async def one(account: str) -> Answer:
+        async def one(account: str) -> tuple[Answer, structs.AccountCoverage]:
             sources = await self._accounts.of(account)
             untold = (*sources.untold(group_by), *sources.not_kept(group_by))
-            unable[account] = sources.unable(group_by)
             if untold:
-                raise ApiError(INVALID, f"{untold_by_metrics(untold)} in stored hours", ["group_by"])
+                raise cannot_group_by(untold, "group_by", " in stored hours")
             own = replace(filters, clusters=sources.clusters.named)
             asked = (account, window.start, window.end, properties, own, COSTS_AND_USAGE, window.zone)
-            return await store.ask(deadline.left(), store.summaries.sums, *asked)
+            answer = await store.ask(deadline.left(), store.summaries.sums, *asked)
+            return answer, _coverage(account, answer.committed, window, finest, sources.unable(group_by))
 
-        answers = await asyncio.gather(*(one(account) for account in accounts))
+        found = await asyncio.gather(*(one(account) for account in accounts))
+        answers = [answer for answer, _ in found]
+        covered = tuple(coverage for _, coverage in found)
         answered = list(zip(accounts, answers, strict=True))
-        covered = tuple(
-            _coverage(account, answer.committed, window, finest, unable[account]) for account, answer in answered
-        )
         stored = [(account, answer) for account, answer in answered if answer.committed.hours]
         money = {account: currencies_of(answer.committed) for account, answer in stored}
         currencies = sorted({one for several in money.values() for one in several})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import fsum
 
 from msgspec.structs import replace
@@ -62,12 +62,11 @@ def source_of(committed: CommittedHours, window: Window, divided: Period | None 
     if unknown:
         notes.append(f"stored without a value for: {', '.join(unknown)}")
     cut = cut_hours(committed)
-    parts = [m for m in cut if not _told_within(m, committed, window, divided)]
-    parts += [m for m in cut if m not in parts and not _told_alike(m, committed)]
+    alone = _without_the_rest(cut, committed, window, divided)
     if cut:
         notes.append(
             f"{len(cut)} hours are parts of longer times that the source told, by when each thing ran"
-            + (f"; {len(parts)} of them without the rest of theirs" if parts else "")
+            + (f"; {alone} of them without the rest of theirs" if alone else "")
         )
     for source in sorted({m.source for m in hours if m.source}):
         notes.append(f"{sum(m.source == source for m in hours)} hours were told by {source}")
@@ -77,7 +76,7 @@ def source_of(committed: CommittedHours, window: Window, divided: Period | None 
     thin = covered < COVERAGE_THRESHOLD * HOUR * len(committed.hours)
     return SourceReport(
         name=STORE,
-        status="partial" if quarantined or unknown or thin or unreconciled or parts else "ok",
+        status="partial" if quarantined or unknown or thin or unreconciled or alone else "ok",
         fetched_at=min((m.fetched_at for m in hours), default=None),
         coverage=share,
         warnings=tuple(notes),
@@ -90,25 +89,26 @@ def cut_hours(committed: CommittedHours) -> list[Marker]:
     return [marker for marker in committed.hours.values() if marker.told_until]
 
 
-def _told_within(marker: Marker, committed: CommittedHours, window: Window, divided: Period | None) -> bool:
-    """Whether the longer time that an hour was cut from lies in one figure."""
-    start, end = committed.start, committed.end
-    if divided is not None:
-        first, last = window.zone.period(marker.hour, divided)
-        start, end = max(start, first), min(end, last)
-    return start <= marker.told_from and marker.told_until <= end
+def _without_the_rest(cut: Sequence[Marker], committed: CommittedHours, window: Window, divided: Period | None) -> int:
+    """How many hours are estimates: the longer time that they were cut from is not all in one figure."""
+    spans = {(marker.told_from, marker.told_until) for marker in cut}
+    whole = {span for span in spans if _all_cut(span, committed)}
+
+    def in_one_figure(marker: Marker) -> bool:
+        start, end = committed.start, committed.end
+        if divided is not None:
+            first, last = window.zone.period(marker.hour, divided)
+            start, end = max(start, first), min(end, last)
+        return start <= marker.told_from and marker.told_until <= end
+
+    return sum((one.told_from, one.told_until) not in whole or not in_one_figure(one) for one in cut)
 
 
-def _told_alike(marker: Marker, committed: CommittedHours) -> bool:
-    """Whether all hours of the time that an hour was cut from were cut from it, so that they add up to it."""
-    span = (marker.told_from, marker.told_until)
-    first = marker.told_from - marker.told_from % HOUR
-    inside = (committed.hours.get(hour) for hour in range(first, marker.told_until, HOUR))
-    return all(one is not None and one.told_until and _overlap(one, span) for one in inside)
-
-
-def _overlap(marker: Marker, span: tuple[int, int]) -> bool:
-    return marker.told_from < span[1] and marker.told_until > span[0]
+def _all_cut(span: tuple[int, int], committed: CommittedHours) -> bool:
+    """Whether every hour of a longer time is stored as a part of it, so that they add up to it."""
+    start, end = span
+    inside = (committed.hours.get(hour) for hour in range(start - start % HOUR, end, HOUR))
+    return all(one is not None and one.told_from < end and one.told_until > start for one in inside)
 
 
 def currencies_of(committed: CommittedHours) -> list[str]:
