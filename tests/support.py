@@ -26,6 +26,8 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from metroculus.metroculus_worker.backfill import Progress
+from metroculus.metroculus_worker.extract import RepairOrder
 from metroculus.sources.outbound.addresses import AllowedAddresses
 from rest_api.rest_api_server.directory.model import Role
 from simulator.server import Habits, Simulator
@@ -153,6 +155,13 @@ class Stack:
         running: Running = self.thread.call(start, single_machine(**values))
         self._running.append(running)
         return running
+
+    def fill(
+        self, running: Running, start: int, end: int, parallel: int = 1, order: RepairOrder | None = None
+    ) -> Progress:
+        """What a back-fill of the account's hours came to."""
+        worker: Any = running.worker
+        return self.thread.run(worker.worker.fill(ACCOUNT, (start, end), parallel, lambda progress: None, order))
 
     def close(self) -> None:
         for running in self._running:

@@ -90,11 +90,10 @@ def test_what_is_stored_of_several_is_a_gap_until_one_is_named(stack: Stack) -> 
     url = two_in_one(stack)
     running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}")
     put(running, url)
-    fill = running.worker.worker.fill
-    progress = stack.thread.run(fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
+    progress = stack.fill(running, END - DAY, END)
     assert not progress.complete and "cluster-one, cluster-two" in progress.last_reason
     put(running, url, cluster="*")
-    assert stack.thread.run(fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None)).complete
+    assert stack.fill(running, END - DAY, END).complete
     put(running, url, cluster="cluster-two")
     body = Metroculus(running).get("kubecost_cluster_costs", **DATES, detail_level="namespace").json()
     true: Any = truth(THEIRS, END - DAY, END, now=NOW, adjusted=True)
@@ -164,20 +163,24 @@ def test_money_is_in_the_currency_that_the_source_says(
     put(running, url, currency=entry)
     asked = Metroculus(running)
     assert asked.get("kubecost_cluster_costs", **DATES).json()["currency"] == currency
-    fill = running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None)
-    assert stack.thread.run(fill).complete
+    assert stack.fill(running, END - DAY, END).complete
     assert asked.get("k8s_expenses", **DATES).json()["currency"] == currency
     assert asked.get("k8s_monthly", cloud_account_id=ACCOUNT, months=2).json()["currency"] == currency
 
 
-def test_money_of_a_source_that_changed_its_currency_is_told_once_and_never_added(stack: Stack) -> None:
+def stored_in_two_currencies(stack: Stack) -> Any:
+    """A source that said EUR the day before and says CHF now; both days are stored."""
     simulator, url = stack.simulate(OURS, Habits(currency="EUR"))
     running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}")
     for currency, day in (("EUR", END - 2 * DAY), ("CHF", END - DAY)):
         simulator.habits.currency = currency
         put(running, url)
-        fill = running.worker.worker.fill(ACCOUNT, (day, day + DAY), 1, lambda progress: None)
-        assert stack.thread.run(fill).complete
+        assert stack.fill(running, day, day + DAY).complete
+    return running
+
+
+def test_money_of_a_source_that_changed_its_currency_is_told_once_and_never_added(stack: Stack) -> None:
+    running = stored_in_two_currencies(stack)
     dates = DATES | {"start_date": END - 2 * DAY}
     body = Metroculus(running).get("k8s_expenses", **dates, group_by="namespace").json()
     assert (body["total_cost"], body["complete"], body["currency"]) == (None, False, "CHF, EUR")
@@ -196,13 +199,7 @@ def test_a_kubecost_that_wants_a_key_in_a_header_of_its_own_gets_it(stack: Stack
 
 def test_money_in_two_currencies_is_never_added_in_a_statement(stack: Stack) -> None:
     """A source that said EUR the day before and says CHF now: what is in the other is not counted, and that is said."""
-    simulator, url = stack.simulate(OURS, Habits(currency="EUR"))
-    running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}")
-    for currency, day in (("EUR", END - 2 * DAY), ("CHF", END - DAY)):
-        simulator.habits.currency = currency
-        put(running, url)
-        fill = running.worker.worker.fill(ACCOUNT, (day, day + DAY), 1, lambda progress: None)
-        assert stack.thread.run(fill).complete
+    running = stored_in_two_currencies(stack)
     of_today = total_of(OURS)
     of_yesterday: Any = truth(OURS, END - 2 * DAY, END - DAY, now=NOW, adjusted=True)["total_cost"]
     both = {"cloud_account_id": ACCOUNT, "start_date": END - 2 * DAY, "end_date": END}
@@ -246,10 +243,9 @@ def test_a_currency_that_cannot_be_asked_for_is_what_it_was(stack: Stack) -> Non
         clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT,
         clock=lambda: clock[0],
     )  # fmt: skip
-    fill = running.worker.worker.fill
-    assert stack.thread.run(fill(ACCOUNT, (END - 2 * DAY, END - DAY), 1, lambda progress: None)).complete
+    assert stack.fill(running, END - 2 * DAY, END - DAY).complete
     broken["is"], clock[0] = True, NOW + 2 * 3600
-    assert stack.thread.run(fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None)).complete
+    assert stack.fill(running, END - DAY, END).complete
     both = {"cloud_account_id": ACCOUNT, "start_date": END - 2 * DAY, "end_date": END}
     true: Any = truth(OURS, END - 2 * DAY, END, now=NOW, adjusted=True)["total_cost"]
     body = Metroculus(running).get("kubecost_cluster_costs", **both).json()
@@ -272,4 +268,4 @@ def test_a_named_cluster_that_stands_still_is_seen_beside_one_that_goes_on(stack
         body = Metroculus(running).get("kubecost_cluster_costs", **DATES).json()
         assert not body["complete"]
         assert body["summary"]["cpu_cost"] == pytest.approx(known["cpu_cost"], abs=1e-2)
-        stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
+        stack.fill(running, END - DAY, END)

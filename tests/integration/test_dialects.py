@@ -125,7 +125,7 @@ def test_hours_follow_the_days_of_their_own_source(stack: Stack, ahead: int) -> 
     running = stack.start(
         clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT
     )
-    done = stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - 3 * DAY, END), 2, lambda progress: None))
+    done = stack.fill(running, END - 3 * DAY, END, 2)
     assert done.complete, done.last_reason
     local = END - DAY - ahead * HOUR - (DAY if ahead < 0 else 0)
     for day in (local, local - DAY):
@@ -145,7 +145,7 @@ def test_the_history_of_a_kubecost_whose_hours_begin_at_half_past(stack: Stack, 
     running = stack.start(
         clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT
     )
-    done = stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - 2 * DAY, END), 1, lambda progress: None))
+    done = stack.fill(running, END - 2 * DAY, END)
     assert done.complete, done.last_reason
     body = Metroculus(running).get("kubecost_cluster_costs", **YESTERDAY, detail_level="namespace").json()
     assert body["total_cost"] == pytest.approx(true(END - DAY, END, True)["total_cost"], rel=0.01)

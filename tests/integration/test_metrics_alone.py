@@ -78,7 +78,7 @@ def test_the_history_of_a_cluster_that_pushes_is_priced_alike(stack: Stack, free
     priced = exact_world(PRIME)
     plan = {"clickhouse_url": f"embedded:{stack.folder / 'store'}"}
     running = pushing(stack, free_url, custom_prices=OWN, plan=plan)
-    done = stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
+    done = stack.fill(running, END - DAY, END)
     assert done.complete, done.last_reason
     body = Metroculus(running).get("kubecost_cluster_costs", **DATES).json()
     true: Any = truth(priced, END - DAY, END, now=NOW)
@@ -99,7 +99,7 @@ def test_a_label_that_stored_hours_do_not_carry_is_asked_of_the_metrics(stack: S
     world = exact_world(PRIME)
     plan = {"clickhouse_url": f"embedded:{stack.folder / 'store'}"}
     running = pushing(stack, priced_url, plan=plan)
-    done = stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
+    done = stack.fill(running, END - DAY, END)
     assert done.complete, done.last_reason
     asked = Metroculus(running)
     label = next(name for one in world.containers for name in one.labels if name not in ("app", "team", "owner"))
@@ -127,7 +127,7 @@ def test_an_upstream_that_prices_nothing_is_no_free_cluster(stack: Stack) -> Non
     asked = Metroculus(running)
     body = asked.get("kubecost_cluster_costs", **DATES).json()
     assert body["total_cost"] is None and "unpriced: cpu, ram" in str(body["sources"])
-    stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
+    stack.fill(running, END - DAY, END)
     body = asked.get("kubecost_cluster_costs", **DATES).json()
     assert body["total_cost"] is None and not body["complete"], "stored hours say the same"
 
@@ -194,8 +194,7 @@ def test_what_nodes_have_and_nobody_asked_for_has_the_operators_price(
             assert body["idle_cost"] == pytest.approx(true["idle_cost"], abs=2e-3)
 
     held()
-    fill = running.worker.worker.fill(ACCOUNT, (END - 2 * DAY, END), 2, lambda progress: None)
-    assert stack.thread.run(fill).complete
+    assert stack.fill(running, END - 2 * DAY, END, 2).complete
     held()
 
 

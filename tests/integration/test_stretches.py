@@ -64,8 +64,7 @@ def test_a_worker_that_was_away_falls_back_to_days_and_says_so(stack: Stack) -> 
     running = stack.start(
         clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT
     )
-    fill = running.worker.worker.fill
-    done = stack.thread.run(fill(ACCOUNT, (WORLD.start, END), 1, lambda progress: None))
+    done = stack.fill(running, WORLD.start, END)
     assert done.complete, done.last_reason
     asked = Metroculus(running)
     old = {"cloud_account_id": ACCOUNT, "start_date": END - 5 * DAY, "end_date": END - 4 * DAY}
@@ -90,15 +89,13 @@ def test_hours_that_were_told_by_the_hour_stay_when_only_days_are_left(stack: St
     running = stack.start(
         clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT
     )
-    fill = running.worker.worker.fill
-    stack.thread.run(fill(ACCOUNT, (END - 4 * DAY, END - 3 * DAY), 1, lambda progress: None))
+    stack.fill(running, END - 4 * DAY, END - 3 * DAY)
     hours = {"cloud_account_id": ACCOUNT, "start_date": END - 4 * DAY, "end_date": END - 3 * DAY, "step": "hour"}
     asked = Metroculus(running)
     before = asked.get("kubecost_cluster_costs", **hours).json()["data_points"]
     assert all(point["complete"] for point in before)
     simulator.habits = SHORT
-    store = running.worker.worker
-    stack.thread.run(store.fill(ACCOUNT, (END - 4 * DAY, END - 3 * DAY), 1, lambda progress: None))
+    stack.fill(running, END - 4 * DAY, END - 3 * DAY)
     assert asked.get("kubecost_cluster_costs", **hours).json()["data_points"] == before
 
 
@@ -109,7 +106,7 @@ def test_history_falls_back_to_metrics_where_there_are_no_days_either(stack: Sta
         thanos_query_url=metrics_url,
     )  # fmt: skip
     stretch = (END - 4 * DAY, END - 4 * DAY + 6 * HOUR)
-    done = stack.thread.run(running.worker.worker.fill(ACCOUNT, stretch, 1, lambda progress: None))
+    done = stack.fill(running, *stretch)
     assert done.complete, done.last_reason
     dates = {"cloud_account_id": ACCOUNT, "start_date": stretch[0], "end_date": stretch[1]}
     body = Metroculus(running).get("kubecost_cluster_costs", **dates, detail_level="namespace").json()
@@ -148,7 +145,7 @@ def test_a_day_is_no_control_of_hours_that_another_source_told(stack: Stack, met
         clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT,
         thanos_query_url=metrics_url,
     )  # fmt: skip
-    done = stack.thread.run(running.worker.worker.fill(ACCOUNT, (END - DAY, END), 1, lambda progress: None))
+    done = stack.fill(running, END - DAY, END)
     assert done.complete, done.last_reason
     dates = {"cloud_account_id": ACCOUNT, "start_date": END - DAY, "end_date": END}
     body = Metroculus(running).get("kubecost_cluster_costs", **dates).json()
@@ -168,13 +165,13 @@ def test_what_the_metrics_told_gives_way_when_kubecost_has_caught_up(stack: Stac
         clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT,
         thanos_query_url=metrics_url,
     )  # fmt: skip
-    fill, stretch = running.worker.worker.fill, (END - 2 * DAY, END)
-    assert stack.thread.run(fill(ACCOUNT, stretch, 1, lambda progress: None)).complete
+    stretch = (END - 2 * DAY, END)
+    assert stack.fill(running, *stretch).complete
     dates = {"cloud_account_id": ACCOUNT, "start_date": stretch[0], "end_date": stretch[1]}
     body = Metroculus(running).get("kubecost_cluster_costs", **dates).json()
     assert body["total_cost"] == pytest.approx(true(*stretch, adjusted=False)["total_cost"], rel=5e-3)
     still["stands"] = False
-    assert stack.thread.run(fill(ACCOUNT, stretch, 1, lambda progress: None)).complete
+    assert stack.fill(running, *stretch).complete
     body = Metroculus(running).get("kubecost_cluster_costs", **dates).json()
     assert body["total_cost"] == pytest.approx(true(*stretch)["total_cost"], abs=1e-2)
     assert "told by" not in str(body["sources"])
@@ -227,11 +224,11 @@ def test_a_repair_that_changed_nothing_does_not_say_that_it_is_done(stack: Stack
     running = stack.start(
         clickhouse_url=f"embedded:{stack.folder / 'store'}", kubecost_api_url=url, kubecost_account_id=ACCOUNT
     )
-    fill, stretch = running.worker.worker.fill, (END - 4 * DAY, END - 3 * DAY)
-    assert stack.thread.run(fill(ACCOUNT, stretch, 1, lambda progress: None)).complete
+    stretch = (END - 4 * DAY, END - 3 * DAY)
+    assert stack.fill(running, *stretch).complete
     simulator.habits = SHORT
     order = RepairOrder("id", "who", "why")
-    done = stack.thread.run(fill(ACCOUNT, stretch, 1, lambda progress: None, order))
+    done = stack.fill(running, *stretch, order=order)
     assert not done.complete and "keeps this hour no longer" in done.last_reason
 
 

@@ -29,8 +29,7 @@ def running(stack: Stack, request: pytest.FixtureRequest) -> Any:
         plan["clickhouse_url"] = f"embedded:{stack.folder / 'store'}"
     started = stack.start(**plan)
     if request.param == "stored":
-        fill = started.worker.worker.fill(ACCOUNT, (WORLD.start, END), 2, lambda progress: None)
-        assert stack.thread.run(fill).complete
+        assert stack.fill(started, WORLD.start, END, 2).complete
     return started
 
 
