@@ -130,7 +130,7 @@ class _Part:
         return idle
 
 
-def free_of_charge(rows: Allocations) -> tuple[str, ...]:
+def unpriced_nodes(rows: Allocations) -> tuple[str, ...]:
     """What nobody put a price on: cpu and memory of nodes at price 0 beside what is allocated of them, GPUs likewise.
 
     One of the two alone may be free: some price nodes by their cores.
@@ -142,13 +142,15 @@ def free_of_charge(rows: Allocations) -> tuple[str, ...]:
     return ("cpu", "ram", "gpu") if gpu else ("cpu", "ram")
 
 
-def without_free(reading: AllocationReading, apart: bool = False) -> AllocationReading:
+def mark_unpriced(reading: AllocationReading, apart: bool = False) -> AllocationReading:
     """The reading with what has no price as missing: a cluster is not free because nobody priced its nodes.
 
     Args:
         apart: whether rows are of several clusters, each of which must have a price.
     """
-    free = {name for one in reading.sets for name in free_in(one.columns, apart)} if reading.usable else set()
+    if not reading.usable:
+        return reading
+    free = {name for one in reading.sets for name in unpriced_components(one.columns, apart)}
     if not free:
         return reading
     named = ", ".join(name for name in COMPONENTS if name in free)
@@ -157,9 +159,9 @@ def without_free(reading: AllocationReading, apart: bool = False) -> AllocationR
     return structs.replace(reading, source=source, missing=tuple(sorted({*reading.missing, *free})))
 
 
-def free_in(rows: Allocations, apart: bool) -> set[str]:
+def unpriced_components(rows: Allocations, apart: bool) -> set[str]:
     """What of any cluster has no price."""
-    return {name for part in _clusters(rows, apart) for name in free_of_charge(part)}
+    return {name for part in _clusters(rows, apart) for name in unpriced_nodes(part)}
 
 
 def _clusters(rows: Allocations, apart: bool) -> list[Allocations]:

@@ -275,7 +275,7 @@ def _whole(sets: Sequence[AllocationSet], share: float | None, failed: str | Non
     return not (failed or flawed or residual is not None) and (share is None or share >= COVERAGE_THRESHOLD)
 
 
-def untold(reading: AllocationReading, window: Window) -> tuple[tuple[int, int], ...]:
+def missing_stretches(reading: AllocationReading, window: Window) -> tuple[tuple[int, int], ...]:
     """The stretches of a window's final time of which a source has no set at all, or keeps none any more."""
     if not reading.usable:
         return ()
@@ -294,13 +294,14 @@ def untold(reading: AllocationReading, window: Window) -> tuple[tuple[int, int],
     return tuple(gaps)
 
 
-def of_its_part(
+def judged_by_part(
     reading: AllocationReading, window: Window, gaps: Sequence[tuple[int, int]], by: str
 ) -> AllocationReading:
     """A reading judged by the part of the window that it tells of, where another source tells of the rest.
 
     Args:
-        gaps: what it does not tell of, as ``untold`` says; ``by`` whom that is told.
+        gaps: the stretches of which it has no set, from ``missing_stretches``.
+        by: the name of the source that tells them.
     """
     part = window.only(without(window.stretches, gaps))
     share = coverage(reading.sets, part)

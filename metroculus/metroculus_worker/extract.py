@@ -121,7 +121,7 @@ class Extractor:
         better = {h for h, r in whole.items() if h in committed and not _may_replace(r, committed[h])}
         whole = {hour: reading for hour, reading in whole.items() if hour not in better}
         # A day of which another source told hours is the first one's set of what it has: it is no control of them.
-        by_first = sum(not reading.source or reading.told is not None for reading in whole.values())
+        by_first = sum(not reading.source or reading.cut_from is not None for reading in whole.values())
         day, why = await self._day(sources, stretch, by_first)
         staying = await self._staying(account, stretch, committed) if day is None else {}
         whole = {hour: reading for hour, reading in whole.items() if hour not in staying}
@@ -170,7 +170,7 @@ class Extractor:
 
     async def _currency(self, sources: AccountSources, account: str, committed: Mapping[int, Marker]) -> str:
         """As the source says; where it cannot be asked now, as what is stored of the account says last."""
-        told = await sources.told_currency(Deadline(self._timeout))
+        told = await sources.known_currency(Deadline(self._timeout))
         if told is not None:
             return told
         if not committed:
@@ -259,8 +259,8 @@ def assemble(
                 fetched_at=now,
                 currency=currency,
                 source=reading.source,
-                told_from=reading.told[0] if reading.told else 0,
-                told_until=reading.told[1] if reading.told else 0,
+                told_from=reading.cut_from[0] if reading.cut_from else 0,
+                told_until=reading.cut_from[1] if reading.cut_from else 0,
                 digest=digest(allocations, reading, reconciled, currency),
             )
         )
@@ -273,7 +273,7 @@ def _may_replace(reading: HourReading, stored: Marker) -> bool:
     What the first source says of the hour itself replaces anything. What is cut from a longer time, or told by another
     source, replaces only what came about in the same way: neither is surely better than the other.
     """
-    as_read = (reading.source, reading.told is not None)
+    as_read = (reading.source, reading.cut_from is not None)
     return as_read == ("", False) or as_read == (stored.source, stored.told_until > 0)
 
 
@@ -303,7 +303,7 @@ def digest(allocations: Allocations, reading: HourReading, reconciled: bool, cur
         reading.management, reading.seconds, reading.quarantined, reading.unknown, reading.not_covered, reconciled,
         sorted(reading.nodes.items()), currency,
     )  # fmt: skip
-    if reading.source or reading.told:  # apart, so that what was stored before these were known has the same number
-        hashed.update(_ENCODER.encode((reading.source, reading.told)))
+    if reading.source or reading.cut_from:  # apart, so that what was stored before these were known has the same number
+        hashed.update(_ENCODER.encode((reading.source, reading.cut_from)))
     hashed.update(_ENCODER.encode(besides))
     return int.from_bytes(hashed.digest(), "big")

@@ -20,7 +20,7 @@ class Freshness(Struct, frozen=True, kw_only=True):
     stored_until: int | None
     """The end of the last committed hour."""
     gaps: int
-    instead: int
+    by_fallback: int
     """Hours that another source told instead of the first one."""
     unreconciled: int
     residual: float
@@ -37,7 +37,7 @@ def freshness(hours: Mapping[int, Marker], asked: Mapping[int, Gap], passed_over
     return Freshness(
         stored_until=last + HOUR if last is not None else None,
         gaps=sum(hour not in hours for hour in range(first, last_complete, HOUR)),
-        instead=sum(bool(marker.source) for marker in hours.values()),
+        by_fallback=sum(bool(marker.source) for marker in hours.values()),
         unreconciled=sum(not marker.reconciled for marker in hours.values()),
         residual=fsum(abs(marker.residual) for marker in hours.values()),
         passed_over=passed_over,
@@ -58,7 +58,7 @@ class WorkerMetrics:
         self._success = gauge("extraction_last_success_timestamp_seconds", "Last extraction without a failure", account)
         self._lag = gauge("extraction_lag_seconds", "Time since the end of the last stored hour", account)
         self._gaps = gauge("history_gap_hours", "Open hours that are not stored", account)
-        self._instead = gauge("history_told_instead_hours", "Open hours told by another source than the first", account)
+        self._by_fallback = gauge("history_told_instead_hours", "Open hours that another source told", account)
         self._unreconciled = gauge("history_unreconciled_hours", "Hours apart from their control total", account)
         self._residual = gauge("history_residual_usd", "What control totals have beyond the rows", account)
         self._broken = gauge("history_passed_over_batches", "Batches that are not whole", account)
@@ -101,7 +101,7 @@ class WorkerMetrics:
         if state.stored_until is not None:
             self._lag.labels(account).set(now - state.stored_until)
         self._gaps.labels(account).set(state.gaps)
-        self._instead.labels(account).set(state.instead)
+        self._by_fallback.labels(account).set(state.by_fallback)
         self._unreconciled.labels(account).set(state.unreconciled)
         self._residual.labels(account).set(state.residual)
         self._broken.labels(account).set(state.passed_over)
@@ -112,7 +112,7 @@ class WorkerMetrics:
             self._success,
             self._lag,
             self._gaps,
-            self._instead,
+            self._by_fallback,
             self._unreconciled,
             self._residual,
             self._broken,

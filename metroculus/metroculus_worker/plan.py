@@ -91,8 +91,8 @@ def _of_past_day(
         if wanted:
             yield Stretch(day, day + DAY, whole=True) if len(lacking) == 24 else Stretch(wanted[0], wanted[-1] + HOUR)
         return
-    told_instead = (hour for hour in hours if hour in stored)
-    wanted += [hour for hour in told_instead if _instead_due(hour, now, stored[hour], gaps.get(hour), patience)]
+    stored_hours = (hour for hour in hours if hour in stored)
+    wanted += [hour for hour in stored_hours if _fallback_due(hour, now, stored[hour], gaps.get(hour), patience)]
     asked = [_asked(stored[hour], gaps.get(hour)) for hour in hours if hour in stored]
     ages = (SETTLING_SECONDS, *(hours * HOUR for hours in READ_AGAIN_HOURS))
     if wanted or (asked and any(day + DAY + age <= now and min(asked) < day + DAY + age for age in ages)):
@@ -102,13 +102,13 @@ def _of_past_day(
 def _hour_due(hour: int, now: int, marker: Marker | None, gap: Gap | None, patience: bool) -> bool:
     if marker is None:
         return not patience or _may_retry(hour, now, gap)
-    if _instead_due(hour, now, marker, gap, patience):
+    if _fallback_due(hour, now, marker, gap, patience):
         return True
     asked, over = _asked(marker, gap), hour + HOUR
     return any(over + age * HOUR <= now and asked < over + age * HOUR for age in READ_AGAIN_HOURS)
 
 
-def _instead_due(hour: int, now: int, marker: Marker, gap: Gap | None, patience: bool) -> bool:
+def _fallback_due(hour: int, now: int, marker: Marker, gap: Gap | None, patience: bool) -> bool:
     """Whether to ask again for an hour that another source told instead: as for a gap, until the first one has it."""
     if not marker.source:
         return False

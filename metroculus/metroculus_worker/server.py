@@ -120,8 +120,8 @@ def make_worker(
         for account in sorted({*worker.states, *worker.failing}):
             state = worker.states.get(account)
             lagging = state is None or state.gaps > 0
-            instead = state is not None and state.instead > 0
-            stands = "gaps" if lagging else "told by another source" if instead else "ok"
+            by_fallback = state is not None and state.by_fallback > 0
+            stands = "gaps" if lagging else "told by another source" if by_fallback else "ok"
             states[account] = "failing" if account in worker.failing else stands
         return states
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from metroculus.cost_model.allocation import IDLE, Allocation
 from metroculus.cost_model.columns import Allocations
 from metroculus.cost_model.components import Costs
-from metroculus.cost_model.prices import CustomPrices, free_in, unpriced, with_prices, without_free
+from metroculus.cost_model.prices import CustomPrices, mark_unpriced, unpriced, unpriced_components, with_prices
 from metroculus.cost_model.reading import (
     AllocationReading,
     AllocationSet,
@@ -25,9 +25,9 @@ from metroculus.cost_model.reading import (
     ManagementReading,
     SourceReport,
     StretchReading,
-    of_its_part,
+    judged_by_part,
+    missing_stretches,
     union,
-    untold,
     without,
 )
 from metroculus.cost_model.savings import Recommendation, idle_nodes, requested_by_node, unclaimed_volumes
@@ -105,7 +105,7 @@ class HourReading(Struct, frozen=True, kw_only=True):
     """Instance type and zone by node."""
     source: str = ""
     """Who told it, where that was not the first source hour by hour."""
-    told: tuple[int, int] | None = None
+    cut_from: tuple[int, int] | None = None
     """The longer time that it is a part of, where it was cut from that."""
 
 
@@ -151,22 +151,22 @@ class AccountSources:
         behind = self._sources[self._sources.index(source) + 1 :]
         return next((one for one in behind if wanted in one.known_capabilities), None)
 
-    def untold(self, properties: Iterable[str]) -> tuple[str, ...]:
+    def unsupported(self, properties: Iterable[str]) -> tuple[str, ...]:
         """Of the properties to group by, those that the first source has no means to tell."""
-        return self._sources[0].untold(properties) if self._sources else ()
+        return self._sources[0].unsupported(properties) if self._sources else ()
 
-    def unable(self, properties: Sequence[str]) -> frozenset[str]:
+    def sources_without(self, properties: Sequence[str]) -> frozenset[str]:
         """Whose stored hours cannot be grouped by these: names of sources as hours carry them, empty for the first."""
         cannot = {
             "" if number == 0 else source.name
             for number, source in enumerate(self._sources)
-            if source.untold(properties) or source.not_kept(properties)
+            if source.unsupported(properties) or source.not_stored(properties)
         }
         return frozenset(cannot)
 
-    def not_kept(self, properties: Sequence[str]) -> tuple[str, ...]:
+    def not_stored(self, properties: Sequence[str]) -> tuple[str, ...]:
         """Of the properties to group by, those that hours stored of the first source do not carry."""
-        return self._sources[0].not_kept(properties) if self._sources else ()
+        return self._sources[0].not_stored(properties) if self._sources else ()
 
     async def cost(self, question: Question, window: Window, deadline: Deadline) -> LiveReadings:
         """What the sources say that a window cost.
@@ -266,7 +266,7 @@ class AccountSources:
         found = await asyncio.to_thread(_unused, reading, allocation)
         return found, reading.source
 
-    async def told_currency(self, deadline: Deadline) -> str | None:
+    async def known_currency(self, deadline: Deadline) -> str | None:
         """What money is in; None where the source that should say so cannot be asked now, and nobody else says it."""
         try:
             told = await self._sources[0].currency(deadline) if self._sources else None
@@ -277,7 +277,7 @@ class AccountSources:
 
     async def currency(self, deadline: Deadline) -> str:
         """What money is in: as the first source says, else as the account's entry does, else US dollars."""
-        return await self.told_currency(deadline) or DEFAULT_CURRENCY
+        return await self.known_currency(deadline) or DEFAULT_CURRENCY
 
     async def metadata(self, at: int, deadline: Deadline) -> Metadata:
         """Quotas, workloads and nodes.
@@ -323,7 +323,7 @@ class _CostQuestion:
             raise NoSource
         allocation, own = await self._of_first(first)
         fallback = self._fallback(first)
-        gaps = untold(allocation, self._window) if fallback is not None and allocation.has_idle() else ()
+        gaps = missing_stretches(allocation, self._window) if fallback is not None and allocation.has_idle() else ()
         if fallback is not None and gaps:
             return await self._by_stretch(first, fallback, (allocation, own), gaps)
         management = [own] if own is not None else []
@@ -336,7 +336,7 @@ class _CostQuestion:
         if fallback is not None and metrics is not None:
             metrics = await self._priced(fallback, metrics)
             if metrics.usable and allocation.source.status == "no_data":
-                allocation = of_its_part(allocation, self._window, self._window.stretches, fallback.name)
+                allocation = judged_by_part(allocation, self._window, self._window.stretches, fallback.name)
         if other is not None:
             management.append(other)
         elif (
@@ -352,7 +352,7 @@ class _CostQuestion:
     def _fallback(self, first: CostSource) -> CostSource | None:
         """The source behind the first one, where it can tell rows apart as they are asked for."""
         fallback = self._sources._after(first, Capability.ALLOCATIONS)
-        return None if fallback is None or fallback.untold(self._question.aggregate) else fallback
+        return None if fallback is None or fallback.unsupported(self._question.aggregate) else fallback
 
     async def _by_stretch(
         self,
@@ -383,7 +383,7 @@ class _CostQuestion:
             return LiveReadings(allocation, by_other, listed, failures=tuple(self._failures), answered=self._answered)
         of_own = await self._management(manager, own)
         return LiveReadings(
-            of_its_part(allocation, self._window, gaps, other.name),
+            judged_by_part(allocation, self._window, gaps, other.name),
             management=(of_own,),
             stretch=StretchReading(by_other, of_rest),
             failures=tuple(self._failures),
@@ -398,7 +398,7 @@ class _CostQuestion:
         )
         allocation = await self._priced(source, allocation)
         if not tells_management and allocation.usable and not allocation.has_idle():
-            told = self._window.only(without(self._window.stretches, untold(allocation, self._window)))
+            told = self._window.only(without(self._window.stretches, missing_stretches(allocation, self._window)))
             assets = await self._assets(source, told)
             if isinstance(assets, SourceError):
                 return allocation, self._failed_management(source, assets)
@@ -409,7 +409,7 @@ class _CostQuestion:
         """A reading with the operator's prices where the source has none; what nobody prices is missing."""
         prices, apart = self._sources._prices, self._sources.clusters.all
         if prices is None or not reading.usable:
-            return without_free(reading, apart)
+            return mark_unpriced(reading, apart)
         tells_idle = reading.has_idle()
         wanted = [
             (one.start, min(one.end, self._window.end))
@@ -421,7 +421,7 @@ class _CostQuestion:
         by_start = {span[0]: answer for span, answer in zip(spans, answers, strict=True)}
         known = [by_start.get(one.start) for one in reading.sets]
         assets = [None if isinstance(one, SourceError) else one for one in known]
-        return without_free(with_prices(reading, assets, prices, apart), apart)
+        return mark_unpriced(with_prices(reading, assets, prices, apart), apart)
 
     async def _allocations(self, source: CostSource, window: Window | None = None) -> AllocationReading:
         answer = await self._answer(source.allocations(self._question, window or self._window, self._deadline))
@@ -498,7 +498,7 @@ class _Hours:
                 hour, said, whole, management.get(hour), self._management_covered, assets.get(hour), control,
                 self._sources.clusters.all,
             )  # fmt: skip
-            found[hour] = replace(reading, source=who[2], told=said.told)
+            found[hour] = replace(reading, source=who[2], cut_from=said.cut_from)
         return HoursRead(found, missing, sets.failure)
 
     @property
@@ -667,7 +667,7 @@ def _hour_reading(
     control: float | None,
     apart: bool,
 ) -> HourReading:
-    unknown = {*said.unknown, *whole.unknown_components(), *free_in(whole, apart)}
+    unknown = {*said.unknown, *whole.unknown_components(), *unpriced_components(whole, apart)}
     if management is None and covered:
         unknown.add("management")
     not_covered = set(said.not_covered)

@@ -70,14 +70,14 @@ class HourSet(Struct, frozen=True, kw_only=True):
     """Components that it should tell and could not."""
     not_covered: tuple[str, ...] = ()
     """Components that it has no means to tell."""
-    told: tuple[int, int] | None = None
+    cut_from: tuple[int, int] | None = None
     """The longer time that it was cut from; None where the source told the hour itself."""
 
     @staticmethod
     def cut(hour: int, of: CutHour, control: Allocations | None = None) -> HourSet:
         """An hour out of longer sets."""
         return HourSet(
-            set=of.set, seconds=of.set.covered(hour + HOUR), control=control, told=(of.told_from, of.told_until)
+            set=of.set, seconds=of.set.covered(hour + HOUR), control=control, cut_from=(of.told_from, of.told_until)
         )
 
 
@@ -159,11 +159,11 @@ class CostSource:
     clusters: Clusters = Clusters()
     """Which of the upstream's clusters is the account's; whoever asks keeps its rows alone."""
 
-    def untold(self, properties: Iterable[str]) -> tuple[str, ...]:
+    def unsupported(self, properties: Iterable[str]) -> tuple[str, ...]:
         """Of the properties that rows may be grouped by, those that it has no means to tell."""
         return ()
 
-    def not_kept(self, properties: Iterable[str]) -> tuple[str, ...]:
+    def not_stored(self, properties: Iterable[str]) -> tuple[str, ...]:
         """Of the properties that it tells, those that its stored hours do not carry."""
         return ()
 

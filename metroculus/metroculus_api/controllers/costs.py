@@ -53,14 +53,14 @@ class CostsController:
 
     async def _statement(self, question: Question, deadline: Deadline) -> Statement:
         sources = await self._accounts.of(question.cloud_account_id)
-        untold = sources.untold(question.aggregate)
-        if untold:
-            raise cannot_group_by(untold, "aggregate")
+        unsupported = sources.unsupported(question.aggregate)
+        if unsupported:
+            raise cannot_group_by(unsupported, "aggregate")
         question = await of_account(question, sources, deadline)
         stored, store = None, None
         if self._stored is not None:
-            unable = sources.unable(question.aggregate)
-            stored, store, currency = await self._stored.read(question, unable, deadline)
+            unable_sources = sources.sources_without(question.aggregate)
+            stored, store, currency = await self._stored.read(question, unable_sources, deadline)
             question = replace(question, currency=currency)
         question = replace(question, currency=question.currency or DEFAULT_CURRENCY)
         if not sources.any and stored is None:
@@ -95,7 +95,7 @@ async def of_account(question: Question, sources: AccountSources, deadline: Dead
         question,
         filters=replace(question.filters, clusters=named),
         clusters_apart=sources.clusters.all,
-        currency=await sources.told_currency(deadline) or "",
+        currency=await sources.known_currency(deadline) or "",
     )
 
 

@@ -59,13 +59,13 @@ class ExpensesController:
 
         async def one(account: str) -> tuple[Answer, structs.AccountCoverage]:
             sources = await self._accounts.of(account)
-            untold = (*sources.untold(group_by), *sources.not_kept(group_by))
-            if untold:
-                raise cannot_group_by(untold, "group_by", " in stored hours")
+            unsupported = (*sources.unsupported(group_by), *sources.not_stored(group_by))
+            if unsupported:
+                raise cannot_group_by(unsupported, "group_by", " in stored hours")
             own = replace(filters, clusters=sources.clusters.named)
             asked = (account, window.start, window.end, properties, own, COSTS_AND_USAGE, window.zone)
             answer = await store.ask(deadline.left(), store.summaries.sums, *asked)
-            return answer, _coverage(account, answer.committed, window, finest, sources.unable(group_by))
+            return answer, _coverage(account, answer.committed, window, finest, sources.sources_without(group_by))
 
         found = await asyncio.gather(*(one(account) for account in accounts))
         answers = [answer for answer, _ in found]
@@ -110,10 +110,10 @@ def _rows(
 
 
 def _coverage(
-    account: str, committed: CommittedHours, window: Window, finest: Period | None, unable: frozenset[str]
+    account: str, committed: CommittedHours, window: Window, finest: Period | None, unable_sources: frozenset[str]
 ) -> structs.AccountCoverage:
     source = source_of(committed, window, finest)
-    cannot = sum(marker.source in unable for marker in committed.hours.values())
+    cannot = sum(marker.source in unable_sources for marker in committed.hours.values())
     if cannot:
         note = f"{cannot} hours were told by a source that cannot tell what is grouped by"
         source = replace(source, status="partial", warnings=(*source.warnings, note))

@@ -180,9 +180,9 @@ def in_one_currency(committed: CommittedHours, live: str) -> tuple[CommittedHour
     return replace(committed, hours=kept), chosen, note
 
 
-def of_sources(committed: CommittedHours, unable: frozenset[str]) -> CommittedHours:
+def of_sources(committed: CommittedHours, unable_sources: frozenset[str]) -> CommittedHours:
     """The hours without those that were told by sources that cannot tell what is asked for."""
-    kept = {hour: marker for hour, marker in committed.hours.items() if marker.source not in unable}
+    kept = {hour: marker for hour, marker in committed.hours.items() if marker.source not in unable_sources}
     return committed if len(kept) == len(committed.hours) else replace(committed, hours=kept)
 
 
@@ -193,18 +193,18 @@ class StoredHours:
         self._store = store
 
     async def read(
-        self, question: Question, unable: frozenset[str], deadline: Deadline
+        self, question: Question, unable_sources: frozenset[str], deadline: Deadline
     ) -> tuple[StoredReading | None, SourceReport | None, str]:
         """What is stored, None where nothing is; the store as a source where it could not be asked; the currency.
 
         Args:
-            unable: sources whose hours cannot tell what is asked for; they are asked live.
+            unable_sources: sources whose hours cannot tell what is asked for; they are asked live.
         """
         window, store, currency = question.window, self._store, question.currency
         try:
             account = question.cloud_account_id
             committed = await store.ask(share_of(deadline), store.ledger.committed, account, window.start, window.end)
-            committed = of_sources(committed, unable)
+            committed = of_sources(committed, unable_sources)
             if not committed.hours:
                 return None, None, currency
             counted, currency, note = in_one_currency(committed, currency)

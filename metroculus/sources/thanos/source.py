@@ -43,11 +43,11 @@ class MetricsSource(CostSource):
         self._querier = querier.of(self.clusters, selected)
         self._account = account
 
-    def untold(self, properties: Iterable[str]) -> tuple[str, ...]:
+    def unsupported(self, properties: Iterable[str]) -> tuple[str, ...]:
         """Annotations: no exporter writes them with the pods that metrics tell of."""
         return tuple(name for name in properties if name.startswith("annotation:"))
 
-    def not_kept(self, properties: Iterable[str]) -> tuple[str, ...]:
+    def not_stored(self, properties: Iterable[str]) -> tuple[str, ...]:
         """Labels beyond ``KEPT_LABELS``, in either spelling."""
         kept = {as_prometheus_spells(name) for name in KEPT_LABELS}
         labels = (name for name in properties if name.startswith("label:"))
