@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +28,8 @@ from simulator.server import Habits, Simulator
 from simulator.world import DAY, make_world
 from standalone.demo import serve_simulator
 from standalone.running import single_machine, start
+from tools.tornado_service.access import Access
+from tools.tornado_service.logs import set_up
 
 END = 1795219200
 SECRET = "a-secret-of-the-bench"
@@ -37,15 +39,19 @@ FOLDER = Path("build/bench-services")
 @contextmanager
 def serving(*arguments: str) -> Iterator[dict[str, Any]]:
     """A server on the servers' core, and where it is."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.servers", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        yield json.loads(process.stdout.readline())
-    finally:
-        process.stdin.close()
-        process.wait(30)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.servers", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.stdin.close()
+            process.wait(30)
 
 
 NO_ASSETS = b'{"code": 200, "data": []}'
@@ -77,7 +83,15 @@ async def product() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     simulator = Simulator(make_world(seed=1, days=2, end=END), Habits(serves=frozenset({"kubecost"})), lambda: END)
     cluster, url = serve_simulator(simulator)
-    running = start(single_machine(FOLDER, SECRET, kubecost_api_url=url, kubecost_timeout=30.0, rounds=False))
+    plan = single_machine(
+        FOLDER,
+        SECRET,
+        access=Access(audit_log=str(FOLDER / "audit.jsonl")),
+        kubecost_api_url=url,
+        kubecost_timeout=30.0,
+        rounds=False,
+    )
+    running = start(plan)
     directory = running.rest_api.directory
     organization = directory.create_organization("bench")
     directory.create_user("bench")
@@ -102,6 +116,6 @@ async def _until_closed(where: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.WARNING)
     os.sched_setaffinity(0, {server_core()})
+    set_up("info", "text")
     asyncio.run(bare(Path(sys.argv[2]).read_bytes()) if sys.argv[1] == "bare" else product())

@@ -1,5 +1,7 @@
-"""Answers of live sources, kept for a while: many who ask the same are one question upstream, and in an outage the last
-whole answer is given, marked ``stale``.
+"""Answers of live sources, kept for a while.
+
+Many who ask the same are one question upstream, what was asked for lately is asked anew before it goes stale, and in an
+outage the last whole answer is given, marked ``stale``.
 
 Only whole answers are kept, each for its account and for what the account's answers rest on then: an account that was
 removed, given another source, or whose hours were stored anew meets nothing of before.
@@ -9,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+from weakref import ref
 
 import msgspec
 from cachetools import LRUCache
@@ -35,13 +39,26 @@ RETRY_SECONDS = 10.0
 """After a refresh that failed, the sources are left alone for so long."""
 LARGEST_SHARE = 8
 """An answer above this part of the whole is not kept."""
+RENEWED_WITHIN = (0.7, 0.95)
+"""An answer that was asked for lately is asked anew somewhere in this part of its time, so that many do not at once."""
+RENEWED_AT_ONCE = 4
+RENEWED_LATER_SECONDS = 0.5
 SMALL_BYTES = 1 << 16
 """Above this an answer is packed on a thread."""
 
 State = Literal["hit", "miss", "stale"]
 Key = tuple[Hashable, ...]
-Basis = Callable[[str], Awaitable[Hashable]]
-"""What an account's answers rest on now: its source, its stored hours."""
+UNKNOWN = object()
+
+
+class Basis(Protocol):
+    """What an account's answers rest on now: its source, its stored hours."""
+
+    async def of(self, account: str) -> Hashable: ...
+
+    def remembered(self, account: str) -> Hashable:
+        """The same without asking anybody; ``UNKNOWN`` where that cannot be."""
+        ...
 
 
 class Report(Protocol):
@@ -63,6 +80,8 @@ class Sourced(Protocol):
 
 
 Work = Callable[[Deadline], Awaitable[Sourced]]
+Anew = Callable[[], tuple[Key, Work]]
+"""The question as it stands at the moment of asking again, whose window may have moved on, and its work."""
 
 
 class Answered(Struct, frozen=True):
@@ -71,15 +90,19 @@ class Answered(Struct, frozen=True):
     prepared: Prepared
     state: State
     age: int
+    fresh_for: int = 0
+    """Seconds for which it is as good as one that is asked for now."""
 
 
 class CacheStats(Struct, frozen=True, kw_only=True):
-    """Answers since the start; ``coalesced`` are those of them that waited for another's question."""
+    """Answers since the start; ``coalesced`` are those of them that waited for another's question, ``renewed`` are
+    questions that nobody waited for."""
 
     hits: int
     misses: int
     stale: int
     coalesced: int
+    renewed: int
     items: int
     bytes: int
 
@@ -88,9 +111,12 @@ class CacheStats(Struct, frozen=True, kw_only=True):
 class _Kept:
     prepared: Prepared
     made_at: float
+    asked_for: bool = False
+    """Whether somebody has asked for it since it was made."""
     failed_at: float = 0.0
     fallback: Prepared | None = None
     """The same, marked stale: there since a refresh failed."""
+    awaits_renewal: bool = False
 
     @property
     def size(self) -> int:
@@ -133,31 +159,83 @@ class AnswerCache:
         self._largest = max_bytes // LARGEST_SHARE
         self._kept: LRUCache[Key, _Kept] = LRUCache(max_bytes, getsizeof=lambda kept: kept.size)
         self._flights: dict[Key, _Flight] = {}
+        self._renewing = 0
+        self._closed = False
         self._counts: Counter[str] = Counter()
 
-    async def answer(self, account: str, question: Key, work: Work, deadline: Deadline) -> Answered:
+    def hit(self, account: str, question: Key) -> Answered | None:
+        """What is kept of a question and fresh, without waiting for anything."""
+        basis = self._basis.remembered(account)
+        kept = self._kept.get((account, basis, *question)) if basis is not UNKNOWN else None
+        if kept is None:
+            return None
+        age = self.clock() - kept.made_at
+        if age >= self._fresh:
+            return None
+        kept.asked_for = True
+        self._counts["hit"] += 1
+        return self._fresh_answer(kept, age)
+
+    def _fresh_answer(self, kept: _Kept, age: float) -> Answered:
+        return Answered(kept.prepared, "hit", int(age), int(self._fresh - age))
+
+    async def answer(
+        self, account: str, question: Key, work: Work, deadline: Deadline, anew: Anew | None = None
+    ) -> Answered:
         """What is kept of a question about an account, or what ``work`` comes to.
 
         Args:
             question: all that tells it from any other about the account.
             deadline: the caller's own; the work has one that it does not share with who waits.
+            anew: how to ask again before the answer goes stale; without it nobody does.
 
         Raises:
             SourceError: and nothing is kept to stand in.
             Exception: whatever else ``work`` raises.
         """
-        key = (account, await self._basis(account), *question)
+        key = (account, await self._basis.of(account), *question)
         answered = await self._answer(key, work, deadline)
         self._counts[answered.state] += 1
+        if answered.state == "miss" and answered.fresh_for and anew is not None:
+            self._renew_later(key, anew)
         return answered
+
+    def _renew_later(self, key: Key, anew: Anew) -> None:
+        """Ask again before an answer goes stale, if it is asked for until then."""
+        kept = self._kept.get(key)
+        if kept is not None and not kept.awaits_renewal:
+            kept.awaits_renewal = True
+            due = random.uniform(*RENEWED_WITHIN) * self._fresh
+            asyncio.get_running_loop().call_later(due, self._renew, ref(kept), key, anew)
+
+    def _renew(self, of: ref[_Kept], key: Key, anew: Anew) -> None:
+        kept = of()
+        if kept is None or not kept.asked_for or self._closed or self._kept.get(key) is not kept:
+            return
+        if self._renewing >= RENEWED_AT_ONCE:
+            asyncio.get_running_loop().call_later(RENEWED_LATER_SECONDS, self._renew, of, key, anew)
+            return
+        question, work = anew()
+        now_asked = (*key[:2], *question)
+        flight = self._fly(now_asked, work, Deadline(self._patience, "renewal"))
+        flight.refreshes = True
+        self._counts["renewed"] += 1
+        self._renewing += 1
+
+        def renewed(_: object) -> None:
+            self._renewing -= 1
+            self._renew_later(now_asked, anew)
+
+        flight.task.add_done_callback(renewed)
 
     async def _answer(self, key: Key, work: Work, deadline: Deadline) -> Answered:
         kept = self._usable(key)
         if kept is None:
             return await self._wait(key, self._fly(key, work, deadline), deadline)
         age = self.clock() - kept.made_at
+        kept.asked_for = True
         if age < self._fresh:
-            return Answered(kept.prepared, "hit", int(age))
+            return self._fresh_answer(kept, age)
         if kept.fallback is not None and self.clock() - kept.failed_at < RETRY_SECONDS:
             return Answered(kept.fallback, "stale", int(age))
         flight = self._fly(key, work, deadline)
@@ -176,6 +254,7 @@ class AnswerCache:
             misses=counts["miss"],
             stale=counts["stale"],
             coalesced=counts["coalesced"],
+            renewed=counts["renewed"],
             items=len(self._kept),
             bytes=int(self._kept.currsize),
         )
@@ -185,6 +264,7 @@ class AnswerCache:
 
     def close(self) -> None:
         """Give up what is on its way."""
+        self._closed = True
         for flight in self._flights.values():
             flight.task.cancel()
 
@@ -249,6 +329,7 @@ class AnswerCache:
         prepared = await _prepared(encode(value))
         if self._fresh and prepared.size <= self._largest:
             self._kept[key] = _Kept(prepared, made_at)
+            return Answered(prepared, "miss", 0, int(self._fresh))
         return Answered(prepared, "miss", 0)
 
     async def _fall_back(self, key: Key, kept: _Kept, reasons: Mapping[str | None, str]) -> Answered:
@@ -275,6 +356,7 @@ class CacheCollector(Collector):
             answers.add_metric([state], count)
         yield answers
         yield CounterMetricFamily("metroculus_cache_coalesced", "Answers to one question", value=stats.coalesced)
+        yield CounterMetricFamily("metroculus_cache_renewed", "Answers asked for anew in time", value=stats.renewed)
         yield GaugeMetricFamily("metroculus_cache_items", "Answers that are kept", value=stats.items)
         yield GaugeMetricFamily("metroculus_cache_bytes", "Their size", value=stats.bytes)
 

@@ -11,7 +11,7 @@ from tornado.web import Application
 from metroculus.codes import CODES
 from metroculus.config import MetroculusConfig
 from metroculus.dependencies import Dependencies, make_dependencies
-from metroculus.metroculus_api.cache import AnswerCache, CacheCollector
+from metroculus.metroculus_api.cache import UNKNOWN, AnswerCache, CacheCollector
 from metroculus.metroculus_api.controllers.backfills import BackfillsController
 from metroculus.metroculus_api.controllers.costs import CostsController
 from metroculus.metroculus_api.controllers.expenses import ExpensesController
@@ -22,7 +22,11 @@ from metroculus.metroculus_api.controllers.sources import SourcesController
 from metroculus.metroculus_api.errors import map_error
 from metroculus.metroculus_api.secret import SecretKeeper
 from metroculus.metroculus_api.urls import routes
-from tools.tornado_service.application import Service, make_application
+from metroculus.sources.accounts import Accounts
+from metroculus.sources.registry.protocol import UNKNOWN_REVISION
+from metroculus.storage.store import Store
+from tools.tornado_service.application import make_application
+from tools.tornado_service.service import Service
 from tools.version import VERSION
 
 
@@ -73,10 +77,7 @@ def make_app(
         proxies=config.access.proxies,
     )
 
-    async def basis(account: str) -> Hashable:
-        return await accounts.revision(account), store.version(account) if store is not None else None
-
-    cache = AnswerCache(basis, config.cache_ttl, config.kubecost_timeout, config.cache_bytes)
+    cache = AnswerCache(_Basis(accounts, store), config.cache_ttl, config.kubecost_timeout, config.cache_bytes)
     CacheCollector(cache, service.registry)
     controllers = {
         "costs": CostsController(accounts, savings, store),
@@ -94,6 +95,24 @@ def make_app(
         "deadline_seconds": config.kubecost_timeout,
     }
     return Metroculus(make_application(service, routes(shared, controllers)), service, secret, dependencies, cache)
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """What an account's answers rest on: its source's revision, and what is stored of it."""
+
+    accounts: Accounts
+    store: Store | None
+
+    async def of(self, account: str) -> Hashable:
+        return await self.accounts.revision(account), self._stored(account)
+
+    def remembered(self, account: str) -> Hashable:
+        revision = self.accounts.remembered_revision(account)
+        return UNKNOWN if revision is UNKNOWN_REVISION else (revision, self._stored(account))
+
+    def _stored(self, account: str) -> Hashable:
+        return self.store.version(account) if self.store is not None else None
 
 
 def _states(secret: SecretKeeper, dependencies: Dependencies) -> dict[str, str]:

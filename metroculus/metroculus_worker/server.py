@@ -22,7 +22,8 @@ from metroculus.dependencies import Dependencies
 from metroculus.metroculus_worker.metrics import WorkerMetrics
 from metroculus.metroculus_worker.ownership import FileOwners, Owners
 from metroculus.metroculus_worker.worker import Worker
-from tools.tornado_service.application import Service, make_application
+from tools.tornado_service.application import make_application
+from tools.tornado_service.service import Service
 from tools.version import VERSION
 
 log = logging.getLogger("worker")

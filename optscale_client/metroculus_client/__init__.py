@@ -1,6 +1,6 @@
 """Metroculus' SDK."""
 
-from optscale_client.metroculus_client.client import Client
+from optscale_client.metroculus_client.client import Client, Validator
 from optscale_client.metroculus_client.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -20,4 +20,5 @@ __all__ = [
     "NotFound",
     "ServiceUnavailable",
     "Unauthorized",
+    "Validator",
 ]

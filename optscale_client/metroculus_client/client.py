@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -37,6 +38,28 @@ TOO_LARGE = f"the answer is larger than {MAX_BODY_BYTES >> 20} MiB"
 def _below(collection: str, name: str) -> str:
     """The path of one thing; a name cannot lead to another path."""
     return f"{collection}/{quote(name, safe='')}"
+
+
+class Validator:
+    """Tells whether an answer is still what it was.
+
+    Given to a call, it learns the answer's tag; given to the same call again, an answer that has not changed is
+    ``(304, {})``.
+    """
+
+    def __init__(self, etag: str | None = None) -> None:
+        self.etag = etag
+        self.fresh_for = 0.0
+        """Seconds for which the answer is as good as a new one."""
+        self.age = 0.0
+        """Seconds since the answer's sources answered."""
+
+    def learn(self, headers: Mapping[str, str]) -> None:
+        self.etag = headers.get("ETag", self.etag)
+        fresh = re.search(r"\bmax-age=([0-9]{1,9})\b", headers.get("Cache-Control", ""))
+        self.fresh_for = float(fresh[1]) if fresh else 0.0
+        age = headers.get("Age", "")
+        self.age = float(age) if re.fullmatch(r"[0-9]{1,9}", age) else 0.0
 
 
 class Client:
@@ -95,10 +118,11 @@ class Client:
         step: str | int | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
+        validator: Validator | None = None,
     ) -> Answer:
         """The account's series of some cost metrics, all of them when none are named."""
         query = _window(cloud_account_id, start_date, end_date, window, timezone) | {"metrics": metrics, "step": step}
-        return self._call("GET", "kubecost_metrics", query, request_id=request_id, timeout=timeout)
+        return self._call("GET", "kubecost_metrics", query, request_id=request_id, timeout=timeout, validator=validator)
 
     def get_kubecost_cluster_costs(
         self,
@@ -118,6 +142,7 @@ class Client:
         timezone: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
+        validator: Validator | None = None,
     ) -> Answer:
         """One statement of what a cluster cost."""
         query = _window(cloud_account_id, start_date, end_date, window, timezone) | {
@@ -130,7 +155,9 @@ class Client:
             "k8s_node": k8s_node,
             "k8s_service": k8s_service,
         }
-        return self._call("GET", "kubecost_cluster_costs", query, request_id=request_id, timeout=timeout)
+        return self._call(
+            "GET", "kubecost_cluster_costs", query, request_id=request_id, timeout=timeout, validator=validator
+        )
 
     def get_kubecost_savings(
         self,
@@ -143,12 +170,13 @@ class Client:
         timezone: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
+        validator: Validator | None = None,
     ) -> Answer:
         """What a cluster could save, USD a month."""
         query = _window(cloud_account_id, start_date, end_date, window, timezone) | {
             "target_utilization": target_utilization
         }
-        return self._call("GET", "kubecost_savings", query, request_id=request_id, timeout=timeout)
+        return self._call("GET", "kubecost_savings", query, request_id=request_id, timeout=timeout, validator=validator)
 
     def get_kubecost_assets(
         self,
@@ -161,17 +189,23 @@ class Client:
         timezone: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
+        validator: Validator | None = None,
     ) -> Answer:
         """Nodes, disks, load balancers, network and management, with what each cost."""
         query = _window(cloud_account_id, start_date, end_date, window, timezone) | {"asset_type": asset_type}
-        return self._call("GET", "kubecost_assets", query, request_id=request_id, timeout=timeout)
+        return self._call("GET", "kubecost_assets", query, request_id=request_id, timeout=timeout, validator=validator)
 
     def get_k8s_metadata(
-        self, cloud_account_id: str, *, request_id: str | None = None, timeout: float | None = None
+        self,
+        cloud_account_id: str,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        validator: Validator | None = None,
     ) -> Answer:
         """Quotas of namespaces, requests and limits of workloads, specifications of nodes."""
         query = {"cloud_account_id": cloud_account_id}
-        return self._call("GET", "k8s_metadata", query, request_id=request_id, timeout=timeout)
+        return self._call("GET", "k8s_metadata", query, request_id=request_id, timeout=timeout, validator=validator)
 
     def get_k8s_expenses(
         self,
@@ -291,15 +325,18 @@ class Client:
         *,
         request_id: str | None = None,
         timeout: float | None = None,
+        validator: Validator | None = None,
     ) -> Answer:
         """One call; a refused connection is tried once more, everything else is the service's to retry."""
         ends = time.monotonic() + (self.timeout if timeout is None else timeout)
         headers = {"Secret": self.secret, "X-Request-ID": request_id or uuid4().hex, "Accept-Encoding": "gzip"}
         headers["X-Request-Timeout"] = f"{max(0.0, ends - time.monotonic()):.3f}"
+        if validator is not None and validator.etag is not None:
+            headers["If-None-Match"] = validator.etag
         params = {key: _text(value) for key, value in query.items() if value is not None}
         for attempt in (1, 2):
             try:
-                return self._attempt(method, f"{self._base}/{path}", params, body, headers, ends)
+                return self._attempt(method, f"{self._base}/{path}", params, body, headers, ends, validator)
             except requests.ConnectionError as failure:
                 refused = "Connection refused" in str(failure)
                 if refused and attempt == 1:
@@ -317,6 +354,7 @@ class Client:
         body: Mapping[str, Any] | None,
         headers: Mapping[str, str],
         ends: float,
+        validator: Validator | None,
     ) -> Answer:
         left = ends - time.monotonic()
         if left <= 0:
@@ -340,9 +378,15 @@ class Client:
             raise DeadlineExceeded("Metroculus did not answer in time") from failure
         except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError) as failure:
             raise ServiceUnavailable("Metroculus broke off its answer", request_id=headers["X-Request-ID"]) from failure
+        if response.status_code == 304 and "If-None-Match" in headers and validator is not None:
+            validator.learn(response.headers)
+            return 304, {}
         if response.status_code >= 300:
             raise error_of(response, content)
-        return response.status_code, _object(response, content)
+        answer = response.status_code, _object(response, content)
+        if validator is not None:
+            validator.learn(response.headers)
+        return answer
 
 
 class _Late(Exception):

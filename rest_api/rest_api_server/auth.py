@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
-from rest_api.rest_api_server.directory.model import Cluster, Directory, DirectoryError, Identity, Role
-from rest_api.rest_api_server.errors import FORBIDDEN, INVALID, NOT_FOUND, TOO_MANY, UNAUTHORIZED
+from msgspec import Struct
+
+from rest_api.rest_api_server.directory.model import (
+    Cluster,
+    Directory,
+    DirectoryError,
+    Identity,
+    Organization,
+    Role,
+    digest,
+)
+from rest_api.rest_api_server.errors import CODES, FORBIDDEN, INVALID, NOT_FOUND, TOO_MANY, UNAUTHORIZED
+from rest_api.rest_api_server.kept import KeptAnswer, KeptAnswers
 from tools.tornado_service.application import ServiceHandler
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import Operation
-from tools.tornado_service.params import Uuid
+from tools.tornado_service.params import Uuid, WindowQuery, resolve_window
+from tools.tornado_service.ready import Asked, ReadyAnswer
 from tools.tornado_service.slowdown import Slowdown
+from tools.window import Window
 
 T = TypeVar("T")
 MAX_TOKEN_LENGTH = 512
 PREFIX_LENGTH = 8
 DIRECTORY_SECONDS = 5.0
+REMEMBERED_SECONDS = 5.0
+"""What the directory tells of a token, a cluster, an organization is good for so long: a token that is revoked, or a
+role that is taken away, opens nothing after that."""
+MOST_REMEMBERED = 10_000
+DEFAULT_WINDOW = "7d"
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,9 @@ class Gate:
         self._slowdown = slowdown
         self._places = places
         self._taken: Counter[str] = Counter()
+        self._identities = _Remembered[Identity]()
+        self._clusters = _Remembered[Cluster]()
+        self._organizations = _Remembered[Organization]()
         self.seen = "unknown"
         """What the last question saw: ``ok``, ``failing``, or ``unknown`` before the first."""
 
@@ -89,20 +111,37 @@ class Gate:
         Raises:
             ApiError: 401; 429 and late where bad tokens come too often from the address, or with this beginning.
         """
-        if len(authorization) != 1:
+        token = _token_of(authorization)
+        if token is None:
             raise ApiError(UNAUTHORIZED)
-        scheme, _, token = authorization[0].partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token or len(token) > MAX_TOKEN_LENGTH:
-            raise ApiError(UNAUTHORIZED)
-        keys = (f"address {address}", f"token {token[:PREFIX_LENGTH]}")
+        known = self._identities.get(digest(token))
+        if known is not None:
+            return known
+        keys = (f"address {address}", f"token {token[:PREFIX_LENGTH].decode('latin-1')}")
         if self._slowdown.crowded(*keys):
             raise self._slowed()
-        now = self._clock()
-        found = await self.ask(lambda directory: directory.identity(token.encode("latin-1", "replace"), now))
+        now, asked_at = self._clock(), time.monotonic()
+        found = await self.ask(lambda directory: directory.identity(token, now))
         if found is None:
             raise self._slowed() if await self._slowdown.failed(*keys) else ApiError(UNAUTHORIZED)
+        self._identities.put(digest(token), found, asked_at)
         return found
+
+    def remembered(self, authorization: list[str], cluster_id: str, needs: Needs) -> tuple[Identity, Cluster] | None:
+        """Who asks and for what, where the directory has told of both a moment ago and the one may see the other."""
+        token = _token_of(authorization)
+        identity = self._identities.get(digest(token)) if token is not None else None
+        cluster = self._clusters.get(cluster_id)
+        if identity is None or cluster is None or self._organizations.get(cluster.organization_id) is None:
+            return None
+        role = identity.roles.get(cluster.organization_id)
+        if role is None or role < needs.permission.role or (needs.permission.writes and identity.read_only):
+            return None
+        return (identity, cluster) if self._taken[identity.token_id] < self._places else None
+
+    def forget(self, cluster_id: str) -> None:
+        """This process changed a cluster: it is asked for again."""
+        self._clusters.forget(cluster_id)
 
     def _slowed(self) -> ApiError:
         return ApiError(TOO_MANY, "too many bad tokens; come again later", retry_after=self._slowdown.retry_after)
@@ -130,13 +169,19 @@ class Gate:
             ApiError: 404 where it has no role there, 403 where that is too small, or the token may only read.
         """
         role = identity.roles.get(organization_id)
-        if role is None or await self.ask(lambda directory: directory.organization(organization_id)) is None:
+        if role is None or await self._organization(organization_id) is None:
             raise ApiError(NOT_FOUND)
         if role < needs.permission.role:
             raise ApiError(FORBIDDEN)
         if needs.permission.writes and identity.read_only:
             raise ApiError(FORBIDDEN, "your token may only read")
         return organization_id
+
+    async def _organization(self, organization_id: str) -> Organization | None:
+        def ask(directory: Directory) -> Organization | None:
+            return directory.organization(organization_id)
+
+        return await self._organizations.get_or_ask(organization_id, lambda: self.ask(ask))
 
     async def cluster(
         self, identity: Identity, cluster_id: str, needs: Needs, organization_id: str | None = None
@@ -146,7 +191,9 @@ class Gate:
         Raises:
             ApiError: 404, the same for what is not there and what is another's; 403
         """
-        found = await self.ask(lambda directory: directory.cluster(cluster_id))
+        found = await self._clusters.get_or_ask(
+            cluster_id, lambda: self.ask(lambda directory: directory.cluster(cluster_id))
+        )
         if found is None or organization_id not in (None, found.organization_id):
             raise ApiError(NOT_FOUND)
         await self.organization(identity, found.organization_id, needs)
@@ -164,6 +211,57 @@ class Gate:
         return found
 
 
+class _Remembered(Generic[T]):
+    """What the directory told a moment ago; that something is not there is never remembered."""
+
+    def __init__(self) -> None:
+        self._told: dict[Hashable, tuple[float, T]] = {}
+        self._forgotten = 0
+
+    def get(self, key: Hashable) -> T | None:
+        told_at, value = self._told.get(key, (float("-inf"), None))
+        return value if time.monotonic() - told_at < REMEMBERED_SECONDS else None
+
+    def put(self, key: Hashable, value: T, told_at: float) -> None:
+        if len(self._told) >= MOST_REMEMBERED:
+            self._told.clear()
+        self._told[key] = (told_at, value)
+
+    def forget(self, key: Hashable) -> None:
+        self._forgotten += 1
+        self._told.pop(key, None)
+
+    async def get_or_ask(self, key: Hashable, ask: Callable[[], Awaitable[T | None]]) -> T | None:
+        known = self.get(key)
+        if known is not None:
+            return known
+        asked_at, forgotten = time.monotonic(), self._forgotten
+        value = await ask()
+        if value is not None and forgotten == self._forgotten:
+            self.put(key, value, asked_at)
+        return value
+
+
+def _token_of(authorization: list[str]) -> bytes | None:
+    """The token of the one Authorization header; None where there is none, or several headers."""
+    if len(authorization) != 1:
+        return None
+    scheme, _, token = authorization[0].partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token or len(token) > MAX_TOKEN_LENGTH:
+        return None
+    return token.encode("latin-1", "replace")
+
+
+def _actor(identity: Identity) -> dict[str, str]:
+    return {
+        "kind": "user",
+        "user_id": identity.user_id,
+        "user": identity.user_name,
+        "token_id": identity.token_id,
+    }
+
+
 class RestHandler(ServiceHandler):
     """A handler behind a token; ids in its path are checked with it."""
 
@@ -176,9 +274,7 @@ class RestHandler(ServiceHandler):
     @property
     def actor(self) -> dict[str, str]:
         known: Identity | None = getattr(self, "identity", None)
-        if known is None:
-            return {"kind": "anonymous"}
-        return {"kind": "user", "user_id": known.user_id, "user": known.user_name, "token_id": known.token_id}
+        return {"kind": "anonymous"} if known is None else _actor(known)
 
     async def authorize(self, operation: Operation, path: dict[str, str]) -> None:
         self.needs = operation.needs
@@ -197,6 +293,52 @@ class RestHandler(ServiceHandler):
         if self._placed:
             self._placed = False
             self.gate.leave_place(self.identity)
+
+
+class ViewHandler(RestHandler):
+    """A view of one cluster, which may be kept; how it was come by stands in its headers."""
+
+    answers: KeptAnswers
+    cluster: Cluster
+
+    @classmethod
+    def window(cls, query: WindowQuery, now: float) -> Window:
+        """Raises: ApiError"""
+        return resolve_window(query, now, CODES, DEFAULT_WINDOW)
+
+    async def kept(
+        self, cluster: Cluster, query: WindowQuery, make: Callable[[Window], Awaitable[Struct]]
+    ) -> KeptAnswer:
+        """The view of a cluster that a query asks for; the query is all that tells two views of a kind apart."""
+        window = self.window(query, self.service.clock())
+        key = self.answers.key(type(self).__name__, cluster, query, window)
+        return await self.answers.answer(key, lambda: make(window))
+
+    @classmethod
+    def ready(cls, asked: Asked) -> ReadyAnswer | None:
+        target, parts = asked.target, asked.target.parts
+        cluster_id = getattr(target.query, "cluster_id", None)
+        if cluster_id is None:
+            return None
+        gate: Gate = parts["gate"]
+        found = gate.remembered(asked.headers.get_list("Authorization"), cluster_id, target.needs)
+        if found is None:
+            return None
+        identity, cluster = found
+        answers: KeptAnswers = parts["answers"]
+        try:
+            window = cls.window(target.query, asked.service.clock())
+        except ApiError:
+            return None
+        kept = answers.hit(answers.key(cls.__name__, cluster, target.query, window))
+        return None if kept is None else ReadyAnswer(kept.prepared, _actor(identity), kept.headers)
+
+    def write_answer(self, value: Any) -> None:
+        if isinstance(value, KeptAnswer):
+            for name, text in value.headers:
+                self._headers[name] = text
+            value = value.prepared
+        super().write_answer(value)
 
 
 def _uuid(name: str, text: str) -> str:

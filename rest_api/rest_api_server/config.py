@@ -54,6 +54,7 @@ class RestApiConfig:
     data_dir: Path = declared(
         Setting("DATA_DIR", "Folder for every file that has no setting of its own.", folder, Path(".metroculus"))
     )
+    cache_mib: int = declared(Setting("CACHE_SIZE", "MiB of answers that are kept.", count, 64))
     token_concurrency: int = declared(Setting("TOKEN_CONCURRENCY", "Requests at once with one token.", count, 32))
     resources_refresh: float = declared(
         Setting("RESOURCES_REFRESH", "Seconds between refreshes of quotas, limits and nodes.", seconds, 600.0)

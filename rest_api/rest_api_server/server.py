@@ -22,8 +22,10 @@ from rest_api.rest_api_server.controllers.resources import ResourcesController
 from rest_api.rest_api_server.directory.connect import open_directory
 from rest_api.rest_api_server.directory.model import Directory
 from rest_api.rest_api_server.errors import CODES, map_error
+from rest_api.rest_api_server.kept import KeptAnswers, KeptCollector
 from rest_api.rest_api_server.urls import routes
-from tools.tornado_service.application import Service, make_application
+from tools.tornado_service.application import make_application
+from tools.tornado_service.service import Service
 from tools.version import VERSION
 
 DIRECTORY_THREADS = 8
@@ -39,6 +41,7 @@ class RestApi:
     metroculus: MetroculusPool
     resources: ResourcesController
     threads: ThreadPoolExecutor
+    answers: KeptAnswers
     refreshing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -81,12 +84,15 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
         audit=config.access.audit("rest-api", clock),
         proxies=config.access.proxies,
     )
+    kept = KeptAnswers(config.cache_mib << 20)
+    KeptCollector(kept, service.registry)
     costs = CostsController(metroculus, resources)
     controllers = {
+        "answers": kept,
         "costs": costs,
         "expenses": ExpensesController(metroculus, costs),
         "metrics": MetricsController(metroculus),
-        "links": ClustersController(gate, metroculus),
+        "links": ClustersController(gate, metroculus, kept),
     }
     application = make_application(service, routes({"gate": gate}, controllers))
-    return RestApi(application, service, directory, metroculus, resources, threads)
+    return RestApi(application, service, directory, metroculus, resources, threads, kept)

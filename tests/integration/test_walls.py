@@ -22,7 +22,7 @@ from simulator.world import DAY, HOUR, make_world, marked
 from tests.contract.test_declarations import METROCULUS as METROCULUS_ROUTES
 from tests.contract.test_declarations import REST as REST_ROUTES
 from tests.data import bad_inputs as bad
-from tests.support import END, NOW, SECRET, Stack, ask, make_tenant
+from tests.support import END, NOW, SECRET, Stack, ask, make_tenant, until
 from tools.tornado_service.application import METHODS, OpenHandler
 
 MINE, THEIRS = "mine", "foreigncanary"
@@ -390,6 +390,7 @@ def test_audit_tells_who_asked_what_and_what_became_of_it(world):
         headers = world.callers[caller] | {"X-Request-ID": f"audited-{number}"}
         assert world.request(method, world.running.rest_api_listener.url + where, headers, body)[0] == status
     log = next(world.stack.folder.rglob("audit.jsonl"))
+    assert until(lambda: "audited-4" in log.read_text())
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     told = {one["request_id"]: one for one in lines if one["service"] == "rest-api"}
     assert [told[f"audited-{n}"]["status"] for n in range(5)] == [status for _, _, status in asked.values()]

@@ -55,10 +55,18 @@ class Clock:
 def cache_of(fresh=FRESH, revisions=None, max_bytes=1 << 20):
     clock = Clock()
 
-    async def basis(account):
-        return (revisions or {}).get(account)
+    return AnswerCache(Basis(revisions or {}), fresh, 30.0, max_bytes, clock), clock
 
-    return AnswerCache(basis, fresh, 30.0, max_bytes, clock), clock
+
+class Basis:
+    def __init__(self, revisions):
+        self._revisions = revisions
+
+    async def of(self, account):
+        return self.remembered(account)
+
+    def remembered(self, account):
+        return self._revisions.get(account)
 
 
 async def ask(cache, work, account=ACCOUNT, question=QUESTION, seconds=20.0):

@@ -4,71 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Sequence
 from http.client import responses
 from typing import Any
-from uuid import uuid4
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import generate_latest
 from tornado.web import Application, HTTPError, RequestHandler
 
-from tools.tornado_service.audit import AuditLog, bounded
 from tools.tornado_service.errors import ApiError, CommonCodes, error_body
 from tools.tornado_service.limits import refusal_of
+from tools.tornado_service.negotiation import represent, takes_gzip
 from tools.tornado_service.openapi import document
 from tools.tornado_service.operation import NoQuery, Operation, operation
 from tools.tornado_service.prepared import Prepared, encode
-from tools.tornado_service.proxies import TrustedProxies
+from tools.tornado_service.ready import READY_ANSWERS, SEND_SECONDS, Asked, ReadyAnswer, ReadyAnswers, Target
+from tools.tornado_service.service import Service, common_headers, log_line, objects_of, request_id_of
 
 log = logging.getLogger("service")
 
-MAX_IN_FLIGHT = 1000
-SEND_SECONDS = 60.0
-"""For an answer to be taken; who takes it more slowly is disconnected."""
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-AUDITED_IDS = ("organization_id", "cluster_id", "cloud_account_id")
-"""Parameters that name whose data is asked for; what stands in the path is told whole."""
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-@dataclass
-class Service:
-    """What a service's handlers share."""
-
-    name: str
-    version: str
-    codes: CommonCodes
-    ready: Callable[[], dict[str, str]]
-    """Each dependency with its state; ``down`` means that nothing can be served."""
-    map_error: Callable[[BaseException], ApiError | None] = lambda error: None
-    """A service's own errors as outcomes."""
-    clock: Callable[[], float] = time.time
-    security: dict[str, Any] = field(default_factory=dict)
-    """How a caller shows who it is, as OpenAPI's security scheme by name."""
-    audit: AuditLog | None = None
-    proxies: TrustedProxies = field(default_factory=TrustedProxies)
-    max_in_flight: int = MAX_IN_FLIGHT
-    """Requests answered at once, but for those that need no permission; the next is told to come again."""
-    stopping: bool = False
-    in_flight: int = 0
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-
-    def __post_init__(self) -> None:
-        labels = ["handler", "method", "status"]
-        requests = Counter("http_requests", "Requests answered", labels, registry=self.registry)
-        seconds = Histogram("http_request_seconds", "Time to answer", ["handler"], registry=self.registry)
-        self.requests_of = cache(requests.labels)
-        self.seconds_of = cache(seconds.labels)
-        self.flying = Gauge("http_requests_in_flight", "Requests being answered", registry=self.registry)
-        self.flying.set_function(lambda: self.in_flight)
-        if self.audit is not None:
-            lost = Gauge("audit_lines_lost", "Audit lines that could not be written", registry=self.registry)
-            lost.set_function(lambda: self.audit.failures if self.audit is not None else 0)
 
 
 class ServiceHandler(RequestHandler):
@@ -77,23 +33,22 @@ class ServiceHandler(RequestHandler):
     service: Service
     _counted = False
     _error_code: str | None = None
-    _etag: str | None = None
 
     def initialize(self, service: Service, **parts: Any) -> None:
         self.service = service
-        for name, part in parts.items():
-            setattr(self, name, part)
+        self._parts = parts
+        self.__dict__.update(parts)
 
     @property
     def codes(self) -> CommonCodes:
         return self.service.codes
 
-    def set_default_headers(self) -> None:
-        self.set_header("Content-Type", "application/json; charset=utf-8")
-        self.set_header("Cache-Control", "private")
-        self.set_header("X-Content-Type-Options", "nosniff")
-        self.clear_header("Server")
-        self.set_header("X-Request-ID", self.request_id)
+    def clear(self) -> None:
+        """As Tornado's, with the headers that every answer of ours has."""
+        self._headers = common_headers(self.request_id)
+        self._write_buffer: list[bytes] = []
+        self._status_code = 200
+        self._reason = "OK"
 
     @property
     def actor(self) -> dict[str, str]:
@@ -106,6 +61,12 @@ class ServiceHandler(RequestHandler):
         forwarded = self.request.headers.get_list("X-Forwarded-For")
         return self.service.proxies.client(self.request.remote_ip or "", forwarded)
 
+    def remember(self, operation: Operation, query: Any, path: dict[str, str]) -> None:
+        """Keep what was made of this request's target, so that its answer may go out without a handler."""
+        objects = objects_of(self.request.arguments, path)
+        target = Target(type(self), self._parts, operation.needs, query, objects, self.request.path)
+        self.settings[READY_ANSWERS].remember(self.request.uri or "", target, self.request.host)
+
     def tell_audit(self, **about: str) -> None:
         """Add to this request's audit line what only its handler knows."""
         self._told |= about
@@ -114,9 +75,7 @@ class ServiceHandler(RequestHandler):
     def request_id(self) -> str:
         known: str | None = getattr(self, "_request_id", None)
         if known is None:
-            given = self.request.headers.get("X-Request-ID", "")
-            known = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
-            self._request_id = known
+            known = self._request_id = request_id_of(self.request.headers)
         return known
 
     async def authorize(self, operation: Operation, path: dict[str, str]) -> None:
@@ -135,12 +94,12 @@ class ServiceHandler(RequestHandler):
         if self.service.stopping:
             self.set_header("Connection", "close")
         self.refuse_what_is_too_large()
-        declared = self._declared()
-        if declared is not None and declared.needs is not None and self.service.in_flight > self.service.max_in_flight:
+        declared = declared_of(type(self), self.request.method)
+        if declared is None:
+            raise ApiError(self.codes.method_not_allowed)
+        if declared.needs is not None and self.service.in_flight > self.service.max_in_flight:
             reason = f"{self.service.max_in_flight} requests are being answered; come again"
             raise ApiError(self.codes.overloaded, reason, retry_after=1)
-        if self.request.method not in (*METHODS, "HEAD") or not self._implements(self.request.method):
-            raise ApiError(self.codes.method_not_allowed)
 
     def refuse_what_is_too_large(self) -> None:
         """Raises: ApiError"""
@@ -150,31 +109,25 @@ class ServiceHandler(RequestHandler):
         codes = {"body": self.codes.too_large, "url": self.codes.url_too_long, "headers": self.codes.invalid_parameter}
         raise ApiError(codes[refusal.part], refusal.reason, [refusal.part])
 
-    def _implements(self, method: str | None) -> bool:
-        return self._declared(method) is not None
-
-    def _declared(self, method: str | None = None) -> Operation | None:
-        """What was declared of a method, the request's own when none is named."""
-        method = method or self.request.method
-        name = "get" if method == "HEAD" else (method or "").lower()
-        found: Operation | None = getattr(getattr(type(self), name, None), "operation", None)
-        return found
-
     async def head(self, **path: str) -> None:
         await self.get(**path)  # type: ignore[misc]
 
     def write_answer(self, value: Any) -> None:
-        if isinstance(value, Prepared):
-            self._etag = value.etag
-            packed = value.packed if "gzip" in self.request.headers.get("Accept-Encoding", "") else None
-            if packed is not None:
-                self.set_header("Content-Encoding", "gzip")
-            self.finish(packed or value.body)
+        """Send an answer: packed where the caller takes that, a 304 where it has it already."""
+        asked = self.request.headers
+        if not isinstance(value, Prepared):
+            packs = takes_gzip(asked.get("Accept-Encoding", ""))
+            value = Prepared.of(value if isinstance(value, bytes) else encode(value), pack=packs)
+        read = self._status_code == 200 and self.request.method in ("GET", "HEAD")
+        body = represent(value, asked, self._headers, tagged=read)
+        if body is None:
+            self._status_code, self._reason = 304, "Not Modified"
         else:
-            self.finish(value if isinstance(value, bytes) else encode(value))
+            self._write_buffer.append(body)
+        self.finish()
 
-    def compute_etag(self) -> str | None:
-        return self._etag or super().compute_etag()
+    def compute_etag(self) -> None:
+        """Tornado's own tag is not made: an answer that has one was given it."""
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         raised = kwargs.get("exc_info", (None, None, None))[1]
@@ -183,7 +136,7 @@ class ServiceHandler(RequestHandler):
         self.clear()
         self.set_status(error.code.status, responses.get(error.code.status))
         if error.code.status == 405:
-            allowed = [method for method in METHODS if self._implements(method)]
+            allowed = [method for method in METHODS if declared_of(type(self), method) is not None]
             self.set_header("Allow", ", ".join(allowed + (["HEAD"] if "GET" in allowed else [])))
         if error.retry_after is not None:
             self.set_header("Retry-After", str(error.retry_after))
@@ -254,23 +207,31 @@ class ServiceHandler(RequestHandler):
         name = type(self).__name__
         method = self.request.method if self.request.method in (*METHODS, "HEAD") else "OTHER"
         seconds = time.perf_counter() - self._began
-        self.service.requests_of(name, method, str(self.get_status())).inc()
-        self.service.seconds_of(name).observe(seconds)
-        declared = self._declared()
-        if self.service.audit is not None and declared is not None and declared.needs is not None:
-            named = {name: self.request.arguments[name][0] for name in AUDITED_IDS if name in self.request.arguments}
-            self.service.audit.write(
+        self.service.count(name, method, self.get_status(), seconds)
+        declared = declared_of(type(self), self.request.method)
+        if declared is not None and declared.needs is not None:
+            self.service.tell_audit(
                 request_id=self.request_id,
                 actor=self.actor,
                 address=self.address,
                 method=method,
-                operation=name,
-                needs=declared.needs.name.lower(),
-                objects=bounded(named | dict(self.path_kwargs)) | self._told,
+                handler=name,
+                needs=declared.needs,
+                objects=objects_of(self.request.arguments, self.path_kwargs) | self._told,
                 status=self.get_status(),
                 error_code=self._error_code,
-                milliseconds=round(1000 * seconds, 1),
+                seconds=seconds,
             )
+
+
+def declared_of(handler: type[ServiceHandler], method: str | None) -> Operation | None:
+    """What a handler declares of a method; None where it has none."""
+    name = _METHOD_NAMES.get(method or "")
+    found: Operation | None = getattr(getattr(handler, name, None), "operation", None) if name else None
+    return found
+
+
+_METHOD_NAMES = {method: method.lower() for method in METHODS} | {"HEAD": "get"}
 
 
 class OpenHandler(ServiceHandler):
@@ -278,6 +239,9 @@ class OpenHandler(ServiceHandler):
 
     async def authorize(self, operation: Operation, path: dict[str, str]) -> None:
         return None
+
+
+_HEALTHY = Prepared.of(encode({"status": "ok"}))
 
 
 class NotFoundHandler(OpenHandler):
@@ -290,8 +254,12 @@ class Health(OpenHandler):
     """The process is up."""
 
     @operation(needs=None, answer=dict[str, str])
-    async def get(self, query: NoQuery) -> dict[str, str]:
-        return {"status": "ok"}
+    async def get(self, query: NoQuery) -> Prepared:
+        return _HEALTHY
+
+    @classmethod
+    def ready(cls, asked: Asked) -> ReadyAnswer:
+        return ReadyAnswer(_HEALTHY, {})
 
 
 class Readiness(msgspec.Struct, frozen=True):
@@ -349,23 +317,13 @@ def make_application(service: Service, routes: Sequence[Route]) -> Application:
         every,
         default_handler_class=NotFoundHandler,
         default_handler_args=shared,
-        compress_response=True,
-        log_function=log_request,
+        log_function=_log,
     )
+    application.settings[READY_ANSWERS] = ReadyAnswers(service)
     return application
 
 
-def log_request(handler: RequestHandler) -> None:
-    """One line a request; the query is left out, for it may hold what does not belong into a log."""
-    if not isinstance(handler, ServiceHandler):
-        return
-    level = logging.WARNING if handler.get_status() >= 500 else logging.INFO
-    log.log(
-        level,
-        "%s %s %d %.1fms request_id=%s",
-        handler.request.method,
-        handler.request.path[:200].encode("unicode_escape").decode(),
-        handler.get_status(),
-        1000.0 * handler.request.request_time(),
-        handler.request_id,
-    )
+def _log(handler: RequestHandler) -> None:
+    if isinstance(handler, ServiceHandler):
+        asked = handler.request
+        log_line(asked.method, asked.path, handler.get_status(), asked.request_time(), handler.request_id)

@@ -13,6 +13,8 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream
 
+from tools.tornado_service.ready import ReadyAnswers
+
 log = logging.getLogger("service")
 
 MAX_BODY_BYTES = 1 << 20
@@ -52,9 +54,11 @@ class LimitedServer(HTTPServer):
     """
 
     max_connections: int
+    answers: ReadyAnswers
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         self.max_connections = kwargs.pop("max_connections")
+        self.answers = kwargs.pop("answers")
         self._connected: set[IOStream] = set()
         self._idle: dict[IOStream, None] = {}
         """Connections on which nothing is asked, the longest idle first."""
@@ -90,7 +94,7 @@ class LimitedServer(HTTPServer):
         if stream in self._connected:
             self._idle.setdefault(stream)
         inner = super().start_request(server_conn, request_conn)
-        return _Weighed(inner, request_conn, lambda: self._idle.pop(stream, None))
+        return _Weighed(inner, request_conn, lambda: self._idle.pop(stream, None), self.answers)
 
     def on_close(self, server_conn: object) -> None:
         self._forget(cast(HTTP1ServerConnection, server_conn).stream)
@@ -98,8 +102,16 @@ class LimitedServer(HTTPServer):
 
 
 class _Weighed(HTTPMessageDelegate):
-    def __init__(self, inner: HTTPMessageDelegate, connection: HTTPConnection, begun: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        inner: HTTPMessageDelegate,
+        connection: HTTPConnection,
+        begun: Callable[[], None],
+        answers: ReadyAnswers,
+    ) -> None:
         self._inner = inner
+        self._answers = answers
+        self._send: Callable[[], None] | None = None
         self._connection = connection
         self._begun = begun
         self._size = 0
@@ -121,6 +133,10 @@ class _Weighed(HTTPMessageDelegate):
             self._refuse("headers", MAX_HEADER_BYTES)
         elif size > MAX_BODY_BYTES:
             self._refuse("body", MAX_BODY_BYTES)
+        elif isinstance(start_line, RequestStartLine):
+            self._send = self._answers.find(start_line, headers, self._connection)
+            if self._send is not None:
+                return None
         waited = self._inner.headers_received(start_line, headers)
         if self._refused and size > DRAINED_BYTES:
             self._finish()
@@ -134,15 +150,19 @@ class _Weighed(HTTPMessageDelegate):
             if self._size > DRAINED_BYTES:
                 self._finish()
             return None
-        return self._inner.data_received(chunk)
+        return self._inner.data_received(chunk) if self._send is None else None
 
     def _finish(self) -> None:
         if not self._over:
             self._over = True
-            self._inner.finish()
+            if self._send is not None:
+                self._send()
+            else:
+                self._inner.finish()
 
     def finish(self) -> None:
         self._finish()
 
     def on_connection_close(self) -> None:
-        self._inner.on_connection_close()
+        if self._send is None:
+            self._inner.on_connection_close()

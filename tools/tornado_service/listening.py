@@ -15,8 +15,9 @@ from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from tools.tornado_service.application import Service
 from tools.tornado_service.limits import PARSED_BYTES, LimitedServer
+from tools.tornado_service.ready import READY_ANSWERS
+from tools.tornado_service.service import Service
 
 log = logging.getLogger("service")
 
@@ -62,6 +63,8 @@ class Listener:
             if self.service.in_flight:
                 quiet_since = time.monotonic()
         await self.server.close_all_connections()
+        if self.service.audit is not None:
+            self.service.audit.flush()
 
 
 class Certificate:
@@ -126,6 +129,7 @@ def listen(
         idle_connection_timeout=IDLE_SECONDS,
         body_timeout=BODY_SECONDS,
         max_connections=_descriptors() // CONNECTIONS_SHARE,
+        answers=application.settings[READY_ANSWERS],
     )
     try:
         sockets = bind_sockets(port, address)

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
+import time
 from datetime import UTC, datetime
+from typing import TextIO
+
+WAIT_SECONDS = 0.2
+"""A line of a running service waits no longer for others; a warning is written at once, with what waits before it."""
+MOST_WAITING = 256
+
+
+class TextFormatter(logging.Formatter):
+    """``logging``'s own form of a line; the second that it shows is put into words once."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+        self._second = (-1, "")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        second = int(record.created)
+        if self._second[0] != second:
+            self._second = (second, time.strftime(self.default_time_format, time.localtime(second)))
+        return f"{self._second[1]},{int(record.msecs):03d}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -21,9 +42,51 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+class LineHandler(logging.Handler):
+    """Writes lines to a stream, those of a moment together: a write for each request is a price of its own.
+
+    ``logging.shutdown``, which the interpreter calls at its end, flushes it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: list[str] = []
+        self._awaited = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record))
+            if record.levelno >= logging.WARNING or len(self._lines) >= MOST_WAITING:
+                self.flush()
+            elif not self._awaited:
+                self._flush_later()
+        except Exception:  # noqa: BLE001  (a handler of logging never raises)
+            self.handleError(record)
+
+    def _flush_later(self) -> None:
+        try:
+            asyncio.get_running_loop().call_later(WAIT_SECONDS, self.flush)
+            self._awaited = True
+        except RuntimeError:  # no loop in this thread: nobody would come back to it
+            self.flush()
+
+    def flush(self) -> None:
+        self.acquire()
+        try:
+            self._awaited = False
+            lines, self._lines = self._lines, []
+            if lines:
+                self._stream.write("\n".join(lines) + "\n")
+                self._stream.flush()
+        finally:
+            self.release()
+
+
 def set_up(level: str, form: str) -> None:
     """Send every record to standard error, ``form`` being ``text`` or ``json``."""
-    handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
-    handler.setFormatter(JsonFormatter() if form == "json" else text)
+    handler = LineHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # What no format of ours shows is not looked up for each record.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

@@ -60,7 +60,10 @@ def operation(
             elif self.request.body:
                 raise ApiError(self.codes.invalid_parameter, "this request takes no body", ["body"])
             self.set_status(declared.status)
-            self.write_answer(await method(self, *read))
+            answer = await method(self, *read)
+            if self.request.method == "GET":
+                self.remember(declared, read[0], path)
+            self.write_answer(answer)
 
         run.operation = declared  # type: ignore[attr-defined]
         return run

@@ -247,11 +247,17 @@ def resolve_window(query: WindowQuery, now: float, codes: CommonCodes, default: 
         ApiError: naming the parameter, or both of a pair.
     """
     try:
-        return query.resolve(now, default)
+        return _resolved(query, int(now), default)
     except MissingWindow as problem:
         raise ApiError(codes.missing_parameter, problem.reason, problem.params) from None
     except WindowError as problem:
         raise ApiError(codes.invalid_parameter, problem.reason, problem.params) from None
+
+
+@lru_cache(512)
+def _resolved(query: WindowQuery, now: int, default: str | None) -> Window:
+    """Within a second the same question has the same window."""
+    return query.resolve(now, default)
 
 
 def parameters(query: type[Struct], path: Sequence[str]) -> list[dict[str, Any]]:

@@ -29,16 +29,16 @@ def encode(value: Any) -> bytes:
 
 
 class Prepared(Struct, frozen=True):
-    """JSON as bytes, the same packed where that is worth it, and its strong entity tag."""
+    """JSON as bytes, the same packed where that is worth it, and the strong entity tag of the bytes."""
 
     body: bytes
     packed: bytes | None
     etag: str
 
     @staticmethod
-    def of(body: bytes) -> Prepared:
+    def of(body: bytes, pack: bool = True) -> Prepared:
         """Hashes and packs: some milliseconds a megabyte, and the interpreter is free meanwhile."""
-        packed = gzip.compress(body, GZIP_LEVEL, mtime=0) if len(body) >= LEAST_TO_COMPRESS else None
+        packed = gzip.compress(body, GZIP_LEVEL, mtime=0) if pack and len(body) >= LEAST_TO_COMPRESS else None
         return Prepared(body, packed, f'"{blake2b(body, digest_size=16).hexdigest()}"')
 
     @property

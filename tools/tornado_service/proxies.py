@@ -38,6 +38,8 @@ class TrustedProxies:
             peer: who is connected to us.
             forwarded: the values of every ``X-Forwarded-For`` header.
         """
+        if not self._networks:
+            return peer
         hops = [hop.strip() for value in forwarded for hop in value.split(",")]
         address = peer
         while self._trusts(address) and hops:

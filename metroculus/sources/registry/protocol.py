@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import msgspec
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -24,6 +24,10 @@ ID_LENGTH = 8
 REKEY_PASSES = 5
 ASK_AGAIN_SECONDS = 5.0
 REMEMBERED_SECONDS = 3600.0
+REVISION_SECONDS = 5.0
+"""For so long nobody asks again which revision an entry has; what this process changes it knows at once."""
+MOST_REVISIONS = 100_000
+UNKNOWN_REVISION = object()
 
 
 class MetricsCluster(Struct, frozen=True, forbid_unknown_fields=True):
@@ -164,6 +168,9 @@ class SourceRegistry:
         self._keys = keys
         self._clock = clock
         self._remembered: dict[str, tuple[float, StoredEntry | None]] = {}
+        self._revisions: dict[str, tuple[float, int | None]] = {}
+        """When an account's revision was seen, and what it was."""
+        self._changes = 0
         self.failure: str | None = None
         """Why the entries could not be asked, the last time; None where they could."""
         self._failed_at = 0.0
@@ -183,11 +190,32 @@ class SourceRegistry:
             RegistryError
         """
 
+        known = self.remembered_revision(account)
+        if known is not UNKNOWN_REVISION:
+            return cast("int | None", known)
+        began, changes = self._clock(), self._changes
+
         def remembered(failure: RegistryError) -> int | None:
             stored = self._remembered_entry(account, failure)
             return None if stored is None else stored.revision
 
-        return await self._ask(lambda: self.entries.revision(account), remembered)
+        revision = await self._ask(lambda: self.entries.revision(account), remembered)
+        if changes == self._changes:
+            if len(self._revisions) >= MOST_REVISIONS:
+                self._revisions.clear()
+            self._revisions[account] = (began, revision)
+        return revision
+
+    def remembered_revision(self, account: str) -> object:
+        """``revision`` as it was seen a moment ago, ``UNKNOWN_REVISION`` where it was not."""
+        seen_at, revision = self._revisions.get(account, (float("-inf"), None))
+        return revision if self._clock() - seen_at < REVISION_SECONDS else UNKNOWN_REVISION
+
+    def _changed(self, account: str) -> None:
+        """This process changed an entry: what is remembered of it is over."""
+        self._changes += 1
+        self._remembered.pop(account, None)
+        self._revisions.pop(account, None)
 
     async def _read(self, account: str) -> StoredEntry | None:
         """The entry; where it cannot be asked for now, as it was when it was last read.
@@ -238,15 +266,18 @@ class SourceRegistry:
     async def put(self, account: str, flavour: str, url: str, credentials: Credentials) -> SourceEntry:
         """Write an entry under a new revision."""
         stored = StoredEntry(account, flavour, url, self._keys.seal(credentials), new_revision())
-        await asyncio.to_thread(self.entries.write, stored)
-        self._remembered.pop(account, None)
+        try:
+            await asyncio.to_thread(self.entries.write, stored)
+        finally:
+            self._changed(account)
         return SourceEntry(account, flavour, url, credentials, stored.revision)
 
     async def delete(self, account: str) -> bool:
         """Whether there was an entry."""
-        removed = await asyncio.to_thread(self.entries.remove, account)
-        self._remembered.pop(account, None)
-        return removed
+        try:
+            return await asyncio.to_thread(self.entries.remove, account)
+        finally:
+            self._changed(account)
 
     def rekey(self) -> Rekeyed:
         """Seal every entry under the first key; one that no key opens is left, and named.

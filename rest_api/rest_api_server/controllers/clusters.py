@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 from msgspec import Struct, to_builtins
@@ -12,6 +13,7 @@ from rest_api.rest_api_server.auth import Gate
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.directory.model import AlreadyExists, Cluster, Flavour
 from rest_api.rest_api_server.errors import CONFLICT, INVALID, LINK_REFUSED, MISSING
+from rest_api.rest_api_server.kept import KeptAnswers
 from tools.tornado_service.errors import ApiError
 
 MAX_NAME_LENGTH = 128
@@ -80,9 +82,19 @@ class LinkedCluster(Struct, frozen=True):
 
 
 class ClustersController:
-    def __init__(self, gate: Gate, metroculus: MetroculusPool) -> None:
+    def __init__(self, gate: Gate, metroculus: MetroculusPool, answers: KeptAnswers) -> None:
         self._gate = gate
         self._metroculus = metroculus
+        self._answers = answers
+
+    @contextmanager
+    def _changing(self, cluster: Cluster) -> Iterator[None]:
+        """What is remembered of a cluster is over, also where the change failed: some of it may have come through."""
+        try:
+            yield
+        finally:
+            self._gate.forget(cluster.id)
+            self._answers.forget(cluster.id)
 
     async def link(self, organization_id: str, body: LinkBody, request_id: str) -> LinkedCluster:
         """Link a cluster, or finish a link of that name that got half way.
@@ -99,12 +111,13 @@ class ClustersController:
                 lambda directory: directory.create_cluster(organization_id, name, body.flavour, body.url)
             )
         source = _source(body.flavour, body.url, body)
-        try:
-            await self._write(cluster, source, request_id)
-        except (ApiError, InvalidRequest):
-            await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
-            raise
-        return await self._store(cluster, name, body.flavour, body.url)
+        with self._changing(cluster):
+            try:
+                await self._write(cluster, source, request_id)
+            except (ApiError, InvalidRequest):
+                await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
+                raise
+            return await self._store(cluster, name, body.flavour, body.url)
 
     async def change(self, cluster: Cluster, body: ChangeBody, request_id: str) -> LinkedCluster:
         """Rename a cluster, or point it elsewhere.
@@ -118,9 +131,10 @@ class ClustersController:
         if flavour == "push":
             url = ""
         elsewhere = any(getattr(body, part) is not None for part in body.__struct_fields__ if part != "name")
-        if elsewhere or cluster.state != "linked":
-            await self._write(cluster, _source(flavour, url, body), request_id)
-        return await self._store(cluster, name, flavour, url)
+        with self._changing(cluster):
+            if elsewhere or cluster.state != "linked":
+                await self._write(cluster, _source(flavour, url, body), request_id)
+            return await self._store(cluster, name, flavour, url)
 
     async def unlink(self, cluster: Cluster, request_id: str) -> None:
         """Forget a cluster; Metroculus first, so that what got half way can be tried again.
@@ -128,10 +142,11 @@ class ClustersController:
         Raises:
             MetroculusError
         """
-        with suppress(NotFound):
-            forget = self._metroculus.client.delete_kubecost_source
-            await self._metroculus.call(cluster, forget, cluster.id, request_id=request_id, shape=structs.Deleted)
-        await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
+        with self._changing(cluster):
+            with suppress(NotFound):
+                forget = self._metroculus.client.delete_kubecost_source
+                await self._metroculus.call(cluster, forget, cluster.id, request_id=request_id, shape=structs.Deleted)
+            await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
 
     async def _unfinished(self, organization_id: str, name: str) -> Cluster | None:
         clusters = await self._gate.clusters(organization_id)

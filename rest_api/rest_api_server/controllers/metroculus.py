@@ -9,18 +9,27 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
+from uuid import uuid4
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from optscale_client.metroculus_client import Client, DeadlineExceeded, MetroculusError, ServiceUnavailable
+from optscale_client.metroculus_client import (
+    Client,
+    DeadlineExceeded,
+    MetroculusError,
+    ServiceUnavailable,
+    Validator,
+)
 from rest_api.rest_api_server.directory.model import Cluster
+from rest_api.rest_api_server.kept import VALIDITY, spoil
 
 THREADS = 128
 CALLS_OF_A_CLUSTER = 4
 CALLS_OF_AN_ORGANIZATION = 32
 CALL_SECONDS = 35.0
 """For one call with the time that it waits for its place; a little over Metroculus' own deadline."""
+About: TypeAlias = Cluster | Sequence[Cluster]
 Method: TypeAlias = Callable[..., tuple[int, dict[str, Any]]]
 T = TypeVar("T")
 
@@ -37,12 +46,18 @@ class MetroculusPool:
         self.seen = "unknown"
         """What the last call saw: ``ok``, ``failing``, or ``unknown`` before the first."""
         self._seconds = seconds
+        self._validated = {
+            client.get_kubecost_cluster_costs,
+            client.get_kubecost_savings,
+            client.get_kubecost_assets,
+            client.get_kubecost_metrics,
+            client.get_k8s_metadata,
+        }
+        """Methods whose answers have a tag."""
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="metroculus")
         self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
-    async def call(
-        self, about: Cluster | Sequence[Cluster], method: Method, *args: Any, shape: type[T], **kwargs: Any
-    ) -> T:
+    async def call(self, about: About, method: Method, *args: Any, shape: type[T], **kwargs: Any) -> T:
         """An answer.
 
         Args:
@@ -52,6 +67,33 @@ class MetroculusPool:
         Raises:
             MetroculusError
         """
+        validity = VALIDITY.get()
+        validator = Validator() if validity is not None and method in self._validated else None
+        called = partial(method, *args, **kwargs)
+        try:
+            _, body = await self._ask(about, called if validator is None else partial(called, validator=validator))
+            answer = msgspec.convert(body, shape)
+        except MetroculusError:
+            spoil()
+            raise
+        except msgspec.ValidationError as problem:
+            self.seen = "failing"
+            spoil()
+            raise ServiceUnavailable("Metroculus answered with something else", status=502) from problem
+        if validator is not None and validity is not None:
+            validity.add(validator.age, validator.fresh_for, partial(self._still, about, called, validator.etag))
+        else:
+            spoil()
+        return answer
+
+    async def _still(self, about: About, called: Method, etag: str | None) -> tuple[bool, float, float]:
+        """Whether the answer to a call is what it was; its age, and for how long it is fresh (seconds)."""
+        validator = Validator(etag)  # a new one: what the call learns now is of what may be another answer
+        status, _ = await self._ask(about, partial(called, request_id=uuid4().hex, validator=validator))
+        return status == 304, validator.age, validator.fresh_for
+
+    async def _ask(self, about: About, called: Method) -> tuple[int, dict[str, Any]]:
+        """Raises: MetroculusError"""
         ends = time.monotonic() + self._seconds
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as places:
@@ -61,21 +103,15 @@ class MetroculusPool:
                         await places.enter_async_context(place)
             except TimeoutError:
                 raise DeadlineExceeded("every place of this cluster is taken by calls that hang") from None
-            left = ends - time.monotonic()
             try:
-                _, body = await loop.run_in_executor(self._threads, partial(method, *args, timeout=left, **kwargs))
+                answer = await loop.run_in_executor(self._threads, partial(called, timeout=ends - time.monotonic()))
             except MetroculusError as failure:
                 self.seen = "failing" if failure.status is None else "ok"
                 raise
-        try:
-            answer = msgspec.convert(body, shape)
-        except msgspec.ValidationError as problem:
-            self.seen = "failing"
-            raise ServiceUnavailable("Metroculus answered with something else", status=502) from problem
         self.seen = "ok"
         return answer
 
-    def _shares(self, about: Cluster | Sequence[Cluster]) -> list[asyncio.Semaphore]:
+    def _shares(self, about: About) -> list[asyncio.Semaphore]:
         one = about if isinstance(about, Cluster) else about[0]
         shares = [(f"organization {one.organization_id}", CALLS_OF_AN_ORGANIZATION)]
         if isinstance(about, Cluster):

@@ -18,6 +18,7 @@ from rest_api.rest_api_server.answers import MetadataState
 from rest_api.rest_api_server.auth import Gate
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster, DirectoryError, Resources
+from rest_api.rest_api_server.kept import apart, spoil
 
 log = logging.getLogger("resources")
 
@@ -54,11 +55,13 @@ class ResourcesController:
         status: Literal["ok", "no_data", "unavailable", "not_configured"] = "ok"
         if kept is None:
             try:
-                kept = await self.refresh(cluster, request_id)
+                with apart():
+                    kept = await self.refresh(cluster, request_id)
             except NoSourceConfigured:
                 status = "not_configured"
             except MetroculusError:
                 status = "unavailable"
+                spoil()
         if kept is None:
             return ClusterResources(), MetadataState(status, None, None)
         age = max(0, int(self._clock()) - kept.fetched_at)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from enum import Enum
-from typing import Any, TypeVarTuple
+from typing import Any
 
 from metroculus.codes import CODES, NO_SECRET, NO_SECRET_YET, TOO_MANY, WRONG_SECRET
-from metroculus.metroculus_api.cache import AnswerCache, Answered, Sourced
+from metroculus.metroculus_api.cache import AnswerCache, Answered, Sourced, Work
 from metroculus.metroculus_api.secret import SecretKeeper
 from tools.deadline import Deadline
 from tools.tornado_service.application import ServiceHandler
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import Operation
 from tools.tornado_service.params import WindowQuery, resolve_window
+from tools.tornado_service.ready import Asked, ReadyAnswer
 from tools.tornado_service.slowdown import Slowdown
 from tools.window import Window
 
-Asked = TypeVarTuple("Asked")
+Question = tuple[Hashable, ...]
+KNOWN = {"kind": "cluster secret"}
+"""Who asks with the cluster secret, as the audit log tells it."""
 
 
 class Needs(Enum):
@@ -62,7 +65,7 @@ class MetroculusHandler(ServiceHandler):
 
     @property
     def actor(self) -> dict[str, str]:
-        return {"kind": "cluster secret" if self._known else "anonymous"}
+        return KNOWN if self._known else {"kind": "anonymous"}
 
     def deadline(self) -> Deadline:
         """Our own, or what is left of the caller's where that is less."""
@@ -90,20 +93,52 @@ class KeptHandler(MetroculusHandler):
 
     cache: AnswerCache
 
-    async def kept(
-        self, account: str, ask: Callable[[*Asked, Deadline], Awaitable[Sourced]], *question: *Asked
-    ) -> Answered:
-        """The answer to a question about an account: ``ask(*question, deadline)``.
+    @classmethod
+    def question(cls, query: Any, now: float) -> Question:
+        """What is asked at a moment, all of it.
 
-        What is asked is what the answer is kept under, so that nothing that tells two questions apart can be left out.
+        It is what the controller is asked and what the answer is kept under, so that nothing that tells two questions
+        apart can be left out.
+
+        Raises:
+            ApiError
         """
+        raise NotImplementedError
 
-        def work(deadline: Deadline) -> Awaitable[Sourced]:
-            return ask(*question, deadline)
+    async def kept(self, query: Any, ask: Callable[..., Awaitable[Sourced]]) -> Answered:
+        """The answer to a query about an account: ``ask(*question, deadline)``."""
+        handler, clock = type(self), self.service.clock
 
-        return await self.cache.answer(account, (type(self).__name__, *question), work, self.deadline())
+        def anew() -> tuple[Question, Work]:
+            question = handler.question(query, clock())
+            return (handler.__name__, *question), lambda deadline: ask(*question, deadline)
+
+        return await self.cache.answer(query.cloud_account_id, *anew(), self.deadline(), anew)
+
+    @classmethod
+    def ready(cls, asked: Asked) -> ReadyAnswer | None:
+        target, parts = asked.target, asked.target.parts
+        offered = asked.headers.get_list("Secret")
+        if len(offered) != 1 or not parts["secret"].accepts(offered[0].encode("latin-1", "replace")):
+            return None
+        try:
+            question = cls.question(target.query, asked.service.clock())
+        except ApiError:
+            return None
+        cache: AnswerCache = parts["cache"]
+        found = cache.hit(target.query.cloud_account_id, (cls.__name__, *question))
+        return None if found is None else ReadyAnswer(found.prepared, KNOWN, _told_of(found))
 
     def write_answer(self, value: Any) -> None:
-        self.set_header("X-Cache", value.state)
-        self.set_header("Age", str(value.age))
+        for name, text in _told_of(value):
+            self._headers[name] = text
         super().write_answer(value.prepared)
+
+
+def _told_of(answer: Answered) -> tuple[tuple[str, str], ...]:
+    """How an answer was come by, and how long it may be kept by who asked: what is left of its freshness."""
+    return (
+        ("X-Cache", answer.state),
+        ("Age", str(answer.age)),
+        ("Cache-Control", f"private, max-age={answer.fresh_for}"),
+    )

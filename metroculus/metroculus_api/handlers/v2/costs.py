@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from msgspec import Struct
 
-from metroculus.codes import INVALID
+from metroculus.codes import CODES, INVALID
 from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.statement import Question
 from metroculus.metroculus_api.cache import Answered
@@ -19,7 +19,8 @@ from metroculus.sources.source import LABEL_NAME, METRIC_NAME
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import FilterText, RowFilter, Step, Text, Uuid, WindowQuery
+from tools.tornado_service.params import FilterText, RowFilter, Step, Text, Uuid, WindowQuery, resolve_window
+from tools.window import Window
 
 
 class MetricName(Text):
@@ -73,17 +74,21 @@ class ClusterCosts(KeptHandler):
 
     costs: CostsController
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=ClusterCostsQuery, answer=structs.Statement)
-    async def get(self, query: ClusterCostsQuery) -> Answered:
-        question = Question(
+    @classmethod
+    def question(cls, query: ClusterCostsQuery, now: float) -> tuple[Question, str | None]:
+        asked = Question(
             cloud_account_id=query.cloud_account_id,
-            window=self.window_of(query),
+            window=resolve_window(query, now, CODES),
             detail=query.detail_level,
             aggregate=query.aggregate,
             filters=_filters(query),
             idle=query.idle,
         )
-        return await self.kept(query.cloud_account_id, self.costs.statement, question, query.step)
+        return asked, query.step
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=ClusterCostsQuery, answer=structs.Statement)
+    async def get(self, query: ClusterCostsQuery) -> Answered:
+        return await self.kept(query, self.costs.statement)
 
 
 def _filters(query: ClusterCostsQuery) -> Filters:
@@ -108,11 +113,14 @@ class ClusterSavings(KeptHandler):
 
     savings: SavingsController
 
+    @classmethod
+    def question(cls, query: SavingsQuery, now: float) -> tuple[str, Window, float | None]:
+        utilization = float(query.target_utilization) if query.target_utilization else None
+        return query.cloud_account_id, resolve_window(query, now, CODES), utilization
+
     @operation(needs=Needs.CLUSTER_SECRET, query=SavingsQuery, answer=structs.Savings)
     async def get(self, query: SavingsQuery) -> Answered:
-        utilization = float(query.target_utilization) if query.target_utilization else None
-        account, window = query.cloud_account_id, self.window_of(query)
-        return await self.kept(account, self.savings.savings, account, window, utilization)
+        return await self.kept(query, self.savings.savings)
 
 
 class AssetsQuery(WindowQuery, frozen=True, kw_only=True):
@@ -125,10 +133,13 @@ class ClusterAssets(KeptHandler):
 
     inventory: InventoryController
 
+    @classmethod
+    def question(cls, query: AssetsQuery, now: float) -> tuple[str, Window, str | None]:
+        return query.cloud_account_id, resolve_window(query, now, CODES), query.asset_type
+
     @operation(needs=Needs.CLUSTER_SECRET, query=AssetsQuery, answer=structs.Assets)
     async def get(self, query: AssetsQuery) -> Answered:
-        account, window = query.cloud_account_id, self.window_of(query)
-        return await self.kept(account, self.inventory.assets, account, window, query.asset_type)
+        return await self.kept(query, self.inventory.assets)
 
 
 class MetricsQuery(WindowQuery, frozen=True, kw_only=True):
@@ -142,11 +153,14 @@ class ClusterMetrics(KeptHandler):
 
     inventory: InventoryController
 
+    @classmethod
+    def question(cls, query: MetricsQuery, now: float) -> tuple[str, Window, tuple[str, ...], int | None]:
+        step = query.step.seconds if query.step else None
+        return query.cloud_account_id, resolve_window(query, now, CODES), query.metrics, step
+
     @operation(needs=Needs.CLUSTER_SECRET, query=MetricsQuery, answer=structs.Metrics)
     async def get(self, query: MetricsQuery) -> Answered:
-        step = query.step.seconds if query.step else None
-        account, window = query.cloud_account_id, self.window_of(query)
-        return await self.kept(account, self.inventory.metrics, account, window, query.metrics, step)
+        return await self.kept(query, self.inventory.metrics)
 
 
 class MetadataQuery(Struct, frozen=True, kw_only=True):
@@ -158,7 +172,10 @@ class ClusterMetadata(KeptHandler):
 
     inventory: InventoryController
 
+    @classmethod
+    def question(cls, query: MetadataQuery, now: float) -> tuple[str]:
+        return (query.cloud_account_id,)
+
     @operation(needs=Needs.CLUSTER_SECRET, query=MetadataQuery, answer=structs.Metadata)
     async def get(self, query: MetadataQuery) -> Answered:
-        account = query.cloud_account_id
-        return await self.kept(account, self.inventory.metadata, account)
+        return await self.kept(query, self.inventory.metadata)

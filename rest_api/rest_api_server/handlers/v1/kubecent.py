@@ -10,17 +10,17 @@ from msgspec import UNSET, Struct, UnsetType
 
 from optscale_client.metroculus_client.structs import CostRow, Figures
 from rest_api.rest_api_server import answers
-from rest_api.rest_api_server.auth import Needs, RestHandler
+from rest_api.rest_api_server.auth import Needs, RestHandler, ViewHandler
 from rest_api.rest_api_server.controllers.costs import CostsController, fields_of, rows_of
 from rest_api.rest_api_server.controllers.expenses import ExpensesController
 from rest_api.rest_api_server.directory.model import Cluster
-from rest_api.rest_api_server.errors import CODES, NOT_FOUND, SEVERAL_CLUSTERS
-from rest_api.rest_api_server.handlers.v2.clusters import DEFAULT_WINDOW
+from rest_api.rest_api_server.errors import NOT_FOUND, SEVERAL_CLUSTERS
 from rest_api.rest_api_server.handlers.v2.expenses import Months
+from rest_api.rest_api_server.kept import KeptAnswer
 from tools.tornado_service.application import OpenHandler
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import NoQuery, operation
-from tools.tornado_service.params import DnsLabel, Flag, Text, TimeZone, Uuid, WindowQuery, resolve_window
+from tools.tornado_service.params import DnsLabel, Flag, Text, TimeZone, Uuid, WindowQuery
 from tools.window import Window
 
 
@@ -59,8 +59,9 @@ class Kubecent(RestHandler):
             raise ApiError(SEVERAL_CLUSTERS, f"cluster_id is required, one of: {listed}", ["cluster_id"])
         return await self.gate.cluster(self.identity, visible[0].id, self.needs)
 
-    def window_of(self, query: WindowQuery) -> Window:
-        return resolve_window(query, self.service.clock(), CODES, DEFAULT_WINDOW)
+
+class KubecentView(Kubecent, ViewHandler):
+    """What one cluster's window looks like."""
 
 
 class NamespacesQuery(WindowQuery, frozen=True, kw_only=True):
@@ -68,36 +69,44 @@ class NamespacesQuery(WindowQuery, frozen=True, kw_only=True):
     idle: Flag | None = None
 
 
-class KubecentNamespaces(Kubecent):
+class KubecentNamespaces(KubecentView):
     """Cost of each namespace."""
 
     @operation(needs=Needs.READ_COSTS, query=NamespacesQuery, answer=answers.KubecentNamespaces)
-    async def get(self, query: NamespacesQuery) -> answers.KubecentNamespaces:
-        cluster, window = await self.chosen(query.cluster_id), self.window_of(query)
-        statement = await self.costs.statement(cluster, window, self.request_id, aggregate="namespace")
-        items = [_item(row, row.namespace or row.name) for row in rows_of(statement)]
-        if query.idle == "true" and statement.idle_cost is not None:
-            items.append(_idle_item(statement.idle_cost))
-        return answers.KubecentNamespaces(**_listing(statement, items), namespaces=tuple(items))
+    async def get(self, query: NamespacesQuery) -> KeptAnswer:
+        cluster = await self.chosen(query.cluster_id)
+
+        async def made(window: Window) -> Struct:
+            statement = await self.costs.statement(cluster, window, self.request_id, aggregate="namespace")
+            items = [_item(row, row.namespace or row.name) for row in rows_of(statement)]
+            if query.idle == "true" and statement.idle_cost is not None:
+                items.append(_idle_item(statement.idle_cost))
+            return answers.KubecentNamespaces(**_listing(statement, items), namespaces=tuple(items))
+
+        return await self.kept(cluster, query, made)
 
 
 class PodsQuery(NamespacesQuery, frozen=True, kw_only=True):
     namespace: DnsLabel | None = None
 
 
-class KubecentPods(Kubecent):
+class KubecentPods(KubecentView):
     """Cost of each pod, of one namespace or all."""
 
     @operation(needs=Needs.READ_COSTS, query=PodsQuery, answer=answers.KubecentPods)
-    async def get(self, query: PodsQuery) -> answers.KubecentPods:
-        cluster, window = await self.chosen(query.cluster_id), self.window_of(query)
-        statement = await self.costs.statement(
-            cluster, window, self.request_id, aggregate="namespace,pod", namespace=query.namespace
-        )
-        items = [_item(row, row.pod or row.name, row.namespace) for row in rows_of(statement)]
-        if query.idle == "true" and query.namespace is None and statement.idle_cost is not None:
-            items.append(_idle_item(statement.idle_cost, ""))
-        return answers.KubecentPods(**_listing(statement, items), pods=tuple(items))
+    async def get(self, query: PodsQuery) -> KeptAnswer:
+        cluster = await self.chosen(query.cluster_id)
+
+        async def made(window: Window) -> Struct:
+            statement = await self.costs.statement(
+                cluster, window, self.request_id, aggregate="namespace,pod", namespace=query.namespace
+            )
+            items = [_item(row, row.pod or row.name, row.namespace) for row in rows_of(statement)]
+            if query.idle == "true" and query.namespace is None and statement.idle_cost is not None:
+                items.append(_idle_item(statement.idle_cost, ""))
+            return answers.KubecentPods(**_listing(statement, items), pods=tuple(items))
+
+        return await self.kept(cluster, query, made)
 
 
 def _item(row: CostRow, name: str, namespace: str | UnsetType = UNSET) -> answers.KubecentItem:
@@ -148,24 +157,28 @@ class RecommendationsQuery(WindowQuery, frozen=True, kw_only=True):
     limit: UpToFifty | None = None
 
 
-class KubecentRecommendations(Kubecent):
+class KubecentRecommendations(KubecentView):
     """The dearest savings."""
 
     @operation(needs=Needs.READ_COSTS, query=RecommendationsQuery, answer=answers.KubecentRecommendations)
-    async def get(self, query: RecommendationsQuery) -> answers.KubecentRecommendations:
+    async def get(self, query: RecommendationsQuery) -> KeptAnswer:
         cluster = await self.chosen(query.cluster_id)
-        found = await self.costs.optimization(cluster, self.window_of(query), self.request_id)
-        listed = (*found.right_sizing, *found.abandoned_workloads, *found.unclaimed_volumes, *found.idle_nodes)
-        dearest = sorted(listed, key=lambda one: -one.monthly_saving)
-        limit = int(query.limit or 10)
-        return answers.KubecentRecommendations(
-            window=found.window,
-            item_count=min(limit, len(dearest)),
-            potential_savings=found.potential_savings,
-            complete=found.complete,
-            sources=found.sources,
-            recommendations=tuple(dearest[:limit]),
-        )
+
+        async def made(window: Window) -> Struct:
+            found = await self.costs.optimization(cluster, window, self.request_id)
+            listed = (*found.right_sizing, *found.abandoned_workloads, *found.unclaimed_volumes, *found.idle_nodes)
+            dearest = sorted(listed, key=lambda one: -one.monthly_saving)
+            limit = int(query.limit or 10)
+            return answers.KubecentRecommendations(
+                window=found.window,
+                item_count=min(limit, len(dearest)),
+                potential_savings=found.potential_savings,
+                complete=found.complete,
+                sources=found.sources,
+                recommendations=tuple(dearest[:limit]),
+            )
+
+        return await self.kept(cluster, query, made)
 
 
 class KubecentMonthlyQuery(Struct, frozen=True, kw_only=True):
@@ -196,7 +209,7 @@ class ClusterPathQuery(WindowQuery, frozen=True, kw_only=True):
     cluster: NamedCluster
 
 
-class ByName(Kubecent):
+class ByName(KubecentView):
     """One cluster, by id or by name."""
 
     async def named(self, name: str) -> Cluster:
@@ -216,35 +229,41 @@ class KubernetesCosts(ByName):
     """What one cluster cost, by id or by name."""
 
     @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.ClusterCosts)
-    async def get(self, query: ClusterPathQuery) -> answers.ClusterCosts:
-        cluster, window = await self.named(query.cluster), self.window_of(query)
-        return await self.costs.costs(cluster, window, ("namespace",), self.request_id)
+    async def get(self, query: ClusterPathQuery) -> KeptAnswer:
+        cluster = await self.named(query.cluster)
+        return await self.kept(
+            cluster, query, lambda window: self.costs.costs(cluster, window, ("namespace",), self.request_id)
+        )
 
 
 class KubernetesNamespaces(ByName):
     """A cluster's namespaces."""
 
     @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.Namespaces)
-    async def get(self, query: ClusterPathQuery) -> answers.Namespaces:
-        cluster, window = await self.named(query.cluster), self.window_of(query)
-        return await self.costs.namespaces(cluster, window, self.request_id)
+    async def get(self, query: ClusterPathQuery) -> KeptAnswer:
+        cluster = await self.named(query.cluster)
+        return await self.kept(cluster, query, lambda window: self.costs.namespaces(cluster, window, self.request_id))
 
 
 class KubernetesWorkloads(ByName):
     """A cluster's workloads, of every namespace."""
 
     @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.NamedWorkloads)
-    async def get(self, query: ClusterPathQuery) -> answers.NamedWorkloads:
-        cluster, window = await self.named(query.cluster), self.window_of(query)
-        aggregate = ("namespace", "controller", "controllerKind")
-        found = await self.costs.costs(cluster, window, aggregate, self.request_id)
-        return answers.NamedWorkloads(**fields_of(found, answers.ClusterStatement), workloads=found.costs)
+    async def get(self, query: ClusterPathQuery) -> KeptAnswer:
+        cluster = await self.named(query.cluster)
+
+        async def made(window: Window) -> Struct:
+            aggregate = ("namespace", "controller", "controllerKind")
+            found = await self.costs.costs(cluster, window, aggregate, self.request_id)
+            return answers.NamedWorkloads(**fields_of(found, answers.ClusterStatement), workloads=found.costs)
+
+        return await self.kept(cluster, query, made)
 
 
 class KubernetesOptimization(ByName):
     """What a cluster could save."""
 
     @operation(needs=Needs.READ_COSTS, query=ClusterPathQuery, answer=answers.Optimization)
-    async def get(self, query: ClusterPathQuery) -> answers.Optimization:
-        cluster, window = await self.named(query.cluster), self.window_of(query)
-        return await self.costs.optimization(cluster, window, self.request_id)
+    async def get(self, query: ClusterPathQuery) -> KeptAnswer:
+        cluster = await self.named(query.cluster)
+        return await self.kept(cluster, query, lambda window: self.costs.optimization(cluster, window, self.request_id))

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from optscale_client.metroculus_client import structs
 from rest_api.rest_api_server import answers
-from rest_api.rest_api_server.auth import Needs, RestHandler
+from rest_api.rest_api_server.auth import DEFAULT_WINDOW, Needs, RestHandler, ViewHandler
 from rest_api.rest_api_server.controllers.clusters import (
     ChangeBody,
     ClustersController,
@@ -20,12 +20,11 @@ from rest_api.rest_api_server.controllers.clusters import (
 from rest_api.rest_api_server.controllers.costs import CostsController
 from rest_api.rest_api_server.controllers.metrics import MetricsController
 from rest_api.rest_api_server.errors import CODES
+from rest_api.rest_api_server.kept import KeptAnswer
 from rest_api.rest_api_server.paging import PageQuery, paged
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import DnsLabel, Step, Text, Uuid, WindowQuery, resolve_window
 from tools.window import Window
-
-DEFAULT_WINDOW = "7d"
 
 
 class Aggregate(Text):
@@ -43,25 +42,23 @@ class ClusterQuery(OrganizationQuery, frozen=True, kw_only=True):
     cluster_id: Uuid
 
 
-class CostHandler(RestHandler):
+class CostHandler(ViewHandler):
     costs: CostsController
-
-    def window_of(self, query: WindowQuery) -> Window:
-        return resolve_window(query, self.service.clock(), CODES, DEFAULT_WINDOW)
 
 
 class OrganizationCostsQuery(PageQuery, frozen=True, kw_only=True):
     organization_id: Uuid
 
 
-class OrganizationClusters(CostHandler):
+class OrganizationClusters(RestHandler):
     """The organization's clusters, each with its cost; and linking a new one."""
 
+    costs: CostsController
     links: ClustersController
 
     @operation(needs=Needs.READ_COSTS, query=OrganizationCostsQuery, answer=answers.OrganizationCosts)
     async def get(self, query: OrganizationCostsQuery) -> answers.OrganizationCosts:
-        window = self.window_of(query)
+        window = resolve_window(query, self.service.clock(), CODES, DEFAULT_WINDOW)
         clusters = await self.gate.clusters(query.organization_id)
         overview = await self.costs.overview(query.organization_id, clusters, window, self.request_id)
         return paged(overview, query, "clusters")
@@ -114,21 +111,25 @@ class ClusterCosts(CostHandler):
     """What one cluster cost, by namespace, controller, pod, service, node or label."""
 
     @operation(needs=Needs.READ_COSTS, query=ClusterCostsQuery, answer=answers.ClusterCosts)
-    async def get(self, query: ClusterCostsQuery) -> answers.ClusterCosts:
-        window = self.window_of(query)
-        found = await self.costs.costs(
-            self.cluster, window, query.aggregate, self.request_id, idle=query.idle, step=query.step
-        )
-        return paged(replace(found, aggregate=",".join(query.aggregate)), query, "costs")
+    async def get(self, query: ClusterCostsQuery) -> KeptAnswer:
+        async def made(window: Window) -> Struct:
+            asked = {"idle": query.idle, "step": query.step}
+            found = await self.costs.costs(self.cluster, window, query.aggregate, self.request_id, **asked)
+            return paged(replace(found, aggregate=",".join(query.aggregate)), query, "costs")
+
+        return await self.kept(self.cluster, query, made)
 
 
 class ClusterNamespaces(CostHandler):
     """Namespaces with cost, quota and utilisation."""
 
     @operation(needs=Needs.READ_COSTS, query=ClusterRowsQuery, answer=answers.Namespaces)
-    async def get(self, query: ClusterRowsQuery) -> answers.Namespaces:
-        found = await self.costs.namespaces(self.cluster, self.window_of(query), self.request_id)
-        return paged(found, query, "namespaces")
+    async def get(self, query: ClusterRowsQuery) -> KeptAnswer:
+        async def made(window: Window) -> Struct:
+            found = await self.costs.namespaces(self.cluster, window, self.request_id)
+            return paged(found, query, "namespaces")
+
+        return await self.kept(self.cluster, query, made)
 
 
 class WorkloadsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
@@ -139,9 +140,12 @@ class NamespaceWorkloads(CostHandler):
     """Workloads of a namespace: cost, requests and limits against usage."""
 
     @operation(needs=Needs.READ_COSTS, query=WorkloadsQuery, answer=answers.Workloads)
-    async def get(self, query: WorkloadsQuery) -> answers.Workloads:
-        found = await self.costs.workloads(self.cluster, query.namespace, self.window_of(query), self.request_id)
-        return paged(found, query, "workloads")
+    async def get(self, query: WorkloadsQuery) -> KeptAnswer:
+        async def made(window: Window) -> Struct:
+            found = await self.costs.workloads(self.cluster, query.namespace, window, self.request_id)
+            return paged(found, query, "workloads")
+
+        return await self.kept(self.cluster, query, made)
 
 
 class ClusterAssetsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
@@ -152,9 +156,12 @@ class ClusterAssets(CostHandler):
     """Nodes, disks and load balancers: cost, utilisation, specification."""
 
     @operation(needs=Needs.READ_COSTS, query=ClusterAssetsQuery, answer=answers.ClusterAssets)
-    async def get(self, query: ClusterAssetsQuery) -> answers.ClusterAssets:
-        found = await self.costs.assets(self.cluster, self.window_of(query), query.asset_type, self.request_id)
-        return paged(found, query, "assets")
+    async def get(self, query: ClusterAssetsQuery) -> KeptAnswer:
+        async def made(window: Window) -> Struct:
+            found = await self.costs.assets(self.cluster, window, query.asset_type, self.request_id)
+            return paged(found, query, "assets")
+
+        return await self.kept(self.cluster, query, made)
 
 
 class ClusterMetricsQuery(ViewQuery, frozen=True, kw_only=True):
@@ -168,14 +175,19 @@ class ClusterMetrics(CostHandler):
     metrics: MetricsController
 
     @operation(needs=Needs.READ_COSTS, query=ClusterMetricsQuery, answer=answers.ClusterMetrics)
-    async def get(self, query: ClusterMetricsQuery) -> answers.ClusterMetrics:
-        window = self.window_of(query)
-        return await self.metrics.series(self.cluster, query.metric, window, query.step, self.request_id)
+    async def get(self, query: ClusterMetricsQuery) -> KeptAnswer:
+        async def made(window: Window) -> Struct:
+            return await self.metrics.series(self.cluster, query.metric, window, query.step, self.request_id)
+
+        return await self.kept(self.cluster, query, made)
 
 
 class ClusterOptimization(CostHandler):
     """Right-sizing, abandoned workloads, unclaimed volumes, idle nodes; each with saving, evidence and risk."""
 
     @operation(needs=Needs.READ_COSTS, query=ViewQuery, answer=answers.Optimization)
-    async def get(self, query: ViewQuery) -> answers.Optimization:
-        return await self.costs.optimization(self.cluster, self.window_of(query), self.request_id)
+    async def get(self, query: ViewQuery) -> KeptAnswer:
+        async def made(window: Window) -> Struct:
+            return await self.costs.optimization(self.cluster, window, self.request_id)
+
+        return await self.kept(self.cluster, query, made)

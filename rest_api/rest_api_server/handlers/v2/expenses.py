@@ -6,11 +6,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from rest_api.rest_api_server import answers
-from rest_api.rest_api_server.auth import Needs, RestHandler
+from rest_api.rest_api_server.auth import DEFAULT_WINDOW, Needs, RestHandler
 from rest_api.rest_api_server.controllers.expenses import ExpensesController
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import CODES, NOT_FOUND
-from rest_api.rest_api_server.handlers.v2.clusters import DEFAULT_WINDOW
 from rest_api.rest_api_server.paging import PageQuery, paged
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
