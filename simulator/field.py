@@ -32,7 +32,8 @@ def make_field_world(
         KeyError: a hardship that there is not.
     """
     world = make_world(seed, days, end, cluster_id, prime, holes, overcommitted)
-    for name in sorted(HARDSHIPS if hardships is None else set(hardships)):
+    chosen = HARDSHIPS if hardships is None else set(hardships)
+    for name in sorted(chosen, key=lambda name: (name in CHANGES_OF_NODES, name)):
         world = HARDSHIPS[name](world, _Sizes(Random(f"{seed} {name}"), bool(prime)))
     return world
 
@@ -300,3 +301,5 @@ HARDSHIPS: dict[str, Hardship] = {
     )
 }  # fmt: skip
 """By name; they are applied in the order of their names."""
+CHANGES_OF_NODES = (price_change.__name__, replaced_node.__name__)
+"""These come last, so that whatever else is added to a node changes with it."""

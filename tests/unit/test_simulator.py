@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from math import fsum
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from simulator import openmetrics
 from simulator.costs import truth
+from simulator.field import HARDSHIPS, make_field_world
 from simulator.world import DAY, HOUR, make_world
 
 END = 1795219200
@@ -69,6 +73,17 @@ def test_every_series_that_opencost_reads_is_written_with_its_labels(name):
 def test_a_seed_is_a_world_and_another_seed_another():
     assert make_world(seed=4, days=2, end=END) == make_world(seed=4, days=2, end=END)
     assert truth(make_world(seed=4, days=2, end=END)) != truth(make_world(seed=5, days=2, end=END))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.sampled_from(sorted(HARDSHIPS))), st.integers(0, 99), st.sampled_from((0, 7)))
+def test_whatever_hardships_a_world_has_all_that_runs_runs_on_a_node_of_its_time(hardships, seed, prime):
+    world = make_field_world(hardships, seed=seed, days=2, end=END, prime=prime)
+    for one in world.containers:
+        assert one.node in world.nodes and one.node.start <= one.start and one.end <= one.node.end, one
+    for first, second in combinations(world.nodes, 2):
+        together = first.start < second.end and second.start < first.end
+        assert first.name != second.name or not together, (first, second)
 
 
 @pytest.mark.parametrize("adjusted", [False, True])
