@@ -48,16 +48,13 @@ SMALL_BYTES = 1 << 16
 
 State = Literal["hit", "miss", "stale"]
 Key = tuple[Hashable, ...]
-UNKNOWN = object()
-
-
 class Basis(Protocol):
     """What an account's answers rest on now: its source, its stored hours."""
 
     async def of(self, account: str) -> Hashable: ...
 
-    def remembered(self, account: str) -> Hashable:
-        """The same without asking anybody; ``UNKNOWN`` where that cannot be."""
+    def remembered(self, account: str) -> Hashable | None:
+        """The same without asking anybody; None where that cannot be."""
         ...
 
 
@@ -166,7 +163,7 @@ class AnswerCache:
     def hit(self, account: str, question: Key) -> Answered | None:
         """What is kept of a question and fresh, without waiting for anything."""
         basis = self._basis.remembered(account)
-        kept = self._kept.get((account, basis, *question)) if basis is not UNKNOWN else None
+        kept = self._kept.get((account, basis, *question)) if basis is not None else None
         if kept is None:
             return None
         age = self.clock() - kept.made_at

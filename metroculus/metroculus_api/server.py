@@ -11,7 +11,7 @@ from tornado.web import Application
 from metroculus.codes import CODES
 from metroculus.config import MetroculusConfig
 from metroculus.dependencies import Dependencies, make_dependencies
-from metroculus.metroculus_api.cache import UNKNOWN, AnswerCache, CacheCollector
+from metroculus.metroculus_api.cache import AnswerCache, CacheCollector
 from metroculus.metroculus_api.controllers.backfills import BackfillsController
 from metroculus.metroculus_api.controllers.costs import CostsController
 from metroculus.metroculus_api.controllers.expenses import ExpensesController
@@ -23,7 +23,6 @@ from metroculus.metroculus_api.errors import map_error
 from metroculus.metroculus_api.secret import SecretKeeper
 from metroculus.metroculus_api.urls import routes
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.registry.protocol import UNKNOWN_REVISION
 from metroculus.storage.store import Store
 from tools.tornado_service.application import make_application
 from tools.tornado_service.service import Service
@@ -107,9 +106,9 @@ class _Basis:
     async def of(self, account: str) -> Hashable:
         return await self.accounts.revision(account), self._stored(account)
 
-    def remembered(self, account: str) -> Hashable:
+    def remembered(self, account: str) -> Hashable | None:
         revision = self.accounts.remembered_revision(account)
-        return UNKNOWN if revision is UNKNOWN_REVISION else (revision, self._stored(account))
+        return None if revision is None else (revision[0], self._stored(account))
 
     def _stored(self, account: str) -> Hashable:
         return self.store.version(account) if self.store is not None else None

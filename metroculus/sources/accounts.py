@@ -89,9 +89,9 @@ class Accounts:
         """A number that changes whenever the account's source entry changes; None where it has no source of its own."""
         return 0 if self._default_of(account) is not None else await self.registry.revision(account)
 
-    def remembered_revision(self, account: str) -> object:
-        """``revision`` without asking anybody; ``UNKNOWN_REVISION`` where it was not asked for lately."""
-        return 0 if self._default_of(account) is not None else self.registry.remembered_revision(account)
+    def remembered_revision(self, account: str) -> tuple[int | None] | None:
+        """``revision`` without asking anybody; None where it was not asked for lately."""
+        return (0,) if self._default_of(account) is not None else self.registry.remembered_revision(account)
 
     async def of(self, account: str) -> AccountSources:
         """The account's sources, in order of authority.

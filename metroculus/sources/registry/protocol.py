@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, TypeVar
 
 import msgspec
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -27,7 +27,6 @@ REMEMBERED_SECONDS = 3600.0
 REVISION_SECONDS = 5.0
 """For so long nobody asks again which revision an entry has; what this process changes it knows at once."""
 MOST_REVISIONS = 100_000
-UNKNOWN_REVISION = object()
 
 
 class MetricsCluster(Struct, frozen=True, forbid_unknown_fields=True):
@@ -191,8 +190,8 @@ class SourceRegistry:
         """
 
         known = self.remembered_revision(account)
-        if known is not UNKNOWN_REVISION:
-            return cast("int | None", known)
+        if known is not None:
+            return known[0]
         began, changes = self._clock(), self._changes
 
         def remembered(failure: RegistryError) -> int | None:
@@ -206,10 +205,10 @@ class SourceRegistry:
             self._revisions[account] = (began, revision)
         return revision
 
-    def remembered_revision(self, account: str) -> object:
-        """``revision`` as it was seen a moment ago, ``UNKNOWN_REVISION`` where it was not."""
+    def remembered_revision(self, account: str) -> tuple[int | None] | None:
+        """``revision`` as it was seen a moment ago; None where it was not."""
         seen_at, revision = self._revisions.get(account, (float("-inf"), None))
-        return revision if self._clock() - seen_at < REVISION_SECONDS else UNKNOWN_REVISION
+        return (revision,) if self._clock() - seen_at < REVISION_SECONDS else None
 
     def _changed(self, account: str) -> None:
         """This process changed an entry: what is remembered of it is over."""
