@@ -46,7 +46,7 @@ test: setup parts tools
 	@$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: setup parts tools
-	@CRASH_ROUNDS=25 OUTAGE_SECONDS=30 FUZZ_EXAMPLES=30 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/faults tests/fuzz
+	@CRASH_ROUNDS=25 OUTAGE_SECONDS=30 SOAK_SECONDS=60 FUZZ_EXAMPLES=30 LEDGER_EXAMPLES=50 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/faults tests/fuzz tests/contract/test_ledger_model.py
 	@WORLDS=200 $(BIN)/pytest --numprocesses=2 tests/worlds
 	@CONTAINERS=10000 $(BIN)/pytest --numprocesses=1 tests/integration/test_large_metrics.py
 	@STORE_ROWS=7200000 $(BIN)/pytest --numprocesses=1 tests/contract/test_migrations.py -k large

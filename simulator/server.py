@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -46,6 +47,10 @@ class Habits:
     """Kubecost 3 wants it in ``X-API-KEY``."""
     collector: bool = False
     """An OpenCost that keeps blocks of its own instead of asking a Prometheus."""
+    silent: bool = False
+    """It takes connections and requests, and answers none."""
+    seconds_an_hour: float = 0.0
+    """What it takes over each hour that it is asked for."""
 
 
 @dataclass
@@ -149,14 +154,23 @@ def parse_filter(text: str | None) -> dict[str, str]:
 class SimulatedHandler(RequestHandler):
     def initialize(self, simulator: Simulator) -> None:
         self.simulator = simulator
+        self.hung_up = asyncio.Event()
 
     def set_default_headers(self) -> None:
         self.set_header("Server", "simulator")
 
-    def prepare(self) -> None:
+    def on_connection_close(self) -> None:
+        self.hung_up.set()
+
+    async def prepare(self) -> None:
         request: HTTPServerRequest = self.request
         self.simulator.asked[request.path] += 1
         self.simulator.requests.append(request.uri or "")
+        if self.simulator.habits.silent:
+            await self.hung_up.wait()
+        window = parse_window(self.get_query_argument("window", ""), self.simulator.now())
+        if window is not None and self.simulator.habits.seconds_an_hour:
+            await asyncio.sleep(self.simulator.habits.seconds_an_hour * (window[1] - window[0]) / HOUR)
         key = self.simulator.habits.api_key
         if key is not None and request.headers.get("X-API-KEY") != key:
             self.set_status(401)

@@ -48,6 +48,8 @@ SMALL_BYTES = 1 << 16
 
 State = Literal["hit", "miss", "stale"]
 Key = tuple[Hashable, ...]
+
+
 class Basis(Protocol):
     """What an account's answers rest on now: its source, its stored hours."""
 

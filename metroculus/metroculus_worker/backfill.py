@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
@@ -48,6 +48,7 @@ async def backfill(
     parallel: int,
     report: Report,
     order: RepairOrder | None = None,
+    before_a_day: Callable[[], Awaitable[None]] | None = None,
 ) -> Progress:
     """Store every hour of a window, the newest days first; with an ``order`` stored and closed hours are read again.
 
@@ -56,6 +57,7 @@ async def backfill(
     Args:
         window: whole hours.
         parallel: days that the source is asked for side by side.
+        before_a_day: what goes before each.
 
     Raises:
         StoreError, LostOwnership
@@ -73,6 +75,8 @@ async def backfill(
     async def day(stretch: Stretch) -> None:
         nonlocal progress
         async with gate:
+            if before_a_day is not None:
+                await before_a_day()
             outcome = await extractor.extract(account, owned, stretch, order, range(first, last, HOUR))
         wanted = lacking & set(stretch.hours)
         missing = (wanted & set(outcome.missing)) - stored

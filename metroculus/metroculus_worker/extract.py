@@ -19,7 +19,7 @@ from metroculus.cost_model.settle import Spread, control, spread
 from metroculus.metroculus_worker.ownership import Owned
 from metroculus.metroculus_worker.plan import Stretch, closed
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.choose import DEFAULT_CURRENCY, AccountSources, HourReading
+from metroculus.sources.choose import DEFAULT_CURRENCY, AccountSources, HourReading, HoursRead
 from metroculus.sources.errors import SourceError
 from metroculus.storage.blocks import NodeKind
 from metroculus.storage.gaps import Gap
@@ -33,6 +33,8 @@ log = logging.getLogger("extract")
 
 _ENCODER = msgspec.json.Encoder()
 
+HOURS_A_DAY = 24
+BRIEF_SECONDS = 5.0
 CLOSED = "the hour is closed, and changes only by a repair"
 KEPT_NO_LONGER = "the source keeps this hour no longer, and what it told of it stays"
 
@@ -51,6 +53,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     """Closed hours that differ now and were left as they are."""
     failure: str | None = None
     """Why the source failed, where that is why hours lack."""
+    silent: bool = False
+    """Whether it did not answer at all: what is asked next would wait as long."""
 
     @property
     def rows(self) -> int:
@@ -91,6 +95,8 @@ class Extractor:
         self._accounts = accounts
         self._clock = clock
         self._timeout = timeout
+        self._hours_a_call: dict[str, int] = {}
+        """By account, where its source did not answer for a whole day in time."""
 
     async def extract(
         self,
@@ -113,7 +119,7 @@ class Extractor:
         now = int(self._clock())
         if not sources.any:
             return await self._with_gaps(account, dict.fromkeys(stretch.hours, "no cost source is configured"), now)
-        read = await sources.hours(stretch.start, stretch.end, self._timeout)
+        read = await self._read(sources, account, stretch)
         missing = dict(read.missing)
         whole = {h: r for h, r in read.hours.items() if not _still_filling(r, now)}
         missing |= {h: "the source has not filled this hour yet" for h in read.hours if h not in whole}
@@ -136,9 +142,33 @@ class Extractor:
             )
         unchanged = dict.fromkeys(staying.keys() - missing.keys(), why) | dict.fromkeys(better, KEPT_NO_LONGER)
         asked_again = unchanged | dict.fromkeys(done.kept, CLOSED)
-        await self._with_gaps(account, missing | asked_again, now)
+        # Of a source that does not answer it is not known what it lacks: its hours are due again with the next round.
+        tried = {} if read.silent else missing
+        await self._with_gaps(account, tried | asked_again, now)
         outcome = Outcome(missing=missing | unchanged if order is not None else missing)
-        return replace(outcome, written=done.written, confirmed=done.confirmed, kept=done.kept, failure=read.failure)
+        return replace(
+            outcome,
+            written=done.written,
+            confirmed=done.confirmed,
+            kept=done.kept,
+            failure=read.failure,
+            silent=read.silent,
+        )
+
+    async def _read(self, sources: AccountSources, account: str, stretch: Stretch) -> HoursRead:
+        """The hours of a stretch; a source that was too slow for them is asked for half as many at once the next time.
+
+        So one that hangs costs one deadline a round, and one that is slow is found the size that it can answer.
+        """
+        at_once = self._hours_a_call.get(account, HOURS_A_DAY)
+        read = await sources.hours(stretch.start, stretch.end, self._timeout, at_once)
+        if read.late:
+            self._hours_a_call[account] = max(1, min(at_once, len(stretch.hours)) // 2)
+        elif not read.silent and len(stretch.hours) >= at_once:
+            self._hours_a_call.pop(account, None)
+            if 2 * at_once < HOURS_A_DAY:
+                self._hours_a_call[account] = 2 * at_once
+        return read
 
     async def _commit(
         self,
@@ -183,9 +213,14 @@ class Extractor:
         """Unix seconds."""
         return int(self._clock())
 
-    async def day_shift(self, account: str) -> int:
-        """Seconds after midnight UTC at which days of an account's source begin."""
-        return await (await self._accounts.of(account)).day_shift(self._timeout)
+    async def day_shift(self, account: str, briefly: bool = False) -> int:
+        """Seconds after midnight UTC at which days of an account's source begin.
+
+        Args:
+            briefly: do not wait for long; what cannot be had is 0.
+        """
+        seconds = min(self._timeout, BRIEF_SECONDS) if briefly else self._timeout
+        return await (await self._accounts.of(account)).day_shift(seconds)
 
     async def _day(
         self, sources: AccountSources, stretch: Stretch, hours: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import fsum
 
 from msgspec import Struct
@@ -45,9 +45,15 @@ def freshness(hours: Mapping[int, Marker], asked: Mapping[int, Gap], passed_over
 
 
 class WorkerMetrics:
-    """Prometheus series; the label is the account."""
+    """Prometheus series; the label is the account.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    Args:
+        clock: Unix seconds.
+    """
+
+    def __init__(self, registry: CollectorRegistry, clock: Callable[[], float]) -> None:
+        self._clock = clock
+
         def gauge(name: str, description: str, *labels: str) -> Gauge:
             return Gauge(f"metroculus_{name}", description, labels, registry=registry)
 
@@ -98,8 +104,9 @@ class WorkerMetrics:
         self._rounds.labels(account).inc()
         if succeeded:
             self._success.labels(account).set(now)
-        if state.stored_until is not None:
-            self._lag.labels(account).set(now - state.stored_until)
+        stored_until = state.stored_until
+        if stored_until is not None:  # worked out when it is scraped: it grows while nothing is done
+            self._lag.labels(account).set_function(lambda: self._clock() - stored_until)
         self._gaps.labels(account).set(state.gaps)
         self._by_fallback.labels(account).set(state.by_fallback)
         self._unreconciled.labels(account).set(state.unreconciled)

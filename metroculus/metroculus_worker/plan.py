@@ -80,6 +80,24 @@ def due(
     return sorted(found, reverse=True)
 
 
+def next_due(start: int, now: int, stored: Mapping[int, Marker], gaps: Mapping[int, Gap], shift: int = 0) -> int:
+    """A moment before which nothing more of ``[start, …)`` is due, as far as is known now.
+
+    An hour becomes due when it is over, at its ages (all of them whole hours), when its day has settled, or when a gap
+    may be tried again.
+    """
+    moments = [last_complete_hour(now) + HOUR, day_of(now, shift) + SETTLING_SECONDS]
+    moments.append(day_of(now, shift) + DAY + SETTLING_SECONDS)
+    for hour in range(start - start % HOUR, last_complete_hour(now), HOUR):
+        marker, gap = stored.get(hour), gaps.get(hour)
+        if marker is None:
+            moments.append(gap.asked_at + _wait(hour, gap) if gap is not None else now)
+        elif marker.source:
+            asked = Gap(hour, _asked(marker, gap), "")
+            moments.append(asked.asked_at + _wait(hour, asked))
+    return min(one for one in moments if one >= now)
+
+
 def _of_past_day(
     day: int, start: int, now: int, stored: Mapping[int, Marker], gaps: Mapping[int, Gap], patience: bool
 ) -> Iterator[Stretch]:
@@ -122,10 +140,12 @@ def _asked(marker: Marker, gap: Gap | None) -> int:
 
 def _may_retry(hour: int, now: int, gap: Gap | None) -> bool:
     """The older an hour was when it was last tried, the longer it is left alone."""
-    if gap is None:
-        return True
-    wait = min(max((gap.asked_at - hour - HOUR) // 4, FIRST_RETRY_SECONDS), LAST_RETRY_SECONDS)
-    return now - gap.asked_at >= wait
+    return gap is None or now - gap.asked_at >= _wait(hour, gap)
+
+
+def _wait(hour: int, gap: Gap) -> int:
+    """Seconds for which an hour is left alone that was asked for in vain."""
+    return min(max((gap.asked_at - hour - HOUR) // 4, FIRST_RETRY_SECONDS), LAST_RETRY_SECONDS)
 
 
 def stretches(hours: list[int]) -> list[Stretch]:

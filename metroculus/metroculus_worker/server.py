@@ -29,8 +29,8 @@ from tools.version import VERSION
 log = logging.getLogger("worker")
 
 JOBS_SECONDS = 1
-AGAIN_SECONDS = 60
-"""An hour that its source did not have yet is asked for again after this."""
+LEAST_SECONDS, MOST_SECONDS = 1, 300
+"""Between two rounds of extraction; one that has nothing to do costs one question to the registry."""
 
 
 @dataclass
@@ -80,11 +80,11 @@ class WorkerService:
             log.error("a round failed", exc_info=task.exception())
 
     async def extract(self) -> None:
-        """A round of extraction, and another soon where an hour has not come yet."""
-        if await self.worker.extract_all() and self.scheduler.running:
-            at = datetime.now(UTC) + timedelta(seconds=AGAIN_SECONDS)
-
-            self._add("again", self.extract, DateTrigger(at))
+        """A round of extraction, and another as soon as something is due again."""
+        next_at = await self.worker.extract_all()
+        if self.scheduler.running:
+            wait = min(max(next_at - self.worker.now(), LEAST_SECONDS), MOST_SECONDS)
+            self._add("again", self.extract, DateTrigger(datetime.now(UTC) + timedelta(seconds=wait)))
 
     async def stop(self) -> None:
         """End the rounds; what is committed stays, what is not is never seen."""
@@ -123,11 +123,13 @@ def make_worker(
             lagging = state is None or state.gaps > 0
             by_fallback = state is not None and state.by_fallback > 0
             stands = "gaps" if lagging else "told by another source" if by_fallback else "ok"
-            states[account] = "failing" if account in worker.failing else stands
+            states[account] = (
+                "not answering" if account in worker.silent else "failing" if account in worker.failing else stands
+            )
         return states
 
     service = Service("metroculus-worker", VERSION, CODES, ready, clock=clock)
-    metrics = WorkerMetrics(service.registry)
+    metrics = WorkerMetrics(service.registry, clock)
     dependencies.http.observers.append(metrics.called)
     worker = Worker(
         store,

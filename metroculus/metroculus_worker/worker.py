@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from metroculus.metroculus_worker.backfill import Progress, Report, backfill, bounds
 from metroculus.metroculus_worker.daily import extract_assets
-from metroculus.metroculus_worker.extract import Extractor, LostOwnership, RepairOrder
+from metroculus.metroculus_worker.extract import Extractor, LostOwnership, Outcome, RepairOrder
 from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics, freshness
 from metroculus.metroculus_worker.ownership import Owned, Owners
-from metroculus.metroculus_worker.plan import CLOSED_AFTER_SECONDS, Stretch, day_of, due, last_complete_hour
+from metroculus.metroculus_worker.plan import (
+    CLOSED_AFTER_SECONDS,
+    Stretch,
+    day_of,
+    due,
+    last_complete_hour,
+    next_due,
+)
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import NoSource, RegistryError, SourceError
 from metroculus.storage.engine import StoreError
@@ -26,8 +34,14 @@ log = logging.getLogger("worker")
 FAILURES = (SourceError, NoSource, StoreError, RegistryError, LostOwnership, OSError)
 """What may fail of one cluster and leaves the others whole."""
 
-YOUNG_GAP_SECONDS = HOUR
-"""An hour that lacks and ended less than this ago is asked for again within a minute or so."""
+ROUND_SECONDS = 300.0
+"""What one cluster may take of a round; the rest of what is due is read in the next one."""
+FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 60, 300
+"""A cluster whose source did not answer is left alone for the first, then for twice as long, up to the last."""
+OURS_AGAIN_SECONDS = 5
+"""Where the store or the registry, and no cluster's source, is what failed."""
+SILENT_SHARE = 4
+"""Clusters whose source did not answer the last time have this part of the places, so that they hold up nobody else."""
 
 
 class NotOurs(Exception):
@@ -36,6 +50,10 @@ class NotOurs(Exception):
 
 class Worker:
     """Rounds over all clusters, each cluster by itself.
+
+    A round costs by what is due: of each cluster it is kept in memory before which moment nothing is. What is stored of
+    a cluster changes through the worker that owns it alone, so that nothing is missed; one that is owned anew is looked
+    at.
 
     Args:
         parallel: clusters that are worked on side by side.
@@ -59,22 +77,42 @@ class Worker:
         self._clock = clock
         self._seconds_a_call = seconds_a_call
         self._retention_days = retention_days
-        self._gate = asyncio.Semaphore(parallel)
+        self._places = asyncio.Semaphore(parallel)
+        self._places_of_silent = asyncio.Semaphore(max(1, parallel // SILENT_SHARE))
+        self._on_rounds = False
+        self._due_at: dict[str, int] = {}
+        self._silences_in_a_row: Counter[str] = Counter()
+        self._summed_up: dict[str, int] = {}
+        """Which version of a cluster's hours its summaries were last made of."""
         self._busy: dict[str, asyncio.Lock] = {}
         self._owned: dict[str, Owned] = {}
         self.extractor = Extractor(store, accounts, clock, seconds_a_call)
         self.states: dict[str, Freshness] = {}
         self.failing: dict[str, str] = {}
+        self.silent: set[str] = set()
+        """Clusters whose source did not answer the last time."""
 
-    async def extract_all(self) -> bool:
-        """One round over all clusters.
+    async def extract_all(self) -> int:
+        """One round over the clusters of which anything is due.
 
         Returns:
-            whether an hour that has just ended is still to come.
+            the moment at which the next round has something to do.
         """
+        self._on_rounds, now = True, int(self._clock())
         known = await self._known()
-        young = await self._each([a for a in known if not self._lock(a).locked()], self._extract, heals=True)
-        return any(young)
+        if known is None:
+            return now + OURS_AGAIN_SECONDS
+        await self._each([a for a in known if self._is_due(a) and not self._lock(a).locked()], self._extract)
+        return max(int(now) + 1, min((self._due_at.get(account, now) for account in known), default=now + HOUR))
+
+    def now(self) -> int:
+        """Unix seconds."""
+        return int(self._clock())
+
+    def _is_due(self, account: str) -> bool:
+        """Nothing waits for longer than an hour: what seems to is the work of a clock that was set back."""
+        now, due_at = self._clock(), self._due_at.get(account, 0)
+        return due_at <= now or due_at > now + HOUR
 
     async def assets_all(self) -> None:
         """The days of assets that lack or may still change."""
@@ -84,18 +122,22 @@ class Worker:
             window = (now - CLOSED_AFTER_SECONDS, now)
             await extract_assets(self._store, self._accounts, account, owned, window, self._clock, self._seconds_a_call)
 
-        await self._each(await self._known(), one)
+        await self._each(await self._known() or [], one)
 
     async def aggregate_all(self, everything: bool = False) -> None:
-        """Summaries of the days that are still open, or of all that is stored."""
+        """Summaries of the days that are still open, where anything of them has changed, or of all that is stored."""
 
         async def one(account: str, owned: Owned) -> None:
+            version = self._store.ledger.versions.of(account)
+            if self._summed_up.get(account) == version and not everything:
+                return
             span = await self._store.run(self._store.ledger.span, account)
             if span is not None:
                 first = span[0] if everything else max(span[0], span[1] - CLOSED_AFTER_SECONDS - DAY)
                 await self._store.run(self._store.summaries.rebuild, account, first, span[1], owned.writer)
+            self._summed_up[account] = version
 
-        await self._each(await self._known(), one)
+        await self._each(await self._known() or [], one)
         try:
             self._metrics.store_bytes.set(await self._store.run(self._store.maintenance.bytes_on_disk))
         except StoreError as failure:
@@ -151,7 +193,20 @@ class Worker:
         order: RepairOrder | None,
     ) -> Progress:
         whole = bounds(*window, int(self._clock()))
-        progress = await backfill(self._store, self.extractor, account, owned, whole, parallel, report, order)
+        newest = asyncio.Lock()
+
+        async def newest_first() -> None:
+            """What has become due of the running days goes before the past."""
+            if self._on_rounds and self._is_due(account) and not newest.locked():
+                async with newest:
+                    try:
+                        await self._extract(account, owned)
+                    except SourceError as failure:
+                        self._failed(account, failure)
+
+        progress = await backfill(
+            self._store, self.extractor, account, owned, whole, parallel, report, order, newest_first
+        )
         if whole[0] < whole[1]:
             try:
                 await extract_assets(
@@ -199,88 +254,114 @@ class Worker:
         reason = job.reason if done.complete else done.last_reason
         await self._store.run(self._store.jobs.advance, written, state, done.total, done.done, done.missing, reason)
 
-    async def _extract(self, account: str, owned: Owned) -> bool:
-        """One cluster's round; whether an hour that has just ended is still to come."""
-        now = int(self._clock())
-        end = last_complete_hour(now)
-        shift = await self.extractor.day_shift(account)
+    async def _extract(self, account: str, owned: Owned) -> None:
+        """One cluster's round: what is due, the newest first, until its source does not answer or its time is over."""
+        now, ends = int(self._clock()), time.monotonic() + ROUND_SECONDS
+        shift = await self.extractor.day_shift(account, briefly=account in self.silent)
         start = day_of(now - CLOSED_AFTER_SECONDS, shift)
-        committed = await self._store.run(self._store.ledger.committed, account, start, end)
-        gaps = await self._store.run(self._store.gaps.of, account, start, end)
-        failures = []
-        for stretch in due(start, now, committed.hours, gaps, shift=shift):
-            failures += await self._extract_one(account, owned, stretch)
-        state = await self._look(account, succeeded=not failures)
+        committed = await self._store.run(self._store.ledger.committed, account, start, last_complete_hour(now))
+        gaps = await self._store.run(self._store.gaps.of, account, start, last_complete_hour(now))
+        failures, rest = [], 0
+        stretches = due(start, now, committed.hours, gaps, shift=shift)
+        for done, stretch in enumerate(stretches):
+            outcome = await self._extract_one(account, owned, stretch)
+            if outcome.failure is not None:
+                failures.append(outcome.failure)
+            rest = len(stretches) - done - 1
+            if outcome.silent or time.monotonic() > ends:
+                self._tell_silence(account, outcome.silent)
+                break
+        else:
+            self._tell_silence(account, False)
+        await self._look(account, succeeded=not failures, shift=shift)
         if failures:
             raise SourceError(failures[0])
-        return state.stored_until is None or (state.stored_until < end and now - end < YOUNG_GAP_SECONDS)
+        if rest:
+            self._due_at[account] = now
+        self.failing.pop(account, None)
 
-    async def _extract_one(self, account: str, owned: Owned, stretch: Stretch) -> list[str]:
-        """Why the source failed, where it did."""
+    def _tell_silence(self, account: str, silent: bool) -> None:
+        if silent:
+            self.silent.add(account)
+        else:
+            self.silent.discard(account)
+            self._silences_in_a_row.pop(account, None)
+
+    async def _extract_one(self, account: str, owned: Owned, stretch: Stretch) -> Outcome:
         began = time.monotonic()
         outcome = await self.extractor.extract(account, owned, stretch)
         self._metrics.extracted(account, outcome, time.monotonic() - began)
-        return [outcome.failure] if outcome.failure is not None else []
+        return outcome
 
-    async def _look(self, account: str, succeeded: bool) -> Freshness:
-        """How the cluster's open days stand now."""
+    async def _look(self, account: str, succeeded: bool, shift: int = 0) -> None:
+        """How the cluster's open days stand now, and when something of them is due next."""
         now = int(self._clock())
-        start, end = now - now % HOUR - CLOSED_AFTER_SECONDS, last_complete_hour(now)
+        start, end = day_of(now - CLOSED_AFTER_SECONDS, shift), last_complete_hour(now)
         committed = await self._store.run(self._store.ledger.committed, account, start, end)
         asked = await self._store.run(self._store.gaps.of, account, start, end)
-        state = freshness(committed.hours, asked, len(committed.passed_over), end)
+        self._due_at[account] = next_due(start, now, committed.hours, asked, shift)
+        open_since = end - CLOSED_AFTER_SECONDS
+        hours = {hour: marker for hour, marker in committed.hours.items() if hour >= open_since}
+        tried = {hour: gap for hour, gap in asked.items() if hour >= open_since}
+        state = freshness(hours, tried, len(committed.passed_over), end)
         self.states[account] = state
         self._metrics.stands(account, state, now, succeeded)
-        return state
 
-    async def _known(self) -> list[str]:
-        """The clusters that there are; those that are gone are let go."""
+    async def _known(self) -> list[str] | None:
+        """The clusters that there are, None where nobody can say; those that are gone are let go."""
         try:
             known = await self._accounts.known()
             if self._accounts.one_cluster:  # every account is that cluster: those that anybody ever filled
                 known = await self._store.run(self._store.ledger.accounts)
         except (RegistryError, StoreError) as failure:
             log.warning("the clusters cannot be read: %s", failure)
-            return []
+            return None
         for account in [one for one in self._owned if one not in known and not self._lock(one).locked()]:
             self._let_go(account)
             if self.states.pop(account, None) is not None:
                 self._metrics.forget(account)
             self.failing.pop(account, None)
+            self._silences_in_a_row.pop(account, None)
+            self._summed_up.pop(account, None)
+            self.silent.discard(account)
         return known
 
-    async def _each(
-        self, accounts: list[str], work: Callable[[str, Owned], Awaitable[bool | None]], heals: bool = False
-    ) -> list[bool]:
+    async def _each(self, accounts: Sequence[str], work: Callable[[str, Owned], Awaitable[None]]) -> None:
         """Work on clusters side by side; what fails of one is reported and leaves the others whole.
 
-        Args:
-            heals: whether a cluster that was failing is not any more where this works.
+        A place is taken after the cluster's own lock: whoever waits for a cluster that is being worked on takes none.
         """
 
-        async def one(account: str) -> bool:
+        async def one(account: str) -> None:
             try:
-                async with self._gate, self._owning(account) as owned:
-                    answer = bool(await work(account, owned))
+                async with self._owning(account) as owned, self._place(account):
+                    await work(account, owned)
             except NotOurs:
-                return False
+                self._due_at[account] = int(self._clock()) + FIRST_PAUSE_SECONDS
             except FAILURES as failure:
                 self._failed(account, failure)
-                return True
-            if heals:
-                self.failing.pop(account, None)
-            return answer
 
         answers = await asyncio.gather(*(one(account) for account in accounts), return_exceptions=True)
         for account, answer in zip(accounts, answers, strict=True):
             if isinstance(answer, Exception):
                 self._failed(account, answer)
                 log.error("a defect, account %s", account, exc_info=answer)
-        return [answer for answer in answers if isinstance(answer, bool)]
+
+    def _place(self, account: str) -> asyncio.Semaphore:
+        return self._places_of_silent if account in self.silent else self._places
 
     def _failed(self, account: str, failure: BaseException) -> None:
         if isinstance(failure, (LostOwnership, RegistryError)):  # another worker may have the key that opens it
             self._let_go(account)
+        now = int(self._clock())
+        if account in self.silent:
+            pause = FIRST_PAUSE_SECONDS << min(self._silences_in_a_row[account], 8)
+            self._silences_in_a_row[account] += 1
+            self._due_at[account] = now + min(pause, LAST_PAUSE_SECONDS)
+        elif isinstance(failure, (StoreError, RegistryError, OSError)):
+            self._due_at[account] = now + OURS_AGAIN_SECONDS
+        elif self._is_due(account):
+            self._due_at[account] = now + FIRST_PAUSE_SECONDS
         self.failing[account] = str(failure) or type(failure).__name__
         self._metrics.failed(account)
         log.warning("account %s: %s", account, self.failing[account])
@@ -307,6 +388,7 @@ class Worker:
 
     def _let_go(self, account: str) -> None:
         owned = self._owned.pop(account, None)
+        self._due_at.pop(account, None)
         if owned is not None:
             owned.release()
 

@@ -34,6 +34,7 @@ from metroculus.cost_model.savings import Recommendation, idle_nodes, requested_
 from metroculus.cost_model.statement import Question
 from metroculus.sources.clusters import Clusters
 from metroculus.sources.errors import (
+    SILENCE,
     DeadlineExceeded,
     NoMetricsSource,
     NoSource,
@@ -115,6 +116,19 @@ class HoursRead(Struct, frozen=True):
     hours: dict[int, HourReading]
     missing: dict[int, str]
     failure: str | None = None
+    silent: bool = False
+    """Whether the source did not answer at all, and was asked no further."""
+    late: bool = False
+    """Whether that is because it did not answer in time: less at once it may."""
+
+    def joined(self, other: HoursRead) -> HoursRead:
+        return HoursRead(
+            self.hours | other.hours,
+            self.missing | other.missing,
+            self.failure or other.failure,
+            self.silent or other.silent,
+            self.late or other.late,
+        )
 
 
 class AccountSources:
@@ -180,26 +194,41 @@ class AccountSources:
             return LiveReadings(answered=True)
         return await _CostQuestion(self, question, window, deadline).readings()
 
-    async def hours(self, start: int, end: int, seconds_a_call: float) -> HoursRead:
+    async def hours(self, start: int, end: int, seconds_a_call: float, hours_a_call: int = 24) -> HoursRead:
         """The hours of a stretch of one UTC day, row by row; a source that fails is a reason for each hour.
 
-        A stretch whose answer is too large, or takes too long, is asked for again in halves.
+        A stretch whose answer is too large is asked for again in halves. One call that is not answered in time ends
+        the reading: whatever is asked next would hang as well, for as long again.
+
+        Args:
+            hours_a_call: what is asked for at once.
 
         Raises:
             NoSource
         """
         if not self._sources:
             raise NoSource
+        found = HoursRead({}, {})
+        for first in range(start, end, hours_a_call * HOUR):
+            last = min(first + hours_a_call * HOUR, end)
+            if found.silent:
+                said = HoursRead({}, {hour: found.failure or "" for hour, _ in split(first, last, HOUR)})
+            else:
+                said = await self._hours(first, last, seconds_a_call)
+            found = found.joined(said)
+        return found
+
+    async def _hours(self, start: int, end: int, seconds_a_call: float) -> HoursRead:
         try:
             return await _Hours(self, start, end, seconds_a_call).read()
-        except (TooLarge, DeadlineExceeded) as failure:
+        except TooLarge as failure:
             if end - start <= HOUR:
                 return _no_hours(start, end, failure)
             middle = start + (end - start) // HOUR // 2 * HOUR
-            first = await self.hours(start, middle, seconds_a_call)
-            second = await self.hours(middle, end, seconds_a_call)
-            failed = first.failure or second.failure
-            return HoursRead(first.hours | second.hours, first.missing | second.missing, failed)
+            first = await self._hours(start, middle, seconds_a_call)
+            if first.silent:
+                return first.joined(_no_hours(middle, end, failure))
+            return first.joined(await self._hours(middle, end, seconds_a_call))
         except SourceError as failure:
             return _no_hours(start, end, failure)
 
@@ -499,7 +528,7 @@ class _Hours:
                 self._sources.clusters.all,
             )  # fmt: skip
             found[hour] = replace(reading, source=who[2], cut_from=said.cut_from)
-        return HoursRead(found, missing, sets.failure)
+        return HoursRead(found, missing, sets.failure, sets.silent, sets.silent)
 
     @property
     def _management_covered(self) -> bool:
@@ -687,7 +716,9 @@ def _hour_reading(
 
 
 def _no_hours(start: int, end: int, failure: SourceError) -> HoursRead:
-    return HoursRead({}, {hour: str(failure) for hour, _ in split(start, end, HOUR)}, str(failure))
+    missing = {hour: str(failure) for hour, _ in split(start, end, HOUR)}
+    silent, late = isinstance(failure, SILENCE), isinstance(failure, DeadlineExceeded)
+    return HoursRead({}, missing, str(failure), silent, late)
 
 
 def _failed(name: str, failure: SourceError) -> SourceReport:

@@ -43,6 +43,10 @@ class DeadlineExceeded(SourceError):
     rank = 1
 
 
+SILENCE = (Unreachable, DeadlineExceeded)
+"""Nobody is there, or nobody answers: what is asked next would wait as long."""
+
+
 class SeveralClusters(SourceError):
     """The source knows more than one cluster, and the account does not say which of them it is."""
 

@@ -26,7 +26,7 @@ from metroculus.cost_model.reading import (
 from metroculus.cost_model.savings import Recommendation
 from metroculus.cost_model.statement import Question
 from metroculus.sources.clusters import Clusters
-from metroculus.sources.errors import SourceError
+from metroculus.sources.errors import SILENCE, SourceError
 from tools.deadline import Deadline
 from tools.window import DAY, HOUR, Window, split
 
@@ -87,6 +87,8 @@ class HourSets(Struct, frozen=True):
     hours: Mapping[int, HourSet]
     missing: Mapping[int, str] = {}
     failure: str | None = None
+    silent: bool = False
+    """Whether it did not answer at all, and was asked no further."""
 
 
 class SavingsReading(Struct, frozen=True):
@@ -196,11 +198,17 @@ class CostSource:
         """Each hour out of ``allocations``, some at once; a failure is the reason of its hour."""
         gate = asyncio.Semaphore(HOURS_AT_ONCE)
         question = Question(cloud_account_id="", window=Window.past(start, end), detail="pod", aggregate=aggregate)
+        silence: list[SourceError] = []
 
         async def one(hour: int) -> HourSet | SourceError | None:
             async with gate:
+                if silence:
+                    return silence[0]
                 try:
                     reading = await self.allocations(question, Window.past(hour, hour + HOUR), Deadline(seconds_a_call))
+                except SILENCE as failure:
+                    silence.append(failure)
+                    return failure
                 except SourceError as failure:
                     return failure
             return _as_hour(reading) if reading.usable else None
@@ -212,6 +220,7 @@ class CostSource:
             {hour: said for hour, said in read.items() if isinstance(said, HourSet)},
             {hour: str(said or NOTHING_KNOWN) for hour, said in read.items() if not isinstance(said, HourSet)},
             failures[0] if failures else None,
+            bool(silence),
         )
 
     async def hours_of_days(self, start: int, end: int, seconds_a_call: float) -> Mapping[int, HourSet]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -121,6 +122,9 @@ def test_the_ledger_is_its_model(store: Store) -> None:
     run_state_machine_as_test(
         OfStore,
         settings=settings(
-            max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=int(os.environ.get("LEDGER_EXAMPLES", "6")),
+            stateful_step_count=12,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )

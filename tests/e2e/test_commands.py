@@ -22,7 +22,7 @@ from simulator.costs import truth
 from simulator.world import DAY, make_world
 from tests.conftest import free_port, need
 from tests.integration.test_etcd import BIN, command, rest_commands
-from tests.support import ACCOUNT, SECRET, Stack
+from tests.support import ACCOUNT, SECRET, Stack, until
 from tools.window import iso, parse_rfc3339
 
 ROOT = Path(__file__).parent.parent.parent
@@ -191,7 +191,8 @@ def test_both_services_by_their_own_commands_with_a_user_made_by_hand(tmp_path):
         found = requests.get(path, headers={"Authorization": f"Bearer {token}"}, timeout=20)
         assert found.status_code == 200 and found.json()["clusters"] == []
         rest("user", "disable", "ann")
-        assert requests.get(path, headers={"Authorization": f"Bearer {token}"}, timeout=20).status_code == 401
+        bearer = {"Authorization": f"Bearer {token}"}
+        assert until(lambda: requests.get(path, headers=bearer, timeout=20).status_code == 401, 6)
 
 
 def test_sigterm_lets_what_is_in_flight_finish(tmp_path, stack):

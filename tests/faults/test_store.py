@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 
+from metroculus.metroculus_worker.worker import OURS_AGAIN_SECONDS
 from metroculus.storage.embedded import EmbeddedEngine
 from metroculus.storage.engine import StoreError
 from metroculus.storage.history import Filters
@@ -106,7 +107,14 @@ def test_a_killed_server_is_waited_for_and_the_worker_goes_on_by_itself(clickhou
     admin = open_store(clickhouse.url(), lambda: NOW)
     admin.engine.command("CREATE DATABASE IF NOT EXISTS going")
     admin.close()
-    running = stack.start(clickhouse_url=engine_url, kubecost_api_url=url, kubecost_account_id=ACCOUNT, rounds=False)
+    clock = [NOW]
+    running = stack.start(
+        clickhouse_url=engine_url,
+        kubecost_api_url=url,
+        kubecost_account_id=ACCOUNT,
+        rounds=False,
+        clock=lambda: clock[0],
+    )
     worker: Any = running.worker
     store: Any = running.metroculus.dependencies.store
     asked = {"cloud_account_id": ACCOUNT, "start_date": world.start, "end_date": END}
@@ -129,6 +137,7 @@ def test_a_killed_server_is_waited_for_and_the_worker_goes_on_by_itself(clickhou
         assert (ready.status_code, ready.json()["dependencies"]["store"]) == (200, "failing")
     finally:
         clickhouse.start()
+    clock[0] += OURS_AGAIN_SECONDS
     stack.thread.run(worker.worker.extract_all())
     assert ACCOUNT not in worker.worker.failing
     simulator.habits.fail_with = (503, "down")

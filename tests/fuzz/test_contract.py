@@ -19,7 +19,7 @@ from tests.conftest import missing
 from tests.support import ACCOUNT, SECRET, Stack, exact_world, make_tenant
 
 FUZZER = Path(__file__).parent.parent.parent / "build" / "parts" / "tools" / "bin" / "schemathesis"
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "3"))
 LEAST_CASES = 5_000
 CHECKS = (
     "not_a_server_error",

@@ -56,7 +56,8 @@ class History:
         self.stack.thread.run(self.worker.fill(ACCOUNT, (start, end), 2, told.append))
         return told
 
-    def extract(self) -> bool:
+    def extract(self) -> int:
+        """A round; the moment at which something is due again."""
         return self.stack.thread.run(self.worker.extract_all())
 
     def costs(self, **more: Any) -> dict[str, Any]:
@@ -292,16 +293,16 @@ def only_hours(since: int) -> Any:
 
 
 def test_an_hour_that_is_still_empty_is_a_gap_and_not_a_zero_and_is_refilled(history: History) -> None:
-    history.fill(WORLD.start, END - 4 * HOUR)
     history.clock.now = END + 120
+    history.fill(WORLD.start, END - 4 * HOUR)
     history.simulator.habits.rewrite = only_hours(END)
-    assert history.extract() is True, "the hour that has just ended is to be asked for again soon"
+    assert history.extract() == history.clock.now + 60, "the hour that has just ended is to be asked for again soon"
     store = history.running.metroculus.dependencies.store
     assert END - HOUR not in store.ledger.committed(ACCOUNT, END - DAY, END).hours
     assert "knows nothing" in store.gaps.of(ACCOUNT, END - DAY, END)[END - HOUR].reason
     history.simulator.habits.rewrite = None
     history.clock.now += 60
-    assert history.extract() is False, "from the hour's end to the store in under five minutes"
+    assert history.extract() > history.clock.now + 60, "from the hour's end to the store in under five minutes"
     assert END - HOUR in store.ledger.committed(ACCOUNT, END - DAY, END).hours
     assert history.clock.now - END < 300
     history.simulator.habits.fail_with = (503, "down")
@@ -379,7 +380,7 @@ def test_one_cluster_that_fails_leaves_the_others_whole(stack: Stack) -> None:
     store = history.running.metroculus.dependencies.store
     assert len(store.ledger.committed(ACCOUNT, WORLD.start, END).hours) == 96
     assert len(store.ledger.committed(other, WORLD.start, END).hours) == 0
-    assert len(store.gaps.of(other, WORLD.start, END)) == 96
+    assert len(store.gaps.of(other, WORLD.start, END)) >= DAY // HOUR
     base = history.running.worker_listener.url
     metrics = requests.get(f"{base}/metrics", timeout=5).text
     assert f'metroculus_extraction_hours_total{{cloud_account_id="{ACCOUNT}",result="written"}} 96.0' in metrics
@@ -390,7 +391,7 @@ def test_one_cluster_that_fails_leaves_the_others_whole(stack: Stack) -> None:
     assert 'metroculus_upstream_seconds_count{result="failed",upstream="cost source"}' in metrics
     assert 'metroculus_upstream_seconds_count{result="ok",upstream="cost source"}' in metrics
     ready = requests.get(f"{base}/readyz", timeout=5).json()
-    assert ready["dependencies"] == {"store": "ok", ACCOUNT: "ok", other: "failing"}
+    assert ready["dependencies"] == {"store": "ok", ACCOUNT: "ok", other: "not answering"}
 
 
 def test_expenses_by_filters_and_over_accounts(history: History) -> None:

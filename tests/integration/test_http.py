@@ -181,6 +181,28 @@ def test_the_breaker_lets_a_probe_through_and_closes_again():
     health.admit()
 
 
+def test_silence_opens_the_breaker_however_far_apart_its_calls_are():
+    now = [0.0]
+    health = source_http._Health(clock=lambda: now[0])
+    for number in range(source_http.LATE_IN_A_ROW):
+        health.admit()
+        now[0] += 30
+        health.record(False, late=True)
+        if number == 2:
+            health.record(True)  # one that answers begins the count anew
+    assert health.open_since is None
+    for _ in range(3):
+        health.admit()
+        now[0] += 30
+        health.record(False, late=True)
+    with pytest.raises(Unreachable):
+        health.admit()
+    now[0] += source_http.PROBE_SECONDS
+    health.admit()
+    health.record(True)
+    health.admit()
+
+
 def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch):
     monkeypatch.setattr(source_http, "MAX_BODY_BYTES", 1 << 20)
     bomb = gzip.compress(b" " * (64 << 20))

@@ -1,8 +1,11 @@
 """What is due: by age, by gaps, and after a schedule that was missed."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from metroculus.metroculus_worker.plan import Stretch, closed, due, last_complete_hour, stretches
+from metroculus.metroculus_worker.plan import Stretch, closed, due, last_complete_hour, next_due, stretches
 from metroculus.storage.gaps import Gap
 from metroculus.storage.ledger import Marker
 from tests.support import DAY, END, HOUR
@@ -94,3 +97,29 @@ def test_edges_of_time():
 def test_every_day_has_24_hours_in_utc(day):
     (one,) = due(day, day + DAY + HOUR, {}, {})[-1:]
     assert one == Stretch(day, day + DAY, whole=True) and len(one.hours) == 24
+
+
+@st.composite
+def histories(draw):
+    """A few days of hours: some stored, at once or later, some told by another source, some asked for in vain."""
+    now = END + draw(st.integers(0, DAY - 1))
+    hours, gaps = {}, {}
+    for hour in range(END - 3 * DAY, last_complete_hour(now), HOUR):
+        kind = draw(st.sampled_from(("stored", "stored", "stored", "told instead", "gap", "never")))
+        asked = draw(st.integers(hour + HOUR, now))
+        if kind == "gap":
+            gaps[hour] = Gap(hour, asked, "why")
+        elif kind != "never":
+            hours[hour] = replace(marker(hour, asked), source="thanos" if kind == "told instead" else "")
+    return now, hours, gaps, draw(st.sampled_from((0, 3 * HOUR, 20 * HOUR)))
+
+
+@given(histories(), st.floats(0, 1))
+def test_before_the_moment_that_is_told_nothing_becomes_due(history, part):
+    now, hours, gaps, shift = history
+    start = END - 3 * DAY
+    told = next_due(start, now, hours, gaps, shift)
+    assert told <= now + HOUR
+    if told > now and not due(start, now, hours, gaps, shift=shift):
+        between = now + int(part * (told - 1 - now))
+        assert due(start, between, hours, gaps, shift=shift) == []

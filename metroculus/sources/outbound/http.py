@@ -39,6 +39,8 @@ RETRIES = 2
 RETRY_STATUSES = frozenset({429, 502, 503, 504})
 MAX_RETRY_AFTER_SECONDS = 5.0
 BREAKER_WINDOW_SECONDS, BREAKER_CALLS, BREAKER_SHARE, PROBE_SECONDS = 10.0, 10, 0.5, 5.0
+LATE_IN_A_ROW = 5
+"""So many calls that were not answered in time open the breaker, however far apart: ten of them take minutes."""
 BUDGET_WINDOW_SECONDS, BUDGET_SHARE, BUDGET_FLOOR = 60.0, 0.1, 3
 
 
@@ -65,6 +67,7 @@ class _Health:
     retries: deque[float] = field(default_factory=deque)
     open_since: float | None = None
     probed_at: float = 0.0
+    late_in_a_row: int = 0
 
     def admit(self) -> None:
         """Let a call through, or say that the breaker is open.
@@ -79,8 +82,10 @@ class _Health:
             raise Unreachable("the source failed repeatedly and is left alone for some seconds")
         self.probed_at = now
 
-    def record(self, succeeded: bool) -> None:
+    def record(self, succeeded: bool, late: bool = False) -> None:
+        """What became of a call; ``late`` where it had its time and was not answered."""
         now = self.clock()
+        self.late_in_a_row = self.late_in_a_row + 1 if late else 0
         self.outcomes.append((now, succeeded))
         while self.outcomes and self.outcomes[0][0] < now - BREAKER_WINDOW_SECONDS:
             self.outcomes.popleft()
@@ -90,7 +95,8 @@ class _Health:
                 self.outcomes.clear()
             return
         failures = sum(not outcome for _, outcome in self.outcomes)
-        if len(self.outcomes) >= BREAKER_CALLS and failures >= BREAKER_SHARE * len(self.outcomes):
+        mostly = len(self.outcomes) >= BREAKER_CALLS and failures >= BREAKER_SHARE * len(self.outcomes)
+        if mostly or self.late_in_a_row >= LATE_IN_A_ROW:
             self.open_since = self.open_since or now
 
     def count_call(self) -> None:
@@ -205,20 +211,24 @@ class SourceHttp:
             raise DeadlineExceeded(f"{upstream.name} is busy: the deadline passed in the queue") from None
         try:
             health.admit()
-            succeeded, began = True, monotonic()
+            succeeded, late, began = True, False, monotonic()
             try:
                 return await self._fetch(upstream, url, headers, deadline)
             except _Retryable:
                 succeeded = False
                 raise
-            except (DeadlineExceeded, Unreachable):
+            except DeadlineExceeded:
+                # Who had hardly any time left when it asked learned nothing of the upstream.
+                succeeded, late = False, monotonic() - began >= CONNECT_SECONDS
+                raise
+            except Unreachable:
                 succeeded = False
                 raise
             except _ServerError as failure:
                 succeeded = False
                 raise failure.error from None
             finally:
-                health.record(succeeded)
+                health.record(succeeded, late)
                 for observe in self.observers:
                     observe(upstream.name, succeeded, monotonic() - began)
         finally:
