@@ -77,6 +77,34 @@ class ContainerUsage(Struct, frozen=True, kw_only=True):
     usd_per_gib_hour: float
 
 
+class FoundSavings(Struct, frozen=True, kw_only=True):
+    """What a source told of a stretch of time, to be kept; what could be saved follows from it.
+
+    ``usages`` where the source told how much was used: then sizes follow from how much of a request should be used.
+    Else ``recommendations`` and ``by_category`` are the source's own.
+    """
+
+    window_seconds: int
+    usages: tuple[ContainerUsage, ...] = ()
+    recommendations: tuple[Recommendation, ...] = ()
+    by_category: dict[str, float] | None = None
+    unused: tuple[Recommendation, ...] = ()
+    """Volumes that nobody claims and nodes that could go."""
+
+    def sized(self, utilization: float | None = None) -> tuple[Recommendation, ...]:
+        """What requests should be, and workloads that are abandoned."""
+        if not self.usages:
+            return self.recommendations
+        return (
+            *right_sizing(self.usages, self.window_seconds, utilization),
+            *abandoned_workloads(self.usages, self.window_seconds),
+        )
+
+    def categories(self) -> dict[str, float]:
+        """USD a month by category or kind."""
+        return by_kind([*self.sized(), *self.unused]) if self.by_category is None else self.by_category
+
+
 def target(usage: float, utilization: float, floor: float) -> float:
     """The request that would have been used to ``utilization``."""
     return max(usage / utilization, floor)

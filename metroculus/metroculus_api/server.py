@@ -62,7 +62,7 @@ def make_app(
     secret = SecretKeeper(config.cluster_secret)
     dependencies = dependencies or make_dependencies(config, clock)
     store, accounts = dependencies.store, dependencies.accounts
-    savings = SavingsController(accounts)
+    savings = SavingsController(accounts, store)
 
     service = Service(
         "metroculus",

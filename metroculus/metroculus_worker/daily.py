@@ -1,16 +1,18 @@
-"""Days of assets: what a cluster was made of, kept for each UTC day that is over."""
+"""What is kept for each UTC day that is over: what a cluster was made of, and what could be saved."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from metroculus.cost_model.assets import Asset
+from metroculus.cost_model.savings import FoundSavings
 from metroculus.metroculus_worker.ownership import Owned
 from metroculus.sources.accounts import Accounts
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
 from tools.window import DAY, SETTLING_SECONDS, Window
 
+SAVINGS_OF_DAYS = 7
 READ_AGAIN_DAYS = 3
 """Days younger than this are read again: bills arrive late."""
 
@@ -47,6 +49,43 @@ async def extract_assets(
             await store.run(store.assets.commit, account, day, assets, batch, now, owned.writer)
             written += 1
     return written
+
+
+async def extract_savings(
+    store: Store, accounts: Accounts, account: str, owned: Owned, clock: Callable[[], float], seconds_a_call: float
+) -> bool:
+    """Store what could be saved as of the last day that has settled, where that is not stored yet.
+
+    Returns:
+        whether it was written.
+
+    Raises:
+        StoreError
+    """
+    now = int(clock())
+    settled = now - SETTLING_SECONDS
+    day = settled - settled % DAY - DAY
+    if await store.run(store.savings.has, account, day):
+        return False
+    sources = await accounts.of(account)
+    if not sources.any:
+        return False
+    week = Window.past(day + DAY - SAVINGS_OF_DAYS * DAY, day + DAY)
+    reading = await sources.savings(week, None, Deadline(seconds_a_call))
+    if reading.source.status != "ok":
+        return False
+    unused, _ = await sources.unused(Window.past(day, day + DAY), Deadline(seconds_a_call))
+    found = FoundSavings(
+        window_seconds=week.seconds,
+        usages=reading.usages,
+        recommendations=() if reading.usages else reading.recommendations,
+        by_category=reading.by_category,
+        unused=tuple(unused),
+    )
+    if not owned.still():
+        return False
+    await store.run(store.savings.commit, account, day, found, now, owned.writer)
+    return True
 
 
 async def _read(accounts: Accounts, account: str, window: Window, seconds_a_call: float) -> tuple[Asset, ...]:

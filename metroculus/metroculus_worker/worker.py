@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from metroculus.metroculus_worker.backfill import Progress, Report, backfill, bounds
-from metroculus.metroculus_worker.daily import extract_assets
+from metroculus.metroculus_worker.daily import extract_assets, extract_savings
 from metroculus.metroculus_worker.extract import Extractor, LostOwnership, Outcome, RepairOrder
 from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics, freshness
 from metroculus.metroculus_worker.ownership import Owned, Owners
@@ -115,12 +115,14 @@ class Worker:
         return due_at <= now or due_at > now + HOUR
 
     async def assets_all(self) -> None:
-        """The days of assets that lack or may still change."""
+        """The days of assets that lack or may still change, and what could be saved as of the last day."""
 
         async def one(account: str, owned: Owned) -> None:
             now = int(self._clock())
             window = (now - CLOSED_AFTER_SECONDS, now)
-            await extract_assets(self._store, self._accounts, account, owned, window, self._clock, self._seconds_a_call)
+            how = (self._clock, self._seconds_a_call)
+            await extract_assets(self._store, self._accounts, account, owned, window, *how)
+            await extract_savings(self._store, self._accounts, account, owned, *how)
 
         await self._each(await self._known() or [], one)
 

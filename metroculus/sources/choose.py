@@ -263,6 +263,11 @@ class AccountSources:
             raise NoSource
         return self.clusters.of_assets(await source.assets(window, deadline))
 
+    @property
+    def saves(self) -> bool:
+        """Whether one of the sources may be able to tell savings, as far as is known without asking."""
+        return any(Capability.SAVINGS in source.known_capabilities for source in self._sources)
+
     async def savings(self, window: Window, utilization: float | None, deadline: Deadline) -> SavingsReading:
         """What could be saved by sizing workloads; a source that fails is told in the reading."""
         try:

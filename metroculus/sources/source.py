@@ -23,7 +23,7 @@ from metroculus.cost_model.reading import (
     ManagementReading,
     SourceReport,
 )
-from metroculus.cost_model.savings import Recommendation
+from metroculus.cost_model.savings import ContainerUsage, Recommendation
 from metroculus.cost_model.statement import Question
 from metroculus.sources.clusters import Clusters
 from metroculus.sources.errors import SILENCE, SourceError
@@ -97,6 +97,8 @@ class SavingsReading(Struct, frozen=True):
     source: SourceReport
     recommendations: tuple[Recommendation, ...] = ()
     by_category: dict[str, float] | None = None
+    usages: tuple[ContainerUsage, ...] = ()
+    """What the recommendations were worked out of, where they were."""
 
 
 class Quota(Struct, frozen=True):

@@ -53,6 +53,7 @@ SUMMARIES = Table(
     ),
 )  # fmt: skip
 SUMMARY_BUILDS = _table("k8s_summary_builds", "account granularity start version sequence rows built_from currency")
+SAVINGS = _table("k8s_savings", "account day sequence fetched_at found")
 DAY_RESIDUALS = _table("k8s_day_residuals", "account day sequence owner component usd fetched_at")
 BACKFILLS = _table(
     "k8s_backfills",
@@ -63,6 +64,7 @@ BACKFILLS = _table(
 AUDIT = _table("k8s_repairs", "account hour repair who why before after before_batch repaired_at", partitioned=False)
 
 TABLES = (
-    ALLOCATIONS, EXTRACTIONS, GAPS, ASSETS, ASSET_DAYS, SUMMARIES, SUMMARY_BUILDS, DAY_RESIDUALS, BACKFILLS, AUDIT,
+    ALLOCATIONS, EXTRACTIONS, GAPS, ASSETS, ASSET_DAYS, SUMMARIES, SUMMARY_BUILDS, DAY_RESIDUALS, SAVINGS, BACKFILLS,
+    AUDIT,
 )  # fmt: skip
 PARTITIONED = tuple(table for table in TABLES if table.partitioned)

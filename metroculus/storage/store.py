@@ -24,6 +24,7 @@ from metroculus.storage.maintenance import Maintenance
 from metroculus.storage.migrations import MIGRATIONS
 from metroculus.storage.migrations.runner import migrate, require_columns
 from metroculus.storage.migrations.steps import Migration
+from metroculus.storage.savings import SavingsDays
 from metroculus.storage.server import ServerEngine, parse_url
 from metroculus.storage.summaries import Summaries
 
@@ -51,6 +52,7 @@ class Store:
         self.history = History(engine)
         self.summaries = Summaries(engine, self.ledger, self.history)
         self.assets = AssetDays(engine)
+        self.savings = SavingsDays(engine)
         self.gaps = Gaps(engine)
         self.followed_days = FollowedDays(engine)
         self.jobs = Jobs(engine, clock)
@@ -117,9 +119,10 @@ class Store:
         running.add_done_callback(over)
         raise StoreError(self.failed)
 
-    def version(self, account: str) -> tuple[int, int]:
+    def version(self, account: str) -> tuple[int, ...]:
         """Another one whenever this process has changed what is stored of an account."""
-        return self.ledger.versions.of(account), self.assets.versions.of(account)
+        parts = (self.ledger, self.assets, self.savings)
+        return tuple(part.versions.of(account) for part in parts)
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)

@@ -15,6 +15,7 @@ RELEASED = {
     1: "07097687317fbf28",
     2: "8677bc2a0d06094b",
     3: "d55b942510450a86",
+    4: "40b8175bc2670753",
 }
 """SHA-256 of each migration's steps."""
 

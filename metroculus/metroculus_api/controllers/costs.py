@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from metroculus.cost_model.reading import LARGE_ROWS, StoredReading
 from metroculus.cost_model.reconcile import reconcile
 from metroculus.cost_model.statement import Question, Statement
-from metroculus.metroculus_api.controllers.savings import SavingsController
+from metroculus.metroculus_api.controllers.savings import SavingsController, SavingsOverview
 from metroculus.metroculus_api.controllers.series import SeriesController
 from metroculus.metroculus_api.controllers.stored import StoredHours
 from metroculus.metroculus_api.errors import cannot_group_by
@@ -47,32 +47,45 @@ class CostsController:
 
         sources = await self._accounts.of(question.cloud_account_id)
         statement = await self._statement(question, deadline)
-        own = replace(await of_account(question, sources, deadline), currency=statement.currency)
+        own = replace(of_account(question, sources), currency=statement.currency)
         points = await SeriesController(self._store, of_step, deadline).points(own, step)
         return replace(statement, data_points=points)
+
+    async def _savings_of(
+        self, question: Question, sources: AccountSources, stored: bool, deadline: Deadline
+    ) -> SavingsOverview | None:
+        """What could be saved; where all of the window is stored, as it is stored, and no upstream is asked."""
+        if question.detail == "summary":
+            return None
+        if stored:
+            return await self._savings.stored_overview(question.cloud_account_id, sources, question.window, deadline)
+        return await self._savings.overview(sources, question.window, deadline)
 
     async def _statement(self, question: Question, deadline: Deadline) -> Statement:
         sources = await self._accounts.of(question.cloud_account_id)
         unsupported = sources.unsupported(question.aggregate)
         if unsupported:
             raise cannot_group_by(unsupported, "aggregate")
-        question = await of_account(question, sources, deadline)
+        question = of_account(question, sources)
         stored, store = None, None
         if self._stored is not None:
             unable_sources = sources.sources_without(question.aggregate)
-            stored, store, currency = await self._stored.read(question, unable_sources, deadline)
+
+            async def live_currency() -> str:
+                return await sources.known_currency(deadline) or ""
+
+            stored, store, currency = await self._stored.read(question, unable_sources, live_currency, deadline)
             question = replace(question, currency=currency)
+        if stored is None:
+            question = replace(question, currency=await sources.known_currency(deadline) or "")
         question = replace(question, currency=question.currency or DEFAULT_CURRENCY)
         if not sources.any and stored is None:
             raise NoSource
         window = stored.rest if stored else question.window
-        if question.detail == "summary":
-            live, savings = await sources.cost(question, window, deadline) if sources.any else LiveReadings(), None
-        else:
-            live, savings = await asyncio.gather(
-                sources.cost(question, window, deadline) if sources.any else _nothing(),
-                self._savings.overview(sources, question.window, deadline),
-            )
+        live, savings = await asyncio.gather(
+            sources.cost(question, window, deadline) if sources.any else _nothing(),
+            self._savings_of(question, sources, stored is not None and not window.stretches, deadline),
+        )
         statement = await _reconciled(question, live, stored)
         if savings is not None:
             statement = replace(
@@ -88,15 +101,10 @@ class CostsController:
         return statement
 
 
-async def of_account(question: Question, sources: AccountSources, deadline: Deadline) -> Question:
-    """The question with what is the account's own: its cluster, and the currency of its money."""
-    named = sources.clusters.named
-    return replace(
-        question,
-        filters=replace(question.filters, clusters=named),
-        clusters_apart=sources.clusters.all,
-        currency=await sources.known_currency(deadline) or "",
-    )
+def of_account(question: Question, sources: AccountSources) -> Question:
+    """The question about the account's own cluster."""
+    filters = replace(question.filters, clusters=sources.clusters.named)
+    return replace(question, filters=filters, clusters_apart=sources.clusters.all)
 
 
 async def _reconciled(question: Question, live: LiveReadings, stored: StoredReading | None) -> Statement:

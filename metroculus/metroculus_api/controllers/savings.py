@@ -8,17 +8,22 @@ from functools import partial
 
 from msgspec import Struct
 
-from metroculus.cost_model.reading import SourceReport
+from metroculus.cost_model.reading import SourceReport, Status
 from metroculus.cost_model.savings import Recommendation, by_kind
 from metroculus.metroculus_api.wire import sources_of, window_of, wired
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import AccountSources
 from metroculus.sources.errors import NoSource
 from metroculus.sources.source import SavingsReading
+from metroculus.storage.engine import StoreError
+from metroculus.storage.store import Store
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
-from tools.window import Window
+from tools.window import DAY, Window, iso
 
+SAVINGS = "savings"
+OLDEST_SECONDS = 7 * DAY
+"""What was found longer before the end of a window says nothing of it."""
 LARGE_LIST = 200
 """More recommendations than this are put into shape on a thread."""
 
@@ -32,8 +37,32 @@ class SavingsOverview(Struct, frozen=True):
 
 
 class SavingsController:
-    def __init__(self, accounts: Accounts) -> None:
+    def __init__(self, accounts: Accounts, store: Store | None) -> None:
         self._accounts = accounts
+        self._store = store
+
+    async def stored_overview(
+        self, account: str, sources: AccountSources, window: Window, deadline: Deadline
+    ) -> SavingsOverview:
+        """The same as ``overview`` out of the store, and nobody is asked; never raises for a store that failed."""
+        store = self._store
+        stored = None
+        if store is not None:
+            span = (account, window.end - OLDEST_SECONDS, window.end)
+            try:
+                stored = await store.ask(deadline.left() / 2, store.savings.newest, *span)
+            except StoreError as failure:
+                return SavingsOverview(None, {}, SourceReport(name=SAVINGS, status="unavailable", error=str(failure)))
+        if stored is None:
+            status: Status = "no_data" if sources.saves else "not_configured"
+            error = "savings are worked out each day, and none are stored of this time" if sources.saves else None
+            return SavingsOverview(None, {}, SourceReport(name=SAVINGS, status=status, error=error))
+        categories = stored.found.categories()
+        until = iso(stored.day + DAY)
+        source = SourceReport(
+            name=SAVINGS, status="ok", fetched_at=stored.fetched_at, warnings=(f"of the week until {until}",)
+        )
+        return SavingsOverview(sum(categories.values()), categories, source)
 
     async def overview(self, sources: AccountSources, window: Window, deadline: Deadline) -> SavingsOverview:
         """The sum and its categories; never raises for a source that failed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from math import fsum
 
 from msgspec.structs import replace
@@ -193,12 +193,18 @@ class StoredHours:
         self._store = store
 
     async def read(
-        self, question: Question, unable_sources: frozenset[str], deadline: Deadline
+        self,
+        question: Question,
+        unable_sources: frozenset[str],
+        live_currency: Callable[[], Awaitable[str]],
+        deadline: Deadline,
     ) -> tuple[StoredReading | None, SourceReport | None, str]:
         """What is stored, None where nothing is; the store as a source where it could not be asked; the currency.
 
         Args:
             unable_sources: sources whose hours cannot tell what is asked for; they are asked live.
+            live_currency: asks what the money of the live source is in, empty where that is not known; asked only
+                where something of the window is live, or stored in several currencies.
         """
         window, store, currency = question.window, self._store, question.currency
         try:
@@ -207,6 +213,8 @@ class StoredHours:
             committed = of_sources(committed, unable_sources)
             if not committed.hours:
                 return None, None, currency
+            if committed.missing() or len(currencies_of(committed)) > 1:
+                currency = await live_currency()
             counted, currency, note = in_one_currency(committed, currency)
             properties, clusters = properties_of(question), question.filters.clusters
             stored, usd = AllocationSet(window.start, window.start), None

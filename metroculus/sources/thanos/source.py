@@ -89,7 +89,8 @@ class MetricsSource(CostSource):
             )
         usages = await container_usages(self._querier, self._account, window, deadline)
         found = [*right_sizing(usages, window.seconds, utilization), *abandoned_workloads(usages, window.seconds)]
-        return SavingsReading(SourceReport(name="savings", status="ok" if usages else "no_data"), tuple(found))
+        source = SourceReport(name="savings", status="ok" if usages else "no_data")
+        return SavingsReading(source, tuple(found), usages=tuple(usages))
 
     async def metadata(self, at: int, deadline: Deadline) -> Metadata:
         return await metadata(self._querier, self._account, at, deadline)
