@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Set
 
 from msgspec import Struct
 
-from metroculus.metroculus_worker.extract import Extractor, RepairOrder
+from metroculus.metroculus_worker.extract import Extractor, Outcome, RepairOrder
 from metroculus.metroculus_worker.ownership import Owned
 from metroculus.metroculus_worker.plan import Stretch, closed, day_of, last_complete_hour
 from metroculus.storage.store import Store
 from tools.window import DAY, HOUR, SETTLING_SECONDS
-
-log = logging.getLogger("backfill")
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -33,6 +30,10 @@ class Progress(Struct, frozen=True, kw_only=True):
 Report = Callable[[Progress], None]
 
 
+async def nothing() -> None:
+    """What goes before a day where nothing does."""
+
+
 def bounds(first: int, last: int, now: int) -> tuple[int, int]:
     """Whole hours of ``[first, last)`` that are over and settled."""
     settled = last_complete_hour(now - SETTLING_SECONDS)
@@ -48,11 +49,12 @@ async def backfill(
     parallel: int,
     report: Report,
     order: RepairOrder | None = None,
-    before_a_day: Callable[[], Awaitable[None]] | None = None,
+    before_a_day: Callable[[], Awaitable[None]] = nothing,
 ) -> Progress:
     """Store every hour of a window, the newest days first; with an ``order`` stored and closed hours are read again.
 
-    An open hour that another source told instead of the first one is asked for once more, and counts as stored.
+    An open hour that another source told instead of the first one is asked for once more, and counts as stored. Where
+    the source does not answer, it is asked no further: the hours that are left are missing.
 
     Args:
         window: whole hours.
@@ -71,13 +73,13 @@ async def backfill(
     progress = Progress(total=total, done=total - len(lacking))
     report(progress)
     gate = asyncio.Semaphore(max(1, parallel))
+    days_of = _Days(extractor, account, owned, order, range(first, last, HOUR))
 
     async def day(stretch: Stretch) -> None:
         nonlocal progress
         async with gate:
-            if before_a_day is not None:
-                await before_a_day()
-            outcome = await extractor.extract(account, owned, stretch, order, range(first, last, HOUR))
+            await before_a_day()
+            outcome = await days_of.extract(stretch)
         wanted = lacking & set(stretch.hours)
         missing = (wanted & set(outcome.missing)) - stored
         progress = Progress(
@@ -88,20 +90,50 @@ async def backfill(
         )
         report(progress)
 
-    days = []
     shift = await extractor.day_shift(account) if lacking else 0
-    for start in range(day_of(last - 1, shift), first - DAY, -DAY):
-        wanted = [hour for hour in range(max(start, first), min(start + DAY, last), HOUR) if hour in lacking]
-        if wanted:
-            days.append(asyncio.create_task(day(_stretch(start, wanted, extractor.now()))))
+    days = [asyncio.create_task(day(one)) for one in _stretches(lacking, window, shift, extractor.now())]
     try:
         await asyncio.gather(*days)
     finally:  # one day that could not be stored ends the others: they would fail the same way
         for task in days:
             task.cancel()
         await asyncio.gather(*days, return_exceptions=True)
-    log.debug("account %s: %d of %d hours are stored", account, progress.done, total)
     return progress
+
+
+class _Days:
+    """Reads one day after another of one account, until its source does not answer."""
+
+    def __init__(
+        self, extractor: Extractor, account: str, owned: Owned, order: RepairOrder | None, asked: range
+    ) -> None:
+        self._extractor = extractor
+        self._account = account
+        self._owned = owned
+        self._order = order
+        self._asked = asked
+        self._silence: str | None = None
+
+    async def extract(self, stretch: Stretch) -> Outcome:
+        """A day; one that is not answered in time is asked for by fewer hours at once, down to single ones."""
+        while self._silence is None:
+            at_once = self._extractor.hours_a_call(self._account)
+            outcome = await self._extractor.extract(self._account, self._owned, stretch, self._order, self._asked)
+            if not outcome.silent:
+                return outcome
+            if self._extractor.hours_a_call(self._account) >= at_once:
+                self._silence = outcome.failure or ""
+                return outcome
+        return Outcome(missing=dict.fromkeys(stretch.hours, self._silence), failure=self._silence, silent=True)
+
+
+def _stretches(lacking: Set[int], window: tuple[int, int], shift: int, now: int) -> Iterator[Stretch]:
+    """The days of which hours lack, the newest first."""
+    first, last = window
+    for start in range(day_of(last - 1, shift), first - DAY, -DAY):
+        wanted = [hour for hour in range(max(start, first), min(start + DAY, last), HOUR) if hour in lacking]
+        if wanted:
+            yield _stretch(start, wanted, now)
 
 
 def _stretch(day: int, wanted: list[int], now: int) -> Stretch:

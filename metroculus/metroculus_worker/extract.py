@@ -155,12 +155,16 @@ class Extractor:
             silent=read.silent,
         )
 
+    def hours_a_call(self, account: str) -> int:
+        """How many hours an account's source is asked for at once."""
+        return self._hours_a_call.get(account, HOURS_A_DAY)
+
     async def _read(self, sources: AccountSources, account: str, stretch: Stretch) -> HoursRead:
         """The hours of a stretch; a source that was too slow for them is asked for half as many at once the next time.
 
         So one that hangs costs one deadline a round, and one that is slow is found the size that it can answer.
         """
-        at_once = self._hours_a_call.get(account, HOURS_A_DAY)
+        at_once = self.hours_a_call(account)
         read = await sources.hours(stretch.start, stretch.end, self._timeout, at_once)
         if read.late:
             self._hours_a_call[account] = max(1, min(at_once, len(stretch.hours)) // 2)

@@ -40,6 +40,8 @@ FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 60, 300
 """A cluster whose source did not answer is left alone for the first, then for twice as long, up to the last."""
 OURS_AGAIN_SECONDS = 5
 """Where the store or the registry, and no cluster's source, is what failed."""
+BACKFILLS_SHARE = 2
+"""Back-fills have places of their own, so many for each of the rounds': one may take days."""
 SILENT_SHARE = 4
 """Clusters whose source did not answer the last time have this part of the places, so that they hold up nobody else."""
 
@@ -78,6 +80,7 @@ class Worker:
         self._seconds_a_call = seconds_a_call
         self._retention_days = retention_days
         self._places = asyncio.Semaphore(parallel)
+        self._places_of_backfills = asyncio.Semaphore(max(1, parallel // BACKFILLS_SHARE))
         self._places_of_silent = asyncio.Semaphore(max(1, parallel // SILENT_SHARE))
         self._on_rounds = False
         self._due_at: dict[str, int] = {}
@@ -172,7 +175,8 @@ class Worker:
             for job in by_account[account]:
                 await self._do(job, owned)
 
-        await self._each([account for account in by_account if not self._lock(account).locked()], one)
+        free = [account for account in by_account if not self._lock(account).locked()]
+        await self._each(free, one, self._places_of_backfills)
 
     async def fill(
         self, account: str, window: tuple[int, int], parallel: int, report: Report, order: RepairOrder | None = None
@@ -328,7 +332,12 @@ class Worker:
             self.silent.discard(account)
         return known
 
-    async def _each(self, accounts: Sequence[str], work: Callable[[str, Owned], Awaitable[None]]) -> None:
+    async def _each(
+        self,
+        accounts: Sequence[str],
+        work: Callable[[str, Owned], Awaitable[None]],
+        places: asyncio.Semaphore | None = None,
+    ) -> None:
         """Work on clusters side by side; what fails of one is reported and leaves the others whole.
 
         A place is taken after the cluster's own lock: whoever waits for a cluster that is being worked on takes none.
@@ -336,7 +345,7 @@ class Worker:
 
         async def one(account: str) -> None:
             try:
-                async with self._owning(account) as owned, self._place(account):
+                async with self._owning(account) as owned, places or self._place(account):
                     await work(account, owned)
             except NotOurs:
                 self._due_at[account] = int(self._clock()) + FIRST_PAUSE_SECONDS

@@ -19,6 +19,8 @@ PROPERTIES = ("namespace", "controller", "controllerKind", "pod", "container", "
 GROUPS = ("cluster", "namespace", "controller", "pod", "node", "service", "day", "hour", "month")
 """What expenses may be summed by (``group_by``), beside ``label:x``."""
 LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?"
+ACCOUNTS_AT_ONCE = 1000
+"""Of how many accounts expenses may be asked for in one call."""
 AGGREGATE_PATTERN = rf"({'|'.join(PROPERTIES)}|(label|annotation):{LABEL_NAME})"
 GROUP_BY_PATTERN = rf"({'|'.join(GROUPS)}|label:{LABEL_NAME})"
 

@@ -6,6 +6,9 @@ from math import fsum
 
 import pytest
 
+from metroculus.sources.registry.protocol import Credentials
+from optscale_client.metroculus_client.structs import AccountCoverage, ExpensesWithoutLabels, SourceState, TimeWindow
+from rest_api.rest_api_server.controllers.expenses import joined
 from simulator.costs import truth
 from simulator.server import Habits
 from tests.integration.test_services import link
@@ -19,6 +22,7 @@ class Organization:
     """Two clusters, one with history, and a stranger beside."""
 
     def __init__(self, stack):
+        self.thread = stack.thread
         self.simulators, urls = zip(*(stack.simulate(world, Habits()) for world in WORLDS.values()), strict=True)
         self.running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}", rounds=False)
         self.tenant, self.other = make_tenant(self.running, "acme"), make_tenant(self.running, "other")
@@ -135,3 +139,51 @@ def test_an_organization_without_clusters_has_spent_nothing(stack):
     assert (body["total_cost"], body["k8s_costs"]["k8s_total_cost"], body["total_count"]) == (0.0, 0.0, 0)
     assert ask(running, tenant.tokens["viewer"], f"{path}/kubecost/monthly").json()["months"] == []
     assert ACCOUNT not in str(body)
+
+
+def test_an_organization_of_many_clusters_is_whole(acme):
+    """More clusters than a parameter may usually have values: none of them is left out, and none fails the others."""
+    directory = acme.running.rest_api.directory
+    registry = acme.running.metroculus.dependencies.registry
+    for number in range(130):
+        made = directory.create_cluster(acme.tenant.organization_id, f"silent-{number:03}", "push", "")
+        acme.thread.run(registry.put(made.id, "push", "", Credentials()))
+    expenses = acme.get(f"{acme.path}/clean_expenses?{WINDOW}&limit=1000").json()
+    total = fsum(true["total_cost"] for true in acme.truths)
+    assert expenses["error"] is None and len(expenses["accounts"]) == 132 and expenses["total_cost"] == total
+    assert expenses["complete"] is False and expenses["coverage"] == pytest.approx(2 / 132)
+    months = acme.get(f"{acme.path}/kubecost/monthly?months=1").json()
+    assert len(months["months"][0]["clusters"]) == 132 and months["unavailable"] == []
+    listed = acme.get(f"{acme.path}/kubecost/clusters?{WINDOW}&limit=1000").json()
+    assert len(listed["clusters"]) == 132
+    assert sum(one["error"] is None for one in listed["clusters"]) == 2 and listed["total_cost"] is None
+
+
+def part(clusters, currency="USD", usd=1.0, coverage=1.0):
+    window = {"start_date": 0, "end_date": 3600, "window": TimeWindow(start="", end="", final_until="")}
+    covered = [
+        AccountCoverage(
+            cloud_account_id=f"a{n}",
+            coverage=coverage,
+            complete=True,
+            source=SourceState(name="store", status="ok", fetched_at=None, coverage=None, error=None),
+        )
+        for n in range(clusters)
+    ]
+    return ExpensesWithoutLabels(
+        **window,
+        currency=currency,
+        complete=True,
+        coverage=coverage,
+        total_cost=usd * clusters,
+        accounts=tuple(covered),
+        expenses=(),
+    )
+
+
+def test_parts_of_an_organization_are_one_and_never_add_two_currencies():
+    whole = joined([part(1000), part(3, usd=2.0, coverage=0.0)])
+    assert (whole.total_cost, len(whole.accounts), whole.complete) == (1006.0, 1003, True)
+    assert whole.coverage == pytest.approx(1000 / 1003)
+    mixed = joined([part(1000), part(3, currency="EUR")])
+    assert (mixed.currency, mixed.total_cost, mixed.complete) == ("EUR, USD", None, False)

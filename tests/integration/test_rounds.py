@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -185,6 +186,21 @@ def test_the_newest_hour_goes_before_a_back_fill(stack: Stack) -> None:
     assert many.hours(one) == STORED + 1 and many.worker.states[one].stored_until == END - 11 * HOUR
     assert seen[0].end == END - 11 * HOUR, "the first thing that is read is the hour that has just ended"
     assert sum(stretch.end <= WORLD.start for stretch in seen) == 3
+
+
+def test_a_back_fill_of_a_source_that_does_not_answer_ends_and_holds_up_nobody(stack: Stack) -> None:
+    many = Many(stack, healthy=2, silent=3, parallel=2)
+    for one in many.hanging:
+        many.store.jobs.ask(one, WORLD.start - 30 * DAY, WORLD.start, 2)
+    began = time.monotonic()
+    filling = asyncio.run_coroutine_threadsafe(many.worker.work_off(), stack.thread.loop)
+    assert until(lambda: any(many.worker._lock(one).locked() for one in many.hanging))
+    many.round()
+    assert [many.hours(one) for one in many.healthy] == [STORED] * 2
+    filling.result(60)
+    assert time.monotonic() - began < 60
+    states = {job.state for job in many.store.jobs._read("")}
+    assert states == {"incomplete"}
 
 
 def test_a_registry_that_cannot_be_read_is_asked_again_within_seconds(

@@ -29,6 +29,8 @@ class Text(str):
 
     pattern: ClassVar[str] = r"[^\x00-\x1f\x7f]{1,253}"
     what: ClassVar[str] = "1 to 253 printable characters"
+    most: ClassVar[int] = 100
+    """How many of them one parameter may have, where it may have several."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -235,8 +237,9 @@ def _read(parameter: _Parameter, given: Sequence[bytes | str]) -> Any:
     parts = [part for text in texts for part in text.split(",")]
     if len(set(parts)) != len(parts):
         raise ValueError("names the same thing twice")
-    if len(parts) > 100:
-        raise ValueError("has more than 100 values")
+    most = getattr(parameter.element, "most", Text.most)
+    if len(parts) > most:
+        raise ValueError(f"has more than {most} values")
     return tuple(_convert(parameter.element, part) for part in parts)
 
 

@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from math import fsum
 from typing import Any
 
+from msgspec.structs import replace
+
 from optscale_client.metroculus_client import MetroculusError
 from optscale_client.metroculus_client.structs import (
+    ACCOUNTS_AT_ONCE,
     Columns,
     ExpenseRow,
     ExpensesWithoutLabels,
@@ -76,20 +79,21 @@ class ExpensesController:
         """Expenses of the store, or why it has none: that fails nothing else. Neither where there is no cluster."""
         if not clusters:
             return None, None
+        ask = self._metroculus.client.get_k8s_expenses
+        about = asked_of(window) | dict(filters) | {"group_by": ROW_KEYS, "request_id": request_id}
+        parts = [clusters[first : first + ACCOUNTS_AT_ONCE] for first in range(0, len(clusters), ACCOUNTS_AT_ONCE)]
         try:
-            stored = await self._metroculus.call(
-                clusters,
-                self._metroculus.client.get_k8s_expenses,
-                tuple(cluster.id for cluster in clusters),
-                group_by=ROW_KEYS,
-                **asked_of(window),
-                **filters,
-                request_id=request_id,
-                shape=ExpensesWithoutLabels,
+            told = await asyncio.gather(
+                *(
+                    self._metroculus.call(
+                        part, ask, tuple(cluster.id for cluster in part), **about, shape=ExpensesWithoutLabels
+                    )
+                    for part in parts
+                )
             )
         except MetroculusError as failure:
             return None, failure_of(failure)
-        return stored, None
+        return joined(told), None
 
     async def _statement(
         self, cluster: Cluster, window: Window, filters: Mapping[str, Any], request_id: str
@@ -148,6 +152,23 @@ class ExpensesController:
             )
         except MetroculusError as failure:
             return failure_of(failure)
+
+
+def joined(parts: Sequence[ExpensesWithoutLabels]) -> ExpensesWithoutLabels:
+    """Expenses of several parts of an organization's clusters as one; money in different currencies has no total."""
+    if len(parts) == 1:
+        return parts[0]
+    currencies = sorted({name for part in parts for name in part.currency.split(", ")})
+    covered = [one.coverage for part in parts for one in part.accounts if one.coverage is not None]
+    return replace(
+        parts[0],
+        currency=", ".join(currencies),
+        complete=len(currencies) == 1 and all(part.complete for part in parts),
+        coverage=fsum(covered) / len(covered) if covered else None,
+        total_cost=total_of([part.total_cost for part in parts]) if len(currencies) == 1 else None,
+        expenses=tuple(sorted((row for part in parts for row in part.expenses), key=lambda row: -row.total_cost)),
+        accounts=tuple(one for part in parts for one in part.accounts),
+    )
 
 
 def _currencies(statements: Sequence[answers.ClusterCost]) -> set[str]:

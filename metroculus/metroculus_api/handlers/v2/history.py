@@ -21,8 +21,14 @@ class GroupBy(Text):
     what = f"one of {', '.join(structs.GROUPS)}, or label:NAME"
 
 
+class AccountId(Uuid):
+    """One of the accounts of an organization, which may have many."""
+
+    most = structs.ACCOUNTS_AT_ONCE
+
+
 class ExpensesQuery(WindowQuery, frozen=True, kw_only=True):
-    cloud_account_id: tuple[Uuid, ...]
+    cloud_account_id: tuple[AccountId, ...]
     group_by: tuple[GroupBy, ...] = ()
     k8s_namespace: tuple[FilterText, ...] = ()
     k8s_node: tuple[RowFilter, ...] = ()
