@@ -23,7 +23,7 @@ from metroculus.metroculus_worker.plan import (
     next_due,
 )
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.errors import NoSource, RegistryError, SourceError
+from metroculus.sources.errors import EntryUnreadable, NoSource, RegistryError, SourceError
 from metroculus.storage.engine import StoreError
 from metroculus.storage.jobs import Backfill, State
 from metroculus.storage.store import Store
@@ -40,6 +40,8 @@ FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 60, 300
 """A cluster whose source did not answer is left alone for the first, then for twice as long, up to the last."""
 OURS_AGAIN_SECONDS = 5
 """Where the store or the registry, and no cluster's source, is what failed."""
+CANCELLED_SECONDS = 2.0
+"""Between two looks at whether a back-fill was cancelled."""
 BACKFILLS_SHARE = 2
 """Back-fills have places of their own, so many for each of the rounds': one may take days."""
 SILENT_SHARE = 4
@@ -226,6 +228,11 @@ class Worker:
 
     async def _do(self, job: Backfill, owned: Owned) -> None:
         """One job to its end; progress is written as it goes, and whoever comes after goes on from there."""
+        why = await self._cannot(job.account)
+        if why is not None:
+            sofar = (job.hours_total, job.hours_done, job.hours_missing)
+            await self._store.run(self._store.jobs.advance, job, "failed", *sofar, why)
+            return
         order = RepairOrder(job.id, "backfills", job.reason) if job.repair else None
         latest = Progress(total=job.hours_total)
         written = job
@@ -250,15 +257,38 @@ class Worker:
                     )
                 await asyncio.sleep(0.5)
 
-        telling = asyncio.create_task(keep_telling())
+        async def until_cancelled() -> None:
+            while True:
+                await asyncio.sleep(CANCELLED_SECONDS)
+                newest = await self._store.run(self._store.jobs.get, job.id)
+                if newest is not None and newest.state == "cancelled":
+                    return
+
+        filling = asyncio.create_task(
+            self._fill(job.account, owned, (job.first, job.last), job.parallel, report, order)
+        )
+        beside = [asyncio.create_task(keep_telling()), asyncio.create_task(until_cancelled())]
         try:
-            done = await self._fill(job.account, owned, (job.first, job.last), job.parallel, report, order)
+            await asyncio.wait([filling, beside[1]], return_when=asyncio.FIRST_COMPLETED)
+            if not filling.done():
+                log.info("account %s: a back-fill was cancelled", job.account)
+                return
+            done = filling.result()
         finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
+            for task in (filling, *beside):
+                task.cancel()
+            await asyncio.gather(filling, *beside, return_exceptions=True)
         state: State = "done" if done.complete else "incomplete"
         reason = job.reason if done.complete else done.last_reason
         await self._store.run(self._store.jobs.advance, written, state, done.total, done.done, done.missing, reason)
+
+    async def _cannot(self, account: str) -> str | None:
+        """Why a back-fill of a cluster can never succeed; None where it may."""
+        try:
+            sources = await self._accounts.of(account)
+        except EntryUnreadable as failure:
+            return str(failure)
+        return None if sources.any else "no cost source is configured"
 
     async def _extract(self, account: str, owned: Owned) -> None:
         """One cluster's round: what is due, the newest first, until its source does not answer or its time is over."""

@@ -11,12 +11,25 @@ from msgspec.structs import replace
 
 from metroculus.storage.columns import AUDIT, BACKFILLS
 from metroculus.storage.engine import Engine, literal
+from tools.window import DAY
 
-State = Literal["queued", "running", "done", "incomplete", "failed"]
+State = Literal["queued", "running", "done", "incomplete", "failed", "cancelled"]
 DEFAULT_PARALLEL, MAX_PARALLEL = 2, 8
 """Days that a source is asked for side by side."""
 
 OPEN: tuple[State, ...] = ("queued", "running")
+KEPT_SECONDS = 30 * DAY
+"""Those that are at their end are kept so long."""
+FINAL_SEQUENCE = 1 << 30
+"""A cancellation stands above whatever a worker that does not know of it yet still says."""
+
+
+_OPEN = ", ".join(literal(state) for state in OPEN)
+
+
+def _newest(state: str) -> str:
+    """SQL of the ids whose newest state is such."""
+    return f"SELECT id FROM {BACKFILLS.name} GROUP BY id HAVING argMax(state, sequence) {state}"
 
 
 class Backfill(Struct, frozen=True, kw_only=True):
@@ -99,7 +112,36 @@ class Jobs:
 
     def open(self) -> list[Backfill]:
         """Those that are not at their end, in the order in which they were asked for."""
-        return [job for job in self._read("") if job.state in OPEN]
+        return self._read(f"WHERE id IN ({_newest(f'IN ({_OPEN})')})")
+
+    def of(self, account: str) -> list[Backfill]:
+        """Those of an account that are kept, in the order in which they were asked for."""
+        return self._read(f"WHERE account = {literal(account)}")
+
+    def cancel(self, job: Backfill) -> Backfill:
+        """End one that is not at its end; a worker that is at it leaves off.
+
+        Raises:
+            StoreError
+        """
+        if job.state not in OPEN:
+            return job
+        ended = replace(job, sequence=FINAL_SEQUENCE, state="cancelled", updated_at=int(self._clock()))
+        self._write(ended)
+        return ended
+
+    def forget(self, before: int) -> None:
+        """Remove those that came to their end before a moment.
+
+        Raises:
+            StoreError
+        """
+        ended = f"NOT IN ({_OPEN}) AND max(updated_at) < {before}"
+        if self._read(f"WHERE id IN ({_newest(ended)})"):
+            cluster = self._engine.dialect.cluster
+            target = f"{BACKFILLS.name}_local ON CLUSTER {cluster}" if cluster else BACKFILLS.name
+            ids = ", ".join(literal(job.id) for job in self._read(f"WHERE id IN ({_newest(ended)})"))
+            self._engine.command(f"ALTER TABLE {target} DELETE WHERE id IN ({ids})")
 
     def _read(self, where: str) -> list[Backfill]:
         newest: dict[str, Backfill] = {}

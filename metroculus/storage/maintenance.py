@@ -9,6 +9,7 @@ from msgspec import Struct
 from metroculus.storage.assets import AssetDays
 from metroculus.storage.columns import ALLOCATIONS, ASSETS, PARTITIONED, SUMMARIES
 from metroculus.storage.engine import Engine, literal, numbers
+from metroculus.storage.jobs import KEPT_SECONDS, Jobs
 from metroculus.storage.ledger import COUNTER_BITS, Ledger
 from metroculus.storage.summaries import Summaries
 from tools.window import DAY, iso
@@ -30,8 +31,9 @@ class Cleaned(Struct, frozen=True):
 
 
 class Maintenance:
-    def __init__(self, engine: Engine, ledger: Ledger, assets: AssetDays, summaries: Summaries) -> None:
+    def __init__(self, engine: Engine, ledger: Ledger, assets: AssetDays, summaries: Summaries, jobs: Jobs) -> None:
         self._engine = engine
+        self._jobs = jobs
         self._ledger = ledger
         self._read_of: tuple[tuple[str, str, Callable[[str], set[int]]], ...] = (
             (ALLOCATIONS.name, "batch", ledger.batches),
@@ -40,7 +42,7 @@ class Maintenance:
         )
 
     def clean(self, now: int, keep_days: int) -> Cleaned:
-        """Drop the months that lie wholly before ``keep_days`` ago, and sweep.
+        """Drop the months that lie wholly before ``keep_days`` ago, forget old back-fills, and sweep.
 
         Raises:
             StoreError
@@ -54,6 +56,7 @@ class Maintenance:
                     target = self._target(table.name)
                     self._engine.command(f"ALTER TABLE {target} DROP PARTITION {month}")
                     dropped.add(month)
+        self._jobs.forget(now - KEPT_SECONDS)
         broken = sum(self._ledger.verify(account) for account in self._ledger.accounts())
         return Cleaned(tuple(sorted(dropped)), sum(self._sweep(now, *one) for one in self._read_of), broken)
 

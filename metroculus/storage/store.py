@@ -56,7 +56,7 @@ class Store:
         self.gaps = Gaps(engine)
         self.followed_days = FollowedDays(engine)
         self.jobs = Jobs(engine, clock)
-        self.maintenance = Maintenance(engine, self.ledger, self.assets, self.summaries)
+        self.maintenance = Maintenance(engine, self.ledger, self.assets, self.summaries, self.jobs)
         self.failed: str | None = None
         """Why the last call failed; None where it did not."""
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")

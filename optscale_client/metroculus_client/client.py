@@ -265,6 +265,19 @@ class Client:
         """How far a back-fill is."""
         return self._call("GET", _below("backfills", backfill_id), {}, request_id=request_id, timeout=timeout)
 
+    def get_backfills(
+        self, cloud_account_id: str, *, request_id: str | None = None, timeout: float | None = None
+    ) -> Answer:
+        """An account's back-fills, the newest first."""
+        query = {"cloud_account_id": cloud_account_id}
+        return self._call("GET", "backfills", query, request_id=request_id, timeout=timeout)
+
+    def delete_backfill(
+        self, backfill_id: str, *, request_id: str | None = None, timeout: float | None = None
+    ) -> Answer:
+        """End a back-fill; what it has stored stays."""
+        return self._call("DELETE", _below("backfills", backfill_id), {}, request_id=request_id, timeout=timeout)
+
     def put_kubecost_source(
         self,
         cloud_account_id: str,

@@ -409,7 +409,10 @@ class Deleted(Struct, frozen=True):
 
 
 class Backfill(Struct, frozen=True, kw_only=True):
-    """``backfills``: how far one is, in hours. ``incomplete`` is at its end with hours that could not be had."""
+    """``backfills``: how far one is, in hours.
+
+    ``state`` is queued, running, done, incomplete (at its end, with hours that could not be had), failed or cancelled.
+    """
 
     id: str
     cloud_account_id: str
@@ -423,3 +426,10 @@ class Backfill(Struct, frozen=True, kw_only=True):
     reason: str
     asked_at: str
     updated_at: str
+
+
+class Backfills(Struct, frozen=True, kw_only=True):
+    """``backfills`` of an account: those that are open, and for thirty days those that are not."""
+
+    cloud_account_id: str
+    backfills: tuple[Backfill, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from math import fsum
 from typing import Any
 
@@ -13,7 +14,7 @@ from metroculus.sources.registry.protocol import Credentials
 from simulator.costs import truth
 from simulator.server import Habits, Simulator
 from standalone.running import Running
-from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack, exact_world
+from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack, exact_world, until
 from tools.window import parse_rfc3339
 
 WORLD = exact_world()
@@ -354,6 +355,7 @@ def test_a_backfill_over_http_tells_how_far_it_is(history: History) -> None:
         ({"start_date": END, "end_date": END}, 400, "start_date"),
         ({"start_date": END + DAY, "end_date": END + 2 * DAY}, 400, "start_date"),
         ({"parallel": 99}, 400, "parallel"),
+        ({"start_date": END - 401 * DAY}, 400, "start_date"),
         ({"repair": "  "}, 400, "repair"),
         ({"unknown": 1}, 400, "unknown"),
     ],
@@ -366,6 +368,40 @@ def test_a_backfill_that_cannot_be_is_refused(history: History, change: Any, sta
 
 def test_a_backfill_that_is_absent_is_not_found(history: History) -> None:
     assert history.metroculus.get(f"backfills/{ACCOUNT}").status_code == 404
+
+
+def test_back_fills_are_listed_cancelled_and_forgotten(history: History) -> None:
+    store = history.running.metroculus.dependencies.store
+    client = history.running.rest_api.metroculus.client
+    _, first = client.create_backfill(ACCOUNT, WORLD.start, WORLD.start + DAY)
+    _, second = client.create_backfill(ACCOUNT, WORLD.start, END, parallel=1)
+    other = client.get_backfills("00000000-0000-4000-8000-00000000000b")[1]
+    assert other["backfills"] == []
+    assert {one["id"] for one in client.get_backfills(ACCOUNT)[1]["backfills"]} == {first["id"], second["id"]}
+    assert client.delete_backfill(first["id"])[1]["state"] == "cancelled"
+    assert client.delete_backfill(first["id"])[1]["state"] == "cancelled", "again is the same"
+    history.simulator.habits.seconds_an_hour = 0.02
+    working = asyncio.run_coroutine_threadsafe(history.worker.work_off(), history.stack.thread.loop)
+    assert until(lambda: client.get_backfill(second["id"])[1]["hours_done"] > 0)
+    assert client.delete_backfill(second["id"])[1]["state"] == "cancelled"
+    working.result(20)
+    assert client.get_backfill(second["id"])[1]["state"] == "cancelled", "what the worker still said changes nothing"
+    assert 0 < len(store.ledger.committed(ACCOUNT, WORLD.start, END).hours) < 96, "what was stored stays"
+    assert store.jobs.open() == []
+    store.maintenance.clean(NOW + 29 * DAY, 400)
+    assert len(client.get_backfills(ACCOUNT)[1]["backfills"]) == 2
+    _, third = client.create_backfill(ACCOUNT, WORLD.start, END)
+    store.maintenance.clean(NOW + 31 * DAY, 400)
+    assert until(lambda: [one["id"] for one in client.get_backfills(ACCOUNT)[1]["backfills"]] == [third["id"]])
+
+
+def test_a_back_fill_that_can_never_succeed_has_failed(stack: Stack) -> None:
+    history = History(stack, kubecost_api_url=None, kubecost_account_id=None)
+    store = history.running.metroculus.dependencies.store
+    job = store.jobs.ask(ACCOUNT, WORLD.start, END, 1)
+    stack.thread.run(history.worker.work_off())
+    ended = store.jobs.get(job.id)
+    assert (ended.state, ended.reason) == ("failed", "no cost source is configured") and store.jobs.open() == []
 
 
 def test_one_cluster_that_fails_leaves_the_others_whole(stack: Stack) -> None:

@@ -16,7 +16,7 @@ from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.params import Uuid
-from tools.window import HOUR, WindowError, iso, parse_rfc3339, parse_stamps
+from tools.window import HOUR, MAX_SPAN_SECONDS, WindowError, iso, parse_rfc3339, parse_stamps
 
 
 class BackfillBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -69,12 +69,35 @@ class BackfillsController:
         Raises:
             ApiError: 404
         """
+        return _shown((await self._found(id, deadline))[1])
+
+    async def listed(self, account: str, deadline: Deadline) -> structs.Backfills:
+        """Those of an account that are kept, the newest first.
+
+        Raises:
+            NoHistory, StoreError
+        """
+        if self._store is None:
+            raise NoHistory
+        jobs = await self._store.ask(deadline.left(), self._store.jobs.of, account)
+        return structs.Backfills(cloud_account_id=account, backfills=tuple(_shown(job) for job in reversed(jobs)))
+
+    async def cancel(self, id: str, deadline: Deadline) -> structs.Backfill:
+        """End one; what it has stored stays. One that is at its end stays as it is.
+
+        Raises:
+            ApiError: 404
+        """
+        store, job = await self._found(id, deadline)
+        return _shown(await store.ask(deadline.left(), store.jobs.cancel, job))
+
+    async def _found(self, id: str, deadline: Deadline) -> tuple[Store, Backfill]:
         if self._store is None:
             raise NoHistory
         job = await self._store.ask(deadline.left(), self._store.jobs.get, id)
         if job is None:
             raise ApiError(NOT_FOUND)
-        return _shown(job)
+        return self._store, job
 
 
 def stretch_of(start: int | str, end: int | str, now: float) -> tuple[int, int]:
@@ -93,6 +116,8 @@ def stretch_of(start: int | str, end: int | str, now: float) -> tuple[int, int]:
     first, last = read[0] - read[0] % HOUR, min(read[1] + -read[1] % HOUR, int(now) - int(now) % HOUR)
     if first >= last:
         raise ApiError(INVALID, "the start must be before the end, and in the past", ["start_date", "end_date"])
+    if last - first > MAX_SPAN_SECONDS:
+        raise ApiError(INVALID, "a back-fill is at most 400 days long", ["start_date", "end_date"])
     return first, last
 
 

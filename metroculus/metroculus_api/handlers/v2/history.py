@@ -70,10 +70,18 @@ class K8sMonthly(MetroculusHandler):
         )
 
 
+class BackfillsQuery(Struct, frozen=True, kw_only=True):
+    cloud_account_id: Uuid
+
+
 class Backfills(MetroculusHandler):
-    """Ask for a back-fill, or with a reason for a repair."""
+    """Ask for a back-fill, or with a reason for a repair; and list an account's."""
 
     backfills: BackfillsController
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=BackfillsQuery, answer=structs.Backfills)
+    async def get(self, query: BackfillsQuery) -> structs.Backfills:
+        return await self.backfills.listed(query.cloud_account_id, self.deadline())
 
     @operation(needs=Needs.CLUSTER_SECRET, body=BackfillBody, answer=structs.Backfill, status=202)
     async def post(self, query: Struct, body: BackfillBody) -> structs.Backfill:
@@ -86,10 +94,14 @@ class BackfillQuery(Struct, frozen=True, kw_only=True):
 
 
 class BackfillEntry(MetroculusHandler):
-    """How far a back-fill is."""
+    """How far a back-fill is; and ending it."""
 
     backfills: BackfillsController
 
     @operation(needs=Needs.CLUSTER_SECRET, query=BackfillQuery, answer=structs.Backfill)
     async def get(self, query: BackfillQuery) -> structs.Backfill:
         return await self.backfills.get(query.backfill_id, self.deadline())
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=BackfillQuery, answer=structs.Backfill)
+    async def delete(self, query: BackfillQuery) -> structs.Backfill:
+        return await self.backfills.cancel(query.backfill_id, self.deadline())
