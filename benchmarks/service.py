@@ -1,4 +1,7 @@
-"""What a kept answer costs beside a bare Tornado handler that sends the same bytes; both on one core, in one run."""
+"""What a kept answer costs beside a bare Tornado handler that sends the same bytes; both on one core, in one run.
+
+Ours does meanwhile all that it promises: audit lines, lines of the log, figures. The bare handler writes none.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,15 @@ from benchmarks.load import run
 from benchmarks.servers import SECRET, serving
 
 FIGURES = (
-    Declared("kept_statement_to_bare", "ratio", "a kept statement, to a bare Tornado handler with the same bytes"),
-    Declared("not_modified_to_bare", "ratio", "a 304 for it, to the same handler"),
-    Declared("healthz_to_bare", "ratio", "`/healthz`, to a bare handler with its bytes"),
-    Declared("rest_costs_to_bare", "ratio", "a REST view of it, to a bare handler with its bytes"),
+    Declared(
+        "kept_statement_to_bare", "ratio", "a kept statement, to a bare Tornado handler with the same bytes",
+        at_least=0.85,
+    ),
+    Declared("not_modified_to_bare", "ratio", "a 304 for it, to the same handler", at_least=0.8),
+    Declared("healthz_to_bare", "ratio", "`/healthz`, to a bare handler with its bytes", at_least=0.9),
+    Declared("rest_costs_to_bare", "ratio", "a REST view of it, to a bare handler with its bytes", at_least=0.6),
     Declared("kept_statement_p99_ms", "ms", "99th percentile of a kept statement under that load"),
-)
+)  # fmt: skip
 
 
 def measure() -> dict[str, float]:

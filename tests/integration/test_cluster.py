@@ -156,7 +156,7 @@ def filled(replicas: list[ClickHouse], url: str) -> None:
     fill(url, 1)
 
 
-@pytest.mark.parametrize("killed_after", [None, 1.2, 1.8])
+@pytest.mark.parametrize("killed_after", [None, 1.2])
 def test_programs_that_start_at_once_bring_the_cluster_to_one_schema(
     replicas: list[ClickHouse], killed_after: float | None
 ) -> None:

@@ -212,7 +212,7 @@ def test_a_slow_upstream_is_answered_for_within_the_deadline(stack: Stack, monke
 
     async def prepare(self: Any) -> None:
         await asyncio.sleep(2.0)
-        original(self)
+        await original(self)
 
     monkeypatch.setattr(SimulatedHandler, "prepare", prepare)
     _, url = stack.simulate(WORLD, Habits(serves=frozenset({"opencost"}), collector=True))

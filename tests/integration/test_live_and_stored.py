@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from simulator.costs import truth
-from tests.support import ACCOUNT, END, NOW, Metroculus, exact_world
+from tests.support import ACCOUNT, END, NOW, Metroculus, Stack, exact_world
 
 WORLD = exact_world(days=2)
 DATES = {"cloud_account_id": ACCOUNT, "start_date": WORLD.start, "end_date": END}
@@ -17,11 +17,19 @@ GROUPINGS = (
 )  # fmt: skip
 
 
-@pytest.fixture(params=["kubecost", "opencost"])
-def pair(request, stack):
-    """The same upstream twice: asked live, and kept by a worker whose upstream is gone."""
+@pytest.fixture(scope="module", params=["kubecost", "opencost"])
+def pair(request, tmp_path_factory):
+    """The same upstream twice: asked live, and kept by a worker."""
+    stack = Stack(tmp_path_factory.mktemp("pair"))
+    try:
+        yield _pair(request.param, stack)
+    finally:
+        stack.close()
+
+
+def _pair(flavour, stack):
     _, url = stack.simulate(WORLD)
-    plan = {"kubecost_api_url": url, "kubecost_account_id": ACCOUNT, "kubecost_flavour": request.param}
+    plan = {"kubecost_api_url": url, "kubecost_account_id": ACCOUNT, "kubecost_flavour": flavour}
     live = stack.start(**plan)
     kept = stack.start(**plan, clickhouse_url=f"embedded:{stack.folder / 'store'}")
     fill = kept.worker.worker.fill(ACCOUNT, (WORLD.start, END), 2, lambda progress: None)
