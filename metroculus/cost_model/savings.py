@@ -85,6 +85,8 @@ class FoundSavings(Struct, frozen=True, kw_only=True):
     """
 
     window_seconds: int
+    currency: str = ""
+    """Of its money; empty where that was not told."""
     usages: tuple[ContainerUsage, ...] = ()
     recommendations: tuple[Recommendation, ...] = ()
     by_category: dict[str, float] | None = None

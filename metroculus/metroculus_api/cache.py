@@ -27,7 +27,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from metroculus.cost_model.reading import FINE
-from metroculus.sources.errors import DeadlineExceeded, SourceError
+from metroculus.sources.errors import DeadlineExceeded, NoSource, SourceError
 from tools.deadline import Deadline
 from tools.tornado_service.prepared import Prepared, encode
 
@@ -41,7 +41,9 @@ LARGEST_SHARE = 8
 """An answer above this part of the whole is not kept."""
 RENEWED_WITHIN = (0.7, 0.95)
 """An answer that was asked for lately is asked anew somewhere in this part of its time, so that many do not at once."""
-RENEWED_AT_ONCE = 4
+NO_SAVINGS = ("savings", "no_data")
+RENEWED_AT_ONCE = 8
+"""Of all accounts together, and one of each."""
 RENEWED_LATER_SECONDS = 0.5
 SMALL_BYTES = 1 << 16
 """Above this an answer is packed on a thread."""
@@ -79,8 +81,8 @@ class Sourced(Protocol):
 
 
 Work = Callable[[Deadline], Awaitable[Sourced]]
-Anew = Callable[[], tuple[Key, Work]]
-"""The question as it stands at the moment of asking again, whose window may have moved on, and its work."""
+Anew = Callable[[float], tuple[Key, Work]]
+"""The question as it stands so many seconds from now, when its window may have moved on, and its work."""
 
 
 class Answered(Struct, frozen=True):
@@ -110,6 +112,7 @@ class CacheStats(Struct, frozen=True, kw_only=True):
 class _Kept:
     prepared: Prepared
     made_at: float
+    key_size: int
     asked_for: bool = False
     """Whether somebody has asked for it since it was made."""
     failed_at: float = 0.0
@@ -119,7 +122,7 @@ class _Kept:
 
     @property
     def size(self) -> int:
-        return self.prepared.size + (self.fallback.size if self.fallback else 0)
+        return self.prepared.size + self.key_size + (self.fallback.size if self.fallback else 0)
 
 
 @dataclass(eq=False)
@@ -158,7 +161,7 @@ class AnswerCache:
         self._largest = max_bytes // LARGEST_SHARE
         self._kept: LRUCache[Key, _Kept] = LRUCache(max_bytes, getsizeof=lambda kept: kept.size)
         self._flights: dict[Key, _Flight] = {}
-        self._renewing = 0
+        self._renewing: set[str] = set()
         self._closed = False
         self._counts: Counter[str] = Counter()
 
@@ -195,7 +198,7 @@ class AnswerCache:
         key = (account, await self._basis.of(account), *question)
         answered = await self._answer(key, work, deadline)
         self._counts[answered.state] += 1
-        if answered.state == "miss" and answered.fresh_for and anew is not None:
+        if answered.state == "miss" and anew is not None:
             self._renew_later(key, anew)
         return answered
 
@@ -211,19 +214,24 @@ class AnswerCache:
         kept = of()
         if kept is None or not kept.asked_for or self._closed or self._kept.get(key) is not kept:
             return
-        if self._renewing >= RENEWED_AT_ONCE:
+        left = self._fresh - (self.clock() - kept.made_at)
+        account, basis = str(key[0]), key[1]
+        if left <= 0 or self._basis.remembered(account) not in (None, basis):
+            return
+        question, work = anew(0.0)
+        if question != key[2:] or anew(left)[0] != question:
+            return  # its window moves on before it goes stale: the next question is another one
+        if account in self._renewing or len(self._renewing) >= RENEWED_AT_ONCE:
             asyncio.get_running_loop().call_later(RENEWED_LATER_SECONDS, self._renew, of, key, anew)
             return
-        question, work = anew()
-        now_asked = (*key[:2], *question)
-        flight = self._fly(now_asked, work, Deadline(self._patience, "renewal"))
+        flight = self._fly(key, work, Deadline(self._patience, "renewal"))
         flight.refreshes = True
         self._counts["renewed"] += 1
-        self._renewing += 1
+        self._renewing.add(account)
 
         def renewed(_: object) -> None:
-            self._renewing -= 1
-            self._renew_later(now_asked, anew)
+            self._renewing.discard(account)
+            self._renew_later(key, anew)
 
         flight.task.add_done_callback(renewed)
 
@@ -283,7 +291,7 @@ class AnswerCache:
     def _landed(self, key: Key, flight: _Flight) -> None:
         self._forget(key, flight)
         failure = None if flight.task.cancelled() else flight.task.exception()
-        if flight.refreshes and failure is not None and not isinstance(failure, SourceError):
+        if flight.refreshes and failure is not None and not isinstance(failure, (SourceError, NoSource)):
             log.error("an answer could not be asked anew", exc_info=failure)
 
     def _forget(self, key: Key, flight: _Flight) -> None:
@@ -327,7 +335,7 @@ class AnswerCache:
         made_at = self.clock()
         prepared = await _prepared(encode(value))
         if self._fresh and prepared.size <= self._largest:
-            self._kept[key] = _Kept(prepared, made_at)
+            self._kept[key] = _Kept(prepared, made_at, len(repr(key)))
             return Answered(prepared, "miss", 0, int(self._fresh))
         return Answered(prepared, "miss", 0)
 
@@ -361,7 +369,9 @@ class CacheCollector(Collector):
 
 
 def _whole(value: Any) -> bool:
-    return all(source.status in FINE for source in value.sources) and getattr(value, "complete", True)
+    """Whether an answer may be kept: savings that are not there yet are no reason against it, they are not cost."""
+    fine = all(source.status in FINE or (source.name, source.status) == NO_SAVINGS for source in value.sources)
+    return fine and getattr(value, "complete", True)
 
 
 def _everything(failure: SourceError) -> dict[str | None, str]:

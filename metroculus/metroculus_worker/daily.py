@@ -51,22 +51,27 @@ async def extract_assets(
     return written
 
 
+def settled_day(now: int) -> int:
+    """The first second of the last UTC day that is over and has settled."""
+    settled = now - SETTLING_SECONDS
+    return settled - settled % DAY - DAY
+
+
 async def extract_savings(
     store: Store, accounts: Accounts, account: str, owned: Owned, clock: Callable[[], float], seconds_a_call: float
 ) -> bool:
     """Store what could be saved as of the last day that has settled, where that is not stored yet.
 
     Returns:
-        whether it was written.
+        whether it is stored now; where it could not be had whole, the next round tries again.
 
     Raises:
         StoreError
     """
     now = int(clock())
-    settled = now - SETTLING_SECONDS
-    day = settled - settled % DAY - DAY
+    day = settled_day(now)
     if await store.run(store.savings.has, account, day):
-        return False
+        return True
     sources = await accounts.of(account)
     if not sources.any:
         return False
@@ -74,8 +79,11 @@ async def extract_savings(
     reading = await sources.savings(week, None, Deadline(seconds_a_call))
     if reading.source.status != "ok":
         return False
-    unused, _ = await sources.unused(Window.past(day, day + DAY), Deadline(seconds_a_call))
+    unused, told = await sources.unused(Window.past(day, day + DAY), Deadline(seconds_a_call))
+    if told is not None and not told.fine:
+        return False
     found = FoundSavings(
+        currency=await sources.currency(Deadline(seconds_a_call)),
         window_seconds=week.seconds,
         usages=reading.usages,
         recommendations=() if reading.usages else reading.recommendations,

@@ -7,12 +7,11 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
-from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from tornado.web import Application
 
@@ -29,8 +28,10 @@ from tools.version import VERSION
 log = logging.getLogger("worker")
 
 JOBS_SECONDS = 1
-LEAST_SECONDS, MOST_SECONDS = 1, 300
-"""Between two rounds of extraction; one that has nothing to do costs one question to the registry."""
+SAVINGS_SECONDS = 3600
+"""Between two looks at which clusters' savings of the last day are not stored yet."""
+DUE_SECONDS = 2
+"""Between two looks at whether anything is due, which ask nobody."""
 
 
 @dataclass
@@ -47,17 +48,20 @@ class WorkerService:
     def start(self) -> None:
         """Catch up at once, then keep to the schedules; call on the loop."""
         rounds: dict[str, tuple[Callable[[], Coroutine[Any, Any, Any]], str]] = {
-            "extract": (self.extract, self.config.extract_schedule),
+            "extract": (self.worker.extract_all, self.config.extract_schedule),
             "assets": (self.worker.assets_all, self.config.assets_schedule),
             "aggregate": (self.worker.aggregate_all, self.config.aggregate_schedule),
             "clean": (self.worker.clean, self.config.cleanup_schedule),
         }
         for name, (run, cron) in rounds.items():
             self._add(name, run, CronTrigger.from_crontab(cron, timezone=UTC))
+        self._add("due", self.extract, IntervalTrigger(seconds=DUE_SECONDS, timezone=UTC))
+        self._add("savings", self.worker.savings_all, IntervalTrigger(seconds=SAVINGS_SECONDS, timezone=UTC))
         self._add("jobs", self.worker.work_off, IntervalTrigger(seconds=JOBS_SECONDS, timezone=UTC))
         self.scheduler.start()
         for name in ("extract", "assets", "aggregate"):
             self._launch(rounds[name][0])
+        self._launch(self.worker.savings_all)
 
     def _add(self, name: str, run: Callable[[], Coroutine[Any, Any, Any]], trigger: Any) -> None:
         """A round that is late is run once, and a long one does not hold up the next of other clusters."""
@@ -80,11 +84,9 @@ class WorkerService:
             log.error("a round failed", exc_info=task.exception())
 
     async def extract(self) -> None:
-        """A round of extraction, and another as soon as something is due again."""
-        next_at = await self.worker.extract_all()
-        if self.scheduler.running:
-            wait = min(max(next_at - self.worker.now(), LEAST_SECONDS), MOST_SECONDS)
-            self._add("again", self.extract, DateTrigger(datetime.now(UTC) + timedelta(seconds=wait)))
+        """A round of extraction, where there is anything to do."""
+        if self.worker.has_work():
+            await self.worker.extract_all()
 
     async def stop(self) -> None:
         """End the rounds; what is committed stays, what is not is never seen."""

@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
+from msgspec.structs import replace
+
 from metroculus.metroculus_worker.backfill import Progress, Report, backfill, bounds
-from metroculus.metroculus_worker.daily import extract_assets, extract_savings
+from metroculus.metroculus_worker.daily import extract_assets, extract_savings, settled_day
 from metroculus.metroculus_worker.extract import Extractor, LostOwnership, Outcome, RepairOrder
 from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics, freshness
 from metroculus.metroculus_worker.ownership import Owned, Owners
@@ -38,6 +40,8 @@ ROUND_SECONDS = 300.0
 """What one cluster may take of a round; the rest of what is due is read in the next one."""
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 60, 300
 """A cluster whose source did not answer is left alone for the first, then for twice as long, up to the last."""
+LIST_SECONDS = 60
+"""Between two looks at which clusters there are: one that was linked is seen so soon."""
 OURS_AGAIN_SECONDS = 5
 """Where the store or the registry, and no cluster's source, is what failed."""
 CANCELLED_SECONDS = 2.0
@@ -84,7 +88,12 @@ class Worker:
         self._places = asyncio.Semaphore(parallel)
         self._places_of_backfills = asyncio.Semaphore(max(1, parallel // BACKFILLS_SHARE))
         self._places_of_silent = asyncio.Semaphore(max(1, parallel // SILENT_SHARE))
+        self._saved_of: dict[str, int] = {}
+        """The last day of which savings are stored."""
         self._on_rounds = False
+        self._listed: list[str] = []
+        self._list_at = 0
+        """When to ask again which clusters there are."""
         self._due_at: dict[str, int] = {}
         self._silences_in_a_row: Counter[str] = Counter()
         self._summed_up: dict[str, int] = {}
@@ -104,11 +113,22 @@ class Worker:
             the moment at which the next round has something to do.
         """
         self._on_rounds, now = True, int(self._clock())
+        self._list_at = now + OURS_AGAIN_SECONDS
         known = await self._known()
         if known is None:
-            return now + OURS_AGAIN_SECONDS
+            return self._list_at
+        self._listed, self._list_at = known, now + LIST_SECONDS
         await self._each([a for a in known if self._is_due(a) and not self._lock(a).locked()], self._extract)
         return max(int(now) + 1, min((self._due_at.get(account, now) for account in known), default=now + HOUR))
+
+    def has_work(self) -> bool:
+        """Whether a round would do anything, as far as is known without asking.
+
+        A round may go on for as long as the slowest source of it hangs; the next one does not wait for that.
+        """
+        if not self._list_at - LIST_SECONDS <= self._clock() < self._list_at:
+            return True
+        return any(self._is_due(account) and not self._lock(account).locked() for account in self._listed)
 
     def now(self) -> int:
         """Unix seconds."""
@@ -120,16 +140,25 @@ class Worker:
         return due_at <= now or due_at > now + HOUR
 
     async def assets_all(self) -> None:
-        """The days of assets that lack or may still change, and what could be saved as of the last day."""
+        """The days of assets that lack or may still change."""
 
         async def one(account: str, owned: Owned) -> None:
             now = int(self._clock())
             window = (now - CLOSED_AFTER_SECONDS, now)
-            how = (self._clock, self._seconds_a_call)
-            await extract_assets(self._store, self._accounts, account, owned, window, *how)
-            await extract_savings(self._store, self._accounts, account, owned, *how)
+            await extract_assets(self._store, self._accounts, account, owned, window, self._clock, self._seconds_a_call)
 
         await self._each(await self._known() or [], one)
+
+    async def savings_all(self) -> None:
+        """What could be saved as of the last day, of each cluster of which it is not stored yet."""
+        day = settled_day(int(self._clock()))
+
+        async def one(account: str, owned: Owned) -> None:
+            if await extract_savings(self._store, self._accounts, account, owned, self._clock, self._seconds_a_call):
+                self._saved_of[account] = day
+
+        known = await self._known() or []
+        await self._each([account for account in known if self._saved_of.get(account) != day], one)
 
     async def aggregate_all(self, everything: bool = False) -> None:
         """Summaries of the days that are still open, where anything of them has changed, or of all that is stored."""
@@ -278,6 +307,8 @@ class Worker:
             for task in (filling, *beside):
                 task.cancel()
             await asyncio.gather(filling, *beside, return_exceptions=True)
+        # What was being told when the fill ended may still be written, under the number that comes next.
+        written = replace(written, sequence=written.sequence + 1)
         state: State = "done" if done.complete else "incomplete"
         reason = job.reason if done.complete else done.last_reason
         await self._store.run(self._store.jobs.advance, written, state, done.total, done.done, done.missing, reason)
@@ -359,6 +390,7 @@ class Worker:
             self.failing.pop(account, None)
             self._silences_in_a_row.pop(account, None)
             self._summed_up.pop(account, None)
+            self._saved_of.pop(account, None)
             self.silent.discard(account)
         return known
 

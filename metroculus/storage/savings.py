@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from metroculus.cost_model.savings import FoundSavings
 from metroculus.storage.columns import SAVINGS
-from metroculus.storage.engine import Engine, literal, moment
+from metroculus.storage.engine import Engine, StoreError, literal, moment
 from metroculus.storage.ledger import FencedWriter
 from metroculus.storage.versions import Versions
 
@@ -54,5 +54,8 @@ class SavingsDays:
             " ORDER BY day DESC, sequence DESC LIMIT 1"
         )
         for row in rows:
-            return SavingsDay(int(row["stamp"]), int(row["fetched_at"]), _DECODER.decode(row["found"]))
+            try:
+                return SavingsDay(int(row["stamp"]), int(row["fetched_at"]), _DECODER.decode(row["found"]))
+            except msgspec.DecodeError as problem:  # of another program: a newer one knows kinds that this does not
+                raise StoreError(f"stored savings cannot be read: {problem}") from None
         return None

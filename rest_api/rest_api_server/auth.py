@@ -331,7 +331,14 @@ class ViewHandler(RestHandler):
         except ApiError:
             return None
         kept = answers.hit(answers.key(cls.__name__, cluster, target.query, window))
-        return None if kept is None else ReadyAnswer(kept.prepared, _actor(identity), kept.headers)
+        if kept is None:
+            return None
+
+        def take_place() -> Callable[[], None]:
+            gate.take_place(identity)
+            return lambda: gate.leave_place(identity)
+
+        return ReadyAnswer(kept.prepared, _actor(identity), kept.headers, take_place)
 
     def write_answer(self, value: Any) -> None:
         if isinstance(value, KeptAnswer):

@@ -29,10 +29,14 @@ LARGEST_SHARE = 8
 """An answer above this part of the whole is not kept."""
 SMALL_BYTES = 1 << 16
 """Above this an answer is packed on a thread."""
+UNSETTLED_SECONDS = 10.0
+"""After a change of a cluster; twice what Metroculus remembers of a source."""
 EXTENDED_SECONDS = 3600.0
 """A view that went stale longer ago is not asked about again, but made anew."""
 
 State = Literal["hit", "miss", "revalidated"]
+Key = tuple[str, Cluster, int, *tuple[Hashable, ...]]
+"""The view, the cluster as the directory has it, how often it was changed here, what is asked."""
 Still = Callable[[], Awaitable[tuple[bool, float, float]]]
 """Whether an answer of Metroculus is what it was; seconds since its sources answered, and for which it is fresh."""
 
@@ -44,16 +48,21 @@ class Validity:
     clock: Callable[[], float]
     made_at: float = float("inf")
     fresh_until: float = float("inf")
+    extendable: bool = True
     spoilt: bool = False
     """Something in it cannot be asked for again by a tag, or could not be had."""
     parts: list[Still] = field(default_factory=list)
 
-    def add(self, age: float, fresh_for: float, still: Still) -> None:
+    def add(self, asked_at: float, age: float, fresh_for: float, still: Still) -> None:
         """An answer of Metroculus that is part of it; seconds."""
-        now = self.clock()
-        self.made_at = min(self.made_at, now - age)
-        self.fresh_until = min(self.fresh_until, now + fresh_for)
+        self.made_at = min(self.made_at, asked_at - age)
+        self.fresh_until = min(self.fresh_until, asked_at + fresh_for)
         self.parts.append(still)
+
+    def limit(self, seconds: float) -> None:
+        """It shows something that grows old by itself: no longer than so, and then it is made anew."""
+        self.fresh_until = min(self.fresh_until, self.clock() + seconds)
+        self.extendable = False
 
     def spoil(self) -> None:
         self.spoilt = True
@@ -65,6 +74,13 @@ class Validity:
 
 VALIDITY: ContextVar[Validity | None] = ContextVar("validity", default=None)
 """Of the view that is being made; None where it is not to be kept."""
+
+
+def limit(seconds: float) -> None:
+    """What is being made shows something that grows old by itself."""
+    validity = VALIDITY.get()
+    if validity is not None:
+        validity.limit(seconds)
 
 
 def spoil() -> None:
@@ -101,6 +117,11 @@ class KeptAnswer:
 class _Kept:
     prepared: Prepared
     validity: Validity
+    key_size: int
+
+    @property
+    def size(self) -> int:
+        return self.prepared.size + self.key_size
 
 
 class KeptAnswers:
@@ -113,19 +134,29 @@ class KeptAnswers:
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._largest = max_bytes // LARGEST_SHARE
-        self._kept: LRUCache[Hashable, _Kept] = LRUCache(max_bytes, getsizeof=lambda kept: kept.prepared.size)
-        self._making: dict[Hashable, asyncio.Task[KeptAnswer]] = {}
+        self._kept: LRUCache[Key, _Kept] = LRUCache(max_bytes, getsizeof=lambda kept: kept.size)
+        self._making: dict[Key, asyncio.Task[KeptAnswer]] = {}
         self._changes: Counter[str] = Counter()
+        self._changed_at: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
 
-    def forget(self, cluster_id: str) -> None:
-        """Whatever is kept of a cluster is over, and what is being made is not kept for anybody else."""
-        self._changes[cluster_id] += 1
+    def forget(self, cluster_id: str, was_there: bool = True) -> None:
+        """Whatever is kept of a cluster is over, and what is being made is not kept for anybody else.
 
-    def key(self, view: str, cluster: Cluster, *question: Hashable) -> Hashable:
+        Where it was there before, another instance of Metroculus may know its old source for some seconds: what is made
+        within them is kept by nobody.
+        """
+        self._changes[cluster_id] += 1
+        if was_there:
+            self._changed_at[cluster_id] = self.clock()
+
+    def _settled(self, cluster_id: str) -> bool:
+        return self.clock() - self._changed_at.get(cluster_id, float("-inf")) >= UNSETTLED_SECONDS
+
+    def key(self, view: str, cluster: Cluster, *question: Hashable) -> Key:
         return (view, cluster, self._changes[cluster.id], *question)
 
-    def hit(self, key: Hashable) -> KeptAnswer | None:
+    def hit(self, key: Key) -> KeptAnswer | None:
         """What is kept and fresh, without waiting for anything."""
         kept = self._kept.get(key)
         if kept is None or self.clock() >= kept.validity.fresh_until:
@@ -141,7 +172,7 @@ class KeptAnswers:
         age = self.clock() - kept.validity.made_at if kept.validity.parts else 0.0
         return KeptAnswer(kept.prepared, state, max(0, int(age)))
 
-    async def answer(self, key: Hashable, work: Callable[[], Awaitable[Any]]) -> KeptAnswer:
+    async def answer(self, key: Key, work: Callable[[], Awaitable[Any]]) -> KeptAnswer:
         """What is kept, or what ``work`` comes to; many who ask the same at once wait for one of them.
 
         Raises:
@@ -158,12 +189,12 @@ class KeptAnswers:
         self._counts[answer.state] += 1
         return answer
 
-    def _made(self, key: Hashable, task: asyncio.Task[KeptAnswer]) -> None:
+    def _made(self, key: Key, task: asyncio.Task[KeptAnswer]) -> None:
         del self._making[key]
         if not task.cancelled():
             task.exception()  # told to whoever waits; perhaps nobody does any more
 
-    async def _make(self, key: Hashable, work: Callable[[], Awaitable[Any]]) -> KeptAnswer:
+    async def _make(self, key: Key, work: Callable[[], Awaitable[Any]]) -> KeptAnswer:
         kept = self._kept.get(key)
         if kept is not None and await self._extended(kept):
             return self._answer(kept, "revalidated")
@@ -171,15 +202,15 @@ class KeptAnswers:
         VALIDITY.set(validity)  # of this task and of those that it starts
         body = encode(await work())
         prepared = Prepared.of(body) if len(body) < SMALL_BYTES else await asyncio.to_thread(Prepared.of, body)
-        made = _Kept(prepared, validity)
-        if validity.keepable and prepared.size <= self._largest:
+        made = _Kept(prepared, validity, len(repr(key)))
+        if validity.keepable and self._settled(key[1].id) and made.size <= self._largest:
             self._kept[key] = made
         return self._answer(made, "miss")
 
     async def _extended(self, kept: _Kept) -> bool:
         """Whether nothing that a view is made of has changed since it went stale; then it is fresh again."""
         validity = kept.validity
-        if self.clock() - validity.fresh_until > EXTENDED_SECONDS:
+        if not validity.extendable or self.clock() - validity.fresh_until > EXTENDED_SECONDS:
             return False
         asked_at = self.clock()
         try:

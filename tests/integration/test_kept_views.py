@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import time
@@ -9,11 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
+from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from rest_api.rest_api_server.auth import REMEMBERED_SECONDS
-from rest_api.rest_api_server.kept import EXTENDED_SECONDS
+from rest_api.rest_api_server.controllers.resources import VIEWED_SECONDS
+from rest_api.rest_api_server.directory.model import Resources
+from rest_api.rest_api_server.kept import EXTENDED_SECONDS, UNSETTLED_SECONDS
 from tests.integration.test_cache import COSTS, Counted, later
-from tests.support import ACCOUNT, DAY, END, Metroculus, ask, make_tenant, until
+from tests.support import ACCOUNT, DAY, END, NOW, Metroculus, ask, make_tenant, until
 
 DATES = f"start_date={END - DAY}&end_date={END}"
 LINKS = "/restapi/v2/organizations/{}/kubecost/clusters"
@@ -24,7 +28,7 @@ class Linked:
     """An organization with one cluster, linked through the REST API."""
 
     def __init__(self, stack, **plan):
-        self.cluster = Counted(stack)
+        self.stack, self.cluster = stack, Counted(stack)
         self.running = stack.start(**plan)
         self.tenant = make_tenant(self.running, "own")
         self.links = LINKS.format(self.tenant.organization_id)
@@ -46,7 +50,8 @@ def linked(stack):
     return Linked(stack)
 
 
-VIEWS = ["costs", "namespaces", "namespaces/web/workloads", "assets", "optimization"]
+VIEWS = ["costs", "optimization"]
+WITH_RESOURCES = ["namespaces", "namespaces/web/workloads", "assets"]
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -71,6 +76,79 @@ def test_a_view_is_made_once_for_as_long_as_its_parts_are_fresh(linked, view):
     linked.later(3 * FRESH)
     anew = linked.ask(path)
     assert anew.headers["X-Cache"] in ("miss", "revalidated") and linked.cluster.asked > asked
+
+
+@pytest.mark.parametrize("view", WITH_RESOURCES)
+def test_a_view_that_shows_what_a_cluster_is_made_of_is_made_anew_within_a_minute(linked, view):
+    directory = linked.running.rest_api.directory
+    directory.put_resources(linked.id, Resources(NOW - 500, [quota(4.0)], [], []))
+    path = f"/restapi/v2/kubecost/clusters/{linked.id}/{view}?{DATES}"
+    first = linked.ask(path)
+    assert [linked.ask(path).headers["X-Cache"] for _ in range(2)] == ["hit", "hit"]
+    asked = linked.cluster.asked
+    assert first.json()["metadata"] == {"status": "ok", "fetched_at": NOW - 500, "age_seconds": 500}
+    directory.put_resources(linked.id, Resources(NOW - 100, [quota(8.0)], [], []))
+    linked.later(VIEWED_SECONDS + 1, metroculus=0)
+    anew = linked.ask(path)
+    assert anew.headers["X-Cache"] == "miss" and anew.json()["metadata"]["fetched_at"] == NOW - 100
+    assert linked.cluster.asked == asked, "Metroculus has its part still"
+    if view == "namespaces":
+        (shop,) = [row for row in anew.json()["namespaces"] if row["name"] == "shop"]
+        assert [one["hard"] for one in shop["quota"]] == [8.0]
+
+
+def quota(cores):
+    return {"namespace": "shop", "name": "q", "resource": "limits.cpu", "hard": cores, "used": 1.0}
+
+
+def test_whoever_takes_a_ready_answer_slowly_takes_a_place_of_the_token(linked):
+    """A place of the service and of the token, until the answer was taken or its connection is gone."""
+    rest = linked.running.rest_api
+    gate = rest.resources._gate
+    for _ in range(2):
+        assert linked.ask(linked.costs).status_code == 200
+    answers = linked.running.rest_api_listener.server.answers
+    taken = asyncio.Future(loop=linked.stack.thread.loop)
+
+    class Slow:
+        context = type("context", (), {"remote_ip": "127.0.0.1"})
+        stream = type("stream", (), {"close": staticmethod(lambda: None)})
+
+        def write_headers(self, line, headers, chunk):
+            return taken
+
+        def finish(self):
+            pass
+
+    asked = HTTPHeaders({
+        "Host": linked.running.rest_api_listener.url.partition("//")[2],
+        "Authorization": f"Bearer {linked.tenant.tokens['viewer']}",
+    })  # fmt: skip
+    line = RequestStartLine("GET", linked.costs, "HTTP/1.1")
+
+    async def send():
+        answers.find(line, asked, Slow())()
+        return rest.service.in_flight, sum(gate._taken.values())
+
+    assert linked.stack.thread.run(send()) == (1, 1)
+
+    async def take():
+        taken.set_result(None)
+        await asyncio.sleep(0)
+        return rest.service.in_flight, sum(gate._taken.values())
+
+    assert linked.stack.thread.run(take()) == (0, 0)
+
+
+def test_after_a_change_nothing_is_kept_that_another_instance_may_still_tell_of_before(stack, linked):
+    second = Counted(stack, 11)
+    assert linked.ask(linked.costs).json()["total_cost"] == linked.cluster.true
+    linked.ask(f"{linked.links}/{linked.id}", "admin", "PATCH", json={"url": second.url})
+    for _ in range(2):
+        after = linked.ask(linked.costs)
+        assert after.headers["X-Cache"] == "miss" and after.json()["total_cost"] == second.true
+    linked.later(UNSETTLED_SECONDS + 1, metroculus=0)
+    assert [linked.ask(linked.costs).headers["X-Cache"] for _ in range(2)] == ["miss", "hit"]
 
 
 def test_a_view_whose_parts_have_changed_is_made_anew(linked):

@@ -116,7 +116,7 @@ def test_what_is_late_of_one_cluster_is_no_round_over_all(stack: Stack, monkeypa
         many.round()
         return many.hours(account(1)) >= STORED
 
-    assert until(healed)
+    assert until(healed, 60)
 
 
 def test_upstreams_that_do_not_answer_hold_up_nobody(stack: Stack) -> None:
@@ -150,6 +150,31 @@ def test_upstreams_that_do_not_answer_hold_up_nobody(stack: Stack) -> None:
 
     assert until(healed, 120), {one: many.hours(one) for one in many.hanging}
     assert not many.worker.silent
+
+
+def test_a_round_that_hangs_is_not_waited_for_by_the_next(stack: Stack) -> None:
+    many = Many(stack, healthy=2, silent=6, parallel=4)
+    hanging = asyncio.run_coroutine_threadsafe(many.worker.extract_all(), stack.thread.loop)
+    assert until(lambda: all(many.hours(one) == STORED for one in many.healthy), 60)
+    assert not hanging.done(), "the silent ones wait for each other"
+    many.clock.now = BEGIN + HOUR
+    assert many.worker.has_work()
+    soon = asyncio.run_coroutine_threadsafe(many.worker.extract_all(), stack.thread.loop)
+    assert until(lambda: all(many.hours(one) == STORED + 1 for one in many.healthy), 60)
+    for one in (hanging, soon):
+        one.result(60)
+
+
+def test_a_cluster_that_is_linked_is_seen_within_a_minute_or_so(stack: Stack) -> None:
+    many = Many(stack, healthy=1)
+    many.round()
+    assert not many.worker.has_work()
+    registry = many.running.metroculus.dependencies.registry
+    stack.thread.run(registry.put(account(7), "kubecost", many.url, Credentials()))
+    many.clock.now += rounds.LIST_SECONDS
+    assert many.worker.has_work()
+    many.round()
+    assert many.hours(account(7)) == STORED and not many.worker.has_work()
 
 
 def test_an_upstream_that_is_slow_is_found_the_size_that_it_can_answer(

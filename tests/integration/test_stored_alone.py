@@ -7,8 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from metroculus.cost_model.reading import SourceReport
 from metroculus.cost_model.savings import FoundSavings, by_kind
+from metroculus.sources.choose import AccountSources
+from metroculus.storage.columns import SAVINGS
+from metroculus.storage.ledger import FencedWriter
 from simulator.server import Habits
 from simulator.world import make_world
 from tests.integration.test_history import Clock
@@ -38,12 +43,12 @@ class Stored:
             kubecost_api_url=url,
             kubecost_account_id=ACCOUNT,
             clickhouse_url=f"embedded:{stack.folder / 'store'}",
-            cache_ttl=0.0,
             clock=self.clock,
-            **plan,
+            **{"cache_ttl": 0.0} | plan,
         )
         self.metroculus = Metroculus(self.running)
         self.worker: Any = self.running.worker
+        self.store: Any = self.running.metroculus.dependencies.store
         stack.thread.run(self.worker.worker.fill(ACCOUNT, (WORLD.start, END), 2, lambda progress: None))
 
     def statement(self, **asked: Any) -> dict[str, Any]:
@@ -53,7 +58,7 @@ class Stored:
         return body
 
     def keep_savings(self) -> None:
-        self.stack.thread.run(self.worker.worker.assets_all())
+        self.stack.thread.run(self.worker.worker.savings_all())
 
 
 def savings_of(statement: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +98,50 @@ def test_stored_savings_are_what_the_source_said_and_tell_their_age(stored: Stor
     assert (source["status"], source["fetched_at"]) == ("ok", NOW) and "2026-11-21" in source["warnings"][0]
     asked = stored.simulator.asked.total()
     stored.keep_savings()
-    assert "/model/savings" not in stored.simulator.requests[-(stored.simulator.asked.total() - asked) or None :]
+    assert stored.simulator.asked.total() == asked, "what is stored of a day is not asked for again"
+
+
+def test_what_is_not_to_be_had_whole_is_not_stored_as_whole(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = SourceReport(name="assets", status="unavailable", error="away")
+
+    async def unused(self: AccountSources, window: Any, deadline: Any) -> Any:
+        return [], away
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AccountSources, "unused", unused)
+        stored.keep_savings()
+        assert stored.store.savings.newest(ACCOUNT, 0, END) is None
+    stored.keep_savings()
+    assert stored.store.savings.newest(ACCOUNT, 0, END) is not None, "the next round has it"
+
+
+def test_a_stored_window_without_savings_is_kept_all_the_same(stack: Stack) -> None:
+    stored = Stored(stack, cache_ttl=300.0)
+    states = [
+        stored.metroculus.get("kubecost_cluster_costs", **WINDOW, detail_level="namespace").headers["X-Cache"]
+        for _ in range(2)
+    ]
+    assert states == ["miss", "hit"]
+
+
+def test_savings_that_cannot_be_read_are_no_reason_to_fail(stored: Stored) -> None:
+    stored.keep_savings()
+    whole = stored.statement(detail_level="namespace")
+    row = (ACCOUNT, END - DAY, 2**62, NOW, '{"window_seconds": 1, "unused": [{"kind": "of a newer program"}]}')
+    stored.store.engine.insert(SAVINGS.name, SAVINGS.names, [row])
+    statement = stored.statement(detail_level="namespace")
+    assert statement["total_cost"] == whole["total_cost"] and statement["potential_savings"] is None
+    assert savings_of(statement)["status"] == "unavailable" and "cannot be read" in savings_of(statement)["error"]
+
+
+def test_savings_in_another_currency_than_the_statement_are_not_shown(stored: Stored) -> None:
+    stored.keep_savings()
+    day = stored.store.savings.newest(ACCOUNT, 0, END)
+    assert day.found.currency == "USD"
+    stored.store.savings.commit(ACCOUNT, END - DAY, replace(day.found, currency="EUR"), NOW, FencedWriter(2**31))
+    statement = stored.statement(detail_level="namespace")
+    assert statement["currency"] == "USD" and statement["potential_savings"] is None
+    assert "EUR" in savings_of(statement)["error"]
 
 
 def test_where_nobody_tells_savings_nobody_is_asked_for_them(stack: Stack) -> None:
@@ -124,7 +172,7 @@ def test_what_is_kept_of_metrics_is_sized_as_the_reader_asks(
 
     stack.thread.run(registry.put(ACCOUNT, "push", "", Credentials()))
     worker: Any = running.worker
-    stack.thread.run(worker.worker.assets_all())
+    stack.thread.run(worker.worker.savings_all())
     store: Any = running.metroculus.dependencies.store
     kept = store.savings.newest(ACCOUNT, END - 7 * DAY, END)
     assert kept is not None and kept.day == END - DAY and kept.found.usages

@@ -345,3 +345,64 @@ def test_an_account_meets_only_its_own_figures_of_its_present_source(steps):
             await settle()
 
     run(check())
+
+
+class Moving:
+    """A question whose window moves on when it is told to; how often each was asked."""
+
+    def __init__(self, upstream):
+        self.upstream, self.moves_in = upstream, float("inf")
+
+    def __call__(self, ahead):
+        return (("costs", 0 if ahead < self.moves_in else 1), self.upstream)
+
+
+async def renewing(cache, anew, account=ACCOUNT):
+    question, work = anew(0.0)
+    return await cache.answer(account, question, work, Deadline(20.0, "a-request"), anew)
+
+
+@pytest.mark.parametrize(
+    "asked_for, moves_in, changed, renewals",
+    [(True, 1e9, False, 1), (False, 1e9, False, 0), (True, 0.001, False, 0), (True, 1e9, True, 0)],
+    ids=["asked for lately", "asked for by nobody", "a window that moves on", "a source that has changed"],
+)
+def test_what_was_asked_for_is_asked_anew_before_it_goes_stale(asked_for, moves_in, changed, renewals):
+    async def check():
+        revisions = {ACCOUNT: 1}
+        cache = AnswerCache(Basis(revisions), 0.4, 30.0, 1 << 20)
+        upstream = Upstream()
+        moving = Moving(upstream)
+        await renewing(cache, moving)
+        if asked_for:
+            assert cache.hit(ACCOUNT, moving(0.0)[0]).state == "hit"
+        moving.moves_in = moves_in
+        if changed:
+            revisions[ACCOUNT] = 2
+        await asyncio.sleep(0.45)
+        assert cache.stats().renewed == renewals and upstream.asked == 1 + renewals
+        if renewals:
+            assert cache.hit(ACCOUNT, moving(0.0)[0]).state == "hit", "nobody was made to wait"
+        cache.close()
+
+    run(check())
+
+
+def test_an_account_whose_source_hangs_takes_one_place_among_renewals():
+    async def check():
+        cache = AnswerCache(Basis({}), 0.4, 30.0, 1 << 20)
+        hanging, honest = Upstream(), Upstream()
+        questions = [lambda ahead, n=n: (("costs", n), hanging) for n in range(6)]
+        for anew in questions:
+            await renewing(cache, anew, "hangs")
+            cache.hit("hangs", anew(0.0)[0])
+        await renewing(cache, Moving(honest), "honest")
+        cache.hit("honest", ("costs", 0))
+        hanging.open.clear()
+        await asyncio.sleep(0.45)
+        assert honest.asked == 2 and hanging.asked == 6 + 1
+        hanging.open.set()
+        cache.close()
+        await settle()
+
+    run(check())

@@ -52,29 +52,34 @@ class LineHandler(logging.Handler):
         super().__init__()
         self._stream = stream
         self._lines: list[str] = []
-        self._awaited = False
+        self._awaited_in: asyncio.AbstractEventLoop | None = None
+        """The loop that will come back to the lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._lines.append(self.format(record))
             if record.levelno >= logging.WARNING or len(self._lines) >= MOST_WAITING:
                 self.flush()
-            elif not self._awaited:
+            else:
                 self._flush_later()
         except Exception:  # noqa: BLE001  (a handler of logging never raises)
             self.handleError(record)
 
     def _flush_later(self) -> None:
         try:
-            asyncio.get_running_loop().call_later(WAIT_SECONDS, self.flush)
-            self._awaited = True
-        except RuntimeError:  # no loop in this thread: nobody would come back to it
-            self.flush()
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # no loop in this thread
+            if self._awaited_in is None or self._awaited_in.is_closed():
+                self.flush()
+            return
+        if self._awaited_in is not loop:
+            loop.call_later(WAIT_SECONDS, self.flush)
+            self._awaited_in = loop
 
     def flush(self) -> None:
         self.acquire()
         try:
-            self._awaited = False
+            self._awaited_in = None
             lines, self._lines = self._lines, []
             if lines:
                 self._stream.write("\n".join(lines) + "\n")

@@ -25,7 +25,7 @@ SEND_SECONDS = 60.0
 """For an answer to be taken; who takes it more slowly is disconnected."""
 MOST_TARGETS = 1024
 LONGEST_TARGET = 2048
-LONGEST_HOST = 253
+MOST_HOSTS, LONGEST_HOST = 64, 253
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class ReadyAnswer:
     prepared: Prepared
     actor: Mapping[str, str]
     headers: tuple[tuple[str, str], ...] = ()
+    take_place: Callable[[], Callable[[], None]] | None = None
+    """Counts the caller in until its answer was taken; what it gives counts it out again."""
 
 
 class ReadyHandler(Protocol):
@@ -83,10 +85,13 @@ class ReadyAnswers:
         """Keep what a handler made of a target."""
         if len(text) > LONGEST_TARGET or len(host) > LONGEST_HOST or not hasattr(target.handler, "ready"):
             return
-        if max(len(self._targets), len(self._hosts)) >= MOST_TARGETS:
+        if len(self._targets) >= MOST_TARGETS:
             self._targets.clear()
-            self._hosts.clear()
         self._targets[text] = target
+        if len(self._hosts) >= MOST_HOSTS:
+            if target.needs is None:  # whoever may ask that may ask under any name
+                return
+            self._hosts.clear()
         self._hosts.add(host)
 
     def find(self, line: RequestStartLine, headers: HTTPHeaders, connection: Any) -> Callable[[], None] | None:
@@ -119,7 +124,7 @@ class ReadyAnswers:
         if sent.done():
             _look_at(sent)
         else:
-            self._wait_for(sent, connection)
+            self._wait_for(sent, connection, found.take_place() if found.take_place is not None else None)
         seconds = time.perf_counter() - began
         name = target.handler.__name__
         service.count(name, method, status, seconds)
@@ -138,8 +143,8 @@ class ReadyAnswers:
             )
         log_line(method, target.path, status, seconds, asked.request_id)
 
-    def _wait_for(self, sent: Any, connection: Any) -> None:
-        """Until the kernel has it all, the request is in flight."""
+    def _wait_for(self, sent: Any, connection: Any, leave_place: Callable[[], None] | None) -> None:
+        """Until the kernel has it all, the request is in flight, and takes its caller's place."""
         service = self._service
         service.in_flight += 1
         guard = asyncio.get_running_loop().call_later(SEND_SECONDS, connection.stream.close)
@@ -148,6 +153,8 @@ class ReadyAnswers:
             guard.cancel()
             _look_at(sent)
             service.in_flight -= 1
+            if leave_place is not None:
+                leave_place()
 
         sent.add_done_callback(taken)
 

@@ -58,7 +58,8 @@ class CostsController:
         if question.detail == "summary":
             return None
         if stored:
-            return await self._savings.stored_overview(question.cloud_account_id, sources, question.window, deadline)
+            about = (question.cloud_account_id, sources, question.window, question.currency)
+            return await self._savings.stored_overview(*about, deadline)
         return await self._savings.overview(sources, question.window, deadline)
 
     async def _statement(self, question: Question, deadline: Deadline) -> Statement:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from metroculus.cost_model.reading import SourceReport, Status
 from metroculus.cost_model.savings import Recommendation, by_kind
@@ -42,7 +43,7 @@ class SavingsController:
         self._store = store
 
     async def stored_overview(
-        self, account: str, sources: AccountSources, window: Window, deadline: Deadline
+        self, account: str, sources: AccountSources, window: Window, currency: str, deadline: Deadline
     ) -> SavingsOverview:
         """The same as ``overview`` out of the store, and nobody is asked; never raises for a store that failed."""
         store = self._store
@@ -57,6 +58,9 @@ class SavingsController:
             status: Status = "no_data" if sources.saves else "not_configured"
             error = "savings are worked out each day, and none are stored of this time" if sources.saves else None
             return SavingsOverview(None, {}, SourceReport(name=SAVINGS, status=status, error=error))
+        if stored.found.currency not in ("", currency):
+            error = f"savings are in {stored.found.currency}, and nothing is converted"
+            return SavingsOverview(None, {}, SourceReport(name=SAVINGS, status="no_data", error=error))
         categories = stored.found.categories()
         until = iso(stored.day + DAY)
         source = SourceReport(
@@ -69,11 +73,14 @@ class SavingsController:
         found = await sources.savings(window, None, deadline)
         if found.source.status != "ok":
             return SavingsOverview(None, {}, found.source)
-        categories = found.by_category
+        categories, source = found.by_category, found.source
         if categories is None:
-            unused, _ = await sources.unused(window, deadline)
+            unused, told = await sources.unused(window, deadline)
             categories = by_kind([*found.recommendations, *unused])
-        return SavingsOverview(sum(categories.values()), categories, found.source)
+            if told is not None and not told.fine:
+                without = "without volumes and nodes that nobody uses: they are not to be had"
+                source = replace(source, status="partial", warnings=(*source.warnings, without))
+        return SavingsOverview(sum(categories.values()), categories, source)
 
     async def savings(
         self, account: str, window: Window, utilization: float | None, deadline: Deadline

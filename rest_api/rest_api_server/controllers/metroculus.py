@@ -70,6 +70,7 @@ class MetroculusPool:
         validity = VALIDITY.get()
         validator = Validator() if validity is not None and method in self._validated else None
         called = partial(method, *args, **kwargs)
+        asked_at = validity.clock() if validity is not None else 0.0
         try:
             _, body = await self._ask(about, called if validator is None else partial(called, validator=validator))
             answer = msgspec.convert(body, shape)
@@ -81,7 +82,9 @@ class MetroculusPool:
             spoil()
             raise ServiceUnavailable("Metroculus answered with something else", status=502) from problem
         if validator is not None and validity is not None:
-            validity.add(validator.age, validator.fresh_for, partial(self._still, about, called, validator.etag))
+            validity.add(
+                asked_at, validator.age, validator.fresh_for, partial(self._still, about, called, validator.etag)
+            )
         else:
             spoil()
         return answer

@@ -18,10 +18,11 @@ from rest_api.rest_api_server.answers import MetadataState
 from rest_api.rest_api_server.auth import Gate
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster, DirectoryError, Resources
-from rest_api.rest_api_server.kept import apart, spoil
+from rest_api.rest_api_server.kept import apart, limit, spoil
 
 log = logging.getLogger("resources")
 
+VIEWED_SECONDS = 60.0
 STALE_AFTER = 3
 """Refreshes that were missed in a row."""
 AT_ONCE = 4
@@ -50,7 +51,11 @@ class ResourcesController:
         self._seconds = seconds
 
     async def known(self, cluster: Cluster, request_id: str) -> tuple[ClusterResources, MetadataState]:
-        """What is kept of a cluster, asked for now where nothing is; that it is not to be had fails no view of cost."""
+        """What is kept of a cluster, asked for now where nothing is; that it is not to be had fails no view of cost.
+
+        It is shown with its age, so that a view with it is made anew within a minute.
+        """
+        limit(VIEWED_SECONDS)
         kept = await self._gate.ask(lambda directory: directory.resources(cluster.id))
         status: Literal["ok", "no_data", "unavailable", "not_configured"] = "ok"
         if kept is None:

@@ -109,11 +109,11 @@ class KeptHandler(MetroculusHandler):
         """The answer to a query about an account: ``ask(*question, deadline)``."""
         handler, clock = type(self), self.service.clock
 
-        def anew() -> tuple[Question, Work]:
-            question = handler.question(query, clock())
+        def anew(ahead: float) -> tuple[Question, Work]:
+            question = handler.question(query, clock() + ahead)
             return (handler.__name__, *question), lambda deadline: ask(*question, deadline)
 
-        return await self.cache.answer(query.cloud_account_id, *anew(), self.deadline(), anew)
+        return await self.cache.answer(query.cloud_account_id, *anew(0.0), self.deadline(), anew)
 
     @classmethod
     def ready(cls, asked: Asked) -> ReadyAnswer | None:
