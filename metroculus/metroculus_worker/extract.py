@@ -34,7 +34,6 @@ log = logging.getLogger("extract")
 _ENCODER = msgspec.json.Encoder()
 
 HOURS_A_DAY = 24
-BRIEF_SECONDS = 5.0
 CLOSED = "the hour is closed, and changes only by a repair"
 KEPT_NO_LONGER = "the source keeps this hour no longer, and what it told of it stays"
 
@@ -120,6 +119,8 @@ class Extractor:
         if not sources.any:
             return await self._with_gaps(account, dict.fromkeys(stretch.hours, "no cost source is configured"), now)
         read = await self._read(sources, account, stretch)
+        if read.silent and not read.hours:
+            return Outcome(missing=dict(read.missing), failure=read.failure, silent=True)
         missing = dict(read.missing)
         whole = {h: r for h, r in read.hours.items() if not _still_filling(r, now)}
         missing |= {h: "the source has not filled this hour yet" for h in read.hours if h not in whole}
@@ -217,14 +218,9 @@ class Extractor:
         """Unix seconds."""
         return int(self._clock())
 
-    async def day_shift(self, account: str, briefly: bool = False) -> int:
-        """Seconds after midnight UTC at which days of an account's source begin.
-
-        Args:
-            briefly: do not wait for long; what cannot be had is 0.
-        """
-        seconds = min(self._timeout, BRIEF_SECONDS) if briefly else self._timeout
-        return await (await self._accounts.of(account)).day_shift(seconds)
+    async def day_shift(self, account: str) -> int:
+        """Seconds after midnight UTC at which days of an account's source begin."""
+        return await (await self._accounts.of(account)).day_shift(self._timeout)
 
     async def _day(
         self, sources: AccountSources, stretch: Stretch, hours: int

@@ -80,22 +80,26 @@ def due(
     return sorted(found, reverse=True)
 
 
-def next_due(start: int, now: int, stored: Mapping[int, Marker], gaps: Mapping[int, Gap], shift: int = 0) -> int:
-    """A moment before which nothing more of ``[start, …)`` is due, as far as is known now.
+def next_due(
+    start: int, since: int, now: int, stored: Mapping[int, Marker], gaps: Mapping[int, Gap], shift: int = 0
+) -> int:
+    """A moment before which nothing more of ``[start, …)`` is due, where all that was due at ``since`` has been tried.
 
     An hour becomes due when it is over, at its ages (all of them whole hours), when its day has settled, or when a gap
-    may be tried again.
+    may be tried again. What became due between ``since`` and ``now`` is due now.
     """
-    moments = [last_complete_hour(now) + HOUR, day_of(now, shift) + SETTLING_SECONDS]
-    moments.append(day_of(now, shift) + DAY + SETTLING_SECONDS)
+    moments = [last_complete_hour(since) + HOUR]
+    moments += [day_of(since, shift) + SETTLING_SECONDS, day_of(since, shift) + DAY + SETTLING_SECONDS]
     for hour in range(start - start % HOUR, last_complete_hour(now), HOUR):
         marker, gap = stored.get(hour), gaps.get(hour)
         if marker is None:
-            moments.append(gap.asked_at + _wait(hour, gap) if gap is not None else now)
+            moments.append(gap.asked_at + _wait(hour, gap) if gap is not None and gap.asked_at <= now else since)
+        elif not _asked(marker, gap, now):
+            moments.append(since)
         elif marker.source:
-            asked = Gap(hour, _asked(marker, gap), "")
+            asked = Gap(hour, _asked(marker, gap, now), "")
             moments.append(asked.asked_at + _wait(hour, asked))
-    return min(one for one in moments if one >= now)
+    return min(one for one in moments if one >= since)
 
 
 def _of_past_day(
@@ -111,7 +115,7 @@ def _of_past_day(
         return
     stored_hours = (hour for hour in hours if hour in stored)
     wanted += [hour for hour in stored_hours if _fallback_due(hour, now, stored[hour], gaps.get(hour), patience)]
-    asked = [_asked(stored[hour], gaps.get(hour)) for hour in hours if hour in stored]
+    asked = [_asked(stored[hour], gaps.get(hour), now) for hour in hours if hour in stored]
     ages = (SETTLING_SECONDS, *(hours * HOUR for hours in READ_AGAIN_HOURS))
     if wanted or (asked and any(day + DAY + age <= now and min(asked) < day + DAY + age for age in ages)):
         yield Stretch(day, day + DAY, whole=True)
@@ -122,7 +126,9 @@ def _hour_due(hour: int, now: int, marker: Marker | None, gap: Gap | None, patie
         return not patience or _may_retry(hour, now, gap)
     if _fallback_due(hour, now, marker, gap, patience):
         return True
-    asked, over = _asked(marker, gap), hour + HOUR
+    asked, over = _asked(marker, gap, now), hour + HOUR
+    if not asked:  # by a clock that was ahead: the hour may not even have been over
+        return True
     return any(over + age * HOUR <= now and asked < over + age * HOUR for age in READ_AGAIN_HOURS)
 
 
@@ -130,17 +136,18 @@ def _fallback_due(hour: int, now: int, marker: Marker, gap: Gap | None, patience
     """Whether to ask again for an hour that another source told instead: as for a gap, until the first one has it."""
     if not marker.source:
         return False
-    return not patience or _may_retry(hour, now, Gap(hour, _asked(marker, gap), ""))
+    return not patience or _may_retry(hour, now, Gap(hour, _asked(marker, gap, now), ""))
 
 
-def _asked(marker: Marker, gap: Gap | None) -> int:
-    """When an hour was last asked for, answered or not."""
-    return max(marker.fetched_at, gap.asked_at if gap else 0)
+def _asked(marker: Marker, gap: Gap | None, now: int) -> int:
+    """When a stored hour was last asked for, answered or not; 0 where only a clock that was ahead says when."""
+    stamps = (marker.fetched_at, gap.asked_at if gap else 0)
+    return max((at for at in stamps if at <= now), default=0)
 
 
 def _may_retry(hour: int, now: int, gap: Gap | None) -> bool:
     """The older an hour was when it was last tried, the longer it is left alone."""
-    return gap is None or now - gap.asked_at >= _wait(hour, gap)
+    return gap is None or now < gap.asked_at or now - gap.asked_at >= _wait(hour, gap)
 
 
 def _wait(hour: int, gap: Gap) -> int:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC
+from functools import partial
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
-from apscheduler.triggers.interval import IntervalTrigger
 from tornado.web import Application
 
 from metroculus.codes import CODES
@@ -32,6 +32,9 @@ SAVINGS_SECONDS = 3600
 """Between two looks at which clusters' savings of the last day are not stored yet."""
 DUE_SECONDS = 2
 """Between two looks at whether anything is due, which ask nobody."""
+
+
+Round = Callable[[], Coroutine[Any, Any, Any]]
 
 
 @dataclass
@@ -55,13 +58,15 @@ class WorkerService:
         }
         for name, (run, cron) in rounds.items():
             self._add(name, run, CronTrigger.from_crontab(cron, timezone=UTC))
-        self._add("due", self.extract, IntervalTrigger(seconds=DUE_SECONDS, timezone=UTC))
-        self._add("savings", self.worker.savings_all, IntervalTrigger(seconds=SAVINGS_SECONDS, timezone=UTC))
-        self._add("jobs", self.worker.work_off, IntervalTrigger(seconds=JOBS_SECONDS, timezone=UTC))
+        for run, seconds in (
+            (self.extract, DUE_SECONDS),
+            (self.worker.savings_all, SAVINGS_SECONDS),
+            (self.worker.work_off, JOBS_SECONDS),
+        ):
+            self._launch(partial(self._again_and_again, run, seconds))
         self.scheduler.start()
         for name in ("extract", "assets", "aggregate"):
             self._launch(rounds[name][0])
-        self._launch(self.worker.savings_all)
 
     def _add(self, name: str, run: Callable[[], Coroutine[Any, Any, Any]], trigger: Any) -> None:
         """A round that is late is run once, and a long one does not hold up the next of other clusters."""
@@ -72,6 +77,12 @@ class WorkerService:
         self.scheduler.add_job(
             fire, trigger, id=name, coalesce=True, misfire_grace_time=None, max_instances=1, replace_existing=True
         )
+
+    async def _again_and_again(self, run: Round, seconds: float) -> None:
+        """By the loop's own clock, which nobody sets back."""
+        while True:
+            self._launch(run)
+            await asyncio.sleep(seconds)
 
     def _launch(self, run: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         task = asyncio.create_task(run())

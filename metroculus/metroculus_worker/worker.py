@@ -47,7 +47,7 @@ OURS_AGAIN_SECONDS = 5
 CANCELLED_SECONDS = 2.0
 """Between two looks at whether a back-fill was cancelled."""
 BACKFILLS_SHARE = 2
-"""Back-fills have places of their own, so many for each of the rounds': one may take days."""
+"""Back-fills and what is done daily have places of their own, half as many: one may take days."""
 SILENT_SHARE = 4
 """Clusters whose source did not answer the last time have this part of the places, so that they hold up nobody else."""
 
@@ -90,6 +90,9 @@ class Worker:
         self._places_of_silent = asyncio.Semaphore(max(1, parallel // SILENT_SHARE))
         self._saved_of: dict[str, int] = {}
         """The last day of which savings are stored."""
+        self._shifts: dict[str, int] = {}
+        self._revisions: dict[str, int | None] = {}
+        """Of the source entry that a cluster was last asked by."""
         self._on_rounds = False
         self._listed: list[str] = []
         self._list_at = 0
@@ -118,8 +121,16 @@ class Worker:
         if known is None:
             return self._list_at
         self._listed, self._list_at = known, now + LIST_SECONDS
+        for account in self._lacking(known):
+            if await self._accounts.revision(account) != self._revisions.get(account):
+                self._due_at[account] = 0
         await self._each([a for a in known if self._is_due(a) and not self._lock(a).locked()], self._extract)
         return max(int(now) + 1, min((self._due_at.get(account, now) for account in known), default=now + HOUR))
+
+    def _lacking(self, known: Sequence[str]) -> list[str]:
+        """The clusters for which another source may make a difference at once."""
+        gaps = {account for account, state in self.states.items() if state.gaps}
+        return [one for one in known if one in self._revisions and one in {*gaps, *self.failing, *self.silent}]
 
     def has_work(self) -> bool:
         """Whether a round would do anything, as far as is known without asking.
@@ -147,7 +158,7 @@ class Worker:
             window = (now - CLOSED_AFTER_SECONDS, now)
             await extract_assets(self._store, self._accounts, account, owned, window, self._clock, self._seconds_a_call)
 
-        await self._each(await self._known() or [], one)
+        await self._each(await self._known() or [], one, self._places_of_backfills)
 
     async def savings_all(self) -> None:
         """What could be saved as of the last day, of each cluster of which it is not stored yet."""
@@ -158,7 +169,8 @@ class Worker:
                 self._saved_of[account] = day
 
         known = await self._known() or []
-        await self._each([account for account in known if self._saved_of.get(account) != day], one)
+        lacking = [account for account in known if self._saved_of.get(account) != day]
+        await self._each(lacking, one, self._places_of_backfills)
 
     async def aggregate_all(self, everything: bool = False) -> None:
         """Summaries of the days that are still open, where anything of them has changed, or of all that is stored."""
@@ -239,7 +251,7 @@ class Worker:
                     try:
                         await self._extract(account, owned)
                     except SourceError as failure:
-                        self._failed(account, failure)
+                        await self._failed(account, failure)
 
         progress = await backfill(
             self._store, self.extractor, account, owned, whole, parallel, report, order, newest_first
@@ -324,12 +336,16 @@ class Worker:
     async def _extract(self, account: str, owned: Owned) -> None:
         """One cluster's round: what is due, the newest first, until its source does not answer or its time is over."""
         now, ends = int(self._clock()), time.monotonic() + ROUND_SECONDS
-        shift = await self.extractor.day_shift(account, briefly=account in self.silent)
+        revision = await self._accounts.revision(account)
+        patience = self._revisions.get(account, revision) == revision  # of another source nothing was asked in vain
+        if account not in self.silent:  # it would cost it a question that is larger than an hour
+            self._shifts[account] = await self.extractor.day_shift(account)
+        shift = self._shifts.get(account, 0)
         start = day_of(now - CLOSED_AFTER_SECONDS, shift)
         committed = await self._store.run(self._store.ledger.committed, account, start, last_complete_hour(now))
-        gaps = await self._store.run(self._store.gaps.of, account, start, last_complete_hour(now))
+        gaps = await self._store.run(self._store.gaps.of, account, start, last_complete_hour(now), now)
         failures, rest = [], 0
-        stretches = due(start, now, committed.hours, gaps, shift=shift)
+        stretches = due(start, now, committed.hours, gaps, patience, shift)
         for done, stretch in enumerate(stretches):
             outcome = await self._extract_one(account, owned, stretch)
             if outcome.failure is not None:
@@ -340,7 +356,8 @@ class Worker:
                 break
         else:
             self._tell_silence(account, False)
-        await self._look(account, succeeded=not failures, shift=shift)
+        self._revisions[account] = revision
+        await self._look(account, succeeded=not failures, since=now)
         if failures:
             raise SourceError(failures[0])
         if rest:
@@ -360,13 +377,17 @@ class Worker:
         self._metrics.extracted(account, outcome, time.monotonic() - began)
         return outcome
 
-    async def _look(self, account: str, succeeded: bool, shift: int = 0) -> None:
-        """How the cluster's open days stand now, and when something of them is due next."""
-        now = int(self._clock())
+    async def _look(self, account: str, succeeded: bool, since: int | None = None) -> None:
+        """How the cluster's open days stand now, and when something of them is due next.
+
+        Args:
+            since: as of when what was due has been tried; what became due meanwhile is due now.
+        """
+        now, shift = int(self._clock()), self._shifts.get(account, 0)
         start, end = day_of(now - CLOSED_AFTER_SECONDS, shift), last_complete_hour(now)
         committed = await self._store.run(self._store.ledger.committed, account, start, end)
-        asked = await self._store.run(self._store.gaps.of, account, start, end)
-        self._due_at[account] = next_due(start, now, committed.hours, asked, shift)
+        asked = await self._store.run(self._store.gaps.of, account, start, end, now)
+        self._due_at[account] = next_due(start, now if since is None else since, now, committed.hours, asked, shift)
         open_since = end - CLOSED_AFTER_SECONDS
         hours = {hour: marker for hour, marker in committed.hours.items() if hour >= open_since}
         tried = {hour: gap for hour, gap in asked.items() if hour >= open_since}
@@ -383,16 +404,20 @@ class Worker:
         except (RegistryError, StoreError) as failure:
             log.warning("the clusters cannot be read: %s", failure)
             return None
-        for account in [one for one in self._owned if one not in known and not self._lock(one).locked()]:
-            self._let_go(account)
-            if self.states.pop(account, None) is not None:
-                self._metrics.forget(account)
-            self.failing.pop(account, None)
-            self._silences_in_a_row.pop(account, None)
-            self._summed_up.pop(account, None)
-            self._saved_of.pop(account, None)
-            self.silent.discard(account)
+        there = set(known)
+        told_of = {*self._owned, *self.states, *self.failing, *self.silent} - there
+        for account in [one for one in sorted(told_of) if not self._lock(one).locked()]:
+            await self._let_go(account)
+            self._forget(account)
         return known
+
+    def _forget(self, account: str) -> None:
+        """It is not ours to tell of any more."""
+        if self.states.pop(account, None) is not None:
+            self._metrics.forget(account)
+        for known in (self.failing, self._silences_in_a_row, self._summed_up, self._saved_of, self._revisions):
+            known.pop(account, None)
+        self.silent.discard(account)
 
     async def _each(
         self,
@@ -410,28 +435,30 @@ class Worker:
                 async with self._owning(account) as owned, places or self._place(account):
                     await work(account, owned)
             except NotOurs:
+                self._forget(account)
                 self._due_at[account] = int(self._clock()) + FIRST_PAUSE_SECONDS
             except FAILURES as failure:
-                self._failed(account, failure)
+                await self._failed(account, failure)
 
         answers = await asyncio.gather(*(one(account) for account in accounts), return_exceptions=True)
         for account, answer in zip(accounts, answers, strict=True):
             if isinstance(answer, Exception):
-                self._failed(account, answer)
+                await self._failed(account, answer)
                 log.error("a defect, account %s", account, exc_info=answer)
 
     def _place(self, account: str) -> asyncio.Semaphore:
         return self._places_of_silent if account in self.silent else self._places
 
-    def _failed(self, account: str, failure: BaseException) -> None:
+    async def _failed(self, account: str, failure: BaseException) -> None:
         if isinstance(failure, (LostOwnership, RegistryError)):  # another worker may have the key that opens it
-            self._let_go(account)
+            await self._let_go(account)
         now = int(self._clock())
-        if account in self.silent:
+        ours = isinstance(failure, (StoreError, RegistryError, OSError))
+        if account in self.silent and not ours:
             pause = FIRST_PAUSE_SECONDS << min(self._silences_in_a_row[account], 8)
             self._silences_in_a_row[account] += 1
             self._due_at[account] = now + min(pause, LAST_PAUSE_SECONDS)
-        elif isinstance(failure, (StoreError, RegistryError, OSError)):
+        elif ours:
             self._due_at[account] = now + OURS_AGAIN_SECONDS
         elif self._is_due(account):
             self._due_at[account] = now + FIRST_PAUSE_SECONDS
@@ -449,7 +476,7 @@ class Worker:
         async with self._lock(account):
             owned = self._owned.get(account)
             if owned is None or not owned.still():
-                self._let_go(account)
+                await self._let_go(account)
                 owned = await self._store.run(self._owners.own, account, self._store.ledger.highest_fence)
                 if owned is None:
                     raise NotOurs(account)
@@ -459,14 +486,16 @@ class Worker:
     def _lock(self, account: str) -> asyncio.Lock:
         return self._busy.setdefault(account, asyncio.Lock())
 
-    def _let_go(self, account: str) -> None:
+    async def _let_go(self, account: str) -> None:
+        """Release what was owned; a lock that is far away may take its time, and not the loop's."""
         owned = self._owned.pop(account, None)
         self._due_at.pop(account, None)
         if owned is not None:
-            owned.release()
+            await asyncio.to_thread(owned.release)
 
     def close(self) -> None:
         """Let go of every cluster."""
-        for account in list(self._owned):
-            self._let_go(account)
+        for owned in self._owned.values():
+            owned.release()
+        self._owned.clear()
         self._owners.close()

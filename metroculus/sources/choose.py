@@ -36,6 +36,7 @@ from metroculus.sources.clusters import Clusters
 from metroculus.sources.errors import (
     SILENCE,
     DeadlineExceeded,
+    LeftAlone,
     NoMetricsSource,
     NoSource,
     SeveralClusters,
@@ -119,7 +120,7 @@ class HoursRead(Struct, frozen=True):
     silent: bool = False
     """Whether the source did not answer at all, and was asked no further."""
     late: bool = False
-    """Whether that is because it did not answer in time: less at once it may."""
+    """Whether that is because it did not answer in time, this time or the last ones: less at once it may."""
 
     def joined(self, other: HoursRead) -> HoursRead:
         return HoursRead(
@@ -208,27 +209,16 @@ class AccountSources:
         """
         if not self._sources:
             raise NoSource
-        found = HoursRead({}, {})
-        for first in range(start, end, hours_a_call * HOUR):
-            last = min(first + hours_a_call * HOUR, end)
-            if found.silent:
-                said = HoursRead({}, {hour: found.failure or "" for hour, _ in split(first, last, HOUR)})
-            else:
-                said = await self._hours(first, last, seconds_a_call)
-            found = found.joined(said)
-        return found
-
-    async def _hours(self, start: int, end: int, seconds_a_call: float) -> HoursRead:
         try:
-            return await _Hours(self, start, end, seconds_a_call).read()
+            return await _Hours(self, start, end, seconds_a_call, hours_a_call).read()
         except TooLarge as failure:
             if end - start <= HOUR:
                 return _no_hours(start, end, failure)
             middle = start + (end - start) // HOUR // 2 * HOUR
-            first = await self._hours(start, middle, seconds_a_call)
+            first = await self.hours(start, middle, seconds_a_call, hours_a_call)
             if first.silent:
                 return first.joined(_no_hours(middle, end, failure))
-            return first.joined(await self._hours(middle, end, seconds_a_call))
+            return first.joined(await self.hours(middle, end, seconds_a_call, hours_a_call))
         except SourceError as failure:
             return _no_hours(start, end, failure)
 
@@ -493,11 +483,12 @@ class _CostQuestion:
 class _Hours:
     """Reads a stretch of hours: allocations, what the nodes are, idle where it is not told, management."""
 
-    def __init__(self, sources: AccountSources, start: int, end: int, seconds_a_call: float) -> None:
+    def __init__(self, sources: AccountSources, start: int, end: int, seconds_a_call: float, hours_a_call: int) -> None:
         self._sources = sources
         self._start = start
         self._end = end
         self._seconds = seconds_a_call
+        self._at_once = hours_a_call * HOUR
 
     def _deadline(self) -> Deadline:
         return Deadline(self._seconds)
@@ -507,9 +498,7 @@ class _Hours:
         source = self._sources._first(Capability.ALLOCATIONS)
         if source is None:
             raise NoSource
-        sets, assets = await asyncio.gather(
-            source.hour_sets(self._start, self._end, self._seconds), self._node_kinds(source)
-        )
+        sets, assets = await self._told_by(source)
         behind = await self._behind(source, sets)
         told = [(sets, source, ""), *behind]
         management = await self._management(source, sorted(sets.hours), assets)
@@ -534,6 +523,33 @@ class _Hours:
             )  # fmt: skip
             found[hour] = replace(reading, source=who[2], cut_from=said.cut_from)
         return HoursRead(found, missing, sets.failure, sets.silent, sets.silent)
+
+    async def _told_by(self, source: CostSource) -> tuple[HourSets, Mapping[int, AssetsReading]]:
+        """What the first source says, piece by piece; one that it does not answer ends that, and what it said is kept.
+
+        Raises:
+            SourceError: of the first piece.
+        """
+        sets, assets = HourSets({}), dict[int, AssetsReading]()
+        for first in range(self._start, self._end, self._at_once):
+            last = min(first + self._at_once, self._end)
+            try:
+                told, kinds = await asyncio.gather(
+                    source.hour_sets(first, last, self._seconds), self._node_kinds(source, first, last)
+                )
+            except SILENCE as failure:
+                if first == self._start:
+                    raise
+                rest = {hour: str(failure) for hour, _ in split(first, self._end, HOUR)}
+                return replace(sets, missing={**sets.missing, **rest}, failure=str(failure), silent=True), assets
+            sets = HourSets(
+                {**sets.hours, **told.hours},
+                {**sets.missing, **told.missing},
+                sets.failure or told.failure,
+                sets.silent or told.silent,
+            )
+            assets |= kinds
+        return sets, assets
 
     @property
     def _management_covered(self) -> bool:
@@ -614,11 +630,11 @@ class _Hours:
             return None
         return said.control.total() + whole.total() - said.set.columns.total()
 
-    async def _node_kinds(self, source: CostSource) -> Mapping[int, AssetsReading]:
+    async def _node_kinds(self, source: CostSource, start: int, end: int) -> Mapping[int, AssetsReading]:
         """What the nodes were, by hour; nothing where the source cannot say now."""
         try:
             if Capability.PLACEMENT in await source.capabilities(self._deadline()):
-                kinds = await source.node_kinds(self._start, self._end, self._deadline())
+                kinds = await source.node_kinds(start, end, self._deadline())
                 return {hour: self._sources.clusters.of_assets(reading) for hour, reading in kinds.items()}
         except (TooLarge, DeadlineExceeded, SeveralClusters):
             raise
@@ -722,7 +738,7 @@ def _hour_reading(
 
 def _no_hours(start: int, end: int, failure: SourceError) -> HoursRead:
     missing = {hour: str(failure) for hour, _ in split(start, end, HOUR)}
-    silent, late = isinstance(failure, SILENCE), isinstance(failure, DeadlineExceeded)
+    silent, late = isinstance(failure, SILENCE), isinstance(failure, (DeadlineExceeded, LeftAlone))
     return HoursRead({}, missing, str(failure), silent, late)
 
 

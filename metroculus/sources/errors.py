@@ -19,6 +19,10 @@ class Unreachable(SourceError):
     retry_after = 5
 
 
+class LeftAlone(Unreachable):
+    """The breaker is open."""
+
+
 class BadAnswer(SourceError):
     """It answered, and the answer cannot be used: a status, a redirect, HTML, nonsense.
 

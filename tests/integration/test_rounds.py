@@ -58,6 +58,12 @@ class Many:
             _, url = stack.simulate(WORLD, self.silent, self.clock)
             stack.thread.run(registry.put(one, "kubecost", url, Credentials()))
 
+    def again(self) -> Many:
+        """The same cluster in a store of its own."""
+        self.stack.folder = self.stack.folder / "again"
+        self.stack.folder.mkdir()
+        return Many(self.stack, healthy=1)
+
     def round(self) -> int:
         answer: int = self.stack.thread.run(self.worker.extract_all())
         return answer
@@ -159,9 +165,14 @@ def test_a_round_that_hangs_is_not_waited_for_by_the_next(stack: Stack) -> None:
     assert not hanging.done(), "the silent ones wait for each other"
     many.clock.now = BEGIN + HOUR
     assert many.worker.has_work()
-    soon = asyncio.run_coroutine_threadsafe(many.worker.extract_all(), stack.thread.loop)
-    assert until(lambda: all(many.hours(one) == STORED + 1 for one in many.healthy), 60)
-    for one in (hanging, soon):
+    rounds_of = [hanging]
+
+    def newest_is_stored() -> bool:  # looked at again and again, as the service does
+        rounds_of.append(asyncio.run_coroutine_threadsafe(many.worker.extract_all(), stack.thread.loop))
+        return all(many.hours(one) == STORED + 1 for one in many.healthy)
+
+    assert until(newest_is_stored, 60)
+    for one in rounds_of:
         one.result(60)
 
 
@@ -270,3 +281,41 @@ def test_a_clock_that_is_set_back_stops_no_cluster(stack: Stack) -> None:
     upstream = many.simulator.asked.total()
     many.round()
     assert many.simulator.asked.total() >= upstream and many.worker._is_due(many.healthy[0]) is False
+    asked = many.simulator.asked.total()
+    many.round()
+    assert many.simulator.asked.total() == asked, "once, and not again and again"
+    for _ in range(4):
+        many.clock.now += HOUR
+        many.round()
+        assert many.worker.states[many.healthy[0]].stored_until == many.clock.now - many.clock.now % HOUR
+
+
+@pytest.mark.parametrize("hours_kept", [8, 20])
+def test_days_that_are_read_in_pieces_are_days_all_the_same(stack: Stack, hours_kept: int) -> None:
+    """A source that was late once is asked for fewer hours at once; what it tells only by the day is told so still."""
+    many, told = Many(stack, healthy=1), {}
+    for pieces in (None, 6):
+        if pieces is not None:
+            many = many.again()
+            many.worker.extractor._hours_a_call[many.healthy[0]] = pieces
+        many.simulator.habits.hours_kept = hours_kept
+        many.round()
+        committed = many.store.ledger.committed(many.healthy[0], WORLD.start, many.clock.now).hours
+        told[pieces] = {(hour - END) // HOUR: (m.source, m.total) for hour, m in committed.items()}
+    assert told[None] == told[6]
+    if hours_kept == 8:
+        assert {told[6][hour][0] for hour in range(-48, -24)} == {"allocation by the day"}
+
+
+def test_a_source_that_was_corrected_is_asked_at_once_for_what_it_lacked(stack: Stack) -> None:
+    many = Many(stack, healthy=0)
+    _, url = stack.simulate(WORLD, Habits(serves=frozenset({"kubecost"}), fail_with=(401, "no")), many.clock)
+    registry = many.running.metroculus.dependencies.registry
+    stack.thread.run(registry.put(account(1), "kubecost", url, Credentials()))
+    for _ in range(5):
+        many.round()
+        many.clock.now += HOUR
+    stack.thread.run(registry.put(account(1), "kubecost", many.url, Credentials()))
+    many.clock.now += rounds.LIST_SECONDS
+    many.round()
+    assert many.hours(account(1)) == STORED + 5

@@ -24,14 +24,15 @@ def stored(start, end, age=0):
 
 def test_an_hour_is_due_as_soon_as_it_is_over():
     now = END + 3 * HOUR + MINUTE
-    assert due(END, now, stored(END, END + 2 * HOUR, 90 * MINUTE), {}) == [Stretch(END + 2 * HOUR, END + 3 * HOUR)]
+    assert due(END, now, stored(END, END + 2 * HOUR, HOUR), {}) == [Stretch(END + 2 * HOUR, END + 3 * HOUR)]
     assert due(END, END + 59 * MINUTE, {}, {}) == []
 
 
 @pytest.mark.parametrize("age", [1, 3, 6, 12])
 def test_an_hour_of_today_is_read_again_at_its_ages(age):
     hour, over = END, END + HOUR
-    read = {hour: marker(hour, over + age * HOUR - 1)} | stored(END + HOUR, END + 20 * HOUR, 13 * HOUR)
+    now = over + age * HOUR
+    read = {hour: marker(hour, now - 1)} | {one: marker(one, now) for one in range(over, now, HOUR)}
     assert Stretch(hour, over) in due(END, over + age * HOUR, read, {})
     read[hour] = marker(hour, over + age * HOUR)
     assert Stretch(hour, over) not in due(END, over + age * HOUR, read, {})
@@ -118,8 +119,25 @@ def histories(draw):
 def test_before_the_moment_that_is_told_nothing_becomes_due(history, part):
     now, hours, gaps, shift = history
     start = END - 3 * DAY
-    told = next_due(start, now, hours, gaps, shift)
+    told = next_due(start, now, now, hours, gaps, shift)
     assert told <= now + HOUR
     if told > now and not due(start, now, hours, gaps, shift=shift):
         between = now + int(part * (told - 1 - now))
         assert due(start, between, hours, gaps, shift=shift) == []
+
+
+def test_what_became_due_while_a_round_ran_is_due_now():
+    began, ended = END - 30, END + 240  # over the end of an hour
+    read = {hour: marker(hour, ended - 10) for hour in range(END - DAY, END - HOUR, HOUR)}
+    assert next_due(END - DAY, began, ended, read, {}) == END - 30 == began, "the last hour was never tried"
+    read[END - HOUR] = marker(END - HOUR, ended - 10)
+    assert next_due(END - DAY, began, ended, read, {}) == END <= ended
+
+
+def test_what_a_clock_that_was_ahead_said_is_asked_for_again():
+    now = END + 10 * MINUTE
+    ahead = {hour: marker(hour, now + 5 * HOUR) for hour in range(END - 6 * HOUR, END, HOUR)}
+    assert Stretch(END - 6 * HOUR, END) in due(END - 6 * HOUR, now, ahead, {})
+    tried = {END - HOUR: Gap(END - HOUR, now + 5 * HOUR, "why")}
+    assert due(END - HOUR, now, {}, tried) == [Stretch(END - HOUR, END)]
+    assert next_due(END - 6 * HOUR, now, now, ahead, {}) == now

@@ -61,7 +61,9 @@ class SavingsController:
         if stored.found.currency not in ("", currency):
             error = f"savings are in {stored.found.currency}, and nothing is converted"
             return SavingsOverview(None, {}, SourceReport(name=SAVINGS, status="no_data", error=error))
-        categories = stored.found.categories()
+        rows = len(stored.found.usages) + len(stored.found.recommendations)
+        large = rows > LARGE_LIST
+        categories = await asyncio.to_thread(stored.found.categories) if large else stored.found.categories()
         until = iso(stored.day + DAY)
         source = SourceReport(
             name=SAVINGS, status="ok", fetched_at=stored.fetched_at, warnings=(f"of the week until {until}",)

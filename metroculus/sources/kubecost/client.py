@@ -151,6 +151,8 @@ class KubecostSource(CostSource):
         self._asked_again_at = 0.0
         self._detecting = asyncio.Lock()
         self._day_shift: int | None = None
+        self._day_shift_at = float("-inf")
+        """When it was found out: it changes with the clocks of the source's zone."""
         self._currency: str | None = None
         self._currency_asked_at = -CURRENCY_SECONDS
 
@@ -217,7 +219,7 @@ class KubecostSource(CostSource):
         """What the answers make of it; None where it cannot be asked now, or has nothing to tell them apart by."""
         try:
             if by_path.allocation == KUBECOST.allocation:
-                window = {"window": self._last_hours(24)}
+                window = {"window": self._last_hours(2)}
                 body = await self._http.get(self._upstream, by_path.assets, window, deadline)
                 form = form_of(self._upstream.name, body)
                 if form == "list":
@@ -388,15 +390,17 @@ class KubecostSource(CostSource):
     async def day_shift(self, seconds_a_call: float) -> int:
         """As its days say; those that begin at half past hold no whole hours, and count as UTC days that it has not."""
         dialect = await self.dialect(Deadline(seconds_a_call))
-        if self._day_shift is None and dialect.flavour == "kubecost":
+        known = self._day_shift is not None and self._clock() - self._day_shift_at < KNOWN_SECONDS
+        if not known and dialect.flavour == "kubecost":
             today = int(self._clock()) - int(self._clock()) % DAY
             piece = _Piece(today - DAY, today, "day")
             decoded = await self._ask_allocation(dialect, piece, ("cluster",), Deadline(seconds_a_call))
             begins = {one.start % DAY for one in decoded.sets if one.end - one.start == DAY}
             if len(begins) != 1:
-                return 0
+                return self._day_shift or 0
             (shift,) = begins
             self._day_shift = shift if shift % HOUR == 0 else 0
+            self._day_shift_at = self._clock()
         return self._day_shift or 0
 
     async def day_set(self, day: int, deadline: Deadline) -> dict[str, Costs] | None:

@@ -22,7 +22,15 @@ from tornado.httputil import HTTPHeaders, HTTPInputError
 from tornado.iostream import StreamClosedError
 from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient, _HTTPConnection
 
-from metroculus.sources.errors import AddressRefused, BadAnswer, DeadlineExceeded, SourceError, TooLarge, Unreachable
+from metroculus.sources.errors import (
+    AddressRefused,
+    BadAnswer,
+    DeadlineExceeded,
+    LeftAlone,
+    SourceError,
+    TooLarge,
+    Unreachable,
+)
 from metroculus.sources.outbound.addresses import AllowedAddresses, GuardedResolver
 from tools.deadline import Deadline
 from tools.offload import Offload
@@ -79,7 +87,7 @@ class _Health:
         if self.open_since is None:
             return
         if now - max(self.probed_at, self.open_since) < PROBE_SECONDS:
-            raise Unreachable("the source failed repeatedly and is left alone for some seconds")
+            raise LeftAlone("the source failed repeatedly and is left alone for some seconds")
         self.probed_at = now
 
     def record(self, succeeded: bool, late: bool = False) -> None:
@@ -211,15 +219,18 @@ class SourceHttp:
             raise DeadlineExceeded(f"{upstream.name} is busy: the deadline passed in the queue") from None
         try:
             health.admit()
-            succeeded, late, began = True, False, monotonic()
+            succeeded: bool | None = None  # of a call that was given up nothing is learned
+            late, began = False, monotonic()
             try:
-                return await self._fetch(upstream, url, headers, deadline)
+                body = await self._fetch(upstream, url, headers, deadline)
+                succeeded = True
+                return body
             except _Retryable:
                 succeeded = False
                 raise
             except DeadlineExceeded:
-                # Who had hardly any time left when it asked learned nothing of the upstream.
-                succeeded, late = False, monotonic() - began >= CONNECT_SECONDS
+                if monotonic() - began >= CONNECT_SECONDS:  # else whoever asked had hardly any time left
+                    succeeded, late = False, upstream.owner != ""
                 raise
             except Unreachable:
                 succeeded = False
@@ -227,10 +238,14 @@ class SourceHttp:
             except _ServerError as failure:
                 succeeded = False
                 raise failure.error from None
+            except (BadAnswer, TooLarge):
+                succeeded = True  # it is there, and answers
+                raise
             finally:
-                health.record(succeeded, late)
+                if succeeded is not None:
+                    health.record(succeeded, late)
                 for observe in self.observers:
-                    observe(upstream.name, succeeded, monotonic() - began)
+                    observe(upstream.name, bool(succeeded), monotonic() - began)
         finally:
             health.places.release()
 
