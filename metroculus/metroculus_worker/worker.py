@@ -88,6 +88,7 @@ class Worker:
         self._places = asyncio.Semaphore(parallel)
         self._places_of_backfills = asyncio.Semaphore(max(1, parallel // BACKFILLS_SHARE))
         self._places_of_silent = asyncio.Semaphore(max(1, parallel // SILENT_SHARE))
+        self._without_assets: set[str] = set()
         self._saved_of: dict[str, int] = {}
         """The last day of which savings are stored."""
         self._shifts: dict[str, int] = {}
@@ -150,18 +151,23 @@ class Worker:
         now, due_at = self._clock(), self._due_at.get(account, 0)
         return due_at <= now or due_at > now + HOUR
 
-    async def assets_all(self) -> None:
-        """The days of assets that lack or may still change."""
+    async def assets_all(self, again: bool = False) -> None:
+        """The days of assets that lack or may still change; ``again`` only where the last try failed."""
 
         async def one(account: str, owned: Owned) -> None:
             now = int(self._clock())
             window = (now - CLOSED_AFTER_SECONDS, now)
+            self._without_assets.add(account)
             await extract_assets(self._store, self._accounts, account, owned, window, self._clock, self._seconds_a_call)
+            self._without_assets.discard(account)
 
-        await self._each(await self._known() or [], one, self._places_of_backfills)
+        known = await self._known() or []
+        wanted = [account for account in known if account in self._without_assets or not again]
+        await self._each(wanted, one, self._places_of_backfills)
 
     async def savings_all(self) -> None:
-        """What could be saved as of the last day, of each cluster of which it is not stored yet."""
+        """What could be saved as of the last day, and assets, of each cluster that they could not be had of yet."""
+        await self.assets_all(again=True)
         day = settled_day(int(self._clock()))
 
         async def one(account: str, owned: Owned) -> None:
@@ -418,6 +424,7 @@ class Worker:
         for known in (self.failing, self._silences_in_a_row, self._summed_up, self._saved_of, self._revisions):
             known.pop(account, None)
         self.silent.discard(account)
+        self._without_assets.discard(account)
 
     async def _each(
         self,
@@ -460,8 +467,8 @@ class Worker:
             self._due_at[account] = now + min(pause, LAST_PAUSE_SECONDS)
         elif ours:
             self._due_at[account] = now + OURS_AGAIN_SECONDS
-        elif self._is_due(account):
-            self._due_at[account] = now + FIRST_PAUSE_SECONDS
+        else:
+            self._due_at[account] = min(max(self._due_at.get(account, now), now + 1), now + FIRST_PAUSE_SECONDS)
         self.failing[account] = str(failure) or type(failure).__name__
         self._metrics.failed(account)
         log.warning("account %s: %s", account, self.failing[account])

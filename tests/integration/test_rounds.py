@@ -191,12 +191,14 @@ def test_a_cluster_that_is_linked_is_seen_within_a_minute_or_so(stack: Stack) ->
 def test_an_upstream_that_is_slow_is_found_the_size_that_it_can_answer(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbound, "PROBE_SECONDS", 0.0)  # rounds are minutes apart, and here they are not
+    monkeypatch.setattr(outbound, "PROBE_SECONDS", 0.3)  # rounds are minutes apart, and here they are not
+    monkeypatch.setattr(outbound, "CONNECT_SECONDS", 0.5)  # so that its silence counts, and opens the breaker
     many = Many(stack, healthy=1)
     many.simulator.habits.seconds_an_hour = SECONDS / 4
     kept = []
-    for _ in range(16):
+    for _ in range(24):
         many.round()
+        time.sleep(0.4)  # for the breaker to let one through
         kept.append(many.hours(many.healthy[0]))
         many.clock.now += rounds.LAST_PAUSE_SECONDS
         if kept[-1] >= STORED:
