@@ -92,8 +92,10 @@ class Worker:
         self._saved_of: dict[str, int] = {}
         """The last day of which savings are stored."""
         self._shifts: dict[str, int] = {}
-        self._revisions: dict[str, int | None] = {}
-        """Of the source entry that a cluster was last asked by."""
+        self._marks: dict[str, int] = {}
+        """By cluster a number that changes whenever its source entry does."""
+        self._asked_by: dict[str, int | None] = {}
+        """That of the entry that a cluster was last asked by."""
         self._on_rounds = False
         self._listed: list[str] = []
         self._list_at = 0
@@ -123,7 +125,7 @@ class Worker:
             return self._list_at
         self._listed, self._list_at = known, now + LIST_SECONDS
         for account in self._lacking(known):
-            if await self._accounts.revision(account) != self._revisions.get(account):
+            if self._marks.get(account) != self._asked_by[account]:
                 self._due_at[account] = 0
         await self._each([a for a in known if self._is_due(a) and not self._lock(a).locked()], self._extract)
         return max(int(now) + 1, min((self._due_at.get(account, now) for account in known), default=now + HOUR))
@@ -131,7 +133,7 @@ class Worker:
     def _lacking(self, known: Sequence[str]) -> list[str]:
         """The clusters for which another source may make a difference at once."""
         gaps = {account for account, state in self.states.items() if state.gaps}
-        return [one for one in known if one in self._revisions and one in {*gaps, *self.failing, *self.silent}]
+        return [one for one in known if one in self._asked_by and one in {*gaps, *self.failing, *self.silent}]
 
     def has_work(self) -> bool:
         """Whether a round would do anything, as far as is known without asking.
@@ -342,8 +344,8 @@ class Worker:
     async def _extract(self, account: str, owned: Owned) -> None:
         """One cluster's round: what is due, the newest first, until its source does not answer or its time is over."""
         now, ends = int(self._clock()), time.monotonic() + ROUND_SECONDS
-        revision = await self._accounts.revision(account)
-        patience = self._revisions.get(account, revision) == revision  # of another source nothing was asked in vain
+        mark = self._marks.get(account)
+        patience = self._asked_by.get(account, mark) == mark  # of another source nothing was asked in vain
         if account not in self.silent:  # it would cost it a question that is larger than an hour
             self._shifts[account] = await self.extractor.day_shift(account)
         shift = self._shifts.get(account, 0)
@@ -362,7 +364,7 @@ class Worker:
                 break
         else:
             self._tell_silence(account, False)
-        self._revisions[account] = revision
+        self._asked_by[account] = mark
         await self._look(account, succeeded=not failures, since=now)
         if failures:
             raise SourceError(failures[0])
@@ -404,7 +406,8 @@ class Worker:
     async def _known(self) -> list[str] | None:
         """The clusters that there are, None where nobody can say; those that are gone are let go."""
         try:
-            known = await self._accounts.known()
+            self._marks = await self._accounts.known()
+            known = list(self._marks)
             if self._accounts.one_cluster:  # every account is that cluster: those that anybody ever filled
                 known = await self._store.run(self._store.ledger.accounts)
         except (RegistryError, StoreError) as failure:
@@ -421,7 +424,7 @@ class Worker:
         """It is not ours to tell of any more."""
         if self.states.pop(account, None) is not None:
             self._metrics.forget(account)
-        for known in (self.failing, self._silences_in_a_row, self._summed_up, self._saved_of, self._revisions):
+        for known in (self.failing, self._silences_in_a_row, self._summed_up, self._saved_of, self._asked_by):
             known.pop(account, None)
         self.silent.discard(account)
         self._without_assets.discard(account)

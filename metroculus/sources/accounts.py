@@ -80,10 +80,14 @@ class Accounts:
         """Every account is the one cluster behind ``KUBECOST_API_URL``."""
         return self._default is not None and self._default.account is None
 
-    async def known(self) -> list[str]:
-        """Every account that has an upstream of its own, or whose the operator's Kubecost is."""
+    async def known(self) -> dict[str, int]:
+        """Every account that has an upstream of its own, or whose the operator's Kubecost is, in order.
+
+        Each with a number that changes whenever its source entry does.
+        """
         own = self._default.account if self._default is not None else None
-        return sorted({*await self.registry.accounts(), *([own] if own is not None else [])})
+        marks = await self.registry.marks() | ({own: 0} if own is not None else {})
+        return dict(sorted(marks.items()))
 
     async def revision(self, account: str) -> int | None:
         """A number that changes whenever the account's source entry changes; None where it has no source of its own."""

@@ -39,8 +39,8 @@ class SavingsDays:
     def has(self, account: str, day: int) -> bool:
         """Raises: StoreError"""
         where = f"account = {literal(account)} AND day = {moment(day)}"
-        rows = self._engine.rows(f"SELECT count() AS there FROM {SAVINGS.name} WHERE {where}")
-        return any(row["there"] for row in rows)
+        rows = list(self._engine.rows(f"SELECT count() AS there FROM {SAVINGS.name} WHERE {where}"))
+        return bool(rows[0]["there"])
 
     def newest(self, account: str, start: int, end: int) -> SavingsDay | None:
         """Of the days that begin in ``[start, end)``, the last one that is stored.
@@ -49,13 +49,16 @@ class SavingsDays:
             StoreError
         """
         where = f"account = {literal(account)} AND day >= {moment(start)} AND day < {moment(end)}"
-        rows = self._engine.rows(
-            f"SELECT toUInt32(day) AS stamp, fetched_at, found FROM {SAVINGS.name} WHERE {where}"
-            " ORDER BY day DESC, sequence DESC LIMIT 1"
+        # All of it, before it is read: an answer that is not taken to its end holds the engine.
+        rows = list(
+            self._engine.rows(
+                f"SELECT toUInt32(day) AS stamp, fetched_at, found FROM {SAVINGS.name} WHERE {where}"
+                " ORDER BY day DESC, sequence DESC LIMIT 1"
+            )
         )
-        for row in rows:
-            try:
-                return SavingsDay(int(row["stamp"]), int(row["fetched_at"]), _DECODER.decode(row["found"]))
-            except msgspec.DecodeError as problem:  # of another program: a newer one knows kinds that this does not
-                raise StoreError(f"stored savings cannot be read: {problem}") from None
-        return None
+        if not rows:
+            return None
+        try:
+            return SavingsDay(int(rows[0]["stamp"]), int(rows[0]["fetched_at"]), _DECODER.decode(rows[0]["found"]))
+        except msgspec.DecodeError as problem:  # of another program: a newer one knows kinds that this does not
+            raise StoreError(f"stored savings cannot be read: {problem}") from None

@@ -64,8 +64,11 @@ class EtcdEntries:
         return None if entry is None else entry.revision
 
     def accounts(self) -> list[str]:
-        keys = self._asked(lambda client: [about.key for _, about in client.get_prefix(PREFIX, keys_only=True)])
-        return sorted(key.decode()[len(PREFIX) :] for key in keys)
+        return sorted(self.marks())
+
+    def marks(self) -> dict[str, int]:
+        keys = self._asked(lambda client: [about for _, about in client.get_prefix(PREFIX, keys_only=True)])
+        return {about.key.decode()[len(PREFIX) :]: about.mod_revision for about in keys}
 
     def create(self, entry: StoredEntry) -> bool:
         key = PREFIX + entry.cloud_account_id

@@ -132,6 +132,10 @@ class Entries(Protocol):
         """Every account with an entry, in order, without reading the entries."""
         ...
 
+    def marks(self) -> dict[str, int]:
+        """Every account with an entry, and a number that changes whenever its entry does; the entries are not read."""
+        ...
+
     def create(self, entry: StoredEntry) -> bool:
         """Write where the account has no entry; whether it had none."""
         ...
@@ -261,6 +265,10 @@ class SourceRegistry:
     async def accounts(self) -> list[str]:
         """Every account with an entry."""
         return await asyncio.to_thread(self.entries.accounts)
+
+    async def marks(self) -> dict[str, int]:
+        """Every account with an entry, and a number that changes whenever its entry does."""
+        return await asyncio.to_thread(self.entries.marks)
 
     async def put(self, account: str, flavour: str, url: str, credentials: Credentials) -> SourceEntry:
         """Write an entry under a new revision."""
