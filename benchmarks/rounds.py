@@ -51,7 +51,7 @@ async def _measure(clusters: int) -> dict[str, float]:
     await service.worker.extract_all()
     asked = Counter[str]()
     _count(store.engine, ("rows", "columns", "insert", "insert_columns"), asked)
-    _count(dependencies.registry.entries, ("accounts", "marks", "read", "revision"), asked)
+    _count(dependencies.registry.entries, ("accounts", "entry_versions", "read", "revision"), asked)
     began = time.perf_counter()
     await service.worker.extract_all()
     took = time.perf_counter() - began

@@ -29,7 +29,7 @@ from prometheus_client.registry import Collector
 from metroculus.cost_model.reading import FINE
 from metroculus.sources.errors import DeadlineExceeded, NoSource, SourceError
 from tools.deadline import Deadline
-from tools.tornado_service.prepared import Prepared, encode
+from tools.tornado_service.prepared import LARGEST_SHARE, Prepared, encode, prepared_of
 
 log = logging.getLogger("cache")
 
@@ -37,16 +37,12 @@ STALE_SECONDS = 3600.0
 """How long after it was fresh an answer may stand in for sources that fail."""
 RETRY_SECONDS = 10.0
 """After a refresh that failed, the sources are left alone for so long."""
-LARGEST_SHARE = 8
-"""An answer above this part of the whole is not kept."""
 RENEWED_WITHIN = (0.7, 0.95)
 """An answer that was asked for lately is asked anew somewhere in this part of its time, so that many do not at once."""
 NO_SAVINGS = ("savings", "no_data")
 RENEWED_AT_ONCE = 8
 """Of all accounts together, and one of each."""
 RENEWED_LATER_SECONDS = 0.5
-SMALL_BYTES = 1 << 16
-"""Above this an answer is packed on a thread."""
 
 State = Literal["hit", "miss", "stale"]
 Key = tuple[Hashable, ...]
@@ -81,7 +77,7 @@ class Sourced(Protocol):
 
 
 Work = Callable[[Deadline], Awaitable[Sourced]]
-Anew = Callable[[float], tuple[Key, Work]]
+AskAgain = Callable[[float], tuple[Key, Work]]
 """The question as it stands so many seconds from now, when its window may have moved on, and its work."""
 
 
@@ -182,7 +178,7 @@ class AnswerCache:
         return Answered(kept.prepared, "hit", int(age), int(self._fresh - age))
 
     async def answer(
-        self, account: str, question: Key, work: Work, deadline: Deadline, anew: Anew | None = None
+        self, account: str, question: Key, work: Work, deadline: Deadline, anew: AskAgain | None = None
     ) -> Answered:
         """What is kept of a question about an account, or what ``work`` comes to.
 
@@ -202,7 +198,7 @@ class AnswerCache:
             self._renew_later(key, anew)
         return answered
 
-    def _renew_later(self, key: Key, anew: Anew) -> None:
+    def _renew_later(self, key: Key, anew: AskAgain) -> None:
         """Ask again before an answer goes stale, if it is asked for until then."""
         kept = self._kept.get(key)
         if kept is not None and not kept.awaits_renewal:
@@ -210,7 +206,7 @@ class AnswerCache:
             due = random.uniform(*RENEWED_WITHIN) * self._fresh
             asyncio.get_running_loop().call_later(due, self._renew, ref(kept), key, anew)
 
-    def _renew(self, of: ref[_Kept], key: Key, anew: Anew) -> None:
+    def _renew(self, of: ref[_Kept], key: Key, anew: AskAgain) -> None:
         kept = of()
         if kept is None or not kept.asked_for or self._closed or self._kept.get(key) is not kept:
             return
@@ -331,9 +327,9 @@ class AnswerCache:
         if not _whole(value):
             if kept is not None:
                 return await self._fall_back(key, kept, _failing(value.sources))
-            return Answered(await _prepared(encode(value)), "miss", 0)
+            return Answered(await prepared_of(encode(value)), "miss", 0)
         made_at = self.clock()
-        prepared = await _prepared(encode(value))
+        prepared = await prepared_of(encode(value))
         if self._fresh and prepared.size <= self._largest:
             self._kept[key] = _Kept(prepared, made_at, len(repr(key)))
             return Answered(prepared, "miss", 0, int(self._fresh))
@@ -403,8 +399,4 @@ def _as_stale(body: bytes, reasons: Mapping[str | None, str]) -> bytes:
 
 
 async def _told_as_stale(kept: _Kept, reasons: Mapping[str | None, str]) -> Prepared:
-    return await _prepared(_as_stale(kept.prepared.body, reasons))
-
-
-async def _prepared(body: bytes) -> Prepared:
-    return Prepared.of(body) if len(body) < SMALL_BYTES else await asyncio.to_thread(Prepared.of, body)
+    return await prepared_of(_as_stale(kept.prepared.body, reasons))

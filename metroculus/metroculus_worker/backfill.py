@@ -30,8 +30,8 @@ class Progress(Struct, frozen=True, kw_only=True):
 Report = Callable[[Progress], None]
 
 
-async def nothing() -> None:
-    """What goes before a day where nothing does."""
+async def do_nothing() -> None:
+    """The default of ``before_a_day``."""
 
 
 def bounds(first: int, last: int, now: int) -> tuple[int, int]:
@@ -49,7 +49,7 @@ async def backfill(
     parallel: int,
     report: Report,
     order: RepairOrder | None = None,
-    before_a_day: Callable[[], Awaitable[None]] = nothing,
+    before_a_day: Callable[[], Awaitable[None]] = do_nothing,
 ) -> Progress:
     """Store every hour of a window, the newest days first; with an ``order`` stored and closed hours are read again.
 
@@ -73,13 +73,13 @@ async def backfill(
     progress = Progress(total=total, done=total - len(lacking))
     report(progress)
     gate = asyncio.Semaphore(max(1, parallel))
-    days_of = _Days(extractor, account, owned, order, range(first, last, HOUR))
+    reader = _DayReader(extractor, account, owned, order, range(first, last, HOUR))
 
     async def day(stretch: Stretch) -> None:
         nonlocal progress
         async with gate:
             await before_a_day()
-            outcome = await days_of.extract(stretch)
+            outcome = await reader.extract(stretch)
         wanted = lacking & set(stretch.hours)
         missing = (wanted & set(outcome.missing)) - stored
         progress = Progress(
@@ -101,7 +101,7 @@ async def backfill(
     return progress
 
 
-class _Days:
+class _DayReader:
     """Reads one day after another of one account, until its source does not answer."""
 
     def __init__(

@@ -63,7 +63,7 @@ class WorkerService:
             (self.worker.savings_all, SAVINGS_SECONDS),
             (self.worker.work_off, JOBS_SECONDS),
         ):
-            self._launch(partial(self._again_and_again, run, seconds))
+            self._launch(partial(self._repeat, run, seconds))
         self.scheduler.start()
         for name in ("extract", "assets", "aggregate"):
             self._launch(rounds[name][0])
@@ -78,8 +78,8 @@ class WorkerService:
             fire, trigger, id=name, coalesce=True, misfire_grace_time=None, max_instances=1, replace_existing=True
         )
 
-    async def _again_and_again(self, run: Round, seconds: float) -> None:
-        """By the loop's own clock, which nobody sets back."""
+    async def _repeat(self, run: Round, seconds: float) -> None:
+        """Start ``run`` every so many seconds, by the loop's clock: setting the wall clock does not stop it."""
         while True:
             self._launch(run)
             await asyncio.sleep(seconds)

@@ -39,11 +39,11 @@ FAILURES = (SourceError, NoSource, StoreError, RegistryError, LostOwnership, OSE
 ROUND_SECONDS = 300.0
 """What one cluster may take of a round; the rest of what is due is read in the next one."""
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 60, 300
-"""A cluster whose source did not answer is left alone for the first, then for twice as long, up to the last."""
+"""The pause after a source did not answer; it doubles each time, up to the last."""
 LIST_SECONDS = 60
 """Between two looks at which clusters there are: one that was linked is seen so soon."""
-OURS_AGAIN_SECONDS = 5
-"""Where the store or the registry, and no cluster's source, is what failed."""
+STORE_RETRY_SECONDS = 5
+"""After the store or the registry failed, a cluster is tried again so soon."""
 CANCELLED_SECONDS = 2.0
 """Between two looks at whether a back-fill was cancelled."""
 BACKFILLS_SHARE = 2
@@ -59,9 +59,8 @@ class NotOurs(Exception):
 class Worker:
     """Rounds over all clusters, each cluster by itself.
 
-    A round costs by what is due: of each cluster it is kept in memory before which moment nothing is. What is stored of
-    a cluster changes through the worker that owns it alone, so that nothing is missed; one that is owned anew is looked
-    at.
+    The worker keeps in memory when each cluster is due next, so that a round reads only the clusters that are. Only the
+    owner of a cluster changes what is stored of it, so the memory stays right; a cluster that is newly owned is due.
 
     Args:
         parallel: clusters that are worked on side by side.
@@ -89,13 +88,13 @@ class Worker:
         self._places_of_backfills = asyncio.Semaphore(max(1, parallel // BACKFILLS_SHARE))
         self._places_of_silent = asyncio.Semaphore(max(1, parallel // SILENT_SHARE))
         self._without_assets: set[str] = set()
-        self._saved_of: dict[str, int] = {}
+        self._savings_day: dict[str, int] = {}
         """The last day of which savings are stored."""
         self._shifts: dict[str, int] = {}
-        self._marks: dict[str, int] = {}
-        """By cluster a number that changes whenever its source entry does."""
-        self._asked_by: dict[str, int | None] = {}
-        """That of the entry that a cluster was last asked by."""
+        self._entry_versions: dict[str, int] = {}
+        """By cluster, a number that changes whenever its source entry changes."""
+        self._extracted_version: dict[str, int | None] = {}
+        """By cluster, the version of the entry that its last round used."""
         self._on_rounds = False
         self._listed: list[str] = []
         self._list_at = 0
@@ -119,21 +118,21 @@ class Worker:
             the moment at which the next round has something to do.
         """
         self._on_rounds, now = True, int(self._clock())
-        self._list_at = now + OURS_AGAIN_SECONDS
+        self._list_at = now + STORE_RETRY_SECONDS
         known = await self._known()
         if known is None:
             return self._list_at
         self._listed, self._list_at = known, now + LIST_SECONDS
         for account in self._lacking(known):
-            if self._marks.get(account) != self._asked_by[account]:
+            if self._entry_versions.get(account) != self._extracted_version[account]:
                 self._due_at[account] = 0
         await self._each([a for a in known if self._is_due(a) and not self._lock(a).locked()], self._extract)
         return max(int(now) + 1, min((self._due_at.get(account, now) for account in known), default=now + HOUR))
 
     def _lacking(self, known: Sequence[str]) -> list[str]:
-        """The clusters for which another source may make a difference at once."""
+        """The clusters that a change of their source entry may help: they lack hours, fail, or do not answer."""
         gaps = {account for account, state in self.states.items() if state.gaps}
-        return [one for one in known if one in self._asked_by and one in {*gaps, *self.failing, *self.silent}]
+        return [one for one in known if one in self._extracted_version and one in {*gaps, *self.failing, *self.silent}]
 
     def has_work(self) -> bool:
         """Whether a round would do anything, as far as is known without asking.
@@ -149,7 +148,7 @@ class Worker:
         return int(self._clock())
 
     def _is_due(self, account: str) -> bool:
-        """Nothing waits for longer than an hour: what seems to is the work of a clock that was set back."""
+        """No cluster waits longer than an hour; a later due time comes from a clock that was set back."""
         now, due_at = self._clock(), self._due_at.get(account, 0)
         return due_at <= now or due_at > now + HOUR
 
@@ -169,31 +168,34 @@ class Worker:
 
     async def savings_all(self) -> None:
         """What could be saved as of the last day, and assets, of each cluster that they could not be had of yet."""
-        await self.assets_all(again=True)
+        if self._without_assets:
+            await self.assets_all(again=True)
         day = settled_day(int(self._clock()))
 
         async def one(account: str, owned: Owned) -> None:
             if await extract_savings(self._store, self._accounts, account, owned, self._clock, self._seconds_a_call):
-                self._saved_of[account] = day
+                self._savings_day[account] = day
 
         known = await self._known() or []
-        lacking = [account for account in known if self._saved_of.get(account) != day]
+        lacking = [account for account in known if self._savings_day.get(account) != day]
         await self._each(lacking, one, self._places_of_backfills)
 
     async def aggregate_all(self, everything: bool = False) -> None:
         """Summaries of the days that are still open, where anything of them has changed, or of all that is stored."""
 
+        versions = self._store.ledger.versions
+
         async def one(account: str, owned: Owned) -> None:
-            version = self._store.ledger.versions.of(account)
-            if self._summed_up.get(account) == version and not everything:
-                return
+            version = versions.of(account)
             span = await self._store.run(self._store.ledger.span, account)
             if span is not None:
                 first = span[0] if everything else max(span[0], span[1] - CLOSED_AFTER_SECONDS - DAY)
                 await self._store.run(self._store.summaries.rebuild, account, first, span[1], owned.writer)
             self._summed_up[account] = version
 
-        await self._each(await self._known() or [], one)
+        known = await self._known() or []
+        changed = [account for account in known if everything or self._summed_up.get(account) != versions.of(account)]
+        await self._each(changed, one)
         try:
             self._metrics.store_bytes.set(await self._store.run(self._store.maintenance.bytes_on_disk))
         except StoreError as failure:
@@ -277,7 +279,7 @@ class Worker:
 
     async def _do(self, job: Backfill, owned: Owned) -> None:
         """One job to its end; progress is written as it goes, and whoever comes after goes on from there."""
-        why = await self._cannot(job.account)
+        why = await self._permanent_failure(job.account)
         if why is not None:
             sofar = (job.hours_total, job.hours_done, job.hours_missing)
             await self._store.run(self._store.jobs.advance, job, "failed", *sofar, why)
@@ -327,13 +329,13 @@ class Worker:
             for task in (filling, *beside):
                 task.cancel()
             await asyncio.gather(filling, *beside, return_exceptions=True)
-        # What was being told when the fill ended may still be written, under the number that comes next.
+        # A progress report that was under way may still be written with the next sequence number: take the one after.
         written = replace(written, sequence=written.sequence + 1)
         state: State = "done" if done.complete else "incomplete"
         reason = job.reason if done.complete else done.last_reason
         await self._store.run(self._store.jobs.advance, written, state, done.total, done.done, done.missing, reason)
 
-    async def _cannot(self, account: str) -> str | None:
+    async def _permanent_failure(self, account: str) -> str | None:
         """Why a back-fill of a cluster can never succeed; None where it may."""
         try:
             sources = await self._accounts.of(account)
@@ -344,35 +346,33 @@ class Worker:
     async def _extract(self, account: str, owned: Owned) -> None:
         """One cluster's round: what is due, the newest first, until its source does not answer or its time is over."""
         now, ends = int(self._clock()), time.monotonic() + ROUND_SECONDS
-        mark = self._marks.get(account)
-        patience = self._asked_by.get(account, mark) == mark  # of another source nothing was asked in vain
+        version = self._entry_versions.get(account)
+        patience = self._extracted_version.get(account, version) == version  # gaps of another source do not count
         if account not in self.silent:  # it would cost it a question that is larger than an hour
             self._shifts[account] = await self.extractor.day_shift(account)
         shift = self._shifts.get(account, 0)
         start = day_of(now - CLOSED_AFTER_SECONDS, shift)
         committed = await self._store.run(self._store.ledger.committed, account, start, last_complete_hour(now))
         gaps = await self._store.run(self._store.gaps.of, account, start, last_complete_hour(now), now)
-        failures, rest = [], 0
-        stretches = due(start, now, committed.hours, gaps, patience, shift)
-        for done, stretch in enumerate(stretches):
+        failures, silent, postponed = [], False, False
+        for stretch in due(start, now, committed.hours, gaps, patience, shift):
+            postponed = time.monotonic() > ends
+            if silent or postponed:
+                break
             outcome = await self._extract_one(account, owned, stretch)
+            silent = outcome.silent
             if outcome.failure is not None:
                 failures.append(outcome.failure)
-            rest = len(stretches) - done - 1
-            if outcome.silent or time.monotonic() > ends:
-                self._tell_silence(account, outcome.silent)
-                break
-        else:
-            self._tell_silence(account, False)
-        self._asked_by[account] = mark
+        self._set_silent(account, silent)
+        self._extracted_version[account] = version
         await self._look(account, succeeded=not failures, since=now)
         if failures:
             raise SourceError(failures[0])
-        if rest:
+        if postponed:
             self._due_at[account] = now
         self.failing.pop(account, None)
 
-    def _tell_silence(self, account: str, silent: bool) -> None:
+    def _set_silent(self, account: str, silent: bool) -> None:
         if silent:
             self.silent.add(account)
         else:
@@ -389,7 +389,7 @@ class Worker:
         """How the cluster's open days stand now, and when something of them is due next.
 
         Args:
-            since: as of when what was due has been tried; what became due meanwhile is due now.
+            since: the start of the round. What became due after it is still to be done.
         """
         now, shift = int(self._clock()), self._shifts.get(account, 0)
         start, end = day_of(now - CLOSED_AFTER_SECONDS, shift), last_complete_hour(now)
@@ -406,8 +406,8 @@ class Worker:
     async def _known(self) -> list[str] | None:
         """The clusters that there are, None where nobody can say; those that are gone are let go."""
         try:
-            self._marks = await self._accounts.known()
-            known = list(self._marks)
+            self._entry_versions = await self._accounts.known()
+            known = list(self._entry_versions)
             if self._accounts.one_cluster:  # every account is that cluster: those that anybody ever filled
                 known = await self._store.run(self._store.ledger.accounts)
         except (RegistryError, StoreError) as failure:
@@ -421,10 +421,17 @@ class Worker:
         return known
 
     def _forget(self, account: str) -> None:
-        """It is not ours to tell of any more."""
+        """Drop the state of a cluster that another worker owns, or that is gone."""
         if self.states.pop(account, None) is not None:
             self._metrics.forget(account)
-        for known in (self.failing, self._silences_in_a_row, self._summed_up, self._saved_of, self._asked_by):
+        for known in (
+            self.failing,
+            self._silences_in_a_row,
+            self._summed_up,
+            self._savings_day,
+            self._extracted_version,
+            self._shifts,
+        ):
             known.pop(account, None)
         self.silent.discard(account)
         self._without_assets.discard(account)
@@ -469,7 +476,7 @@ class Worker:
             self._silences_in_a_row[account] += 1
             self._due_at[account] = now + min(pause, LAST_PAUSE_SECONDS)
         elif ours:
-            self._due_at[account] = now + OURS_AGAIN_SECONDS
+            self._due_at[account] = now + STORE_RETRY_SECONDS
         else:
             self._due_at[account] = min(max(self._due_at.get(account, now), now + 1), now + FIRST_PAUSE_SECONDS)
         self.failing[account] = str(failure) or type(failure).__name__
@@ -497,7 +504,7 @@ class Worker:
         return self._busy.setdefault(account, asyncio.Lock())
 
     async def _let_go(self, account: str) -> None:
-        """Release what was owned; a lock that is far away may take its time, and not the loop's."""
+        """Release a cluster; on a thread, because the lock may be in an etcd that hangs."""
         owned = self._owned.pop(account, None)
         self._due_at.pop(account, None)
         if owned is not None:

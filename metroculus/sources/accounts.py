@@ -86,8 +86,8 @@ class Accounts:
         Each with a number that changes whenever its source entry does.
         """
         own = self._default.account if self._default is not None else None
-        marks = await self.registry.marks() | ({own: 0} if own is not None else {})
-        return dict(sorted(marks.items()))
+        entry_versions = await self.registry.entry_versions() | ({own: 0} if own is not None else {})
+        return dict(sorted(entry_versions.items()))
 
     async def revision(self, account: str) -> int | None:
         """A number that changes whenever the account's source entry changes; None where it has no source of its own."""

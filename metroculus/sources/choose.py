@@ -35,8 +35,8 @@ from metroculus.cost_model.statement import Question
 from metroculus.sources.clusters import Clusters
 from metroculus.sources.errors import (
     SILENCE,
+    BreakerOpen,
     DeadlineExceeded,
-    LeftAlone,
     NoMetricsSource,
     NoSource,
     SeveralClusters,
@@ -738,7 +738,7 @@ def _hour_reading(
 
 def _no_hours(start: int, end: int, failure: SourceError) -> HoursRead:
     missing = {hour: str(failure) for hour, _ in split(start, end, HOUR)}
-    silent, late = isinstance(failure, SILENCE), isinstance(failure, (DeadlineExceeded, LeftAlone))
+    silent, late = isinstance(failure, SILENCE), isinstance(failure, (DeadlineExceeded, BreakerOpen))
     return HoursRead({}, missing, str(failure), silent, late)
 
 

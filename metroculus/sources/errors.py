@@ -19,7 +19,7 @@ class Unreachable(SourceError):
     retry_after = 5
 
 
-class LeftAlone(Unreachable):
+class BreakerOpen(Unreachable):
     """The breaker is open."""
 
 

@@ -56,6 +56,10 @@ class Dialect(Struct, frozen=True):
         """A column's type; before 19 repetitive text is plain text."""
         return wanted.replace("LowCardinality(String)", "String") if self.version < (19, 0) else wanted
 
+    def altered(self, table: str) -> str:
+        """What stands behind ``ALTER TABLE`` for a table; of a cluster its local tables everywhere."""
+        return f"{table}_local ON CLUSTER {self.cluster}" if self.cluster else table
+
     @property
     def in_order(self) -> str:
         """Rows lie in the order of their batches: counting them needs no table of all batches."""

@@ -21,13 +21,13 @@ OPEN: tuple[State, ...] = ("queued", "running")
 KEPT_SECONDS = 30 * DAY
 """Those that are at their end are kept so long."""
 FINAL_SEQUENCE = 1 << 30
-"""A cancellation stands above whatever a worker that does not know of it yet still says."""
+"""Of a cancellation: above every sequence number that a worker still writes."""
 
 
 _OPEN = ", ".join(literal(state) for state in OPEN)
 
 
-def _newest(state: str) -> str:
+def _ids_in_state(state: str) -> str:
     """SQL of the ids whose newest state is such."""
     return f"SELECT id FROM {BACKFILLS.name} GROUP BY id HAVING argMax(state, sequence) {state}"
 
@@ -112,7 +112,7 @@ class Jobs:
 
     def open(self) -> list[Backfill]:
         """Those that are not at their end, in the order in which they were asked for."""
-        return self._read(f"WHERE id IN ({_newest(f'IN ({_OPEN})')})")
+        return self._read(f"WHERE id IN ({_ids_in_state(f'IN ({_OPEN})')})")
 
     def of(self, account: str) -> list[Backfill]:
         """Those of an account that are kept, in the order in which they were asked for."""
@@ -137,10 +137,9 @@ class Jobs:
             StoreError
         """
         ended = f"NOT IN ({_OPEN}) AND max(updated_at) < {before}"
-        if self._read(f"WHERE id IN ({_newest(ended)})"):
-            cluster = self._engine.dialect.cluster
-            target = f"{BACKFILLS.name}_local ON CLUSTER {cluster}" if cluster else BACKFILLS.name
-            ids = ", ".join(literal(job.id) for job in self._read(f"WHERE id IN ({_newest(ended)})"))
+        ids = ", ".join(literal(job.id) for job in self._read(f"WHERE id IN ({_ids_in_state(ended)})"))
+        if ids:
+            target = self._engine.dialect.altered(BACKFILLS.name)
             self._engine.command(f"ALTER TABLE {target} DELETE WHERE id IN ({ids})")
 
     def _read(self, where: str) -> list[Backfill]:

@@ -53,7 +53,7 @@ class Maintenance:
         for table in PARTITIONED:
             for month in self._months(table.name):
                 if month < first_kept:
-                    target = self._target(table.name)
+                    target = self._engine.dialect.altered(table.name)
                     self._engine.command(f"ALTER TABLE {target} DROP PARTITION {month}")
                     dropped.add(month)
         self._jobs.forget(now - KEPT_SECONDS)
@@ -73,13 +73,11 @@ class Maintenance:
             dead = [one for one in stored if one not in read]
             for first in range(0, len(dead), NAMED_AT_ONCE):
                 part = numbers(dead[first : first + NAMED_AT_ONCE])
-                self._engine.command(f"ALTER TABLE {self._target(table)} DELETE WHERE {where} AND {column} IN ({part})")
+                self._engine.command(
+                    f"ALTER TABLE {self._engine.dialect.altered(table)} DELETE WHERE {where} AND {column} IN ({part})"
+                )
             gone += len(dead)
         return gone
-
-    def _target(self, table: str) -> str:
-        cluster = self._engine.dialect.cluster
-        return f"{table}_local ON CLUSTER {cluster}" if cluster else table
 
     def _months(self, table: str) -> list[int]:
         name = f"{table}_local" if self._engine.dialect.cluster else table

@@ -1,4 +1,4 @@
-"""What was found each day that could be saved: the inputs, which how much of a request should be used is applied to."""
+"""Savings of each day: the usage that they follow from, so that a reader can apply its own target utilization."""
 
 from __future__ import annotations
 

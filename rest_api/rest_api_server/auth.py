@@ -28,7 +28,7 @@ from tools.tornado_service.application import ServiceHandler
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import Operation
 from tools.tornado_service.params import Uuid, WindowQuery, resolve_window
-from tools.tornado_service.ready import Asked, ReadyAnswer
+from tools.tornado_service.ready import KnownRequest, ReadyAnswer
 from tools.tornado_service.slowdown import Slowdown
 from tools.window import Window
 
@@ -134,8 +134,7 @@ class Gate:
         cluster = self._clusters.get(cluster_id)
         if identity is None or cluster is None or self._organizations.get(cluster.organization_id) is None:
             return None
-        role = identity.roles.get(cluster.organization_id)
-        if role is None or role < needs.permission.role or (needs.permission.writes and identity.read_only):
+        if _refusal(identity, cluster.organization_id, needs) is not None:
             return None
         return (identity, cluster) if self._taken[identity.token_id] < self._places else None
 
@@ -168,13 +167,11 @@ class Gate:
         Raises:
             ApiError: 404 where it has no role there, 403 where that is too small, or the token may only read.
         """
-        role = identity.roles.get(organization_id)
-        if role is None or await self._organization(organization_id) is None:
+        if organization_id not in identity.roles or await self._organization(organization_id) is None:
             raise ApiError(NOT_FOUND)
-        if role < needs.permission.role:
-            raise ApiError(FORBIDDEN)
-        if needs.permission.writes and identity.read_only:
-            raise ApiError(FORBIDDEN, "your token may only read")
+        refusal = _refusal(identity, organization_id, needs)
+        if refusal is not None:
+            raise refusal
         return organization_id
 
     async def _organization(self, organization_id: str) -> Organization | None:
@@ -240,6 +237,18 @@ class _Remembered(Generic[T]):
         if value is not None and forgotten == self._forgotten:
             self.put(key, value, asked_at)
         return value
+
+
+def _refusal(identity: Identity, organization_id: str, needs: Needs) -> ApiError | None:
+    """Why an identity may not do something in an organization; None where it may."""
+    role = identity.roles.get(organization_id)
+    if role is None:
+        return ApiError(NOT_FOUND)
+    if role < needs.permission.role:
+        return ApiError(FORBIDDEN)
+    if needs.permission.writes and identity.read_only:
+        return ApiError(FORBIDDEN, "your token may only read")
+    return None
 
 
 def _token_of(authorization: list[str]) -> bytes | None:
@@ -315,7 +324,7 @@ class ViewHandler(RestHandler):
         return await self.answers.answer(key, lambda: make(window))
 
     @classmethod
-    def ready(cls, asked: Asked) -> ReadyAnswer | None:
+    def ready(cls, asked: KnownRequest) -> ReadyAnswer | None:
         target, parts = asked.target, asked.target.parts
         cluster_id = getattr(target.query, "cluster_id", None)
         if cluster_id is None:

@@ -23,12 +23,8 @@ from prometheus_client.registry import Collector
 
 from optscale_client.metroculus_client import MetroculusError
 from rest_api.rest_api_server.directory.model import Cluster
-from tools.tornado_service.prepared import Prepared, encode
+from tools.tornado_service.prepared import LARGEST_SHARE, Prepared, encode, prepared_of
 
-LARGEST_SHARE = 8
-"""An answer above this part of the whole is not kept."""
-SMALL_BYTES = 1 << 16
-"""Above this an answer is packed on a thread."""
 UNSETTLED_SECONDS = 10.0
 """After a change of a cluster; twice what Metroculus remembers of a source."""
 EXTENDED_SECONDS = 3600.0
@@ -37,39 +33,39 @@ EXTENDED_SECONDS = 3600.0
 State = Literal["hit", "miss", "revalidated"]
 Key = tuple[str, Cluster, int, *tuple[Hashable, ...]]
 """The view, the cluster as the directory has it, how often it was changed here, what is asked."""
-Still = Callable[[], Awaitable[tuple[bool, float, float]]]
+Revalidation = Callable[[], Awaitable[tuple[bool, float, float]]]
 """Whether an answer of Metroculus is what it was; seconds since its sources answered, and for which it is fresh."""
 
 
 @dataclass(eq=False)
 class Validity:
-    """For how long what is being made is good: as long as all that it is made of."""
+    """How long a view that is being made stays fresh: as long as every part of it."""
 
     clock: Callable[[], float]
     made_at: float = float("inf")
     fresh_until: float = float("inf")
     extendable: bool = True
-    spoilt: bool = False
+    forbidden: bool = False
     """Something in it cannot be asked for again by a tag, or could not be had."""
-    parts: list[Still] = field(default_factory=list)
+    parts: list[Revalidation] = field(default_factory=list)
 
-    def add(self, asked_at: float, age: float, fresh_for: float, still: Still) -> None:
+    def add(self, asked_at: float, age: float, fresh_for: float, revalidate: Revalidation) -> None:
         """An answer of Metroculus that is part of it; seconds."""
         self.made_at = min(self.made_at, asked_at - age)
         self.fresh_until = min(self.fresh_until, asked_at + fresh_for)
-        self.parts.append(still)
+        self.parts.append(revalidate)
 
     def limit(self, seconds: float) -> None:
-        """It shows something that grows old by itself: no longer than so, and then it is made anew."""
+        """Keep it no longer than this, and then make it again without asking whether its parts have changed."""
         self.fresh_until = min(self.fresh_until, self.clock() + seconds)
         self.extendable = False
 
-    def spoil(self) -> None:
-        self.spoilt = True
+    def forbid_keeping(self) -> None:
+        self.forbidden = True
 
     @property
     def keepable(self) -> bool:
-        return bool(self.parts) and not self.spoilt and self.fresh_until > self.clock()
+        return bool(self.parts) and not self.forbidden and self.fresh_until > self.clock()
 
 
 VALIDITY: ContextVar[Validity | None] = ContextVar("validity", default=None)
@@ -77,22 +73,22 @@ VALIDITY: ContextVar[Validity | None] = ContextVar("validity", default=None)
 
 
 def limit(seconds: float) -> None:
-    """What is being made shows something that grows old by itself."""
+    """Keep the view that is being made no longer than this."""
     validity = VALIDITY.get()
     if validity is not None:
         validity.limit(seconds)
 
 
-def spoil() -> None:
-    """What is being made lacks something that the next try may have."""
+def forbid_keeping() -> None:
+    """Do not keep the view that is being made."""
     validity = VALIDITY.get()
     if validity is not None:
-        validity.spoil()
+        validity.forbid_keeping()
 
 
 @contextmanager
-def apart() -> Iterator[None]:
-    """What is asked of Metroculus meanwhile has an age of its own in the view, and is no part of its validity."""
+def without_validity() -> Iterator[None]:
+    """Calls inside do not count for how long the view stays fresh: the view shows their age itself."""
     token = VALIDITY.set(None)
     try:
         yield
@@ -140,14 +136,15 @@ class KeptAnswers:
         self._changed_at: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
 
-    def forget(self, cluster_id: str, was_there: bool = True) -> None:
-        """Whatever is kept of a cluster is over, and what is being made is not kept for anybody else.
+    def forget(self, cluster_id: str, existed: bool = True) -> None:
+        """Drop the kept views of a cluster, and those that are being made.
 
-        Where it was there before, another instance of Metroculus may know its old source for some seconds: what is made
-        within them is kept by nobody.
+        Args:
+            existed: whether it was there before the change. Then another instance of Metroculus may use its old source
+                for some seconds more, and views that are made within them are not kept.
         """
         self._changes[cluster_id] += 1
-        if was_there:
+        if existed:
             self._changed_at[cluster_id] = self.clock()
 
     def _settled(self, cluster_id: str) -> bool:
@@ -200,8 +197,7 @@ class KeptAnswers:
             return self._answer(kept, "revalidated")
         validity = Validity(self.clock)
         VALIDITY.set(validity)  # of this task and of those that it starts
-        body = encode(await work())
-        prepared = Prepared.of(body) if len(body) < SMALL_BYTES else await asyncio.to_thread(Prepared.of, body)
+        prepared = await prepared_of(encode(await work()))
         made = _Kept(prepared, validity, len(repr(key)))
         if validity.keepable and self._settled(key[1].id) and made.size <= self._largest:
             self._kept[key] = made
@@ -214,7 +210,7 @@ class KeptAnswers:
             return False
         asked_at = self.clock()
         try:
-            found = await asyncio.gather(*(still() for still in validity.parts))
+            found = await asyncio.gather(*(revalidate() for revalidate in validity.parts))
         except MetroculusError:
             return False
         if not all(same for same, _, _ in found):

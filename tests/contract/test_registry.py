@@ -111,7 +111,7 @@ def test_a_change_ends_the_waiting_and_silence_ends_it_too(open_entries: Open) -
     ours.wait_for_change(20)
     assert time.monotonic() - began < 15
     writer.join()
-    assert ours.accounts() == ["a"] == list(ours.marks()) and ours.revision("a") == 1
+    assert ours.accounts() == ["a"] == list(ours.entry_versions()) and ours.revision("a") == 1
 
 
 def test_every_key_opens_and_rekey_leaves_the_first_alone(open_entries: Open) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from metroculus.metroculus_worker.worker import OURS_AGAIN_SECONDS
+from metroculus.metroculus_worker.worker import STORE_RETRY_SECONDS
 from metroculus.storage.embedded import EmbeddedEngine
 from metroculus.storage.engine import StoreError
 from metroculus.storage.history import Filters
@@ -137,7 +137,7 @@ def test_a_killed_server_is_waited_for_and_the_worker_goes_on_by_itself(clickhou
         assert (ready.status_code, ready.json()["dependencies"]["store"]) == (200, "failing")
     finally:
         clickhouse.start()
-    clock[0] += OURS_AGAIN_SECONDS
+    clock[0] += STORE_RETRY_SECONDS
     stack.thread.run(worker.worker.extract_all())
     assert ACCOUNT not in worker.worker.failing
     simulator.habits.fail_with = (503, "down")

@@ -28,7 +28,7 @@ from tests.support import (
     make_tenant,
     until,
 )
-from tools.tornado_service import application, listening
+from tools.tornado_service import listening, ready
 from tools.tornado_service.access import Access
 from tools.tornado_service.limits import MAX_BODY_BYTES
 from tools.tornado_service.listening import listen
@@ -295,7 +295,7 @@ def test_a_thousand_requests_in_one_breath(edge, service):
 
 
 def test_whoever_takes_an_answer_too_slowly_is_let_go(tmp_path, monkeypatch):
-    monkeypatch.setattr(application, "SEND_SECONDS", 0.5)
+    monkeypatch.setattr(ready, "SEND_SECONDS", 0.5)
     stack = Stack(tmp_path)
     try:
         fake = FakeUpstream()

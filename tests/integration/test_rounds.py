@@ -75,7 +75,12 @@ class Many:
         """What is asked of the store and the registry from now on."""
         counted: Counter[str] = Counter()
         engine, entries = self.store.engine, self.running.metroculus.dependencies.registry.entries
-        for place, name in ((engine, "rows"), (engine, "insert"), (engine, "insert_blocks"), (entries, "marks")):
+        for place, name in (
+            (engine, "rows"),
+            (engine, "insert"),
+            (engine, "insert_blocks"),
+            (entries, "entry_versions"),
+        ):
             if not hasattr(place, name):
                 continue
 
@@ -100,7 +105,7 @@ def test_a_round_in_which_nothing_is_due_asks_nobody(stack: Stack, monkeypatch: 
     upstream = many.simulator.asked.total()
     for _ in range(3):
         assert many.round() == next_at
-    assert asked == Counter(marks=3) and many.simulator.asked.total() == upstream
+    assert asked == Counter(entry_versions=3) and many.simulator.asked.total() == upstream
 
 
 def test_what_is_late_of_one_cluster_is_no_round_over_all(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,14 +251,14 @@ def test_a_registry_that_cannot_be_read_is_asked_again_within_seconds(
 ) -> None:
     many = Many(stack, healthy=1)
     entries = many.running.metroculus.dependencies.registry.entries
-    marks = entries.marks
+    entry_versions = entries.entry_versions
 
     def away() -> dict[str, int]:
         raise RegistryError("away")
 
-    monkeypatch.setattr(entries, "marks", away)
-    assert many.round() == BEGIN + rounds.OURS_AGAIN_SECONDS
-    monkeypatch.setattr(entries, "marks", marks)
+    monkeypatch.setattr(entries, "entry_versions", away)
+    assert many.round() == BEGIN + rounds.STORE_RETRY_SECONDS
+    monkeypatch.setattr(entries, "entry_versions", entry_versions)
     many.round()
     assert many.hours(many.healthy[0]) == STORED
 

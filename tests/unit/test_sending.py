@@ -13,7 +13,7 @@ from tornado.httputil import HTTPHeaders
 
 from tools.tornado_service.audit import FLUSH_SECONDS, AuditLog
 from tools.tornado_service.logs import MOST_WAITING, WAIT_SECONDS, LineHandler, TextFormatter
-from tools.tornado_service.negotiation import has_already, represent, takes_gzip
+from tools.tornado_service.negotiation import accepts_gzip, matches_tag, represent
 from tools.tornado_service.prepared import Prepared
 
 ACCEPTED = {
@@ -25,7 +25,7 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("accepted", ACCEPTED)
 def test_gzip_is_sent_to_whoever_takes_it(accepted):
-    assert takes_gzip(accepted) is ACCEPTED[accepted]
+    assert accepts_gzip(accepted) is ACCEPTED[accepted]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_gzip_is_sent_to_whoever_takes_it(accepted):
     ],
 )  # fmt: skip
 def test_tags_are_compared_weakly(given, tag, known):
-    assert has_already(given, tag) is known
+    assert matches_tag(given, tag) is known
 
 
 def test_a_packed_answer_has_another_tag_than_a_plain_one():

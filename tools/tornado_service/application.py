@@ -15,11 +15,11 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from tools.tornado_service.errors import ApiError, CommonCodes, error_body
 from tools.tornado_service.limits import refusal_of
-from tools.tornado_service.negotiation import represent, takes_gzip
+from tools.tornado_service.negotiation import accepts_gzip, represent
 from tools.tornado_service.openapi import document
 from tools.tornado_service.operation import NoQuery, Operation, operation
 from tools.tornado_service.prepared import Prepared, encode
-from tools.tornado_service.ready import READY_ANSWERS, SEND_SECONDS, Asked, ReadyAnswer, ReadyAnswers, Target
+from tools.tornado_service.ready import READY_ANSWERS, KnownRequest, ReadyAnswer, ReadyAnswers, Target, when_taken
 from tools.tornado_service.service import Service, common_headers, log_line, objects_of, request_id_of
 
 log = logging.getLogger("service")
@@ -63,6 +63,8 @@ class ServiceHandler(RequestHandler):
 
     def remember(self, operation: Operation, query: Any, path: dict[str, str]) -> None:
         """Keep what was made of this request's target, so that its answer may go out without a handler."""
+        if not hasattr(self, "ready"):
+            return
         objects = objects_of(self.request.arguments, path)
         target = Target(type(self), self._parts, operation.needs, query, objects, self.request.path)
         self.settings[READY_ANSWERS].remember(self.request.uri or "", target, self.request.host)
@@ -116,7 +118,7 @@ class ServiceHandler(RequestHandler):
         """Send an answer: packed where the caller takes that, a 304 where it has it already."""
         asked = self.request.headers
         if not isinstance(value, Prepared):
-            packs = takes_gzip(asked.get("Accept-Encoding", ""))
+            packs = accepts_gzip(asked.get("Accept-Encoding", ""))
             value = Prepared.of(value if isinstance(value, bytes) else encode(value), pack=packs)
         read = self._status_code == 200 and self.request.method in ("GET", "HEAD")
         body = represent(value, asked, self._headers, tagged=read)
@@ -168,27 +170,8 @@ class ServiceHandler(RequestHandler):
 
     def finish(self, chunk: Any = None) -> asyncio.Future[None]:
         sent: asyncio.Future[None] = super().finish(chunk)
-        if sent.done():  # the kernel has it all: nobody is waited for
-            if not sent.cancelled():
-                sent.exception()
-            self._leave()
-            return sent
-        guard = asyncio.get_running_loop().call_later(SEND_SECONDS, self._disconnect)
-
-        def taken(_: asyncio.Future[None]) -> None:
-            guard.cancel()
-            if not sent.cancelled():
-                sent.exception()  # a client that went away is no failure of ours
-            self._leave()
-
-        sent.add_done_callback(taken)
+        when_taken(sent, self.request.connection, self._leave)
         return sent
-
-    def _disconnect(self) -> None:
-        stream = getattr(self.request.connection, "stream", None)
-        if stream is not None:
-            stream.close()
-        self._leave()
 
     def _leave(self) -> None:
         """The request is over: its answer was taken, or nobody is there to take it."""
@@ -204,24 +187,19 @@ class ServiceHandler(RequestHandler):
     def on_finish(self) -> None:
         if not hasattr(self, "_began"):
             return
-        name = type(self).__name__
-        method = self.request.method if self.request.method in (*METHODS, "HEAD") else "OTHER"
-        seconds = time.perf_counter() - self._began
-        self.service.count(name, method, self.get_status(), seconds)
         declared = declared_of(type(self), self.request.method)
-        if declared is not None and declared.needs is not None:
-            self.service.tell_audit(
-                request_id=self.request_id,
-                actor=self.actor,
-                address=self.address,
-                method=method,
-                handler=name,
-                needs=declared.needs,
-                objects=objects_of(self.request.arguments, self.path_kwargs) | self._told,
-                status=self.get_status(),
-                error_code=self._error_code,
-                seconds=seconds,
-            )
+        self.service.answered(
+            handler=type(self).__name__,
+            method=self.request.method if self.request.method in (*METHODS, "HEAD") else "OTHER",
+            status=self.get_status(),
+            seconds=time.perf_counter() - self._began,
+            needs=declared.needs if declared is not None else None,
+            request_id=self.request_id,
+            actor=self.actor,
+            address=self.address,
+            objects=objects_of(self.request.arguments, self.path_kwargs) | self._told,
+            error_code=self._error_code,
+        )
 
 
 def declared_of(handler: type[ServiceHandler], method: str | None) -> Operation | None:
@@ -258,7 +236,7 @@ class Health(OpenHandler):
         return _HEALTHY
 
     @classmethod
-    def ready(cls, asked: Asked) -> ReadyAnswer:
+    def ready(cls, asked: KnownRequest) -> ReadyAnswer:
         return ReadyAnswer(_HEALTHY, {})
 
 

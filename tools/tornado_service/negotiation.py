@@ -1,4 +1,4 @@
-"""What a caller takes of an answer: packed or plain, and nothing where it has it already (RFC 9110)."""
+"""Content negotiation: gzip or not, and 304 where the caller has the answer already (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _QUALITY = re.compile(r"q\s*=\s*([0-9.]+)", re.IGNORECASE)
 
 
 @lru_cache(256)
-def takes_gzip(accepted: str) -> bool:
+def accepts_gzip(accepted: str) -> bool:
     """Whether an ``Accept-Encoding`` allows gzip; what is named outweighs ``*``, and ``q=0`` refuses."""
     any_other = False
     for part in accepted.split(","):
@@ -31,7 +31,7 @@ def takes_gzip(accepted: str) -> bool:
     return any_other
 
 
-def has_already(if_none_match: str, tag: str) -> bool:
+def matches_tag(if_none_match: str, tag: str) -> bool:
     """Whether an ``If-None-Match`` names an entity tag; compared weakly, as it must be for GET."""
     wanted = tag.removeprefix("W/")
     return any(one == "*" or one.removeprefix("W/") == wanted for one in _TAG.findall(if_none_match))
@@ -45,13 +45,13 @@ def represent(prepared: Prepared, asked: HTTPHeaders, headers: HTTPHeaders, tagg
         tagged: whether the answer is that of a read that went well, which has a tag.
     """
     body, tag = prepared.body, prepared.etag
-    if prepared.packed is not None and takes_gzip(asked.get("Accept-Encoding", "")):
+    if prepared.packed is not None and accepts_gzip(asked.get("Accept-Encoding", "")):
         body, tag = prepared.packed, f"W/{tag}"
         headers["Content-Encoding"] = "gzip"
     if tagged:
         headers["Etag"] = tag
         known = asked.get("If-None-Match")
-        if known is not None and has_already(known, tag):
+        if known is not None and matches_tag(known, tag):
             for name in ("Content-Encoding", "Content-Type"):
                 headers.pop(name, None)
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 from hashlib import blake2b
 from typing import Any
@@ -11,6 +12,10 @@ from msgspec import Struct
 
 GZIP_LEVEL = 5
 LEAST_TO_COMPRESS = 1024
+SMALL_BYTES = 1 << 16
+"""A body of this size or more is hashed and packed on a thread."""
+LARGEST_SHARE = 8
+"""A cache of answers keeps none that is larger than this part of it."""
 
 
 def _plain_text(value: Any) -> str:
@@ -44,3 +49,8 @@ class Prepared(Struct, frozen=True):
     @property
     def size(self) -> int:
         return len(self.body) + len(self.packed or b"")
+
+
+async def prepared_of(body: bytes) -> Prepared:
+    """``Prepared.of``, on a thread where the body is large."""
+    return Prepared.of(body) if len(body) < SMALL_BYTES else await asyncio.to_thread(Prepared.of, body)

@@ -1,8 +1,8 @@
-"""Answers that are there already: sent without a handler, for what was asked before and whose answer is kept.
+"""Sends kept answers without making a handler.
 
-A handler is what a request costs: an object, a task and a turn of the loop for each. A target (path and query) that a
-handler has read once is remembered as it was read. The next request for it is asked about at the handler's class, on
-the spot: whether the caller may have it, and whether its answer is kept. Whatever is not both is the handler's own.
+A handler costs an object, a task and a turn of the loop per request. When a handler has read a target (path and query),
+the parsed query is remembered. For the next request of that target the handler's class is asked whether the caller may
+have the answer and whether it is kept. If both hold, the answer is sent at once; every other request gets a handler.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from tornado.httputil import HTTPConnection, HTTPHeaders, RequestStartLine, ResponseStartLine
 
@@ -19,6 +19,7 @@ from tools.tornado_service.negotiation import represent
 from tools.tornado_service.prepared import Prepared
 from tools.tornado_service.service import Service, common_headers, log_line, request_id_of
 
+Sent: TypeAlias = "asyncio.Future[None]"
 READY_ANSWERS = "ready_answers"
 """The application's setting that holds them."""
 SEND_SECONDS = 60.0
@@ -36,16 +37,7 @@ class ReadyAnswer:
     actor: Mapping[str, str]
     headers: tuple[tuple[str, str], ...] = ()
     take_place: Callable[[], Callable[[], None]] | None = None
-    """Counts the caller in until its answer was taken; what it gives counts it out again."""
-
-
-class ReadyHandler(Protocol):
-    """A handler's class that may have an answer ready."""
-
-    @classmethod
-    def ready(cls, asked: Asked) -> ReadyAnswer | None:
-        """None where the caller may not have it, or it is not kept: the handler says which."""
-        ...
+    """Counts the request against its caller's limit; the function that it returns ends that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +45,7 @@ class Target:
     """What a handler made of a target."""
 
     handler: Any
+    """Its class. ``ready(asked)`` gives the answer; None where the caller may not have it, or it is not kept."""
     parts: Mapping[str, Any]
     """What the handler was given in its route."""
     needs: Any
@@ -62,10 +55,11 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class KnownRequest:
     """A request for a target that is known."""
 
     target: Target
+    method: str
     headers: HTTPHeaders
     service: Service
     address: str
@@ -79,17 +73,17 @@ class ReadyAnswers:
         self._service = service
         self._targets: dict[str, Target] = {}
         self._hosts: set[str] = set()
-        """What stood in ``Host`` where Tornado took it."""
+        """Values of ``Host`` that Tornado has accepted."""
 
     def remember(self, text: str, target: Target, host: str) -> None:
         """Keep what a handler made of a target."""
-        if len(text) > LONGEST_TARGET or len(host) > LONGEST_HOST or not hasattr(target.handler, "ready"):
+        if len(text) > LONGEST_TARGET or len(host) > LONGEST_HOST:
             return
         if len(self._targets) >= MOST_TARGETS:
             self._targets.clear()
         self._targets[text] = target
         if len(self._hosts) >= MOST_HOSTS:
-            if target.needs is None:  # whoever may ask that may ask under any name
+            if target.needs is None:  # anybody may send such a request, with any Host
                 return
             self._hosts.clear()
         self._hosts.add(host)
@@ -107,12 +101,12 @@ class ReadyAnswers:
         began = time.perf_counter()
         peer = getattr(getattr(connection, "context", None), "remote_ip", None) or ""
         address = service.proxies.client(peer, headers.get_list("X-Forwarded-For"))
-        asked = Asked(target, headers, service, address, request_id_of(headers))
+        asked = KnownRequest(target, line.method, headers, service, address, request_id_of(headers))
         found = target.handler.ready(asked)
-        return None if found is None else lambda: self._send(line.method, asked, found, connection, began)
+        return None if found is None else lambda: self._send(asked, found, connection, began)
 
-    def _send(self, method: str, asked: Asked, found: ReadyAnswer, connection: HTTPConnection, began: float) -> None:
-        target, service = asked.target, self._service
+    def _send(self, asked: KnownRequest, found: ReadyAnswer, connection: HTTPConnection, began: float) -> None:
+        target, method, service = asked.target, asked.method, self._service
         headers = common_headers(asked.request_id)
         for name, value in found.headers:
             headers[name] = value
@@ -121,45 +115,56 @@ class ReadyAnswers:
         chunk = body if body is not None and method != "HEAD" else b""
         sent = connection.write_headers(ResponseStartLine("", status, reason), headers, chunk)
         connection.finish()
-        if sent.done():
-            _look_at(sent)
-        else:
-            self._wait_for(sent, connection, found.take_place() if found.take_place is not None else None)
-        seconds = time.perf_counter() - began
-        name = target.handler.__name__
-        service.count(name, method, status, seconds)
-        if target.needs is not None:
-            service.tell_audit(
-                request_id=asked.request_id,
-                actor=found.actor,
-                address=asked.address,
-                method=method,
-                handler=name,
-                needs=target.needs,
-                objects=target.objects,
-                status=status,
-                error_code=None,
-                seconds=seconds,
-            )
-        log_line(method, target.path, status, seconds, asked.request_id)
+        if not sent.done():
+            self._wait_for(sent, connection, found.take_place)
+        service.answered(
+            handler=target.handler.__name__,
+            method=method,
+            status=status,
+            seconds=time.perf_counter() - began,
+            needs=target.needs,
+            request_id=asked.request_id,
+            actor=found.actor,
+            address=asked.address,
+            objects=target.objects,
+        )
+        log_line(method, target.path, status, time.perf_counter() - began, asked.request_id)
 
-    def _wait_for(self, sent: Any, connection: Any, leave_place: Callable[[], None] | None) -> None:
+    def _wait_for(self, sent: Sent, connection: Any, take_place: Callable[[], Callable[[], None]] | None) -> None:
         """Until the kernel has it all, the request is in flight, and takes its caller's place."""
         service = self._service
+        leave_place = take_place() if take_place is not None else None
         service.in_flight += 1
-        guard = asyncio.get_running_loop().call_later(SEND_SECONDS, connection.stream.close)
 
-        def taken(_: object) -> None:
-            guard.cancel()
-            _look_at(sent)
+        def taken() -> None:
             service.in_flight -= 1
             if leave_place is not None:
                 leave_place()
 
-        sent.add_done_callback(taken)
+        when_taken(sent, connection, taken)
 
 
-def _look_at(sent: Any) -> None:
-    """A client that went away is no failure of ours."""
-    if not sent.cancelled():
-        sent.exception()
+def when_taken(sent: Sent, connection: Any, taken: Callable[[], None]) -> None:
+    """Call ``taken`` when an answer was sent, or its client is gone; whoever takes it too slowly is disconnected."""
+
+    def over() -> None:
+        if not sent.cancelled():
+            sent.exception()  # a client that went away is no failure of ours
+        taken()
+
+    if sent.done():  # the kernel has it all: nobody is waited for
+        over()
+        return
+    guard = asyncio.get_running_loop().call_later(SEND_SECONDS, _disconnect, connection)
+
+    def sent_or_failed(_: object) -> None:
+        guard.cancel()
+        over()
+
+    sent.add_done_callback(sent_or_failed)
+
+
+def _disconnect(connection: Any) -> None:
+    stream = getattr(connection, "stream", None)
+    if stream is not None:
+        stream.close()

@@ -63,27 +63,28 @@ class Service:
             lost = Gauge("audit_lines_lost", "Audit lines that could not be written", registry=self.registry)
             lost.set_function(lambda: self.audit.failures if self.audit is not None else 0)
 
-    def count(self, handler: str, method: str, status: int, seconds: float) -> None:
-        """Count a request that was answered."""
-        self._requests_of(handler, method, str(status)).inc()
-        self._seconds_of(handler).observe(seconds)
-
-    def tell_audit(
+    def answered(
         self,
         *,
+        handler: str,
+        method: str,
+        status: int,
+        seconds: float,
+        needs: Any,
         request_id: str,
         actor: Mapping[str, str],
         address: str,
-        method: str,
-        handler: str,
-        needs: Any,
         objects: Mapping[str, str],
-        status: int,
-        error_code: str | None,
-        seconds: float,
+        error_code: str | None = None,
     ) -> None:
-        """Write a line about a request that needed a permission."""
-        if self.audit is not None:
+        """Count a request, and write an audit line where it needed a permission.
+
+        Args:
+            needs: the permission, an enum's member; None where none was needed.
+        """
+        self._requests_of(handler, method, str(status)).inc()
+        self._seconds_of(handler).observe(seconds)
+        if self.audit is not None and needs is not None:
             self.audit.write(
                 request_id=request_id,
                 actor=actor,

@@ -56,10 +56,10 @@ class SavingsController:
                 return SavingsOverview(None, {}, SourceReport(name=SAVINGS, status="unavailable", error=str(failure)))
         if stored is None:
             status: Status = "no_data" if sources.saves else "not_configured"
-            error = "savings are worked out each day, and none are stored of this time" if sources.saves else None
+            error = "no savings are stored for this window; they are stored once a day" if sources.saves else None
             return SavingsOverview(None, {}, SourceReport(name=SAVINGS, status=status, error=error))
         if stored.found.currency not in ("", currency):
-            error = f"savings are in {stored.found.currency}, and nothing is converted"
+            error = f"the stored savings are in {stored.found.currency}, the statement is in {currency}"
             return SavingsOverview(None, {}, SourceReport(name=SAVINGS, status="no_data", error=error))
         rows = len(stored.found.usages) + len(stored.found.recommendations)
         large = rows > LARGE_LIST
@@ -80,7 +80,7 @@ class SavingsController:
             unused, told = await sources.unused(window, deadline)
             categories = by_kind([*found.recommendations, *unused])
             if told is not None and not told.fine:
-                without = "without volumes and nodes that nobody uses: they are not to be had"
+                without = "unclaimed volumes and idle nodes are missing: the assets could not be read"
                 source = replace(source, status="partial", warnings=(*source.warnings, without))
         return SavingsOverview(sum(categories.values()), categories, source)
 

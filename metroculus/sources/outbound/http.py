@@ -25,8 +25,8 @@ from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, S
 from metroculus.sources.errors import (
     AddressRefused,
     BadAnswer,
+    BreakerOpen,
     DeadlineExceeded,
-    LeftAlone,
     SourceError,
     TooLarge,
     Unreachable,
@@ -87,7 +87,7 @@ class _Health:
         if self.open_since is None:
             return
         if now - max(self.probed_at, self.open_since) < PROBE_SECONDS:
-            raise LeftAlone("the source failed repeatedly and is left alone for some seconds")
+            raise BreakerOpen("the source failed repeatedly and is left alone for some seconds")
         self.probed_at = now
 
     def record(self, succeeded: bool, late: bool = False) -> None:

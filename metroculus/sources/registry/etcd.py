@@ -64,9 +64,9 @@ class EtcdEntries:
         return None if entry is None else entry.revision
 
     def accounts(self) -> list[str]:
-        return sorted(self.marks())
+        return sorted(self.entry_versions())
 
-    def marks(self) -> dict[str, int]:
+    def entry_versions(self) -> dict[str, int]:
         keys = self._asked(lambda client: [about for _, about in client.get_prefix(PREFIX, keys_only=True)])
         return {about.key.decode()[len(PREFIX) :]: about.mod_revision for about in keys}
 

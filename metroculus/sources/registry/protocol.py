@@ -132,8 +132,8 @@ class Entries(Protocol):
         """Every account with an entry, in order, without reading the entries."""
         ...
 
-    def marks(self) -> dict[str, int]:
-        """Every account with an entry, and a number that changes whenever its entry does; the entries are not read."""
+    def entry_versions(self) -> dict[str, int]:
+        """Every account with an entry, with a number that changes whenever the entry does; entries are not read."""
         ...
 
     def create(self, entry: StoredEntry) -> bool:
@@ -266,9 +266,9 @@ class SourceRegistry:
         """Every account with an entry."""
         return await asyncio.to_thread(self.entries.accounts)
 
-    async def marks(self) -> dict[str, int]:
+    async def entry_versions(self) -> dict[str, int]:
         """Every account with an entry, and a number that changes whenever its entry does."""
-        return await asyncio.to_thread(self.entries.marks)
+        return await asyncio.to_thread(self.entries.entry_versions)
 
     async def put(self, account: str, flavour: str, url: str, credentials: Credentials) -> SourceEntry:
         """Write an entry under a new revision."""

@@ -77,9 +77,9 @@ class SqliteEntries:
         return None if row is None else int(row[0])
 
     def accounts(self) -> list[str]:
-        return sorted(self.marks())
+        return sorted(self.entry_versions())
 
-    def marks(self) -> dict[str, int]:
+    def entry_versions(self) -> dict[str, int]:
         with self._opened() as database:
             return dict(database.execute("SELECT cloud_account_id, revision FROM kubecost_sources").fetchall())
 
@@ -109,8 +109,8 @@ class SqliteEntries:
 
     def wait_for_change(self, seconds: float) -> None:
         """A file tells nobody of its changes: it is looked at some times a second."""
-        ends, before = time.monotonic() + seconds, self.marks()
-        while not self._closed and time.monotonic() < ends and self.marks() == before:
+        ends, before = time.monotonic() + seconds, self.entry_versions()
+        while not self._closed and time.monotonic() < ends and self.entry_versions() == before:
             time.sleep(min(POLL_SECONDS, max(0.0, ends - time.monotonic())))
 
 

@@ -88,13 +88,13 @@ class ClustersController:
         self._answers = answers
 
     @contextmanager
-    def _changing(self, cluster: Cluster, was_there: bool = True) -> Iterator[None]:
+    def _changing(self, cluster: Cluster, existed: bool = True) -> Iterator[None]:
         """What is remembered of a cluster is over, also where the change failed: some of it may have come through."""
         try:
             yield
         finally:
             self._gate.forget(cluster.id)
-            self._answers.forget(cluster.id, was_there)
+            self._answers.forget(cluster.id, existed)
 
     async def link(self, organization_id: str, body: LinkBody, request_id: str) -> LinkedCluster:
         """Link a cluster, or finish a link of that name that got half way.
@@ -106,13 +106,13 @@ class ClustersController:
         if body.flavour != "push" and not body.url:
             raise ApiError(MISSING, "url is required for this flavour", ["url"])
         cluster = await self._unfinished(organization_id, name)
-        was_there = cluster is not None
+        existed = cluster is not None
         if cluster is None:
             cluster = await self._directory(
                 lambda directory: directory.create_cluster(organization_id, name, body.flavour, body.url)
             )
         source = _source(body.flavour, body.url, body)
-        with self._changing(cluster, was_there):
+        with self._changing(cluster, existed):
             try:
                 await self._write(cluster, source, request_id)
             except (ApiError, InvalidRequest):

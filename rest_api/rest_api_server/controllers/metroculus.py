@@ -22,7 +22,7 @@ from optscale_client.metroculus_client import (
     Validator,
 )
 from rest_api.rest_api_server.directory.model import Cluster
-from rest_api.rest_api_server.kept import VALIDITY, spoil
+from rest_api.rest_api_server.kept import VALIDITY, forbid_keeping
 
 THREADS = 128
 CALLS_OF_A_CLUSTER = 4
@@ -75,21 +75,21 @@ class MetroculusPool:
             _, body = await self._ask(about, called if validator is None else partial(called, validator=validator))
             answer = msgspec.convert(body, shape)
         except MetroculusError:
-            spoil()
+            forbid_keeping()
             raise
         except msgspec.ValidationError as problem:
             self.seen = "failing"
-            spoil()
+            forbid_keeping()
             raise ServiceUnavailable("Metroculus answered with something else", status=502) from problem
         if validator is not None and validity is not None:
             validity.add(
-                asked_at, validator.age, validator.fresh_for, partial(self._still, about, called, validator.etag)
+                asked_at, validator.age, validator.fresh_for, partial(self._revalidate, about, called, validator.etag)
             )
         else:
-            spoil()
+            forbid_keeping()
         return answer
 
-    async def _still(self, about: About, called: Method, etag: str | None) -> tuple[bool, float, float]:
+    async def _revalidate(self, about: About, called: Method, etag: str | None) -> tuple[bool, float, float]:
         """Whether the answer to a call is what it was; its age, and for how long it is fresh (seconds)."""
         validator = Validator(etag)  # a new one: what the call learns now is of what may be another answer
         status, _ = await self._ask(about, partial(called, request_id=uuid4().hex, validator=validator))

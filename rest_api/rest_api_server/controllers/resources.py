@@ -18,7 +18,7 @@ from rest_api.rest_api_server.answers import MetadataState
 from rest_api.rest_api_server.auth import Gate
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.directory.model import Cluster, DirectoryError, Resources
-from rest_api.rest_api_server.kept import apart, limit, spoil
+from rest_api.rest_api_server.kept import forbid_keeping, limit, without_validity
 
 log = logging.getLogger("resources")
 
@@ -60,13 +60,13 @@ class ResourcesController:
         status: Literal["ok", "no_data", "unavailable", "not_configured"] = "ok"
         if kept is None:
             try:
-                with apart():
+                with without_validity():
                     kept = await self.refresh(cluster, request_id)
             except NoSourceConfigured:
                 status = "not_configured"
             except MetroculusError:
                 status = "unavailable"
-                spoil()
+                forbid_keeping()
         if kept is None:
             return ClusterResources(), MetadataState(status, None, None)
         age = max(0, int(self._clock()) - kept.fetched_at)

@@ -15,7 +15,7 @@ from tools.tornado_service.application import ServiceHandler
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import Operation
 from tools.tornado_service.params import WindowQuery, resolve_window
-from tools.tornado_service.ready import Asked, ReadyAnswer
+from tools.tornado_service.ready import KnownRequest, ReadyAnswer
 from tools.tornado_service.slowdown import Slowdown
 from tools.window import Window
 
@@ -116,7 +116,7 @@ class KeptHandler(MetroculusHandler):
         return await self.cache.answer(query.cloud_account_id, *anew(0.0), self.deadline(), anew)
 
     @classmethod
-    def ready(cls, asked: Asked) -> ReadyAnswer | None:
+    def ready(cls, asked: KnownRequest) -> ReadyAnswer | None:
         target, parts = asked.target, asked.target.parts
         offered = asked.headers.get_list("Secret")
         if len(offered) != 1 or not parts["secret"].accepts(offered[0].encode("latin-1", "replace")):
