@@ -525,7 +525,7 @@ class _Hours:
         return HoursRead(found, missing, sets.failure, sets.silent, sets.silent)
 
     async def _told_by(self, source: CostSource) -> tuple[HourSets, Mapping[int, AssetsReading]]:
-        """What the first source says, piece by piece; one that it does not answer ends that, and what it said is kept.
+        """What the first source says, piece by piece, until it does not answer; what it said before is kept.
 
         Raises:
             SourceError: of the first piece.
@@ -540,8 +540,7 @@ class _Hours:
             except SILENCE as failure:
                 if first == self._start:
                     raise
-                rest = {hour: str(failure) for hour, _ in split(first, self._end, HOUR)}
-                return replace(sets, missing={**sets.missing, **rest}, failure=str(failure), silent=True), assets
+                told, kinds = HourSets({}, {}, str(failure), silent=True), {}
             sets = HourSets(
                 {**sets.hours, **told.hours},
                 {**sets.missing, **told.missing},
@@ -549,6 +548,10 @@ class _Hours:
                 sets.silent or told.silent,
             )
             assets |= kinds
+            if sets.silent:
+                unread = (hour for hour, _ in split(first, self._end, HOUR) if hour not in sets.hours)
+                missing = {**dict.fromkeys(unread, sets.failure or NOTHING_KNOWN), **sets.missing}
+                return replace(sets, missing=missing), assets
         return sets, assets
 
     @property

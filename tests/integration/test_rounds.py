@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from tornado.web import Application, RequestHandler
 
 from metroculus.config import WorkerConfig
 from metroculus.metroculus_worker import worker as rounds
@@ -209,6 +210,29 @@ def test_an_upstream_that_is_slow_is_found_the_size_that_it_can_answer(
         if kept[-1] >= STORED:
             break
     assert kept[-1] >= STORED, kept
+
+
+def test_metrics_that_do_not_answer_are_asked_for_no_further_hours(stack: Stack) -> None:
+    asked: list[str] = []
+
+    class Silent(RequestHandler):
+        async def post(self) -> None:
+            asked.append(self.request.path)
+            self.hung_up = asyncio.Event()
+            await self.hung_up.wait()
+
+        get = post
+
+        def on_connection_close(self) -> None:
+            self.hung_up.set()
+
+    many = Many(stack, healthy=0, thanos_query_url=stack.serve(Application([(".*", Silent)])))
+    stack.thread.run(many.running.metroculus.dependencies.registry.put(account(1), "push", "", Credentials()))
+    many.worker.extractor._hours_a_call[account(1)] = 1
+    began = time.monotonic()
+    many.round()
+    assert many.worker.silent == {account(1)} and asked
+    assert time.monotonic() - began < 6 * SECONDS, "and not a deadline for each of the day's hours"
 
 
 def test_the_newest_hour_goes_before_a_back_fill(stack: Stack) -> None:
