@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from apscheduler.triggers.cron import CronTrigger
 
@@ -31,6 +32,10 @@ from tools.settings import (
 )
 from tools.tornado_service.access import SERVING_SETTINGS, Access, access_of, tls_of
 from tools.tornado_service.params import Uuid
+
+Role = Literal["extractor", "aggregator"]
+WORKER_ROLES: tuple[Role, ...] = ("extractor", "aggregator")
+"""What a worker may do."""
 
 
 def _url(text: str) -> str:
@@ -72,6 +77,19 @@ def _cron(text: str) -> str:
     return text
 
 
+def _queue(text: str) -> str:
+    if urlsplit(text).scheme not in ("amqp", "amqps") or not urlsplit(text).hostname:
+        raise ValueError("must be amqp://user:password@host:port/vhost, or amqps://")
+    return text
+
+
+def _roles(text: str) -> tuple[Role, ...]:
+    wanted = listed(text)
+    if not wanted or not set(wanted) <= set(WORKER_ROLES):
+        raise ValueError(f"must be of {', '.join(WORKER_ROLES)}")
+    return tuple(role for role in WORKER_ROLES if role in wanted)
+
+
 @dataclass(frozen=True)
 class WorkerConfig:
     """Settings of the worker alone."""
@@ -95,6 +113,18 @@ class WorkerConfig:
         Setting("RETENTION_DAYS", "Days of history that are kept, in whole months.", count, 400)
     )
     parallel: int = declared(Setting("EXTRACT_PARALLEL", "Clusters that are extracted side by side.", count, 8))
+    queue_url: str | None = declared(
+        Setting(
+            "QUEUE_URL",
+            "RabbitMQ for several workers, amqp://user:password@host:port/vhost; without it one does all the work.",
+            _queue,
+            secret=True,
+            etcd="/queue/url",
+        )
+    )
+    roles: tuple[Role, ...] = declared(
+        Setting("WORKER_ROLE", "What a worker does: extractor, aggregator, or both by commas.", _roles, WORKER_ROLES)
+    )
     locks: str = declared(
         Setting(
             "WORKER_LOCKS",

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from metroculus.config import SETTINGS, MetroculusConfig, WorkerConfig, config_of
+from metroculus.config import SETTINGS, WORKER_ROLES, MetroculusConfig, WorkerConfig, config_of
 from metroculus.dependencies import make_dependencies, open_registry
 from metroculus.metroculus_api.server import make_app
 from metroculus.metroculus_worker.etcd_owners import EtcdOwners
@@ -128,10 +128,17 @@ async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None, with_worker:
 
 
 @main.command()
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    type=click.Choice(WORKER_ROLES),
+    help="Only this work; may stand several times. The same as WORKER_ROLE.",
+)
 @setting_options((*SETTINGS, CONFIG_URL))
-def worker(**flags: Any) -> None:
+def worker(roles: tuple[str, ...], **flags: Any) -> None:
     """Keep history: extract every hour, read it again as bills arrive, sum up, clean."""
-    config, etcd = configured(flags)
+    config, etcd = configured(flags | ({"worker_role": ",".join(roles)} if roles else {}))
     with one_line_errors():
         asyncio.run(work(config, owners_of(config, etcd)))
 

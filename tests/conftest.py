@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import pika
 import pytest
 import requests
 from hypothesis import HealthCheck, settings
@@ -65,9 +69,12 @@ def missing(how: str) -> NoReturn:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port for a server, which may be stopped and started again: no connection is ever given it in between."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass
@@ -203,6 +210,80 @@ def etcd(tmp_path: Path) -> Iterator[Etcd]:
 @pytest.fixture(scope="module")
 def etcd_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
     yield from _etcd(tmp_path_factory.mktemp("etcd"))
+
+
+RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+"""The one in the path changes its user."""
+
+
+class Rabbit:
+    """A RabbitMQ of the tests' own; it can be stopped and started again on its own port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._ports = {"RABBITMQ_DIST_PORT": free_port(), "ERL_EPMD_PORT": free_port()}
+        self.process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "plugins").write_text("[].")
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
+
+    def start(self) -> None:
+        at = {f"RABBITMQ_{name}": str(self.folder / name.lower()) for name in ("MNESIA_BASE", "LOG_BASE", "PID_FILE")}
+        environment = {
+            **os.environ,
+            **at,
+            **{name: str(port) for name, port in self._ports.items()},
+            "HOME": str(self.folder),
+            "RABBITMQ_NODENAME": f"tests{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_CRASH_DUMP_SECONDS": "0",
+        }
+        with (self.folder / "output").open("ab") as output:
+            self.process = subprocess.Popen([RABBITMQ], env=environment, stdout=output, stderr=output)
+        end = time.monotonic() + 60
+        while not self._answers():
+            assert self.process.poll() is None, (self.folder / "output").read_text()[-2000:]
+            assert time.monotonic() < end, "RabbitMQ did not become ready"
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        """Its port is open before it knows its users: it greets whoever speaks its protocol when it is there."""
+        try:
+            pika.BlockingConnection(pika.URLParameters(self.url)).close()
+        except (pika.exceptions.AMQPError, OSError):
+            return False
+        return True
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(60)
+            self.process = None
+
+    def end(self) -> None:
+        """The part of Erlang that outlives it, too."""
+        self.stop()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if f"ERL_EPMD_PORT={self._ports['ERL_EPMD_PORT']}".encode() in (process / "environ").read_bytes():
+                    os.kill(int(process.name), signal.SIGTERM)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rabbit]:
+    need(RABBITMQ, package="rabbitmq-server")
+    server = Rabbit(tmp_path_factory.mktemp("rabbitmq"))
+    server.start()
+    yield server
+    server.end()
 
 
 @pytest.fixture(scope="session")

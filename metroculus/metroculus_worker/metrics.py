@@ -86,6 +86,15 @@ class WorkerMetrics:
             registry=registry,
         )
         self.store_bytes = gauge("store_bytes", "Size of the store on disk")
+        self._waiting = gauge("queue_messages", "Tasks that wait in a queue", "queue")
+        self._dead = gauge("queue_dead_letters", "Tasks that failed by a defect, again and again", "queue")
+        self.makes_rounds = gauge("worker_makes_rounds", "1 on the one worker that makes the rounds")
+
+    def queued(self, counts: Mapping[str, tuple[int, int]]) -> None:
+        """Messages that wait and dead letters, by queue."""
+        for queue, (waiting, dead) in counts.items():
+            self._waiting.labels(queue).set(waiting)
+            self._dead.labels(queue).set(dead)
 
     def called(self, upstream: str, succeeded: bool, seconds: float) -> None:
         self._upstream.labels(upstream.removeprefix("the "), "ok" if succeeded else "failed").observe(seconds)

@@ -23,10 +23,10 @@ class Owned(Protocol):
 
 
 class Owners(Protocol):
-    """Hands out clusters; blocks briefly."""
+    """Hands out clusters, and other things that one worker at a time has; blocks briefly."""
 
-    def own(self, account: str, highest_fence: Callable[[], int]) -> Owned | None:
-        """The cluster, or None where another worker has it.
+    def own(self, name: str, highest_fence: Callable[[], int]) -> Owned | None:
+        """What is called so, or None where another worker has it.
 
         Raises:
             OSError: the lock cannot be used.
@@ -42,11 +42,11 @@ class FileOwners:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def own(self, account: str, highest_fence: Callable[[], int]) -> Owned | None:
-        if not re.fullmatch(r"[0-9a-f-]{36}", account):
-            raise ValueError("an account is a UUID")
+    def own(self, name: str, highest_fence: Callable[[], int]) -> Owned | None:
+        if not re.fullmatch(r"[0-9a-z-]+(\.[a-z]+)?", name):
+            raise ValueError("a name that is owned is an account's, and of which part of it")
         self._folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._folder / f"{account}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self._folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             last = int(os.pread(descriptor, 20, 0) or b"0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from functools import partial
@@ -16,11 +16,16 @@ from apscheduler.triggers.cron import CronTrigger
 from tornado.web import Application
 
 from metroculus.codes import CODES
-from metroculus.config import MetroculusConfig, WorkerConfig
+from metroculus.config import WORKER_ROLES, MetroculusConfig, WorkerConfig
 from metroculus.dependencies import Dependencies
 from metroculus.metroculus_worker.metrics import WorkerMetrics
-from metroculus.metroculus_worker.ownership import FileOwners, Owners
+from metroculus.metroculus_worker.ownership import FileOwners, Owned, Owners
+from metroculus.metroculus_worker.queue import QueueError, TaskQueue
+from metroculus.metroculus_worker.tasks import Done
 from metroculus.metroculus_worker.worker import Worker
+from metroculus.metroculus_worker.works import InProcess, Works
+from metroculus.storage.engine import StoreError
+from metroculus.storage.store import Store
 from tools.tornado_service.application import make_application
 from tools.tornado_service.service import Service
 from tools.version import VERSION
@@ -32,43 +37,117 @@ SAVINGS_SECONDS = 3600
 """Between two looks at which clusters' savings of the last day are not stored yet."""
 DUE_SECONDS = 2
 """Between two looks at whether anything is due, which ask nobody."""
-
+LEAD_SECONDS = 5
+"""Between two tries to be the worker that makes the rounds."""
+COUNT_SECONDS = 15
+ROUNDS = "rounds"
+"""What the worker that makes the rounds owns."""
 
 Round = Callable[[], Coroutine[Any, Any, Any]]
 
 
 @dataclass
 class WorkerService:
-    """A wired worker; ``start`` begins its rounds, ``stop`` lets what is being written be written."""
+    """A wired worker; ``start`` begins its rounds, ``stop`` lets what is being written be written.
+
+    With a queue the rounds are made by whichever worker leads, and every worker takes work.
+    """
 
     application: Application
     service: Service
     worker: Worker
     config: WorkerConfig
+    metrics: WorkerMetrics
+    owners: Owners
+    store: Store
+    queue: TaskQueue | None = None
     scheduler: AsyncIOScheduler = field(default_factory=lambda: AsyncIOScheduler(timezone=UTC))
+    queue_failure: str | None = None
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    _repeated: list[asyncio.Task[Any]] = field(default_factory=list)
 
     def start(self) -> None:
         """Catch up at once, then keep to the schedules; call on the loop."""
-        rounds: dict[str, tuple[Callable[[], Coroutine[Any, Any, Any]], str]] = {
-            "extract": (self.worker.extract_all, self.config.extract_schedule),
-            "assets": (self.worker.assets_all, self.config.assets_schedule),
-            "aggregate": (self.worker.aggregate_all, self.config.aggregate_schedule),
-            "clean": (self.worker.clean, self.config.cleanup_schedule),
-        }
-        for name, (run, cron) in rounds.items():
-            self._add(name, run, CronTrigger.from_crontab(cron, timezone=UTC))
-        for run, seconds in (
-            (self.extract, DUE_SECONDS),
-            (self.worker.savings_all, SAVINGS_SECONDS),
-            (self.worker.work_off, JOBS_SECONDS),
-        ):
-            self._launch(partial(self._repeat, run, seconds))
         self.scheduler.start()
-        for name in ("extract", "assets", "aggregate"):
-            self._launch(rounds[name][0])
+        if self.queue is None:
+            self._begin_rounds(self.config.roles)
+        else:
+            self._launch(partial(self.queue.open, self.config.roles, self.worker.works.do))
+            self._launch(self._lead)
 
-    def _add(self, name: str, run: Callable[[], Coroutine[Any, Any, Any]], trigger: Any) -> None:
+    def _begin_rounds(self, roles: Sequence[str]) -> None:
+        """Make the rounds of these roles."""
+        self.metrics.makes_rounds.set(1)
+        extracts, aggregates = "extractor" in roles, "aggregator" in roles
+        worker, config = self.worker, self.config
+        at_once: list[Round] = []
+        for wanted, name, run, cron, begins in (
+            (extracts, "extract", worker.extract_all, config.extract_schedule, True),
+            (extracts, "assets", worker.assets_all, config.assets_schedule, True),
+            (aggregates, "aggregate", worker.aggregate_all, config.aggregate_schedule, True),
+            (aggregates, "clean", worker.clean, config.cleanup_schedule, False),
+        ):
+            if wanted:
+                self._add(name, run, CronTrigger.from_crontab(cron, timezone=UTC))
+                at_once += [run] if begins else []
+        if extracts:
+            for run, seconds in (
+                (self.extract, DUE_SECONDS),
+                (worker.savings_all, SAVINGS_SECONDS),
+                (worker.work_off, JOBS_SECONDS),
+            ):
+                self._repeated.append(self._launch(partial(self._repeat, run, seconds)))
+        if self.queue is not None:
+            self._repeated.append(self._launch(partial(self._repeat, self._count_messages, COUNT_SECONDS)))
+        for run in at_once:
+            self._launch(run)
+
+    async def _lead(self) -> None:
+        """Make the rounds while no other worker does."""
+        owned: Owned | None = None
+        try:
+            while True:
+                if owned is not None and not owned.still():
+                    log.warning("another worker may make the rounds now")
+                    owned = None
+                    await self._end_rounds()
+                if owned is None:
+                    try:
+                        owned = await self.store.run(self.owners.own, ROUNDS, self.store.highest_fence)
+                    except (OSError, StoreError) as failure:
+                        log.warning("who makes the rounds cannot be asked: %s", failure)
+                    if owned is not None:
+                        log.info("this worker makes the rounds")
+                        self.worker.forget_all()
+                        await self._queue().lead()
+                        self._begin_rounds(WORKER_ROLES)
+                await asyncio.sleep(LEAD_SECONDS)
+        finally:
+            if owned is not None:
+                await asyncio.to_thread(owned.release)
+
+    async def _end_rounds(self) -> None:
+        self.metrics.makes_rounds.set(0)
+        for repeated in self._repeated:
+            repeated.cancel()
+        self._repeated.clear()
+        self.scheduler.remove_all_jobs()
+        await self._queue().follow()
+        self.worker.forget_all()
+
+    def _queue(self) -> TaskQueue:
+        assert self.queue is not None
+        return self.queue
+
+    async def _count_messages(self) -> None:
+        try:
+            self.metrics.queued(await self._queue().counts())
+            self.queue_failure = None
+        except QueueError as failure:
+            self.queue_failure = str(failure)
+            log.warning("%s", failure)
+
+    def _add(self, name: str, run: Round, trigger: Any) -> None:
         """A round that is late is run once, and a long one does not hold up the next of other clusters."""
 
         async def fire() -> None:
@@ -84,10 +163,11 @@ class WorkerService:
             self._launch(run)
             await asyncio.sleep(seconds)
 
-    def _launch(self, run: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    def _launch(self, run: Round) -> asyncio.Task[Any]:
         task = asyncio.create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -107,7 +187,9 @@ class WorkerService:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.worker.close()
+        if self.queue is not None:
+            await self.queue.close()
+        self.worker.works.close()
 
 
 def make_worker(
@@ -123,7 +205,9 @@ def make_worker(
     """
     if dependencies.store is None:
         raise ValueError("a worker needs a store")
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)  # a line a second says nothing
+    # A line a second, ten a connection, and a stack for each try while RabbitMQ is away say nothing.
+    for chatty, level in (("apscheduler", "WARNING"), ("dramatiq", "WARNING"), ("pika", "CRITICAL")):
+        logging.getLogger(chatty).setLevel(level)
     if dependencies.accounts.one_cluster:
         log.warning("KUBECOST_ACCOUNT_ID is not set: history is kept only of accounts that were back-filled")
     settings = config.worker
@@ -131,6 +215,8 @@ def make_worker(
 
     def ready() -> dict[str, str]:
         states = {"store": "ok" if store.failed is None else "failing"}
+        if queue is not None:
+            states["queue"] = "ok" if running.queue_failure is None else "failing"
         for account in sorted({*worker.states, *worker.failing}):
             state = worker.states.get(account)
             lagging = state is None or state.gaps > 0
@@ -144,14 +230,25 @@ def make_worker(
     service = Service("metroculus-worker", VERSION, CODES, ready, clock=clock)
     metrics = WorkerMetrics(service.registry, clock)
     dependencies.http.observers.append(metrics.called)
-    worker = Worker(
+    owners = owners or FileOwners(config.data_dir / "locks")
+
+    def took(done: Done) -> None:
+        worker.took(done)
+
+    queue = TaskQueue(settings.queue_url, settings.parallel, took) if settings.queue_url is not None else None
+    works = Works(
         store,
         dependencies.accounts,
-        owners or FileOwners(config.data_dir / "locks"),
+        owners,
         metrics,
         clock,
         config.kubecost_timeout,
         settings.retention_days,
         settings.parallel,
+        took if queue is None else queue.tell,
+        keeps=queue is None,
     )
-    return WorkerService(make_application(service, []), service, worker, settings)
+    hands = InProcess(works) if queue is None else queue
+    worker = Worker(store, dependencies.accounts, hands, works, metrics, clock)
+    running = WorkerService(make_application(service, []), service, worker, settings, metrics, owners, store, queue)
+    return running

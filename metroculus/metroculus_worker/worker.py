@@ -1,115 +1,91 @@
-"""The worker's rounds: extract, fill assets, sum up, clean, and do the back-fills that were asked for."""
+"""The worker's rounds: what is due of which cluster goes to whoever does the work; what became of it is remembered."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from msgspec.structs import replace
-
-from metroculus.metroculus_worker.backfill import Progress, Report, backfill, bounds
-from metroculus.metroculus_worker.daily import extract_assets, extract_savings, settled_day
-from metroculus.metroculus_worker.extract import Extractor, LostOwnership, Outcome, RepairOrder
-from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics, freshness
-from metroculus.metroculus_worker.ownership import Owned, Owners
-from metroculus.metroculus_worker.plan import (
-    CLOSED_AFTER_SECONDS,
-    Stretch,
-    day_of,
-    due,
-    last_complete_hour,
-    next_due,
-)
+from metroculus.metroculus_worker.backfill import Progress, Report
+from metroculus.metroculus_worker.daily import settled_day
+from metroculus.metroculus_worker.extract import RepairOrder
+from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics
+from metroculus.metroculus_worker.plan import CLOSED_AFTER_SECONDS
+from metroculus.metroculus_worker.tasks import Done, Hands, Task
+from metroculus.metroculus_worker.works import Works
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.errors import EntryUnreadable, NoSource, RegistryError, SourceError
+from metroculus.sources.errors import RegistryError
 from metroculus.storage.engine import StoreError
-from metroculus.storage.jobs import Backfill, State
 from metroculus.storage.store import Store
 from tools.window import DAY, HOUR
 
 log = logging.getLogger("worker")
 
-FAILURES = (SourceError, NoSource, StoreError, RegistryError, LostOwnership, OSError)
-"""What may fail of one cluster and leaves the others whole."""
-
-ROUND_SECONDS = 300.0
-"""What one cluster may take of a round; the rest of what is due is read in the next one."""
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 60, 300
 """The pause after a source did not answer; it doubles each time, up to the last."""
 LIST_SECONDS = 60
 """Between two looks at which clusters there are: one that was linked is seen so soon."""
 STORE_RETRY_SECONDS = 5
 """After the store or the registry failed, a cluster is tried again so soon."""
-CANCELLED_SECONDS = 2.0
-"""Between two looks at whether a back-fill was cancelled."""
-BACKFILLS_SHARE = 2
-"""Back-fills and what is done daily have places of their own, half as many: one may take days."""
-SILENT_SHARE = 4
-"""Clusters whose source did not answer the last time have this part of the places, so that they hold up nobody else."""
-
-
-class NotOurs(Exception):
-    """Another worker owns the cluster."""
+SUMMED_AGAIN_SECONDS = CLOSED_AFTER_SECONDS + 2 * DAY
+"""Hours that are younger are looked at for changes."""
 
 
 class Worker:
     """Rounds over all clusters, each cluster by itself.
 
-    The worker keeps in memory when each cluster is due next, so that a round reads only the clusters that are. Only the
-    owner of a cluster changes what is stored of it, so the memory stays right; a cluster that is newly owned is due.
+    The rounds keep in memory when each cluster is due next, so that a round gives out only the clusters that are. A
+    cluster of which nothing is known is due.
 
     Args:
-        parallel: clusters that are worked on side by side.
+        hands: who does the work, and calls ``took`` with what became of it.
+        works: the work that is done by this process itself.
     """
 
     def __init__(
         self,
         store: Store,
         accounts: Accounts,
-        owners: Owners,
+        hands: Hands,
+        works: Works,
         metrics: WorkerMetrics,
         clock: Callable[[], float],
-        seconds_a_call: float,
-        retention_days: int,
-        parallel: int,
     ) -> None:
         self._store = store
         self._accounts = accounts
-        self._owners = owners
+        self._hands = hands
         self._metrics = metrics
         self._clock = clock
-        self._seconds_a_call = seconds_a_call
-        self._retention_days = retention_days
-        self._places = asyncio.Semaphore(parallel)
-        self._places_of_backfills = asyncio.Semaphore(max(1, parallel // BACKFILLS_SHARE))
-        self._places_of_silent = asyncio.Semaphore(max(1, parallel // SILENT_SHARE))
-        self._without_assets: set[str] = set()
-        self._savings_day: dict[str, int] = {}
-        """The last day of which savings are stored."""
-        self._shifts: dict[str, int] = {}
+        self.works = works
         self._entry_versions: dict[str, int] = {}
         """By cluster, a number that changes whenever its source entry changes."""
-        self._extracted_version: dict[str, int | None] = {}
-        """By cluster, the version of the entry that its last round used."""
-        self._on_rounds = False
         self._listed: list[str] = []
         self._list_at = 0
         """When to ask again which clusters there are."""
-        self._due_at: dict[str, int] = {}
-        self._silences_in_a_row: Counter[str] = Counter()
-        self._summed_up: dict[str, int] = {}
-        """Which version of a cluster's hours its summaries were last made of."""
-        self._busy: dict[str, asyncio.Lock] = {}
-        self._owned: dict[str, Owned] = {}
-        self.extractor = Extractor(store, accounts, clock, seconds_a_call)
         self.states: dict[str, Freshness] = {}
         self.failing: dict[str, str] = {}
         self.silent: set[str] = set()
         """Clusters whose source did not answer the last time."""
+        self._sum_up_everything = False
+        self.forget_all()
+
+    def forget_all(self) -> None:
+        """Begin anew: everything is due."""
+        for account in list(self.states):
+            self._metrics.forget(account)
+        for known in (self.states, self.failing, self.silent, self._listed):
+            known.clear()
+        self._list_at = 0
+        self._due_at: dict[str, int] = {}
+        self._silences_in_a_row: Counter[str] = Counter()
+        self._shifts: dict[str, int] = {}
+        self._extracted_version: dict[str, int | None] = {}
+        """By cluster, the version of the entry that its last round used."""
+        self._without_assets: set[str] = set()
+        self._savings_day: dict[str, int] = {}
+        """The last day of which savings are stored."""
+        self._summed_up: dict[str, int | None] = {}
+        """Which version of a cluster's hours its summaries were last made of."""
 
     async def extract_all(self) -> int:
         """One round over the clusters of which anything is due.
@@ -117,7 +93,7 @@ class Worker:
         Returns:
             the moment at which the next round has something to do.
         """
-        self._on_rounds, now = True, int(self._clock())
+        now = int(self._clock())
         self._list_at = now + STORE_RETRY_SECONDS
         known = await self._known()
         if known is None:
@@ -126,8 +102,20 @@ class Worker:
         for account in self._lacking(known):
             if self._entry_versions.get(account) != self._extracted_version[account]:
                 self._due_at[account] = 0
-        await self._each([a for a in known if self._is_due(a) and not self._lock(a).locked()], self._extract)
+        await self._give(self._extraction(account) for account in known if self._may_extract(account))
         return max(int(now) + 1, min((self._due_at.get(account, now) for account in known), default=now + HOUR))
+
+    def _extraction(self, account: str) -> Task:
+        version = self._entry_versions.get(account)
+        return Task(
+            kind="extract",
+            account=account,
+            version=version,
+            # Gaps that another source left do not count.
+            patience=self._extracted_version.get(account, version) == version,
+            silent=account in self.silent,
+            shift=self._shifts.get(account, 0),
+        )
 
     def _lacking(self, known: Sequence[str]) -> list[str]:
         """The clusters that a change of their source entry may help: they lack hours, fail, or do not answer."""
@@ -141,11 +129,10 @@ class Worker:
         """
         if not self._list_at - LIST_SECONDS <= self._clock() < self._list_at:
             return True
-        return any(self._is_due(account) and not self._lock(account).locked() for account in self._listed)
+        return any(self._may_extract(account) for account in self._listed)
 
-    def now(self) -> int:
-        """Unix seconds."""
-        return int(self._clock())
+    def _may_extract(self, account: str) -> bool:
+        return self._is_due(account) and not self._hands.busy("extract", account)
 
     def _is_due(self, account: str) -> bool:
         """No cluster waits longer than an hour; a later due time comes from a clock that was set back."""
@@ -154,48 +141,38 @@ class Worker:
 
     async def assets_all(self, again: bool = False) -> None:
         """The days of assets that lack or may still change; ``again`` only where the last try failed."""
-
-        async def one(account: str, owned: Owned) -> None:
-            now = int(self._clock())
-            window = (now - CLOSED_AFTER_SECONDS, now)
-            self._without_assets.add(account)
-            await extract_assets(self._store, self._accounts, account, owned, window, self._clock, self._seconds_a_call)
-            self._without_assets.discard(account)
-
         known = await self._known() or []
         wanted = [account for account in known if account in self._without_assets or not again]
-        await self._each(wanted, one, self._places_of_backfills)
+        self._without_assets.update(wanted)
+        await self._give(Task(kind="assets", account=account) for account in wanted)
 
     async def savings_all(self) -> None:
         """What could be saved as of the last day, and assets, of each cluster that they could not be had of yet."""
         if self._without_assets:
             await self.assets_all(again=True)
         day = settled_day(int(self._clock()))
-
-        async def one(account: str, owned: Owned) -> None:
-            if await extract_savings(self._store, self._accounts, account, owned, self._clock, self._seconds_a_call):
-                self._savings_day[account] = day
-
         known = await self._known() or []
         lacking = [account for account in known if self._savings_day.get(account) != day]
-        await self._each(lacking, one, self._places_of_backfills)
+        await self._give(Task(kind="savings", account=account) for account in lacking)
 
     async def aggregate_all(self, everything: bool = False) -> None:
         """Summaries of the days that are still open, where anything of them has changed, or of all that is stored."""
-
-        versions = self._store.ledger.versions
-
-        async def one(account: str, owned: Owned) -> None:
-            version = versions.of(account)
-            span = await self._store.run(self._store.ledger.span, account)
-            if span is not None:
-                first = span[0] if everything else max(span[0], span[1] - CLOSED_AFTER_SECONDS - DAY)
-                await self._store.run(self._store.summaries.rebuild, account, first, span[1], owned.writer)
-            self._summed_up[account] = version
-
+        everything = everything or self._sum_up_everything
+        since = 0 if everything else int(self._clock()) - SUMMED_AGAIN_SECONDS
+        try:
+            versions = await self._store.run(self._store.ledger.newest_sequences, since)
+        except StoreError as failure:
+            log.warning("what has changed cannot be read: %s", failure)
+            return
+        self._sum_up_everything = False
         known = await self._known() or []
-        changed = [account for account in known if everything or self._summed_up.get(account) != versions.of(account)]
-        await self._each(changed, one)
+        changed = [account for account in known if account in versions]
+        if not everything:
+            changed = [account for account in changed if self._summed_up.get(account) != versions[account]]
+        await self._give(
+            Task(kind="summaries", account=account, version=versions[account], everything=everything)
+            for account in changed
+        )
         try:
             self._metrics.store_bytes.set(await self._store.run(self._store.maintenance.bytes_on_disk))
         except StoreError as failure:
@@ -203,15 +180,9 @@ class Worker:
 
     async def clean(self) -> None:
         """Drop what is older than is kept, sweep, and sum up whatever was left out."""
-        try:
-            cleaned = await self._store.run(self._store.maintenance.clean, int(self._clock()), self._retention_days)
-        except StoreError as failure:
-            log.warning("cleaning failed: %s", failure)
-            return
-        log.info("dropped months %s, swept %d batches", list(cleaned.months), cleaned.batches)
-        if cleaned.broken:
-            log.error("%d batches have lost rows: back-fill or repair their hours", cleaned.broken)
-        await self.aggregate_all(everything=True)
+        await self._give([Task(kind="clean")])
+        if self._sum_up_everything:
+            await self.aggregate_all()
 
     async def work_off(self) -> None:
         """Do the back-fills that were asked for, those of one cluster one after the other."""
@@ -220,188 +191,79 @@ class Worker:
         except StoreError as failure:
             log.info("back-fills cannot be read: %s", failure)
             return
-        by_account: dict[str, list[Backfill]] = {}
-        for job in jobs:
-            by_account.setdefault(job.account, []).append(job)
-
-        async def one(account: str, owned: Owned) -> None:
-            for job in by_account[account]:
-                await self._do(job, owned)
-
-        free = [account for account in by_account if not self._lock(account).locked()]
-        await self._each(free, one, self._places_of_backfills)
+        accounts = dict.fromkeys(job.account for job in jobs)
+        await self._give(Task(kind="backfills", account=account) for account in accounts)
 
     async def fill(
         self, account: str, window: tuple[int, int], parallel: int, report: Report, order: RepairOrder | None = None
     ) -> Progress:
-        """Back-fill one cluster now: hours, assets, summaries.
+        """Back-fill one cluster now, in this process.
 
         Raises:
             NotOurs, StoreError, SourceError, LostOwnership
         """
-        async with self._owning(account) as owned:
-            return await self._fill(account, owned, window, parallel, report, order)
+        return await self.works.fill(account, window, parallel, report, order)
 
-    async def _fill(
-        self,
-        account: str,
-        owned: Owned,
-        window: tuple[int, int],
-        parallel: int,
-        report: Report,
-        order: RepairOrder | None,
-    ) -> Progress:
-        whole = bounds(*window, int(self._clock()))
-        newest = asyncio.Lock()
-
-        async def newest_first() -> None:
-            """What has become due of the running days goes before the past."""
-            if self._on_rounds and self._is_due(account) and not newest.locked():
-                async with newest:
-                    try:
-                        await self._extract(account, owned)
-                    except SourceError as failure:
-                        await self._failed(account, failure)
-
-        progress = await backfill(
-            self._store, self.extractor, account, owned, whole, parallel, report, order, newest_first
-        )
-        if whole[0] < whole[1]:
-            try:
-                await extract_assets(
-                    self._store, self._accounts, account, owned, whole, self._clock, self._seconds_a_call
-                )
-            except SourceError as failure:
-                log.warning("account %s: assets could not be had: %s", account, failure)
-            await self._store.run(self._store.summaries.rebuild, account, *whole, owned.writer)
-            await self._look(account, succeeded=progress.complete)
-        return progress
-
-    async def _do(self, job: Backfill, owned: Owned) -> None:
-        """One job to its end; progress is written as it goes, and whoever comes after goes on from there."""
-        why = await self._permanent_failure(job.account)
-        if why is not None:
-            sofar = (job.hours_total, job.hours_done, job.hours_missing)
-            await self._store.run(self._store.jobs.advance, job, "failed", *sofar, why)
+    def took(self, done: Done) -> None:
+        """What became of a task; call on the loop."""
+        account, kind = done.task.account, done.task.kind
+        if not done.owned:
+            self._not_ours(done)
             return
-        order = RepairOrder(job.id, "backfills", job.reason) if job.repair else None
-        latest = Progress(total=job.hours_total)
-        written = job
+        if kind == "extract":
+            self._took_extraction(done)
+        elif done.failure is not None:
+            self._failed(done)
+        elif kind == "assets":
+            self._without_assets.discard(account)
+        elif kind == "savings" and done.day is not None:
+            self._savings_day[account] = done.day
+        elif kind == "summaries":
+            self._summed_up[account] = done.task.version
+        elif kind == "clean":
+            self._sum_up_everything = True
+        if done.state is not None:
+            self.states[account] = done.state
+            self._metrics.stands(account, done.state, done.at, succeeded=done.failure is None)
 
-        def report(progress: Progress) -> None:
-            nonlocal latest
-            latest = progress
-
-        async def keep_telling() -> None:
-            nonlocal written
-            written_down = None
-            while True:
-                if latest is not written_down:
-                    written_down = latest
-                    written = await self._store.run(
-                        self._store.jobs.advance,
-                        written,
-                        "running",
-                        written_down.total,
-                        written_down.done,
-                        written_down.missing,
-                    )
-                await asyncio.sleep(0.5)
-
-        async def until_cancelled() -> None:
-            while True:
-                await asyncio.sleep(CANCELLED_SECONDS)
-                newest = await self._store.run(self._store.jobs.get, job.id)
-                if newest is not None and newest.state == "cancelled":
-                    return
-
-        filling = asyncio.create_task(
-            self._fill(job.account, owned, (job.first, job.last), job.parallel, report, order)
-        )
-        beside = [asyncio.create_task(keep_telling()), asyncio.create_task(until_cancelled())]
-        try:
-            await asyncio.wait([filling, beside[1]], return_when=asyncio.FIRST_COMPLETED)
-            if not filling.done():
-                log.info("account %s: a back-fill was cancelled", job.account)
-                return
-            done = filling.result()
-        finally:
-            for task in (filling, *beside):
-                task.cancel()
-            await asyncio.gather(filling, *beside, return_exceptions=True)
-        # A progress report that was under way may still be written with the next sequence number: take the one after.
-        written = replace(written, sequence=written.sequence + 1)
-        state: State = "done" if done.complete else "incomplete"
-        reason = job.reason if done.complete else done.last_reason
-        await self._store.run(self._store.jobs.advance, written, state, done.total, done.done, done.missing, reason)
-
-    async def _permanent_failure(self, account: str) -> str | None:
-        """Why a back-fill of a cluster can never succeed; None where it may."""
-        try:
-            sources = await self._accounts.of(account)
-        except EntryUnreadable as failure:
-            return str(failure)
-        return None if sources.any else "no cost source is configured"
-
-    async def _extract(self, account: str, owned: Owned) -> None:
-        """One cluster's round: what is due, the newest first, until its source does not answer or its time is over."""
-        now, ends = int(self._clock()), time.monotonic() + ROUND_SECONDS
-        version = self._entry_versions.get(account)
-        patience = self._extracted_version.get(account, version) == version  # gaps of another source do not count
-        if account not in self.silent:  # it would cost it a question that is larger than an hour
-            self._shifts[account] = await self.extractor.day_shift(account)
-        shift = self._shifts.get(account, 0)
-        start = day_of(now - CLOSED_AFTER_SECONDS, shift)
-        committed = await self._store.run(self._store.ledger.committed, account, start, last_complete_hour(now))
-        gaps = await self._store.run(self._store.gaps.of, account, start, last_complete_hour(now), now)
-        failures, silent, postponed = [], False, False
-        for stretch in due(start, now, committed.hours, gaps, patience, shift):
-            postponed = time.monotonic() > ends
-            if silent or postponed:
-                break
-            outcome = await self._extract_one(account, owned, stretch)
-            silent = outcome.silent
-            if outcome.failure is not None:
-                failures.append(outcome.failure)
-        self._set_silent(account, silent)
-        self._extracted_version[account] = version
-        await self._look(account, succeeded=not failures, since=now)
-        if failures:
-            raise SourceError(failures[0])
-        if postponed:
-            self._due_at[account] = now
-        self.failing.pop(account, None)
-
-    def _set_silent(self, account: str, silent: bool) -> None:
-        if silent:
-            self.silent.add(account)
+    def _took_extraction(self, done: Done) -> None:
+        account = done.task.account
+        if done.state is not None:  # it came to its end, whatever the source did
+            if done.silent:
+                self.silent.add(account)
+            else:
+                self.silent.discard(account)
+                self._silences_in_a_row.pop(account, None)
+            if done.task.version is not None:
+                self._extracted_version[account] = done.task.version
+        if done.shift is not None:
+            self._shifts[account] = done.shift
+        if done.due_at is not None:
+            self._due_at[account] = done.due_at
+        if done.failure is not None:
+            self._failed(done)
         else:
-            self.silent.discard(account)
-            self._silences_in_a_row.pop(account, None)
+            self.failing.pop(account, None)
 
-    async def _extract_one(self, account: str, owned: Owned, stretch: Stretch) -> Outcome:
-        began = time.monotonic()
-        outcome = await self.extractor.extract(account, owned, stretch)
-        self._metrics.extracted(account, outcome, time.monotonic() - began)
-        return outcome
+    def _failed(self, done: Done) -> None:
+        account, now = done.task.account, int(self._clock())
+        self._metrics.failed(account)
+        if done.task.kind == "clean":
+            return
+        self.failing[account] = done.failure or ""
+        if account in self.silent and not done.ours:
+            pause = FIRST_PAUSE_SECONDS << min(self._silences_in_a_row[account], 8)
+            self._silences_in_a_row[account] += 1
+            self._due_at[account] = now + min(pause, LAST_PAUSE_SECONDS)
+        elif done.ours:
+            self._due_at[account] = now + STORE_RETRY_SECONDS
+        else:
+            self._due_at[account] = min(max(self._due_at.get(account, now), now + 1), now + FIRST_PAUSE_SECONDS)
 
-    async def _look(self, account: str, succeeded: bool, since: int | None = None) -> None:
-        """How the cluster's open days stand now, and when something of them is due next.
-
-        Args:
-            since: the start of the round. What became due after it is still to be done.
-        """
-        now, shift = int(self._clock()), self._shifts.get(account, 0)
-        start, end = day_of(now - CLOSED_AFTER_SECONDS, shift), last_complete_hour(now)
-        committed = await self._store.run(self._store.ledger.committed, account, start, end)
-        asked = await self._store.run(self._store.gaps.of, account, start, end, now)
-        self._due_at[account] = next_due(start, now if since is None else since, now, committed.hours, asked, shift)
-        open_since = end - CLOSED_AFTER_SECONDS
-        hours = {hour: marker for hour, marker in committed.hours.items() if hour >= open_since}
-        tried = {hour: gap for hour, gap in asked.items() if hour >= open_since}
-        state = freshness(hours, tried, len(committed.passed_over), end)
-        self.states[account] = state
-        self._metrics.stands(account, state, now, succeeded)
+    def _not_ours(self, done: Done) -> None:
+        if done.task.kind == "extract":
+            self._forget(done.task.account)
+            self._due_at[done.task.account] = int(self._clock()) + FIRST_PAUSE_SECONDS
 
     async def _known(self) -> list[str] | None:
         """The clusters that there are, None where nobody can say; those that are gone are let go."""
@@ -413,18 +275,24 @@ class Worker:
         except (RegistryError, StoreError) as failure:
             log.warning("the clusters cannot be read: %s", failure)
             return None
-        there = set(known)
-        told_of = {*self._owned, *self.states, *self.failing, *self.silent} - there
-        for account in [one for one in sorted(told_of) if not self._lock(one).locked()]:
-            await self._let_go(account)
-            self._forget(account)
+        await self._drop(self._gone(set(known)))
         return known
+
+    def _gone(self, there: Collection[str]) -> list[str]:
+        told_of = {*self._due_at, *self.states, *self.failing, *self.silent}
+        return [one for one in sorted(told_of) if one not in there and not self._hands.busy("extract", one)]
+
+    async def _drop(self, accounts: Iterable[str]) -> None:
+        for account in accounts:
+            await self._hands.let_go(account)
+            self._forget(account)
 
     def _forget(self, account: str) -> None:
         """Drop the state of a cluster that another worker owns, or that is gone."""
         if self.states.pop(account, None) is not None:
             self._metrics.forget(account)
         for known in (
+            self._due_at,
             self.failing,
             self._silences_in_a_row,
             self._summed_up,
@@ -436,83 +304,13 @@ class Worker:
         self.silent.discard(account)
         self._without_assets.discard(account)
 
-    async def _each(
-        self,
-        accounts: Sequence[str],
-        work: Callable[[str, Owned], Awaitable[None]],
-        places: asyncio.Semaphore | None = None,
-    ) -> None:
-        """Work on clusters side by side; what fails of one is reported and leaves the others whole.
-
-        A place is taken after the cluster's own lock: whoever waits for a cluster that is being worked on takes none.
-        """
-
-        async def one(account: str) -> None:
-            try:
-                async with self._owning(account) as owned, places or self._place(account):
-                    await work(account, owned)
-            except NotOurs:
-                self._forget(account)
-                self._due_at[account] = int(self._clock()) + FIRST_PAUSE_SECONDS
-            except FAILURES as failure:
-                await self._failed(account, failure)
-
-        answers = await asyncio.gather(*(one(account) for account in accounts), return_exceptions=True)
-        for account, answer in zip(accounts, answers, strict=True):
-            if isinstance(answer, Exception):
-                await self._failed(account, answer)
-                log.error("a defect, account %s", account, exc_info=answer)
-
-    def _place(self, account: str) -> asyncio.Semaphore:
-        return self._places_of_silent if account in self.silent else self._places
-
-    async def _failed(self, account: str, failure: BaseException) -> None:
-        if isinstance(failure, (LostOwnership, RegistryError)):  # another worker may have the key that opens it
-            await self._let_go(account)
-        now = int(self._clock())
-        ours = isinstance(failure, (StoreError, RegistryError, OSError))
-        if account in self.silent and not ours:
-            pause = FIRST_PAUSE_SECONDS << min(self._silences_in_a_row[account], 8)
-            self._silences_in_a_row[account] += 1
-            self._due_at[account] = now + min(pause, LAST_PAUSE_SECONDS)
-        elif ours:
-            self._due_at[account] = now + STORE_RETRY_SECONDS
-        else:
-            self._due_at[account] = min(max(self._due_at.get(account, now), now + 1), now + FIRST_PAUSE_SECONDS)
-        self.failing[account] = str(failure) or type(failure).__name__
-        self._metrics.failed(account)
-        log.warning("account %s: %s", account, self.failing[account])
-
-    @asynccontextmanager
-    async def _owning(self, account: str) -> AsyncIterator[Owned]:
-        """The cluster, for one piece of work at a time.
-
-        Raises:
-            NotOurs, OSError, StoreError
-        """
-        async with self._lock(account):
-            owned = self._owned.get(account)
-            if owned is None or not owned.still():
-                await self._let_go(account)
-                owned = await self._store.run(self._owners.own, account, self._store.ledger.highest_fence)
-                if owned is None:
-                    raise NotOurs(account)
-                self._owned[account] = owned
-            yield owned
-
-    def _lock(self, account: str) -> asyncio.Lock:
-        return self._busy.setdefault(account, asyncio.Lock())
-
-    async def _let_go(self, account: str) -> None:
-        """Release a cluster; on a thread, because the lock may be in an etcd that hangs."""
-        owned = self._owned.pop(account, None)
-        self._due_at.pop(account, None)
-        if owned is not None:
-            await asyncio.to_thread(owned.release)
-
-    def close(self) -> None:
-        """Let go of every cluster."""
-        for owned in self._owned.values():
-            owned.release()
-        self._owned.clear()
-        self._owners.close()
+    async def _give(self, tasks: Iterable[Task]) -> None:
+        """Have tasks done that are not under way."""
+        free = [task for task in tasks if not self._hands.busy(task.kind, task.account)]
+        try:
+            await self._hands.give(free)
+        except OSError as failure:
+            log.warning("work cannot be given out: %s", failure)
+            for task in free:
+                if task.kind == "extract":
+                    self._due_at[task.account] = int(self._clock()) + STORE_RETRY_SECONDS

@@ -83,19 +83,6 @@ class AssetDays:
                 found[mark.day] = mark
         return found
 
-    def batches(self, account: str) -> set[int]:
-        """The batches that are read, of all days, and newer ones that are not whole.
-
-        Raises:
-            StoreError
-        """
-        rows = self._engine.rows(
-            f"SELECT argMax(batch, sequence) AS newest FROM {ASSET_DAYS.name}"
-            f" WHERE account = {literal(account)} GROUP BY day"
-        )
-        newest = {int(row["newest"]) for row in rows}
-        return newest | {day.batch for day in self.days(account, 0, END_OF_TIME).values()}
-
     def read(self, account: str, days: Sequence[AssetDay]) -> list[Asset]:
         """The assets of committed days, one entry a day and thing.
 

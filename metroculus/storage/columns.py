@@ -67,4 +67,6 @@ TABLES = (
     ALLOCATIONS, EXTRACTIONS, GAPS, ASSETS, ASSET_DAYS, SUMMARIES, SUMMARY_BUILDS, DAY_RESIDUALS, SAVINGS, BACKFILLS,
     AUDIT,
 )  # fmt: skip
+FENCED = (EXTRACTIONS, ASSET_DAYS, SUMMARY_BUILDS, DAY_RESIDUALS, SAVINGS)
+"""Tables of which the row with the highest sequence counts; a sequence begins with its writer's fence."""
 PARTITIONED = tuple(table for table in TABLES if table.partitioned)

@@ -20,7 +20,7 @@ from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT, M
 from metroculus.cost_model.reading import AllocationSet
 from metroculus.storage.columns import ALLOCATIONS, COST_COLUMNS, COSTS_AND_USAGE, MEASURE_COLUMNS
 from metroculus.storage.engine import Column, Engine, TooManyRows, literal, moment, numbers
-from metroculus.storage.ledger import CommittedHours
+from metroculus.storage.ledger import CommittedHours, of_accounts
 from tools.window import HOUR
 from tools.zones import UTC_ZONE, Zone
 
@@ -100,9 +100,11 @@ USAGE = of_kind("usage")
 _NO_USAGE = Usage()
 
 
-def sums_of(measures: Sequence[str], committed: CommittedHours | None = None) -> str:
+def sums_of(measures: Sequence[str], *committed: CommittedHours) -> str:
     """Sums to select; a cost that no committed hour has any of is 0, for a column of zeros takes as long to read."""
-    there = {name for marker in committed.hours.values() for name in marker.components} if committed else set(measures)
+    there = {name for one in committed for marker in one.hours.values() for name in marker.components}
+    if not committed:
+        there = set(measures)
     sums = [
         f"{f'sumKahan({name})' if name in there or name not in COST_COLUMNS else '0.'} AS {SUM}{name}"
         for name in measures
@@ -110,14 +112,32 @@ def sums_of(measures: Sequence[str], committed: CommittedHours | None = None) ->
     return ", ".join((*sums, f"groupBitOr(unknown) AS {UNKNOWN}"))
 
 
-def where_committed(committed: CommittedHours) -> str:
+def where_committed(*several: CommittedHours) -> str:
     """The condition that lets through the rows of the committed batches alone."""
+    first = min(min(one.hours, default=one.start) for one in several)
+    last = max(max(one.hours, default=one.start) for one in several)
+    accounts = [one.account for one in several]
+    span = f"{of_accounts(accounts)} AND hour >= {moment(first)} AND hour <= {moment(last)}"
+    if len(several) == 1:
+        return f"{span} AND batch IN ({numbers([marker.batch for marker in several[0].hours.values()])})"
+    # A batch of one account lets through no rows of another's, even if chance had given both the same number.
+    numbered = enumerate(several)
+    batches = ",".join(f"({n},{marker.batch})" for n, one in numbered for marker in one.hours.values()) or "(0,0)"
+    places = f"transform(account, [{', '.join(map(literal, accounts))}], {list(range(len(accounts)))}, -1)"
+    return f"{span} AND ({places}, batch) IN ({batches})"
+
+
+def _set_of(committed: CommittedHours, allocations: Allocations) -> AllocationSet:
+    """All committed hours as one set; it knows how much of the time was seen."""
     hours = committed.hours
-    first, last = min(hours, default=committed.start), max(hours, default=committed.start)
-    return (
-        f"account = {literal(committed.account)} AND hour >= {moment(first)} AND hour <= {moment(last)}"
-        f" AND batch IN ({numbers([marker.batch for marker in hours.values()])})"
-    )
+    start, end = min(hours, default=committed.start), max(hours, default=committed.start - HOUR) + HOUR
+    seconds = sum(marker.seconds for marker in hours.values())
+    quarantined = sum(marker.quarantined for marker in hours.values())
+    return AllocationSet(start, end, allocations, quarantined, seconds=seconds)
+
+
+def _rows(column: Column, wanted: Any) -> Column:
+    return column.take(wanted) if isinstance(column, Coded) else column[wanted]
 
 
 class History:
@@ -139,6 +159,8 @@ class History:
             StoreError
         """
         asked = list(dict.fromkeys(properties))
+        if not asked and not clusters:
+            return self.allocations_of([committed])[0]
         named = ", ".join(["owned", "namespace", *(f"{expression(name)} AS k{n}" for n, name in enumerate(asked))])
         grouped = ", ".join(["owned", "namespace", *(f"k{number}" for number in range(len(asked)))])
         services = "arraySort(any(services))" if "pod" in asked else "emptyArrayString()"
@@ -147,12 +169,31 @@ class History:
             f" {sums_of(MEASURE_COLUMNS, committed)} FROM {ALLOCATIONS.name} WHERE {where_committed(committed)}"
             f"{filtered(Filters(clusters=clusters))} GROUP BY {grouped}"
         )
-        hours = committed.hours
-        start, end = min(hours, default=committed.start), max(hours, default=committed.start - HOUR) + HOUR
-        seconds = sum(marker.seconds for marker in hours.values())
-        quarantined = sum(marker.quarantined for marker in hours.values())
         allocations, management = _read(found, asked)
-        return AllocationSet(start, end, allocations, quarantined, seconds=seconds), management
+        return _set_of(committed, allocations), management
+
+    def allocations_of(self, several: Sequence[CommittedHours]) -> list[tuple[AllocationSet, float | None]]:
+        """``allocations`` of several accounts by namespace alone, in one question.
+
+        Raises:
+            StoreError
+        """
+        if not several:
+            return []
+        found = self._engine.columns(
+            "SELECT account, owned, namespace, emptyArrayString() AS served, min(ran_from) AS since,"
+            f" max(ran_until) AS until, {sums_of(MEASURE_COLUMNS, *several)} FROM {ALLOCATIONS.name}"
+            f" WHERE {where_committed(*several)} GROUP BY account, owned, namespace"
+        )
+        told = []
+        for committed in several:
+            own = found
+            if found and len(several) > 1:
+                mine = found["account"].map(lambda name, account=committed.account: name == account, bool)
+                own = {name: _rows(column, mine) for name, column in found.items()}
+            allocations, management = _read(own, ())
+            told.append((_set_of(committed, allocations), management))
+        return told
 
     def sums(
         self,

@@ -274,17 +274,22 @@ class Ledger:
         Raises:
             StoreError
         """
-        if end - start < HOUR:
-            return CommittedHours(account, start, end, {})
-        where = f"account = {literal(account)} AND hour >= {moment(start)} AND hour <= {moment(end - HOUR)}"
-        markers = list(self._markers(where))
-        if not markers:
-            return CommittedHours(account, start, end, {})
-        counts = self._counts(where, markers)
-        winners, passed = choose(markers, counts)
-        if passed:
-            log.error("%d batches of account %s are not whole and were passed over", len(passed), account)
-        return CommittedHours(account, start, end, winners, passed)
+        return self.committed_of([account], start, end)[account]
+
+    def committed_of(self, accounts: Sequence[str], start: int, end: int) -> dict[str, CommittedHours]:
+        """``committed`` of several accounts, with as many questions as for one.
+
+        Raises:
+            StoreError
+        """
+        by_account: dict[str, list[Marker]] = {account: [] for account in accounts}
+        counts: Mapping[int, int] = {}
+        if end - start >= HOUR and accounts:
+            where = f"{of_accounts(accounts)} AND hour >= {moment(start)} AND hour <= {moment(end - HOUR)}"
+            for account, marker in self._markers_of(where):
+                by_account[account].append(marker)
+            counts = self._counts(where, [marker for markers in by_account.values() for marker in markers])
+        return {account: _chosen(account, start, end, markers, counts) for account, markers in by_account.items()}
 
     def _counts(self, where: str, markers: Sequence[Marker]) -> Mapping[int, int]:
         """Rows that are there, by batch."""
@@ -320,16 +325,27 @@ class Ledger:
         return newest
 
     def _markers(self, where: str) -> Iterator[Marker]:
+        return (marker for _, marker in self._markers_of(where))
+
+    def _markers_of(self, where: str) -> Iterator[tuple[str, Marker]]:
+        """Markers with their accounts."""
         columns = ", ".join(name for name in Marker.__struct_fields__ if name != "hour")
         for row in self._engine.rows(
-            f"SELECT toUInt32(hour) AS stamp, {columns} FROM {EXTRACTIONS.name} WHERE {where}"
+            f"SELECT account, toUInt32(hour) AS stamp, {columns} FROM {EXTRACTIONS.name} WHERE {where}"
         ):
-            yield _read_marker(row)
+            yield str(row.pop("account")), _read_marker(row)
 
-    def highest_fence(self) -> int:
-        """The highest fence that ever wrote; a new one starts above it."""
-        rows = list(self._engine.rows(f"SELECT count() AS there, max(sequence) AS highest FROM {EXTRACTIONS.name}"))
-        return int(rows[0]["highest"]) >> COUNTER_BITS if rows[0]["there"] else 0
+    def newest_sequences(self, since: int) -> dict[str, int]:
+        """By account, a number that changes whenever an hour of at least ``since`` is written or read again.
+
+        Raises:
+            StoreError
+        """
+        rows = self._engine.rows(
+            f"SELECT account, max(sequence) AS newest FROM {EXTRACTIONS.name} WHERE hour >= {moment(since)}"
+            " GROUP BY account"
+        )
+        return {str(row["account"]): int(row["newest"]) for row in rows}
 
     def accounts(self) -> list[str]:
         """Every account with a committed hour."""
@@ -348,21 +364,22 @@ class Ledger:
         )
         return (int(rows[0]["first"]), int(rows[0]["last"]) + HOUR) if rows[0]["there"] else None
 
-    def batches(self, account: str) -> set[int]:
-        """The batches that are read, and newer ones that are not whole: they are evidence.
-
-        Raises:
-            StoreError
-        """
-        span = self.span(account)
-        if span is None:
-            return set()
-        committed = self.committed(account, *span)
-        return {m.batch for m in committed.passed_over} | {m.batch for m in committed.hours.values()}
-
     def new_batch(self) -> int:
         """Seconds and chance: dated, so that what was orphaned can be told from what is being written."""
         return int(self._clock()) << COUNTER_BITS | secrets.randbits(COUNTER_BITS)
+
+
+def of_accounts(accounts: Sequence[str]) -> str:
+    """The condition that a row is of one of some accounts."""
+    named = ", ".join(map(literal, accounts))
+    return f"account = {named}" if len(accounts) == 1 else f"account IN ({named})"
+
+
+def _chosen(account: str, start: int, end: int, markers: Sequence[Marker], counts: Mapping[int, int]) -> CommittedHours:
+    winners, passed = choose(markers, counts)
+    if passed:
+        log.error("%d batches of account %s are not whole and were passed over", len(passed), account)
+    return CommittedHours(account, start, end, winners, passed)
 
 
 def _marker(batch: HourBatch, number: int, sequence: int) -> Marker:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from msgspec import Struct
 
-from metroculus.storage.assets import AssetDays
-from metroculus.storage.columns import ALLOCATIONS, ASSETS, PARTITIONED, SUMMARIES
-from metroculus.storage.engine import Engine, literal, numbers
+from metroculus.storage.columns import (
+    ALLOCATIONS,
+    ASSET_DAYS,
+    ASSETS,
+    EXTRACTIONS,
+    PARTITIONED,
+    SUMMARIES,
+    SUMMARY_BUILDS,
+)
+from metroculus.storage.engine import Engine, literal
 from metroculus.storage.jobs import KEPT_SECONDS, Jobs
 from metroculus.storage.ledger import COUNTER_BITS, Ledger
-from metroculus.storage.summaries import Summaries
 from tools.window import DAY, iso
 from tools.zones import UTC_ZONE
 
@@ -30,16 +34,36 @@ class Cleaned(Struct, frozen=True):
     """Batches of which rows are missing; they are passed over, and their hours are read from the ones before."""
 
 
+class _Batched(Struct, frozen=True):
+    """A table whose rows belong to batches, and the one whose rows commit them."""
+
+    rows: str
+    marks: str
+    period: str
+    """The column of the time that a batch is of; the partitions are its months."""
+    batch: str = "batch"
+    within: str = ""
+    """A column that tells apart batches of the same time."""
+
+    @property
+    def key(self) -> str:
+        return ", ".join(filter(None, ("account", self.period, self.within)))
+
+
+BATCHED = (
+    _Batched(ALLOCATIONS.name, EXTRACTIONS.name, "hour"),
+    _Batched(ASSETS.name, ASSET_DAYS.name, "day"),
+    _Batched(SUMMARIES.name, SUMMARY_BUILDS.name, "start", "version", "granularity"),
+)
+
+
 class Maintenance:
-    def __init__(self, engine: Engine, ledger: Ledger, assets: AssetDays, summaries: Summaries, jobs: Jobs) -> None:
+    """Cleans a store; every question is one for all accounts, a partition at a time."""
+
+    def __init__(self, engine: Engine, ledger: Ledger, jobs: Jobs) -> None:
         self._engine = engine
         self._jobs = jobs
         self._ledger = ledger
-        self._read_of: tuple[tuple[str, str, Callable[[str], set[int]]], ...] = (
-            (ALLOCATIONS.name, "batch", ledger.batches),
-            (ASSETS.name, "batch", assets.batches),
-            (SUMMARIES.name, "version", summaries.versions),
-        )
 
     def clean(self, now: int, keep_days: int) -> Cleaned:
         """Drop the months that lie wholly before ``keep_days`` ago, forget old back-fills, and sweep.
@@ -57,27 +81,42 @@ class Maintenance:
                     self._engine.command(f"ALTER TABLE {target} DROP PARTITION {month}")
                     dropped.add(month)
         self._jobs.forget(now - KEPT_SECONDS)
-        broken = sum(self._ledger.verify(account) for account in self._ledger.accounts())
-        return Cleaned(tuple(sorted(dropped)), sum(self._sweep(now, *one) for one in self._read_of), broken)
+        broken = sum(self._ledger.verify(account) for account in sorted(self._to_verify()))
+        swept = sum(self._sweep(now, one, month) for one in BATCHED for month in self._months(one.rows))
+        return Cleaned(tuple(sorted(dropped)), swept, broken)
 
-    def _sweep(self, now: int, table: str, column: str, read_of: Callable[[str], set[int]]) -> int:
+    def _to_verify(self) -> set[str]:
+        """The accounts of which rows were lost, or are there again, since that was written down."""
+        found: set[str] = set()
+        for month in self._months(EXTRACTIONS.name):
+            # The oldest servers forget a column that stands in a lambda alone: it is selected, too.
+            rows = self._engine.rows(
+                f"SELECT account, whole FROM ({_judged(BATCHED[0], month, 'argMax(verified, checked_at)')})"
+                " WHERE arrayExists((s, marked) -> marked = 1 AND s > whole, sequences, marks)"
+                " OR arrayExists((s, v) -> s = whole AND v = 0, sequences, told)"
+            )
+            found |= {str(row["account"]) for row in rows}
+        return found
+
+    def _sweep(self, now: int, one: _Batched, month: int) -> int:
         """Remove the rows of what is old and not read; how many batches or versions went."""
         old = (now - ORPHANED_AFTER_SECONDS) << COUNTER_BITS
-        gone = 0
-        accounts = sorted(str(row["account"]) for row in self._engine.rows(f"SELECT DISTINCT account FROM {table}"))
-        for account in accounts:
-            where = f"account = {literal(account)}"
-            there = self._engine.rows(f"SELECT DISTINCT {column} FROM {table} WHERE {where} AND {column} < {old}")
-            stored = [int(row[column]) for row in there]
-            read = read_of(account)
-            dead = [one for one in stored if one not in read]
-            for first in range(0, len(dead), NAMED_AT_ONCE):
-                part = numbers(dead[first : first + NAMED_AT_ONCE])
-                self._engine.command(
-                    f"ALTER TABLE {self._engine.dialect.altered(table)} DELETE WHERE {where} AND {column} IN ({part})"
-                )
-            gone += len(dead)
-        return gone
+        dead = [
+            (str(row["account"]), int(row["dead"]))
+            for row in self._engine.rows(
+                "SELECT account, whole, arrayJoin(arrayFilter((b, s, n, marked) ->"
+                f" n > 0 AND b < {old} AND (s < whole OR marked = 0), batches, sequences, there, marks)) AS dead"
+                f" FROM ({_judged(one, month)})"
+            )
+        ]
+        target = self._engine.dialect.altered(one.rows)
+        for first in range(0, len(dead), NAMED_AT_ONCE):
+            named = ", ".join(
+                f"({literal(account)}, {batch})" for account, batch in dead[first : first + NAMED_AT_ONCE]
+            )
+            here = f"toYYYYMM({one.period}) = {month} AND (account, {one.batch}) IN ({named})"
+            self._engine.command(f"ALTER TABLE {target} DELETE WHERE {here}")
+        return len(dead)
 
     def _months(self, table: str) -> list[int]:
         name = f"{table}_local" if self._engine.dialect.cluster else table
@@ -95,6 +134,29 @@ class Maintenance:
             )
         )
         return int(rows[0]["size"] or 0)
+
+
+def _judged(one: _Batched, month: int, told: str = "0") -> str:
+    """SQL of one row a committed thing of a month: its batches with their sequences and rows, and the last whole one's.
+
+    ``whole`` is the highest sequence of a batch of which every row is there: what is read. Lower ones are superseded,
+    higher ones have lost rows, and a batch without a mark was never committed.
+    """
+    here = f"toYYYYMM({one.period}) = {month}"
+    checked = ", verified, checked_at" if told != "0" else ""
+    no_checks = ", toUInt8(1) AS verified, toUInt32(0) AS checked_at" if told != "0" else ""
+    batches = (
+        f"SELECT {one.key}, id, max(sequence) AS s, max(wanted) AS w, sum(there) AS n, max(marked) AS m, {told} AS v"
+        f" FROM (SELECT {one.key}, {one.batch} AS id, sequence, toUInt64(rows) AS wanted, toUInt64(0) AS there,"
+        f" toUInt8(1) AS marked{checked} FROM {one.marks} WHERE {here}"
+        f" UNION ALL SELECT {one.key}, {one.batch} AS id, toUInt64(0) AS sequence, toUInt64(0) AS wanted,"
+        f" toUInt64(count()) AS there, toUInt8(0) AS marked{no_checks} FROM {one.rows} WHERE {here}"
+        f" GROUP BY {one.key}, {one.batch}) GROUP BY {one.key}, id"
+    )
+    return (
+        f"SELECT {one.key}, maxIf(s, m = 1 AND w = n) AS whole, groupArray(id) AS batches, groupArray(s) AS sequences,"
+        f" groupArray(n) AS there, groupArray(m) AS marks, groupArray(v) AS told FROM ({batches}) GROUP BY {one.key}"
+    )
 
 
 def _month(stamp: int) -> int:

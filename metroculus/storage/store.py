@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from metroculus.storage.assets import AssetDays
-from metroculus.storage.columns import TABLES
+from metroculus.storage.columns import FENCED, TABLES
 from metroculus.storage.days import FollowedDays
 from metroculus.storage.embedded import EmbeddedEngine
 from metroculus.storage.engine import Engine, StoreError, StoreTooNew, StoreUrlError
 from metroculus.storage.gaps import Gaps
 from metroculus.storage.history import History
 from metroculus.storage.jobs import Jobs
-from metroculus.storage.ledger import Ledger
+from metroculus.storage.ledger import COUNTER_BITS, Ledger
 from metroculus.storage.maintenance import Maintenance
 from metroculus.storage.migrations import MIGRATIONS
 from metroculus.storage.migrations.runner import migrate, require_columns
@@ -37,6 +37,8 @@ THREADS = 8
 MAX_LATE = 4
 """With so many threads held by calls that hang, the next question is not asked."""
 EMBEDDED = "embedded:"
+FENCE_SECONDS = 60.0
+"""For so long nobody asks again which fence is the highest: those that are given out meanwhile rise by themselves."""
 
 
 class Store:
@@ -56,12 +58,13 @@ class Store:
         self.gaps = Gaps(engine)
         self.followed_days = FollowedDays(engine)
         self.jobs = Jobs(engine, clock)
-        self.maintenance = Maintenance(engine, self.ledger, self.assets, self.summaries, self.jobs)
+        self.maintenance = Maintenance(engine, self.ledger, self.jobs)
         self.failed: str | None = None
         """Why the last call failed; None where it did not."""
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
         self._migrating = threading.Lock()
         self._migrated = False
+        self._fence, self._fence_at = 0, -FENCE_SECONDS
         self._late = 0
         """Calls that are under way though nobody waits for them any more."""
 
@@ -118,6 +121,19 @@ class Store:
 
         running.add_done_callback(over)
         raise StoreError(self.failed)
+
+    def highest_fence(self) -> int:
+        """The highest fence that ever wrote anything; a new one starts above it.
+
+        Raises:
+            StoreError
+        """
+        now = time.monotonic()
+        if now - self._fence_at >= FENCE_SECONDS:
+            parts = " UNION ALL ".join(f"SELECT max(sequence) AS newest FROM {table.name}" for table in FENCED)
+            rows = list(self.engine.rows(f"SELECT max(newest) AS highest FROM ({parts})"))
+            self._fence, self._fence_at = int(rows[0]["highest"] or 0) >> COUNTER_BITS, now
+        return self._fence
 
     def version(self, account: str) -> tuple[int, ...]:
         """Another one whenever this process has changed what is stored of an account."""

@@ -150,14 +150,6 @@ class Summaries:
                 found[build.start] = build
         return found
 
-    def versions(self, account: str) -> set[int]:
-        """The versions that are read, of all periods."""
-        rows = self._engine.rows(
-            f"SELECT argMax(version, sequence) AS newest FROM {SUMMARY_BUILDS.name} WHERE account = {literal(account)}"
-            " GROUP BY granularity, start"
-        )
-        return {int(row["newest"]) for row in rows}
-
     def sums(
         self,
         account: str,

@@ -9,6 +9,7 @@ from optscale_client.metroculus_client.errors import (
     NotFound,
     ServiceUnavailable,
     Unauthorized,
+    error_about,
 )
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "ServiceUnavailable",
     "Unauthorized",
     "Validator",
+    "error_about",
 ]

@@ -124,6 +124,28 @@ class Client:
         query = _window(cloud_account_id, start_date, end_date, window, timezone) | {"metrics": metrics, "step": step}
         return self._call("GET", "kubecost_metrics", query, request_id=request_id, timeout=timeout, validator=validator)
 
+    def get_k8s_costs(
+        self,
+        cloud_account_id: Iterable[str],
+        start_date: int | None = None,
+        end_date: int | None = None,
+        *,
+        k8s_namespace: Values = None,
+        k8s_node: Values = None,
+        k8s_service: Values = None,
+        window: str | None = None,
+        timezone: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """The statements of many clusters, each with why it failed where it did."""
+        query = _window(cloud_account_id, start_date, end_date, window, timezone) | {
+            "k8s_namespace": k8s_namespace,
+            "k8s_node": k8s_node,
+            "k8s_service": k8s_service,
+        }
+        return self._call("GET", "k8s_costs", query, request_id=request_id, timeout=timeout)
+
     def get_kubecost_cluster_costs(
         self,
         cloud_account_id: str,

@@ -76,6 +76,11 @@ _KINDS: dict[int, type[MetroculusError]] = {
 }
 
 
+def error_about(status: int, error_code: str, reason: str) -> MetroculusError:
+    """The typed error of one of several accounts, as an answer about them all tells it."""
+    return _KINDS.get(status, MetroculusError)(reason, status=status, error_code=error_code)
+
+
 def error_of(response: requests.Response, body: bytes) -> MetroculusError:
     """The typed error of an answer that is none of success."""
     detail: dict[str, Any] = {}

@@ -155,6 +155,28 @@ class Statement(Figures, frozen=True, kw_only=True):
     savings_recommendations: dict[str, Any]
 
 
+class Failure(Struct, frozen=True):
+    """Why one of several accounts has no answer."""
+
+    status_code: int
+    error_code: str
+    reason: str
+
+
+class AccountStatement(Struct, frozen=True):
+    """One account's statement, or why there is none."""
+
+    cloud_account_id: str
+    statement: Statement | None = None
+    error: Failure | None = None
+
+
+class Statements(Struct, frozen=True):
+    """``k8s_costs``."""
+
+    accounts: tuple[AccountStatement, ...]
+
+
 class Asset(Struct, frozen=True, kw_only=True):
     """One asset; ``total_cost`` holds the adjustment, hours are the time that it existed, utilisations are shares."""
 

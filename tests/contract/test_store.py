@@ -104,7 +104,7 @@ def test_an_older_fence_never_overrides_a_newer_one(store: Store) -> None:
     store.ledger.commit([batch(H, allocation("web-1", 8.0))], later)
     store.ledger.commit([batch(H, allocation("web-1", 99.0))], paused)
     assert total(store) == 12.25
-    assert store.ledger.highest_fence() == 2
+    assert store.highest_fence() == 2
 
 
 def test_rows_without_a_marker_are_never_seen(store: Store) -> None:
@@ -366,7 +366,7 @@ def test_a_store_is_opened_again_with_what_it_holds(store_url: str) -> None:
     first.close()
     second = open_store(store_url, lambda: NOW)
     try:
-        assert (total(second), second.ledger.highest_fence()) == (12.25, 3)
+        assert (total(second), second.highest_fence()) == (12.25, 3)
     finally:
         second.close()
 
@@ -374,7 +374,7 @@ def test_a_store_is_opened_again_with_what_it_holds(store_url: str) -> None:
 def test_an_empty_store_answers_with_nothing(store: Store) -> None:
     assert store.ledger.committed(ACCOUNT, H, END).hours == {}
     assert store.ledger.span(ACCOUNT) is None
-    assert store.ledger.highest_fence() == 0
+    assert store.highest_fence() == 0
     assert store.summaries.sums(ACCOUNT, H, END, ("namespace",), Filters()).sums == ()
 
 

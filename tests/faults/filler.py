@@ -38,7 +38,7 @@ class Free(Owned):
 class NoOwners:
     """Everyone owns everything: what is left is the fence."""
 
-    def own(self, account: str, highest_fence: Any) -> Owned:
+    def own(self, name: str, highest_fence: Any) -> Owned:
         return Free(highest_fence() + 1 + os.getpid() % 1000)
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ async def main(arguments: list[str]) -> int:
     done = await asyncio.gather(
         *(service.worker.fill(account, window, 2, lambda progress: None) for account, _ in pairs)
     )
-    service.worker.close()
+    service.worker.works.close()
     dependencies.close()
     return 0 if all(progress.complete for progress in done) else 1
 

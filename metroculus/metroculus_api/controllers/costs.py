@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 
 from msgspec.structs import replace
 
@@ -12,13 +12,14 @@ from metroculus.cost_model.reconcile import reconcile
 from metroculus.cost_model.statement import Question, Statement
 from metroculus.metroculus_api.controllers.savings import SavingsController, SavingsOverview
 from metroculus.metroculus_api.controllers.series import SeriesController
-from metroculus.metroculus_api.controllers.stored import StoredHours
+from metroculus.metroculus_api.controllers.stored import ReadAhead, StoredHours
 from metroculus.metroculus_api.errors import cannot_group_by
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY, AccountSources, LiveReadings
 from metroculus.sources.errors import NoSource
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
+from tools.window import Window
 from tools.zones import Period
 
 
@@ -62,7 +63,21 @@ class CostsController:
             return await self._savings.stored_overview(*about, deadline)
         return await self._savings.overview(sources, question.window, deadline)
 
-    async def _statement(self, question: Question, deadline: Deadline) -> Statement:
+    async def read_ahead(self, accounts: Sequence[str], window: Window, deadline: Deadline) -> ReadAhead | None:
+        """What is stored of many accounts, for ``summary`` of each; None where nothing is, or it cannot be read."""
+        if self._stored is None or not accounts:
+            return None
+        return await self._stored.read_ahead(accounts, window, deadline)
+
+    async def summary(self, question: Question, ahead: ReadAhead | None, deadline: Deadline) -> Statement:
+        """``statement`` of an account that was read ahead.
+
+        Raises:
+            NoSource, SourceError, ApiError
+        """
+        return await self._statement(question, deadline, ahead)
+
+    async def _statement(self, question: Question, deadline: Deadline, ahead: ReadAhead | None = None) -> Statement:
         sources = await self._accounts.of(question.cloud_account_id)
         unsupported = sources.unsupported(question.aggregate)
         if unsupported:
@@ -75,7 +90,8 @@ class CostsController:
             async def live_currency() -> str:
                 return await sources.known_currency(deadline) or ""
 
-            stored, store, currency = await self._stored.read(question, unable_sources, live_currency, deadline)
+            about = (question, unable_sources, live_currency, deadline, ahead)
+            stored, store, currency = await self._stored.read(*about)
             question = replace(question, currency=currency)
         if stored is None:
             question = replace(question, currency=await sources.known_currency(deadline) or "")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from math import fsum
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.cost_model.reading import (
@@ -186,11 +187,31 @@ def of_sources(committed: CommittedHours, unable_sources: frozenset[str]) -> Com
     return committed if len(kept) == len(committed.hours) else replace(committed, hours=kept)
 
 
+class ReadAhead(Struct, frozen=True):
+    """What is stored of several accounts in one window, by account: hours, and their sums by namespace."""
+
+    committed: Mapping[str, CommittedHours]
+    sums: Mapping[str, tuple[AllocationSet, float | None]]
+
+
 class StoredHours:
     """Reads a window's committed hours; a store that fails is a source that failed."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+
+    async def read_ahead(self, accounts: Sequence[str], window: Window, deadline: Deadline) -> ReadAhead | None:
+        """What ``read`` needs of many accounts, with as many questions as of one; None where the store fails."""
+        store = self._store
+        try:
+            asked = (list(accounts), window.start, window.end)
+            committed = await store.ask(share_of(deadline), store.ledger.committed_of, *asked)
+            stored = [one for one in committed.values() if one.hours]
+            sums = await store.ask(share_of(deadline), store.history.allocations_of, stored)
+        except StoreError as failure:
+            log.warning("the store failed: %s", failure)
+            return None
+        return ReadAhead(committed, dict(zip([one.account for one in stored], sums, strict=True)))
 
     async def read(
         self,
@@ -198,19 +219,24 @@ class StoredHours:
         unable_sources: frozenset[str],
         live_currency: Callable[[], Awaitable[str]],
         deadline: Deadline,
+        ahead: ReadAhead | None = None,
     ) -> tuple[StoredReading | None, SourceReport | None, str]:
         """What is stored, None where nothing is; the store as a source where it could not be asked; the currency.
 
         Args:
             unable_sources: sources whose hours cannot tell what is asked for; they are asked live.
+            ahead: what was read of this window already.
             live_currency: asks what the money of the live source is in, empty where that is not known; asked only
                 where something of the window is live, or stored in several currencies.
         """
         window, store, currency = question.window, self._store, question.currency
         try:
             account = question.cloud_account_id
-            committed = await store.ask(share_of(deadline), store.ledger.committed, account, window.start, window.end)
-            committed = of_sources(committed, unable_sources)
+            if ahead is not None:
+                found = ahead.committed[account]
+            else:
+                found = await store.ask(share_of(deadline), store.ledger.committed, account, window.start, window.end)
+            committed = of_sources(found, unable_sources)
             if not committed.hours:
                 return None, None, currency
             if committed.missing() or len(currencies_of(committed)) > 1:
@@ -218,7 +244,9 @@ class StoredHours:
             counted, currency, note = in_one_currency(committed, currency)
             properties, clusters = properties_of(question), question.filters.clusters
             stored, usd = AllocationSet(window.start, window.start), None
-            if counted.hours:
+            if ahead is not None and counted is found and not properties and not clusters:
+                stored, usd = ahead.sums[account]
+            elif counted.hours:
                 asked = (counted, properties, clusters)
                 stored, usd = await store.ask(share_of(deadline), store.history.allocations, *asked)
         except StoreError as failure:

@@ -10,14 +10,17 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from optscale_client.metroculus_client import MetroculusError, ServiceUnavailable
+from optscale_client.metroculus_client import MetroculusError, ServiceUnavailable, error_about
 from optscale_client.metroculus_client.structs import (
+    ACCOUNTS_AT_ONCE,
+    AccountStatement,
     Assets,
     CostRow,
     Figures,
     Recommendation,
     Savings,
     Statement,
+    Statements,
     SummaryColumns,
     WithSources,
 )
@@ -75,7 +78,8 @@ class CostsController:
         self, organization_id: str, clusters: Sequence[Cluster], window: Window, request_id: str
     ) -> answers.OrganizationCosts:
         """Every cluster with its cost, side by side; one that fails says so and leaves the others whole."""
-        rows = await asyncio.gather(*(self._summary(cluster, window, request_id) for cluster in clusters))
+        found = await self.statements(clusters, window, request_id)
+        rows = [_summary(cluster, told) for cluster, told in zip(clusters, found, strict=True)]
         by_currency: dict[str, list[float | None]] = defaultdict(list)
         for row in rows:
             by_currency[row.currency or "USD"].append(row.total_cost)
@@ -92,25 +96,26 @@ class CostsController:
             complete=all(row.complete for row in rows),
         )
 
-    async def _summary(self, cluster: Cluster, window: Window, request_id: str) -> answers.ClusterSummary:
-        about = _about(cluster) | {"name": cluster.name, "state": cluster.state, "flavour": cluster.flavour}
+    async def statements(
+        self, clusters: Sequence[Cluster], window: Window, request_id: str, **filters: Any
+    ) -> list[Statement | MetroculusError]:
+        """The statement of each of an organization's clusters, or why there is none."""
+        parts = [clusters[first : first + ACCOUNTS_AT_ONCE] for first in range(0, len(clusters), ACCOUNTS_AT_ONCE)]
+        found = await asyncio.gather(*(self._statements(part, window, request_id, filters) for part in parts))
+        return [told for part in found for told in part]
+
+    async def _statements(
+        self, clusters: Sequence[Cluster], window: Window, request_id: str, filters: dict[str, Any]
+    ) -> list[Statement | MetroculusError]:
+        ask, accounts = self._metroculus.client.get_k8s_costs, tuple(cluster.id for cluster in clusters)
         try:
-            statement = await self.statement(cluster, window, request_id)
+            answer = await self._metroculus.call(
+                clusters, ask, accounts, **asked_of(window), **filters, request_id=request_id, shape=Statements
+            )
         except MetroculusError as failure:
-            return answers.ClusterSummary(**about, error=failure_of(failure))
-        fetched = [source.fetched_at for source in statement.sources if source.fetched_at is not None]
-        return answers.ClusterSummary(
-            **about,
-            total_cost=statement.total_cost,
-            summary=statement.summary,
-            idle_cost=statement.idle_cost,
-            efficiency=statement.efficiency,
-            currency=statement.currency,
-            complete=statement.complete,
-            sources=statement.sources,
-            not_covered=statement.not_covered,
-            freshness=answers.Freshness(min(fetched, default=None), statement.window.final_until),
-        )
+            return [failure] * len(clusters)
+        told = {one.cloud_account_id: one for one in answer.accounts}
+        return [_told(told.get(account)) for account in accounts]
 
     async def costs(
         self, cluster: Cluster, window: Window, aggregate: Sequence[str], request_id: str, **asked: Any
@@ -211,6 +216,35 @@ class CostsController:
             unclaimed_volumes=of("unclaimed_volume"),
             idle_nodes=of("idle_node"),
         )
+
+
+def _told(account: AccountStatement | None) -> Statement | MetroculusError:
+    """What Metroculus says of one of many accounts."""
+    if account is not None and account.error is not None:
+        failure = account.error
+        return error_about(failure.status_code, failure.error_code, failure.reason)
+    if account is None or account.statement is None or not _adds_up(account.statement.summary):
+        return ServiceUnavailable("Metroculus answered with something else", status=502)
+    return account.statement
+
+
+def _summary(cluster: Cluster, told: Statement | MetroculusError) -> answers.ClusterSummary:
+    about = _about(cluster) | {"name": cluster.name, "state": cluster.state, "flavour": cluster.flavour}
+    if isinstance(told, MetroculusError):
+        return answers.ClusterSummary(**about, error=failure_of(told))
+    fetched = [source.fetched_at for source in told.sources if source.fetched_at is not None]
+    return answers.ClusterSummary(
+        **about,
+        total_cost=told.total_cost,
+        summary=told.summary,
+        idle_cost=told.idle_cost,
+        efficiency=told.efficiency,
+        currency=told.currency,
+        complete=told.complete,
+        sources=told.sources,
+        not_covered=told.not_covered,
+        freshness=answers.Freshness(min(fetched, default=None), told.window.final_until),
+    )
 
 
 def _adds_up(summary: SummaryColumns) -> bool:

@@ -16,6 +16,7 @@ from optscale_client.metroculus_client.structs import (
     ExpenseRow,
     ExpensesWithoutLabels,
     Projection,
+    Statement,
     StoredMonth,
     StoredMonths,
     SummaryColumns,
@@ -49,10 +50,11 @@ class ExpensesController:
         Args:
             filters: ``k8s_namespace``, ``k8s_node``, ``k8s_service``; they hold for both.
         """
-        (stored, failure), statements = await asyncio.gather(
+        (stored, failure), told = await asyncio.gather(
             self._stored(clusters, window, filters, request_id),
-            asyncio.gather(*(self._statement(cluster, window, filters, request_id) for cluster in clusters)),
+            self._costs.statements(clusters, window, request_id, **filters),
         )
+        statements = [_cost_of(cluster, one) for cluster, one in zip(clusters, told, strict=True)]
         names = {cluster.id: cluster.name for cluster in clusters}
         now = answers.KubernetesCosts(
             k8s_total_cost=total_of([one.cost for one in statements]) if len(_currencies(statements)) < 2 else None,
@@ -95,24 +97,6 @@ class ExpensesController:
             return None, failure_of(failure)
         return joined(told), None
 
-    async def _statement(
-        self, cluster: Cluster, window: Window, filters: Mapping[str, Any], request_id: str
-    ) -> answers.ClusterCost:
-        about: dict[str, Any] = {"cloud_account_id": cluster.id, "cloud_account_name": cluster.name}
-        try:
-            statement = await self._costs.statement(cluster, window, request_id, **filters)
-        except MetroculusError as failure:
-            return answers.ClusterCost(**about, error=failure_of(failure))
-        return answers.ClusterCost(
-            **about,
-            cost=statement.total_cost,
-            currency=statement.currency,
-            breakdown=statement.summary,
-            complete=statement.complete,
-            sources=statement.sources,
-            not_covered=statement.not_covered,
-        )
-
     async def monthly(self, clusters: Sequence[Cluster], count: int, zone: Zone, request_id: str) -> answers.Monthly:
         """Month by month over all clusters, each cluster by itself, and where the running month is going."""
         found = await asyncio.gather(*(self._months(cluster, count, zone, request_id) for cluster in clusters))
@@ -152,6 +136,21 @@ class ExpensesController:
             )
         except MetroculusError as failure:
             return failure_of(failure)
+
+
+def _cost_of(cluster: Cluster, told: Statement | MetroculusError) -> answers.ClusterCost:
+    about: dict[str, Any] = {"cloud_account_id": cluster.id, "cloud_account_name": cluster.name}
+    if isinstance(told, MetroculusError):
+        return answers.ClusterCost(**about, error=failure_of(told))
+    return answers.ClusterCost(
+        **about,
+        cost=told.total_cost,
+        currency=told.currency,
+        breakdown=told.summary,
+        complete=told.complete,
+        sources=told.sources,
+        not_covered=told.not_covered,
+    )
 
 
 def joined(parts: Sequence[ExpensesWithoutLabels]) -> ExpensesWithoutLabels:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Literal, Self
 
+import msgspec
 from msgspec import Struct
 
 from metroculus.codes import CODES, INVALID
 from metroculus.cost_model.allocation import Filters
-from metroculus.cost_model.statement import Question
-from metroculus.metroculus_api.cache import Answered
+from metroculus.cost_model.statement import Question, Statement
+from metroculus.metroculus_api.cache import AnswerCache, Answered
 from metroculus.metroculus_api.controllers.costs import CostsController
 from metroculus.metroculus_api.controllers.inventory import InventoryController
 from metroculus.metroculus_api.controllers.savings import SavingsController
-from metroculus.metroculus_api.handlers.v2.base import KeptHandler, Needs
+from metroculus.metroculus_api.errors import map_error
+from metroculus.metroculus_api.handlers.v2.base import KeptHandler, MetroculusHandler, Needs
 from metroculus.sources.source import LABEL_NAME, METRIC_NAME
 from optscale_client.metroculus_client import structs
+from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import FilterText, RowFilter, Step, Text, Uuid, WindowQuery, resolve_window
@@ -89,6 +93,74 @@ class ClusterCosts(KeptHandler):
     @operation(needs=Needs.CLUSTER_SECRET, query=ClusterCostsQuery, answer=structs.Statement)
     async def get(self, query: ClusterCostsQuery) -> Answered:
         return await self.kept(query, self.costs.statement)
+
+
+class AccountId(Uuid):
+    """One of the accounts of an organization, which may have many."""
+
+    most = structs.ACCOUNTS_AT_ONCE
+
+
+class SummariesQuery(WindowQuery, frozen=True, kw_only=True):
+    cloud_account_id: tuple[AccountId, ...]
+    k8s_namespace: tuple[FilterText, ...] = ()
+    k8s_node: tuple[RowFilter, ...] = ()
+    k8s_service: tuple[FilterText, ...] = ()
+
+
+class AccountSummary(Struct, frozen=True):
+    """``structs.AccountStatement`` with a statement that is encoded already."""
+
+    cloud_account_id: str
+    statement: msgspec.Raw | None = None
+    error: structs.Failure | None = None
+
+
+class Summaries(Struct, frozen=True):
+    accounts: tuple[AccountSummary, ...]
+
+
+class ClusterSummaries(MetroculusHandler):
+    """The statements of many clusters at once (USD): what is stored in one question, the rest side by side."""
+
+    costs: CostsController
+    cache: AnswerCache
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=SummariesQuery, answer=structs.Statements)
+    async def get(self, query: SummariesQuery) -> Summaries:
+        window = self.window_of(query)
+        filters = Filters(query.k8s_namespace, query.k8s_node, query.k8s_service)
+        deadline = self.deadline()
+        questions = {
+            account: Question(cloud_account_id=account, window=window, filters=filters)
+            for account in dict.fromkeys(query.cloud_account_id)
+        }
+        unknown = [account for account, question in questions.items() if not self._hit(account, question)]
+        ahead = await self.costs.read_ahead(unknown, window, deadline)
+
+        async def one(account: str, question: Question) -> AccountSummary:
+            async def ask(deadline: Deadline) -> Statement:
+                return await self.costs.summary(question, ahead if account in unknown else None, deadline)
+
+            try:
+                answered = await self.cache.answer(account, _kept_as(question), ask, deadline)
+            except Exception as problem:
+                mapped = problem if isinstance(problem, ApiError) else map_error(problem)
+                if mapped is None:
+                    raise
+                failure = structs.Failure(mapped.code.status, mapped.code.code, mapped.reason)
+                return AccountSummary(account, error=failure)
+            return AccountSummary(account, msgspec.Raw(answered.prepared.body))
+
+        return Summaries(tuple(await asyncio.gather(*(one(*about) for about in questions.items()))))
+
+    def _hit(self, account: str, question: Question) -> bool:
+        return self.cache.hit(account, _kept_as(question)) is not None
+
+
+def _kept_as(question: Question) -> tuple[str, Question, None]:
+    """What a statement without a step is kept under."""
+    return ClusterCosts.__name__, question, None
 
 
 def _filters(query: ClusterCostsQuery) -> Filters:

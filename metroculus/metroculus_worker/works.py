@@ -1,0 +1,435 @@
+"""The work on one cluster at a time: extract, keep days, sum up, clean, and do the back-fills that were asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from metroculus.metroculus_worker.backfill import Progress, Report, backfill, bounds
+from metroculus.metroculus_worker.daily import extract_assets, extract_savings, settled_day
+from metroculus.metroculus_worker.extract import Extractor, LostOwnership, Outcome, RepairOrder
+from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics, freshness
+from metroculus.metroculus_worker.ownership import Owned, Owners
+from metroculus.metroculus_worker.plan import (
+    CLOSED_AFTER_SECONDS,
+    day_of,
+    due,
+    last_complete_hour,
+    next_due,
+)
+from metroculus.metroculus_worker.tasks import Done, Kind, Task, role_of
+from metroculus.sources.accounts import Accounts
+from metroculus.sources.errors import EntryUnreadable, NoSource, RegistryError, SourceError
+from metroculus.storage.engine import StoreError
+from metroculus.storage.jobs import OPEN, Backfill, State
+from metroculus.storage.store import Store
+from tools.window import DAY
+
+log = logging.getLogger("worker")
+
+FAILURES = (SourceError, NoSource, StoreError, RegistryError, LostOwnership, OSError)
+"""What may fail of one cluster and leaves the others whole."""
+OURS = (StoreError, RegistryError, OSError)
+"""Failures that say nothing of the cluster's source."""
+
+ROUND_SECONDS = 300.0
+"""What one cluster may take of a round; the rest of what is due is read in the next one."""
+CANCELLED_SECONDS = 2.0
+"""Between two looks at whether a back-fill was cancelled."""
+TOLD_SECONDS = 0.5
+"""Between two notes of how far a back-fill is."""
+BACKFILLS_SHARE = 2
+"""Back-fills and what is done daily have places of their own, half as many: one may take days."""
+SILENT_SHARE = 4
+"""Clusters whose source did not answer the last time have this part of the places, so that they hold up nobody else."""
+
+
+SOON_AGAIN: tuple[Kind, ...] = ("extract", "backfills")
+
+
+class NotOurs(Exception):
+    """Another worker owns the cluster."""
+
+
+class _Look(Struct, frozen=True):
+    due_at: int
+    state: Freshness
+
+
+class Works:
+    """Does tasks, as many side by side as there are places; a cluster is owned while one of its tasks is done.
+
+    Args:
+        tell: is called with what became of each task, also where it failed.
+        parallel: clusters that are worked on side by side.
+        keeps: whether a cluster stays owned between two tasks: nobody else is to work on it then.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        accounts: Accounts,
+        owners: Owners,
+        metrics: WorkerMetrics,
+        clock: Callable[[], float],
+        seconds_a_call: float,
+        retention_days: int,
+        parallel: int,
+        tell: Callable[[Done], None],
+        keeps: bool = True,
+    ) -> None:
+        self._store = store
+        self._accounts = accounts
+        self._owners = owners
+        self._metrics = metrics
+        self._clock = clock
+        self._seconds_a_call = seconds_a_call
+        self._retention_days = retention_days
+        self._tell = tell
+        self._keeps = keeps
+        self._places = asyncio.Semaphore(parallel)
+        self._places_of_silent = asyncio.Semaphore(max(1, parallel // SILENT_SHARE))
+        self._places_of_past = asyncio.Semaphore(max(1, parallel // BACKFILLS_SHARE))
+        self._due_at: dict[str, int] = {}
+        """When hours of a cluster are due next, of those that were looked at here."""
+        self._busy: dict[str, asyncio.Lock] = {}
+        self._owned: dict[str, Owned] = {}
+        self._work: dict[Kind, Callable[[Task, Owned], Awaitable[None]]] = {
+            "extract": self._extract,
+            "assets": self._assets,
+            "savings": self._savings,
+            "backfills": self._backfills,
+            "summaries": self._summaries,
+            "clean": self._clean,
+        }
+        self.extractor = Extractor(store, accounts, clock, seconds_a_call)
+
+    async def do(self, task: Task) -> None:
+        """Do a task; what fails of it is told.
+
+        A place is taken after the cluster's own lock: whoever waits for a cluster that is being worked on takes none.
+
+        Raises:
+            Exception: a defect; it was told, too.
+        """
+        name = _owner_name(task.kind, task.account)
+        try:
+            async with self._owning(name) as owned, self._place(task):
+                await self._work[task.kind](task, owned)
+        except NotOurs:
+            self._told(task, owned=False)
+        except FAILURES as failure:
+            if isinstance(failure, (LostOwnership, RegistryError)):  # another worker may have the key that opens it
+                await self._let_go(name)
+            self._failed(task, failure, ours=isinstance(failure, OURS))
+        except Exception as defect:
+            self._failed(task, defect)
+            raise
+
+    def busy(self, kind: Kind, account: str) -> bool:
+        """Whether a task like this would wait for one that is under way here."""
+        return self._lock(_owner_name(kind, account)).locked()
+
+    async def let_go(self, account: str) -> None:
+        """A cluster is gone; one that is being worked on is let go by a later call."""
+        for name in {_owner_name(kind, account) for kind in self._work}:
+            if not self._lock(name).locked():
+                await self._let_go(name)
+        self._due_at.pop(account, None)
+
+    async def fill(
+        self, account: str, window: tuple[int, int], parallel: int, report: Report, order: RepairOrder | None = None
+    ) -> Progress:
+        """Back-fill one cluster now: hours, assets, summaries.
+
+        Raises:
+            NotOurs, StoreError, SourceError, LostOwnership
+        """
+        async with self._owning(_owner_name("backfills", account)) as owned:
+            progress = await self._fill(account, owned, window, parallel, report, order)
+            self._told(Task(kind="backfills", account=account), state=await self._state(account))
+            return progress
+
+    def close(self) -> None:
+        """Let go of every cluster."""
+        for owned in self._owned.values():
+            owned.release()
+        self._owned.clear()
+        self._owners.close()
+
+    def _place(self, task: Task) -> asyncio.Semaphore:
+        if task.kind in ("assets", "savings", "backfills"):
+            return self._places_of_past
+        return self._places_of_silent if task.silent else self._places
+
+    def _told(self, task: Task, **what: object) -> None:
+        self._tell(Done(task=task, at=int(self._clock()), **what))  # type: ignore[arg-type]
+
+    def _failed(self, task: Task, failure: Exception, ours: bool = False) -> None:
+        why = str(failure) or type(failure).__name__
+        log.warning("account %s: %s: %s", task.account, task.kind, why)
+        self._told(task, failure=why, ours=ours)
+
+    async def _extract(self, task: Task, owned: Owned) -> None:
+        """What is due of the open days, the newest first, until the source does not answer or the time is over."""
+        account, now, ends = task.account, int(self._clock()), time.monotonic() + ROUND_SECONDS
+        # Of a source that did not answer: the question would cost it one that is larger than an hour.
+        shift = task.shift if task.silent else await self.extractor.day_shift(account)
+        start, end = day_of(now - CLOSED_AFTER_SECONDS, shift), last_complete_hour(now)
+        committed = await self._store.run(self._store.ledger.committed, account, start, end)
+        gaps = await self._store.run(self._store.gaps.of, account, start, end, now)
+        failures, silent, postponed = [], False, False
+        for stretch in due(start, now, committed.hours, gaps, task.patience, shift):
+            postponed = time.monotonic() > ends
+            if silent or postponed:
+                break
+            began = time.monotonic()
+            outcome: Outcome = await self.extractor.extract(account, owned, stretch)
+            self._metrics.extracted(account, outcome, time.monotonic() - began)
+            silent = outcome.silent
+            if outcome.failure is not None:
+                failures.append(outcome.failure)
+        look = await self._look(account, shift, since=now)
+        self._due_at[account] = due_at = now if postponed else look.due_at
+        failure = failures[0] if failures else None
+        if failure is not None:
+            log.warning("account %s: %s", account, failure)
+        self._told(task, due_at=due_at, state=look.state, shift=shift, silent=silent, failure=failure)
+
+    async def _look(self, account: str, shift: int, since: int) -> _Look:
+        """How the cluster's open days stand now, and when something of them is due next.
+
+        Args:
+            since: the start of the work. What became due after it is still to be done.
+        """
+        now = int(self._clock())
+        start, end = day_of(now - CLOSED_AFTER_SECONDS, shift), last_complete_hour(now)
+        committed = await self._store.run(self._store.ledger.committed, account, start, end)
+        asked = await self._store.run(self._store.gaps.of, account, start, end, now)
+        open_since = end - CLOSED_AFTER_SECONDS
+        hours = {hour: marker for hour, marker in committed.hours.items() if hour >= open_since}
+        tried = {hour: gap for hour, gap in asked.items() if hour >= open_since}
+        return _Look(
+            next_due(start, since, now, committed.hours, asked, shift),
+            freshness(hours, tried, len(committed.passed_over), end),
+        )
+
+    async def _state(self, account: str) -> Freshness:
+        return (await self._look(account, 0, int(self._clock()))).state
+
+    async def _assets(self, task: Task, owned: Owned) -> None:
+        """The days of assets that lack or may still change."""
+        now = int(self._clock())
+        window = (now - CLOSED_AFTER_SECONDS, now)
+        await extract_assets(
+            self._store, self._accounts, task.account, owned, window, self._clock, self._seconds_a_call
+        )
+        self._told(task)
+
+    async def _savings(self, task: Task, owned: Owned) -> None:
+        """What could be saved as of the last day that has settled."""
+        day = settled_day(int(self._clock()))
+        stored = await extract_savings(
+            self._store, self._accounts, task.account, owned, self._clock, self._seconds_a_call
+        )
+        self._told(task, day=day if stored else None)
+
+    async def _summaries(self, task: Task, owned: Owned) -> None:
+        """Summaries of the days that are still open, or of all that is stored."""
+        span = await self._store.run(self._store.ledger.span, task.account)
+        if span is not None:
+            first = span[0] if task.everything else max(span[0], span[1] - CLOSED_AFTER_SECONDS - DAY)
+            await self._store.run(self._store.summaries.rebuild, task.account, first, span[1], owned.writer)
+        self._told(task)
+
+    async def _clean(self, task: Task, owned: Owned) -> None:
+        """Drop what is older than is kept, and sweep."""
+        cleaned = await self._store.run(self._store.maintenance.clean, int(self._clock()), self._retention_days)
+        log.info("dropped months %s, swept %d batches", list(cleaned.months), cleaned.batches)
+        if cleaned.broken:
+            log.error("%d batches have lost rows: back-fill or repair their hours", cleaned.broken)
+        self._told(task)
+
+    async def _backfills(self, task: Task, owned: Owned) -> None:
+        """The back-fills of a cluster that are not at their end, one after the other."""
+        for job in await self._store.run(self._store.jobs.of, task.account):
+            if job.state in OPEN:
+                await self._do_backfill(job, owned)
+        self._told(task, state=await self._state(task.account))
+
+    async def _newest_first(self, account: str, owned: Owned, running: asyncio.Lock) -> None:
+        """What has become due of the running days goes before the past."""
+        if running.locked() or self._clock() < self._due_at.get(account, 0):
+            return
+        async with running:
+            task = Task(kind="extract", account=account)
+            try:
+                await self._extract(task, owned)
+            except SourceError as failure:
+                self._failed(task, failure)
+
+    async def _fill(
+        self,
+        account: str,
+        owned: Owned,
+        window: tuple[int, int],
+        parallel: int,
+        report: Report,
+        order: RepairOrder | None,
+        before_a_day: Callable[[], Awaitable[None]] | None = None,
+    ) -> Progress:
+        began = int(self._clock())
+        whole = bounds(*window, began)
+        more = {} if before_a_day is None else {"before_a_day": before_a_day}
+        progress = await backfill(self._store, self.extractor, account, owned, whole, parallel, report, order, **more)
+        if whole[0] < whole[1]:
+            try:
+                await extract_assets(
+                    self._store, self._accounts, account, owned, whole, self._clock, self._seconds_a_call
+                )
+            except SourceError as failure:
+                log.warning("account %s: assets could not be had: %s", account, failure)
+            await self._store.run(self._store.summaries.rebuild, account, *whole, owned.writer)
+        return progress
+
+    async def _do_backfill(self, job: Backfill, owned: Owned) -> None:
+        """One job to its end; progress is written as it goes, and whoever comes after goes on from there."""
+        jobs, run = self._store.jobs, self._store.run
+        why = await self._permanent_failure(job.account)
+        if why is not None:
+            sofar = (job.hours_total, job.hours_done, job.hours_missing)
+            await run(jobs.advance, job, "failed", *sofar, why)
+            return
+        order = RepairOrder(job.id, "backfills", job.reason) if job.repair else None
+        note = _ProgressNote(self._store, job)
+        newest_first = partial(self._newest_first, job.account, owned, asyncio.Lock())
+        window = (job.first, job.last)
+        filling = asyncio.create_task(
+            self._fill(job.account, owned, window, job.parallel, note.report, order, newest_first)
+        )
+        beside = [asyncio.create_task(note.keep_telling()), asyncio.create_task(self._until_cancelled(job.id))]
+        try:
+            await asyncio.wait([filling, beside[1]], return_when=asyncio.FIRST_COMPLETED)
+            if not filling.done():
+                log.info("account %s: a back-fill was cancelled", job.account)
+                return
+            done = filling.result()
+        finally:
+            for running in (filling, *beside):
+                running.cancel()
+            await asyncio.gather(filling, *beside, return_exceptions=True)
+        # A note that was under way may still be written with the next sequence number: take the one after.
+        written = replace(note.written, sequence=note.written.sequence + 1)
+        state: State = "done" if done.complete else "incomplete"
+        reason = job.reason if done.complete else done.last_reason
+        await run(jobs.advance, written, state, done.total, done.done, done.missing, reason)
+
+    async def _until_cancelled(self, job: str) -> None:
+        while True:
+            await asyncio.sleep(CANCELLED_SECONDS)
+            newest = await self._store.run(self._store.jobs.get, job)
+            if newest is not None and newest.state == "cancelled":
+                return
+
+    async def _permanent_failure(self, account: str) -> str | None:
+        """Why a back-fill of a cluster can never succeed; None where it may."""
+        try:
+            sources = await self._accounts.of(account)
+        except EntryUnreadable as failure:
+            return str(failure)
+        return None if sources.any else "no cost source is configured"
+
+    @asynccontextmanager
+    async def _owning(self, name: str) -> AsyncIterator[Owned]:
+        """A cluster's part, for one piece of work at a time.
+
+        Raises:
+            NotOurs, OSError, StoreError
+        """
+        async with self._lock(name):
+            owned = self._owned.get(name)
+            if owned is None or not owned.still():
+                await self._let_go(name)
+                owned = await self._store.run(self._owners.own, name, self._store.highest_fence)
+                if owned is None:
+                    raise NotOurs(name)
+                self._owned[name] = owned
+            try:
+                yield owned
+            finally:
+                if not self._keeps:
+                    await self._let_go(name)
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._busy.setdefault(name, asyncio.Lock())
+
+    async def _let_go(self, name: str) -> None:
+        """Release; on a thread, because the lock may be in an etcd that hangs."""
+        owned = self._owned.pop(name, None)
+        if owned is not None:
+            await asyncio.to_thread(owned.release)
+
+
+class _ProgressNote:
+    """Writes down how far a back-fill is, as it goes."""
+
+    def __init__(self, store: Store, job: Backfill) -> None:
+        self._store = store
+        self._latest = Progress(total=job.hours_total)
+        self.written = job
+
+    def report(self, progress: Progress) -> None:
+        self._latest = progress
+
+    async def keep_telling(self) -> None:
+        told = None
+        while True:
+            if self._latest is not told:
+                told = self._latest
+                self.written = await self._store.run(
+                    self._store.jobs.advance, self.written, "running", told.total, told.done, told.missing
+                )
+            await asyncio.sleep(TOLD_SECONDS)
+
+
+def _owner_name(kind: Kind, account: str) -> str:
+    """What is owned to do such work: the aggregator's is its own, so that it can be another process."""
+    if kind == "clean":
+        return "clean"
+    return account if role_of(kind) == "extractor" else f"{account}.summaries"
+
+
+class InProcess:
+    """The work is done here, by the same process."""
+
+    def __init__(self, works: Works) -> None:
+        self._works = works
+        self._given: set[tuple[Kind, str]] = set()
+
+    async def give(self, tasks: Sequence[Task]) -> None:
+        answers = await asyncio.gather(*(self._do(task) for task in tasks), return_exceptions=True)
+        for task, answer in zip(tasks, answers, strict=True):
+            if isinstance(answer, Exception):
+                log.error("a defect, account %s", task.account, exc_info=answer)
+
+    async def _do(self, task: Task) -> None:
+        one = (task.kind, task.account)
+        self._given.add(one)
+        try:
+            await self._works.do(task)
+        finally:
+            self._given.discard(one)
+
+    def busy(self, kind: Kind, account: str) -> bool:
+        """Hours and back-fills do not wait for a cluster that is being worked on: they come again in seconds."""
+        return (kind, account) in self._given or (kind in SOON_AGAIN and self._works.busy(kind, account))
+
+    async def let_go(self, account: str) -> None:
+        await self._works.let_go(account)
