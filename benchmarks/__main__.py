@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import answers, compare, document, history, rounds, service, walls
+from benchmarks import answers, compare, document, history, rounds, scale, service, walls
 from benchmarks.figures import Declared, table
 
 OUT = Path("build/bench.json")
@@ -20,6 +20,7 @@ SECTIONS: dict[str, tuple[tuple[Declared, ...], Callable[[], dict[str, float]]]]
     "walls": (walls.FIGURES, lambda: asyncio.run(walls.measure())),
     "history": (history.FIGURES, history.measure),
     "rounds": (rounds.FIGURES, rounds.measure),
+    "scale": (scale.FIGURES, scale.measure),
 }
 
 
