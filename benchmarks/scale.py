@@ -1,7 +1,7 @@
-"""What a worker costs: CPU seconds of it and its engine a cluster and hour, with every reading again, and its memory.
+"""What a worker costs: CPU seconds of it and its engine a cluster and hour, with all readings of it, and its memory.
 
-The clock of the worker goes by hours: a round, an hour later the next. The upstreams are one process of their own, whose
-work is not counted, and answer at once: how long they take costs places, not work.
+The clock of the worker goes by hours: a round, an hour later the next. The upstreams are a process of their own, which
+is not counted and answers at once: how long they take costs places, not work.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FOLDER = Path("build/bench-scale")
 SETTLED = 20 * 60
 
 FIGURES = (
-    Declared("cpu_seconds_a_cluster_hour", "s", "CPU of worker and engine a cluster and hour, re-reads included", at_most=0.9),
+    Declared("cpu_seconds_a_cluster_hour", "s", "CPU of worker and engine, all readings of an hour", at_most=0.9),
     Declared("rows_an_hour", "", "rows of a cluster's hour"),
     Declared("worker_mib", "MiB", "resident memory of the worker beside its engine", at_most=400),
 )  # fmt: skip

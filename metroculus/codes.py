@@ -41,6 +41,7 @@ URL_TOO_LONG = ErrorCode(414, "OM0027", "the URL is too long")
 TOO_MANY = ErrorCode(429, "OM0028", "too many requests")
 OVERLOADED = ErrorCode(503, "OM0029", "too many requests are being answered")
 SEVERAL_CLUSTERS = ErrorCode(409, "OM0030", "the source knows several clusters: name the account's own")
+OUTDATED = ErrorCode(409, "OM0031", "whoever manages this source has written a newer one")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,

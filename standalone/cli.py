@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -29,7 +28,7 @@ from standalone import demo as demonstration
 from standalone import up as machine
 from standalone.history import fill, parse_moment, tell_owner, work
 from standalone.running import single_machine
-from tools.cli import load_settings, setting_options
+from tools.cli import given, load_settings, setting_options
 from tools.settings import CONFIG_URL, SettingsError, address
 from tools.tornado_service.access import Access
 from tools.tornado_service.listening import listen, stop_signal
@@ -93,10 +92,10 @@ def serve(worker: bool, **flags: Any) -> None:
     if config.cluster_secret is None and etcd is None:
         raise click.ClickException("CLUSTER_SECRET is not set: it is what callers must send")
     with one_line_errors():
-        asyncio.run(_serve(config, etcd, worker))
+        asyncio.run(_serve(config, etcd, worker, told=given("CLUSTER_SECRET", SETTINGS, flags)))
 
 
-async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None, with_worker: bool) -> None:
+async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None, with_worker: bool, told: bool) -> None:
     stopped = stop_signal()
     dependencies = make_dependencies(config)
     worked = with_worker or not is_embedded(config.clickhouse_url or "")
@@ -107,7 +106,7 @@ async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None, with_worker:
         metrics = listen(working.application, working.service, *working.config.listen)
         working.start()
         click.echo(f"worker at {metrics.url}/metrics")
-    if etcd is not None and "CLUSTER_SECRET" not in os.environ:
+    if etcd is not None and not told:  # the secret is etcd's, and may change there
         loop = asyncio.get_running_loop()
 
         def rotate(secret: str) -> None:

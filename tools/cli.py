@@ -32,9 +32,24 @@ def setting_options(settings: Sequence[Setting], config_file: bool = True) -> Ca
 
 
 def _shown(default: Any) -> str:
-    if isinstance(default, tuple):
-        return ":".join(map(str, default))
+    if isinstance(default, tuple):  # an address, or a list
+        return (":" if isinstance(default[-1], int) else ",").join(map(str, default))
     return str(default) if isinstance(default, (str, int, float, os.PathLike)) and str(default) else "none"
+
+
+def given(name: str, settings: Sequence[Setting], flags: dict[str, Any]) -> bool:
+    """Whether a setting has a value of this process' own, by flag, environment or file: then etcd says nothing of it.
+
+    Raises:
+        click.ClickException
+    """
+    own = tuple(setting for setting in settings if setting.name == name)
+    return all(value is not None for value in load_settings(own, _of(own, flags)).values())
+
+
+def _of(settings: Sequence[Setting], flags: dict[str, Any]) -> dict[str, Any]:
+    keys = {"config_file", *(setting.key for setting in settings)}
+    return {key: value for key, value in flags.items() if key in keys}
 
 
 def load_settings(

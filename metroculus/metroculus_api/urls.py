@@ -28,5 +28,6 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route("k8s_monthly", history.K8sMonthly, "monthly"),
         route("backfills", history.Backfills, "backfills"),
         route(r"backfills/(?P<backfill_id>[^/]+)", history.BackfillEntry, "backfills"),
+        route("kubecost_sources", sources.KubecostSources, "sources"),
         route(f"kubecost_sources/{ACCOUNT}", sources.KubecostSourceEntry, "sources"),
     ]

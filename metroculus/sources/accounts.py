@@ -13,7 +13,7 @@ from metroculus.sources.clusters import Clusters
 from metroculus.sources.kubecost.client import Flavour, KubecostSource
 from metroculus.sources.outbound.addresses import AllowedAddresses, check_allowed, parse_upstream_url
 from metroculus.sources.outbound.http import SourceHttp, Upstream
-from metroculus.sources.registry.protocol import Credentials, MetricsCluster, SourceEntry, SourceRegistry
+from metroculus.sources.registry.protocol import Credentials, MetricsCluster, Outdated, SourceEntry, SourceRegistry
 from metroculus.sources.source import CostSource
 from metroculus.sources.thanos.client import Querier
 from metroculus.sources.thanos.source import MetricsSource
@@ -24,6 +24,7 @@ __all__ = [
     "Credentials",
     "DefaultUpstream",
     "MetricsCluster",
+    "Outdated",
     "SourceEntry",
     "flavours",
 ]

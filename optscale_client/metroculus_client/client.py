@@ -312,6 +312,8 @@ class Client:
         thanos: Mapping[str, str] | None = None,
         currency: str | None = None,
         *,
+        managed_by: str | None = None,
+        version: int | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Answer:
@@ -321,15 +323,30 @@ class Client:
             cluster: the name of the account's cluster there, or several where it was renamed; ``*`` is all of them.
             thanos: ``{value, label}`` of its series, where several clusters write under one tenant.
             currency: of its money (ISO 4217), where the upstream does not say.
+            managed_by: who calls; with a ``version``, an entry is never replaced by an older one of theirs (409).
         """
         body: dict[str, Any] = {"flavour": flavour, "url": url, "ca": ca}
         body |= {"auth": dict(auth) if auth else None, "custom_prices": dict(custom_prices) if custom_prices else None}
         names = cluster if cluster is None or isinstance(cluster, str) else list(cluster)
         body |= {"cluster": names, "thanos": dict(thanos) if thanos else None, "currency": currency}
+        body |= {"managed_by": managed_by, "version": version}
         given = {key: value for key, value in body.items() if value is not None}
         return self._call(
             "PUT", _below("kubecost_sources", cloud_account_id), {}, given, request_id=request_id, timeout=timeout
         )
+
+    def get_kubecost_sources(
+        self,
+        managed_by: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """A page of the accounts' upstreams, without credentials; ``after`` of an answer asks for the next one."""
+        query = {"managed_by": managed_by, "after": after, "limit": limit}
+        return self._call("GET", "kubecost_sources", query, request_id=request_id, timeout=timeout)
 
     def get_kubecost_source(
         self, cloud_account_id: str, *, request_id: str | None = None, timeout: float | None = None

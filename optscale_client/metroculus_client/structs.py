@@ -424,6 +424,19 @@ class Source(Struct, frozen=True, kw_only=True):
     cluster: tuple[str, ...] = ()
     thanos: MetricsCluster | None = None
     currency: str = ""
+    managed_by: str = ""
+    version: int = 0
+
+
+OUTDATED = "OM0031"
+"""The error code of a source entry that is older than what is there."""
+
+
+class Sources(Struct, frozen=True):
+    """``kubecost_sources``, a page of them; ``after`` asks for the next one, and is None on the last."""
+
+    sources: tuple[Source, ...]
+    after: str | None
 
 
 class Deleted(Struct, frozen=True):

@@ -18,7 +18,7 @@ from rest_api.rest_api_server.config import SETTINGS, config_of, directory_of
 from rest_api.rest_api_server.directory.connect import open_directory
 from rest_api.rest_api_server.directory.model import AlreadyExists, Directory, DirectoryError, Missing, Role
 from rest_api.rest_api_server.server import RestApi, make_app
-from tools.cli import load_settings, setting_options
+from tools.cli import given, load_settings, setting_options
 from tools.settings import CONFIG_URL, SettingsError, cluster_secret
 from tools.tornado_service.access import Access, audit_log_of
 from tools.tornado_service.listening import listen, stop_signal
@@ -51,10 +51,12 @@ def serve(**flags: Any) -> None:
     if not config.cluster_secret:
         raise click.ClickException("CLUSTER_SECRET is not set: it is what Metroculus wants")
 
+    told = given("CLUSTER_SECRET", SETTINGS, flags)
+
     async def run() -> None:
         stopped = stop_signal()
         api = make_app(config)
-        if etcd is not None:
+        if etcd is not None and not told:
             etcd.watch("/secret/cluster", partial(_take_over_secret, api))
         address, port = config.listen
         listener = listen(api.application, api.service, address, port, config.tls)

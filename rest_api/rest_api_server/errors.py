@@ -36,6 +36,7 @@ URL_TOO_LONG = ErrorCode(414, "OE0912", "the URL is too long")
 TOO_MANY = ErrorCode(429, "OE0913", "too many requests")
 OVERLOADED = ErrorCode(503, "OE0914", "too many requests are being answered")
 WHICH_CLUSTER = ErrorCode(409, "OE0915", "the cost source knows several clusters: name the one that is meant")
+CHANGED = ErrorCode(409, "OE0916", "somebody else has changed this cluster meanwhile: read it, and try again")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,

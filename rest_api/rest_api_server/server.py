@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tornado.web import Application
 
@@ -19,6 +19,7 @@ from rest_api.rest_api_server.controllers.expenses import ExpensesController
 from rest_api.rest_api_server.controllers.metrics import MetricsController
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.controllers.resources import ResourcesController
+from rest_api.rest_api_server.controllers.sources import SourcesSweep
 from rest_api.rest_api_server.directory.connect import open_directory
 from rest_api.rest_api_server.directory.model import Directory
 from rest_api.rest_api_server.errors import CODES, map_error
@@ -42,15 +43,17 @@ class RestApi:
     resources: ResourcesController
     threads: ThreadPoolExecutor
     answers: KeptAnswers
-    refreshing: asyncio.Task[None] | None = None
+    sweep: SourcesSweep
+    running: list[asyncio.Task[None]] = field(default_factory=list)
 
     def start(self) -> None:
-        """Keep what clusters are made of fresh from now on; call on the loop."""
-        self.refreshing = asyncio.create_task(self.resources.keep_fresh())
+        """Keep what clusters are made of fresh, and sweep sources, from now on; call on the loop."""
+        for work in (self.resources.keep_fresh(), self.sweep.keep_sweeping()):
+            self.running.append(asyncio.create_task(work))
 
     def close(self) -> None:
-        if self.refreshing is not None:
-            self.refreshing.cancel()
+        for task in self.running:
+            task.cancel()
         self.threads.shutdown(wait=True, cancel_futures=True)
         self.metroculus.close()
         self.directory.close()
@@ -95,4 +98,5 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
         "links": ClustersController(gate, metroculus, kept),
     }
     application = make_application(service, routes({"gate": gate}, controllers))
-    return RestApi(application, service, directory, metroculus, resources, threads, kept)
+    sweep = SourcesSweep(gate, metroculus)
+    return RestApi(application, service, directory, metroculus, resources, threads, kept, sweep)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rest_api.rest_api_server.directory.connect import open_directory
 from rest_api.rest_api_server.directory.model import (
     AlreadyExists,
+    Changed,
     Directory,
     DirectoryError,
     Missing,
@@ -250,3 +251,21 @@ def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path):
     people(directory)
     assert directory.identity(directory.create_token("u", None, [], read_only=True)[1].encode(), 0).read_only
     directory.close()
+
+
+def test_of_two_changes_from_one_state_one_is_refused(directory):
+    organization = directory.create_organization("o")
+    made = directory.create_cluster(organization.id, "c", "kubecost", "http://x")
+    about = {"name": "c", "flavour": "kubecost", "state": "linked"}
+    changed = directory.update_cluster(made.id, **about, url="http://y", revision=made.revision)
+    assert changed.revision == made.revision + 1
+    with pytest.raises(Changed):
+        directory.update_cluster(made.id, **about, url="http://z", revision=made.revision)
+    assert directory.cluster(made.id) == changed
+    assert directory.update_cluster(made.id, **about, url="http://w").revision == changed.revision + 1
+    assert directory.cluster_ids() == {made.id: True}
+    other = directory.create_cluster(organization.id, "d", "push", "")
+    directory.delete_cluster(made.id)
+    assert directory.cluster_ids() == {made.id: False, other.id: True}
+    directory.delete_organization(organization.id)
+    assert directory.cluster_ids() == {made.id: False, other.id: False}

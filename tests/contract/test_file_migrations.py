@@ -33,7 +33,7 @@ STORES = Path(__file__).parent.parent / "data" / "stores"
 TOKEN = b"fUoE_OZRphW9Sn8HL7zFcCxwmxBQSXyxKKrUXcikX4k"
 KEY = "Zm9yIHR3byB3b3JrZXJzIG9mIHR3byBtYWNoaW5lcyE="
 RELEASED = {
-    "directory, SQLite": {1: "7a0418aac3720454"},
+    "directory, SQLite": {1: "7a0418aac3720454", 2: "1fe8d76ab22008dd"},
     "directory, MongoDB": {1: "ad78ec7806c5ef3a"},
     "registry, SQLite": {1: "057f207c13c64749"},
 }
@@ -43,6 +43,9 @@ MIGRATIONS = {
     "directory, MongoDB": directory_mongo.MIGRATIONS,
     "registry, SQLite": registry_file.MIGRATIONS,
 }
+
+
+NUMBERS = [(one.number, one.readable_from) for one in directory_file.MIGRATIONS]
 
 
 def restored(name: str, folder: Path) -> Path:
@@ -83,7 +86,7 @@ def test_a_directory_of_every_earlier_version_keeps_who_may_what(version, tmp_pa
         assert directory.resources(cluster.id).nodes == [{"name": "n1"}]
         assert {one.name: one.disabled for one in directory.users()} == {"ann": False, "bob": True}
         directory.close()
-    assert applied(file) == [(1, 1)]
+    assert applied(file) == NUMBERS
 
 
 def test_a_registry_of_before_numbers_keeps_its_credentials(tmp_path):
@@ -133,15 +136,15 @@ def store(request, tmp_path) -> Iterator[tuple]:
 def test_a_newer_programs_store_is_used_while_it_allows_it_and_refused_with_what_to_do_after(store):
     use, note, error = store
     use()
-    note(2, 1)
+    note(8, 1)
     use()
-    note(3, 3)
-    with pytest.raises(error, match=r"schema is number 3, which programs from number 3 on can use; .* upgrade it"):
+    note(9, 9)
+    with pytest.raises(error, match=r"schema is number 9, which programs from number 9 on can use; .* upgrade it"):
         use()
 
 
-SECOND = SqliteMigration(
-    number=2,
+NEXT = SqliteMigration(
+    number=3,
     readable_from=1,
     steps=(
         AddColumn("users", "mail", "TEXT"),
@@ -150,7 +153,7 @@ SECOND = SqliteMigration(
 )
 KILLED = """
 import os, signal, sqlite3, sys
-from tests.contract.test_file_migrations import SECOND
+from tests.contract.test_file_migrations import NEXT
 from rest_api.rest_api_server.directory.sqlite import MIGRATIONS
 from tools import migrations
 file, dies_at = sys.argv[1], int(sys.argv[2])
@@ -164,7 +167,7 @@ def counted(self, database):
     apply(self, database)
 migrations.Statement.apply = counted
 database = sqlite3.connect(file, isolation_level=None)
-migrations.migrate_sqlite(database, "registry", (*MIGRATIONS, SECOND))
+migrations.migrate_sqlite(database, "registry", (*MIGRATIONS, NEXT))
 """
 
 
@@ -175,9 +178,9 @@ def test_a_migration_that_is_killed_half_way_left_nothing_and_is_done_by_the_nex
     died = subprocess.run([sys.executable, "-c", KILLED, str(file), str(dies_at)], cwd=STORES.parent.parent.parent)
     assert died.returncode == -signal.SIGKILL
     SqliteDirectory(file).close()
-    assert applied(file) == [(1, 1)]
+    assert applied(file) == NUMBERS
     database = sqlite3.connect(file, isolation_level=None)
-    migrate_sqlite(database, "directory", (*directory_file.MIGRATIONS, SECOND))
+    migrate_sqlite(database, "directory", (*directory_file.MIGRATIONS, NEXT))
     assert database.execute("SELECT name, mail FROM users WHERE name = 'ann'").fetchall() == [("ann", None)]
     database.close()
     directory = SqliteDirectory(file)  # a program one number older goes on beside it
@@ -199,7 +202,7 @@ def test_many_that_open_one_file_at_once_migrate_it_once(tmp_path):
     threads = [threading.Thread(target=open_it) for _ in range(8)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
-    assert failures == [] and applied(file) == [(1, 1)]
+    assert failures == [] and applied(file) == NUMBERS
 
 
 def test_one_file_holds_the_directory_and_the_registry(tmp_path):

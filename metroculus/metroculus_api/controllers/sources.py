@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from metroculus.codes import INVALID, MISSING, NOT_FOUND, ONE_CLUSTER
+from metroculus.codes import INVALID, MISSING, NOT_FOUND, ONE_CLUSTER, OUTDATED
 from metroculus.cost_model.prices import CustomPrices
 from metroculus.metroculus_api.wire import wire
 from metroculus.sources.accounts import (
@@ -18,6 +18,7 @@ from metroculus.sources.accounts import (
     AllowedAddresses,
     Credentials,
     MetricsCluster,
+    Outdated,
     SourceEntry,
     flavours,
 )
@@ -69,6 +70,8 @@ class SourceBody(Struct, frozen=True, forbid_unknown_fields=True):
     cluster: ClusterName | ClusterNames | None = None
     thanos: ThanosBody | None = None
     currency: Annotated[str, Meta(pattern="^[A-Z]{3}$")] | None = None
+    managed_by: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")] | None = None
+    version: Annotated[int, Meta(ge=0, le=2**53)] = 0
 
 
 class SourcesController:
@@ -100,9 +103,20 @@ class SourcesController:
             clusters=names,
             thanos=MetricsCluster(body.thanos.value, body.thanos.label) if body.thanos else None,
             currency=body.currency or "",
+            managed_by=body.managed_by or "",
+            managed_version=body.version,
         )
-        entry = await self._accounts.registry.put(account, body.flavour, url, known)
+        try:
+            entry = await self._accounts.registry.put(account, body.flavour, url, known)
+        except Outdated:
+            raise ApiError(OUTDATED) from None
         return _shown(entry)
+
+    async def listed(self, managed_by: str | None, after: str, limit: int) -> structs.Sources:
+        """A page of the entries, those of one manager where it is named."""
+        entries, more = await self._accounts.registry.page(after, limit)
+        wanted = [one for one in entries if managed_by is None or one.credentials.managed_by == managed_by]
+        return structs.Sources(sources=tuple(map(_shown, wanted)), after=more)
 
     async def get(self, account: str) -> structs.Source:
         entry = await self._accounts.registry.get(account)
@@ -163,4 +177,6 @@ def _shown(entry: SourceEntry) -> structs.Source:
         cluster=known.clusters,
         thanos=wire(known.thanos, structs.MetricsCluster) if known.thanos else None,
         currency=known.currency,
+        managed_by=known.managed_by,
+        version=known.managed_version,
     )

@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -49,6 +50,14 @@ class Credentials(Struct, frozen=True):
     clusters: tuple[str, ...] = ()
     thanos: MetricsCluster | None = None
     currency: str = ""
+    managed_by: str = ""
+    """Who wrote the entry; empty where nobody said."""
+    managed_version: int = 0
+    """Theirs: an entry is never replaced by an older one of the same manager."""
+
+
+class Outdated(Exception):
+    """A newer entry of the same manager is there."""
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -271,13 +280,55 @@ class SourceRegistry:
         return await asyncio.to_thread(self.entries.entry_versions)
 
     async def put(self, account: str, flavour: str, url: str, credentials: Credentials) -> SourceEntry:
-        """Write an entry under a new revision."""
+        """Write an entry under a new revision.
+
+        Raises:
+            Outdated: the same manager has written a newer one.
+            RegistryError
+        """
         stored = StoredEntry(account, flavour, url, self._keys.seal(credentials), new_revision())
         try:
-            await asyncio.to_thread(self.entries.write, stored)
+            await asyncio.to_thread(self._write, stored, credentials)
         finally:
             self._changed(account)
         return SourceEntry(account, flavour, url, credentials, stored.revision)
+
+    def _write(self, stored: StoredEntry, credentials: Credentials) -> None:
+        if not credentials.managed_by:
+            self.entries.write(stored)
+            return
+        written = False
+        while not written:
+            try:
+                known = self.entries.read(stored.cloud_account_id)
+                before = self._keys.open(known.sealed) if known is not None else Credentials()
+            except EntryUnreadable:  # nobody can say what it was
+                self.entries.write(stored)
+                return
+            if before.managed_by == credentials.managed_by and before.managed_version > credentials.managed_version:
+                raise Outdated
+            written = self.entries.create(stored) if known is None else self.entries.replace(stored, known.revision)
+
+    async def page(self, after: str, limit: int) -> tuple[list[SourceEntry], str | None]:
+        """Entries of the accounts that come after one, in order, and the last account where there are more of them.
+
+        One that no key opens is left out; ``rekey`` names those.
+
+        Raises:
+            RegistryError
+        """
+
+        def read() -> tuple[list[SourceEntry], str | None]:
+            accounts = [one for one in self.entries.accounts() if one > after]
+            found = []
+            for account in accounts[:limit]:
+                with suppress(EntryUnreadable):
+                    stored = self.entries.read(account)
+                    if stored is not None:
+                        found.append(self._opened(stored))
+            return found, accounts[limit - 1] if len(accounts) > limit else None
+
+        return await asyncio.to_thread(read)
 
     async def delete(self, account: str) -> bool:
         """Whether there was an entry."""

@@ -11,12 +11,14 @@ from msgspec import Struct, to_builtins
 from optscale_client.metroculus_client import InvalidRequest, NoSourceConfigured, NotFound, structs
 from rest_api.rest_api_server.auth import Gate
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
-from rest_api.rest_api_server.directory.model import AlreadyExists, Cluster, Flavour
-from rest_api.rest_api_server.errors import CONFLICT, INVALID, LINK_REFUSED, MISSING
+from rest_api.rest_api_server.directory.model import AlreadyExists, Changed, Cluster, Flavour, Missing
+from rest_api.rest_api_server.errors import CHANGED, CONFLICT, INVALID, LINK_REFUSED, MISSING, NOT_FOUND
 from rest_api.rest_api_server.kept import KeptAnswers
 from tools.tornado_service.errors import ApiError
 
 MAX_NAME_LENGTH = 128
+MANAGER = "rest-api"
+"""As Metroculus knows who writes these sources."""
 
 
 class AuthBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,12 +115,13 @@ class ClustersController:
             )
         source = _source(body.flavour, body.url, body)
         with self._changing(cluster, existed):
+            held = await self._hold(cluster)
             try:
-                await self._write(cluster, source, request_id)
+                await self._write(held, source, request_id)
             except (ApiError, InvalidRequest):
                 await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
                 raise
-            return await self._store(cluster, name, body.flavour, body.url)
+            return await self._store(held, name, body.flavour, body.url, request_id)
 
     async def change(self, cluster: Cluster, body: ChangeBody, request_id: str) -> LinkedCluster:
         """Rename a cluster, or point it elsewhere.
@@ -133,9 +136,10 @@ class ClustersController:
             url = ""
         elsewhere = any(getattr(body, part) is not None for part in body.__struct_fields__ if part != "name")
         with self._changing(cluster):
+            held = await self._hold(cluster)
             if elsewhere or cluster.state != "linked":
-                await self._write(cluster, _source(flavour, url, body), request_id)
-            return await self._store(cluster, name, flavour, url)
+                await self._write(held, _source(flavour, url, body), request_id)
+            return await self._store(held, name, flavour, url, request_id)
 
     async def unlink(self, cluster: Cluster, request_id: str) -> None:
         """Forget a cluster; Metroculus first, so that what got half way can be tried again.
@@ -144,10 +148,28 @@ class ClustersController:
             MetroculusError
         """
         with self._changing(cluster):
-            with suppress(NotFound):
-                forget = self._metroculus.client.delete_kubecost_source
-                await self._metroculus.call(cluster, forget, cluster.id, request_id=request_id, shape=structs.Deleted)
+            await self._forget_source(cluster, request_id)
             await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
+            # Whoever changed it meanwhile may have written a source before they could see that it is gone.
+            await self._forget_source(cluster, request_id)
+
+    async def _forget_source(self, cluster: Cluster, request_id: str) -> None:
+        with suppress(NotFound):
+            forget = self._metroculus.client.delete_kubecost_source
+            await self._metroculus.call(cluster, forget, cluster.id, request_id=request_id, shape=structs.Deleted)
+
+    async def _hold(self, cluster: Cluster) -> Cluster:
+        """The cluster under a revision of this request's own: of two that change it at once the first one fails."""
+        return await self._directory(
+            lambda directory: directory.update_cluster(
+                cluster.id,
+                name=cluster.name,
+                flavour=cluster.flavour,
+                url=cluster.url,
+                state=cluster.state,
+                revision=cluster.revision,
+            )
+        )
 
     async def _unfinished(self, organization_id: str, name: str) -> Cluster | None:
         clusters = await self._gate.clusters(organization_id)
@@ -157,15 +179,31 @@ class ClustersController:
         try:
             write = self._metroculus.client.put_kubecost_source
             await self._metroculus.call(
-                cluster, write, cluster.id, **source, request_id=request_id, shape=structs.Source
+                cluster,
+                write,
+                cluster.id,
+                **source,
+                managed_by=MANAGER,
+                version=cluster.revision,
+                request_id=request_id,
+                shape=structs.Source,
             )
         except NoSourceConfigured as refusal:
+            if refusal.error_code == structs.OUTDATED:
+                raise ApiError(CHANGED) from None
             raise ApiError(LINK_REFUSED, refusal.reason) from None
 
-    async def _store(self, cluster: Cluster, name: str, flavour: Flavour, url: str) -> LinkedCluster:
-        stored = await self._directory(
-            lambda directory: directory.update_cluster(cluster.id, name=name, flavour=flavour, url=url, state="linked")
-        )
+    async def _store(self, held: Cluster, name: str, flavour: Flavour, url: str, request_id: str) -> LinkedCluster:
+        try:
+            stored = await self._directory(
+                lambda directory: directory.update_cluster(
+                    held.id, name=name, flavour=flavour, url=url, state="linked", revision=held.revision
+                )
+            )
+        except ApiError as problem:
+            if problem.code is NOT_FOUND:  # it was unlinked meanwhile: nobody owns the source that was written
+                await self._forget_source(held, request_id)
+            raise
         return shown(stored)
 
     async def _directory(self, question: Any) -> Cluster:
@@ -173,6 +211,10 @@ class ClustersController:
             found: Cluster = await self._gate.ask(question)
         except AlreadyExists as problem:
             raise ApiError(CONFLICT, str(problem), ["name"]) from None
+        except Changed:
+            raise ApiError(CHANGED) from None
+        except Missing:
+            raise ApiError(NOT_FOUND) from None
         return found
 
 

@@ -89,6 +89,19 @@ class MetroculusPool:
             forbid_keeping()
         return answer
 
+    async def run(self, method: Method, *args: Any, shape: type[T], **kwargs: Any) -> T:
+        """An answer that is of no one cluster, for the service's own work.
+
+        Raises:
+            MetroculusError
+        """
+        called = partial(method, *args, timeout=self._seconds, **kwargs)
+        _, body = await asyncio.get_running_loop().run_in_executor(self._threads, called)
+        try:
+            return msgspec.convert(body, shape)
+        except msgspec.ValidationError as problem:
+            raise ServiceUnavailable("Metroculus answered with something else", status=502) from problem
+
     async def _revalidate(self, about: About, called: Method, etag: str | None) -> tuple[bool, float, float]:
         """Whether the answer to a call is what it was; its age, and for how long it is fresh (seconds)."""
         validator = Validator(etag)  # a new one: what the call learns now is of what may be another answer

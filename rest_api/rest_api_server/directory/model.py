@@ -43,6 +43,8 @@ class Cluster(Struct, frozen=True):
     flavour: Flavour
     url: str
     state: LinkState
+    revision: int = 0
+    """One more after each change."""
 
 
 class User(Struct, frozen=True):
@@ -97,6 +99,10 @@ class AlreadyExists(Exception):
 
 class Missing(Exception):
     """What is named is not there."""
+
+
+class Changed(Exception):
+    """Somebody else has changed it meanwhile."""
 
 
 def new_token() -> str:
@@ -190,8 +196,25 @@ class Directory(Protocol):
         """Those of every organization, by id: for what is done for all of them."""
         ...
 
-    def update_cluster(self, cluster_id: str, *, name: str, flavour: Flavour, url: str, state: LinkState) -> Cluster:
-        """Raises: Missing, AlreadyExists"""
+    def update_cluster(
+        self,
+        cluster_id: str,
+        *,
+        name: str,
+        flavour: Flavour,
+        url: str,
+        state: LinkState,
+        revision: int | None = None,
+    ) -> Cluster:
+        """Raises: Missing, AlreadyExists, Changed
+
+        Args:
+            revision: the only one that is changed; without it whatever is there.
+        """
+        ...
+
+    def cluster_ids(self) -> dict[str, bool]:
+        """Every cluster that ever was, and whether it still is: not unlinked, nor of an organization that is gone."""
         ...
 
     def delete_cluster(self, cluster_id: str) -> bool: ...

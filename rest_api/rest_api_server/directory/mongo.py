@@ -26,6 +26,7 @@ from rest_api.rest_api_server.directory.model import (
     KUBERNETES,
     RESOURCES,
     AlreadyExists,
+    Changed,
     Cluster,
     DirectoryError,
     Flavour,
@@ -290,17 +291,39 @@ class MongoDirectory:
     def linked_clusters(self) -> list[Cluster]:
         return sorted(self._found(state="linked"), key=lambda one: one.id)
 
-    def update_cluster(self, cluster_id: str, *, name: str, flavour: Flavour, url: str, state: LinkState) -> Cluster:
+    def update_cluster(
+        self,
+        cluster_id: str,
+        *,
+        name: str,
+        flavour: Flavour,
+        url: str,
+        state: LinkState,
+        revision: int | None = None,
+    ) -> Cluster:
         values = {"name": name, "live_name": name, "flavour": flavour, "url": url, "state": state}
+        which: Document = {"_id": cluster_id, "deleted": False}
+        if revision == 0:  # of before there were revisions
+            which["$or"] = [{"revision": 0}, {"revision": {"$exists": False}}]
+        elif revision is not None:
+            which["revision"] = revision
         try:
             with self._asking():
-                self._clusters.update_one({"_id": cluster_id, "deleted": False}, {"$set": values})
+                done = self._clusters.update_one(which, {"$set": values, "$inc": {"revision": 1}})
         except DuplicateKeyError:
             raise AlreadyExists(f"a cluster named {name!r} exists") from None
         found = self.cluster(cluster_id)
         if found is None:
             raise Missing(f"there is no cluster {cluster_id}")
+        if not done.matched_count:
+            raise Changed(f"cluster {cluster_id} was changed meanwhile")
         return found
+
+    def cluster_ids(self) -> dict[str, bool]:
+        with self._asking():
+            live = {one["_id"] for one in self._organizations.find({"deleted": False}, {"_id": 1})}
+            found = list(self._clusters.find({"type": KUBERNETES}, {"organization_id": 1, "deleted": 1}))
+        return {one["_id"]: not one["deleted"] and one["organization_id"] in live for one in found}
 
     def delete_cluster(self, cluster_id: str) -> bool:
         gone = {"deleted": True, "live_name": cluster_id}
@@ -332,8 +355,8 @@ class MongoDirectory:
 
 
 def _cluster(found: Document) -> Cluster:
-    names = ("_id", "organization_id", "name", "flavour", "url", "state")
-    return Cluster(*(found[name] for name in names))
+    names = ("organization_id", "name", "flavour", "url", "state")
+    return Cluster(id=found["_id"], revision=found.get("revision", 0), **{name: found[name] for name in names})
 
 
 def _only(token: Document) -> tuple[str, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from rest_api.rest_api_server.directory.model import (
     KUBERNETES,
     RESOURCES,
     AlreadyExists,
+    Changed,
     Cluster,
     DirectoryError,
     Flavour,
@@ -76,11 +78,14 @@ MIGRATIONS = (
             ),
         ),
     ),
+    SqliteMigration(
+        number=2, readable_from=1, steps=(AddColumn("clusters", "revision", "INTEGER NOT NULL DEFAULT 0"),)
+    ),
 )
 """Files that were made before migrations had numbers are brought on by the first, too."""
 
 _CLUSTER = (
-    "SELECT id, organization_id, name, flavour, url, state FROM clusters"
+    "SELECT id, organization_id, name, flavour, url, state, revision FROM clusters"
     f" WHERE deleted = 0 AND type = '{KUBERNETES}'"
     " AND organization_id IN (SELECT id FROM organizations WHERE deleted = 0)"
 )
@@ -93,6 +98,7 @@ class SqliteDirectory:
         self._lock = threading.RLock()
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
             self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
             write_ahead(self._database)
             self._database.execute("PRAGMA foreign_keys=ON")
@@ -272,19 +278,38 @@ class SqliteDirectory:
     def linked_clusters(self) -> list[Cluster]:
         return [Cluster(*row) for row in self._rows(f"{_CLUSTER} AND state = 'linked' ORDER BY id")]
 
-    def update_cluster(self, cluster_id: str, *, name: str, flavour: Flavour, url: str, state: LinkState) -> Cluster:
+    def update_cluster(
+        self,
+        cluster_id: str,
+        *,
+        name: str,
+        flavour: Flavour,
+        url: str,
+        state: LinkState,
+        revision: int | None = None,
+    ) -> Cluster:
         try:
             with self._transaction() as database:
                 changed = database.execute(
-                    "UPDATE clusters SET name = ?, flavour = ?, url = ?, state = ? WHERE id = ? AND deleted = 0",
-                    (name, flavour, url, state, cluster_id),
+                    "UPDATE clusters SET name = ?, flavour = ?, url = ?, state = ?, revision = revision + 1"
+                    " WHERE id = ? AND deleted = 0 AND (? IS NULL OR revision = ?)",
+                    (name, flavour, url, state, cluster_id, revision, revision),
                 ).rowcount
+                found = self.cluster(cluster_id)
         except sqlite3.IntegrityError:
             raise AlreadyExists(f"a cluster named {name!r} exists") from None
-        found = self.cluster(cluster_id) if changed else None
         if found is None:
             raise Missing(f"there is no cluster {cluster_id}")
+        if not changed:
+            raise Changed(f"cluster {cluster_id} was changed meanwhile")
         return found
+
+    def cluster_ids(self) -> dict[str, bool]:
+        rows = self._rows(
+            "SELECT id, deleted = 0 AND organization_id IN (SELECT id FROM organizations WHERE deleted = 0)"
+            f" FROM clusters WHERE type = '{KUBERNETES}'"
+        )
+        return {id: bool(live) for id, live in rows}
 
     def delete_cluster(self, cluster_id: str) -> bool:
         with self._transaction() as database:
