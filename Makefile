@@ -7,7 +7,7 @@ TOOLS := build/parts/tools/.installed
 
 CODE := metroculus rest_api optscale_client tools standalone
 
-.PHONY: help setup parts tools soak demo test test-long lint bench clean
+.PHONY: help setup parts tools soak demo test test-long scale lint bench clean
 
 help:
 	@echo "make demo    the product against two simulated clusters (DEMO_ARGS=--check compares with the truth)"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint    ruff, mypy --strict, import rules, bandit, semgrep, floors of versions"
 	@echo "make soak    ten minutes under load with upstreams that come and go (SOAK_ARGS=--seconds=60)"
 	@echo "make bench   the figures of docs/benchmarks.md into build/bench.json (BENCH_ARGS=--help)"
+	@echo "make scale   what a worker costs, and 2,000 clusters on four workers of which one is killed each minute"
 	@echo "make setup   .venv with the console scripts and all that the tests need"
 
 setup: $(STAMP)
@@ -51,6 +52,11 @@ test-long: setup parts tools
 	@CONTAINERS=10000 $(BIN)/pytest --numprocesses=1 tests/integration/test_large_metrics.py
 	@STORE_ROWS=7200000 $(BIN)/pytest --numprocesses=1 tests/contract/test_migrations.py -k large
 	@$(BIN)/python -m tests.clocks
+	@$(MAKE) --no-print-directory scale
+
+scale: setup parts
+	@$(BIN)/python -m benchmarks scale
+	@QUEUE_CLUSTERS=2000 QUEUE_WORKERS=4 QUEUE_KILLS=10 QUEUE_SECONDS=5400 $(BIN)/pytest tests/integration/test_queue.py -k backlog
 
 lint: setup tools
 	@$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -31,7 +32,7 @@ from metroculus.sources.outbound.addresses import AllowedAddresses
 from metroculus.sources.registry.protocol import Credentials
 from metroculus.storage.columns import EXTRACTIONS
 from simulator.server import Habits, Simulator
-from simulator.world import DAY, HOUR, make_world
+from simulator.world import DAY, HOUR, World, make_world
 from standalone.demo import serve_simulator
 from tools.tornado_service.logs import set_up
 
@@ -40,6 +41,7 @@ DAYS = 4
 HOURS = 24
 """That are counted; the ones before them are stored first."""
 CLUSTERS = int(os.environ.get("SCALE_CLUSTERS", "12"))
+COPIES = 7
 FOLDER = Path("build/bench-scale")
 SETTLED = 20 * 60
 
@@ -130,7 +132,7 @@ class _Upstream:
     def __init__(self) -> None:
         self.now = END - DAYS * DAY
         self.kept: dict[str, tuple[int, bytes]] = {}
-        world = make_world(seed=3, days=DAYS, end=END)
+        world = _of_many_pods(make_world(seed=3, days=DAYS, end=END))
         simulator = Simulator(world, Habits(serves=frozenset({"kubecost"})), lambda: self.now)
         self._server, self.url = serve_simulator(simulator)
 
@@ -140,6 +142,23 @@ class _Upstream:
             got = await AsyncHTTPClient().fetch(request, raise_error=False)
             self.kept[uri] = (got.code, got.body)
         return self.kept[uri]
+
+
+def _of_many_pods(world: World) -> World:
+    """The same cluster, each container in several smaller ones."""
+    pods = [
+        replace(
+            one,
+            pod=f"{one.pod}-{number}",
+            cpu_request=one.cpu_request / COPIES,
+            ram_request_gib=one.ram_request_gib / COPIES,
+            cpu_usage=one.cpu_usage / COPIES,
+            ram_usage_gib=one.ram_usage_gib / COPIES,
+        )
+        for one in world.containers
+        for number in range(COPIES)
+    ]
+    return replace(world, containers=tuple(pods))
 
 
 class _Answer(RequestHandler):

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,6 +197,24 @@ def test_work_of_one_that_is_killed_is_done_by_another(fleet: Fleet) -> None:
     assert until(stored(fleet, known), 120), fleet.log(1)[-3000:]
     assert until(lambda: fleet.leaders() == [1], 60), "the rounds are nobody's"
     assert list(fleet.totals().values()) == [true_total()] * CLUSTERS
+
+
+def test_a_backlog_is_worked_off_once_whoever_is_killed(fleet: Fleet) -> None:
+    """``make scale`` runs it with 2,000 clusters."""
+    known = accounts(int(os.environ.get("QUEUE_CLUSTERS", "24")))
+    workers, kills = int(os.environ.get("QUEUE_WORKERS", "2")), int(os.environ.get("QUEUE_KILLS", "2"))
+    patience = float(os.environ.get("QUEUE_SECONDS", "150"))
+    fleet.link(known)
+    running = [fleet.start() for _ in range(workers)]
+    began = time.monotonic()
+    for number in range(kills):
+        done = 24 * len(known) * (number + 1) // (kills + 2)
+        assert until(lambda done=done: sum(fleet.hours().values()) >= done, patience), fleet.log(0)[-3000:]
+        running[number % workers].kill()
+        running[number % workers] = fleet.start()
+    assert until(stored(fleet, known), patience), fleet.log(0)[-3000:]
+    assert fleet.totals() == dict.fromkeys(known, true_total())
+    print(f"{len(known)} clusters of 24 hours on {workers} workers, {kills} killed: {time.monotonic() - began:.0f} s")
 
 
 def test_rabbitmq_that_is_away_loses_nothing(fleet: Fleet) -> None:
