@@ -174,6 +174,15 @@ class AnswerCache:
         self._counts["hit"] += 1
         return self._fresh_answer(kept, age)
 
+    async def basis_of(self, account: str) -> Hashable:
+        """What an account's answers rest on now."""
+        return await self._basis.of(account)
+
+    async def has(self, account: str, question: Key) -> bool:
+        """Whether a fresh answer to a question is kept."""
+        kept = self._kept.get((account, await self._basis.of(account), *question))
+        return kept is not None and self.clock() - kept.made_at < self._fresh
+
     def _fresh_answer(self, kept: _Kept, age: float) -> Answered:
         return Answered(kept.prepared, "hit", int(age), int(self._fresh - age))
 

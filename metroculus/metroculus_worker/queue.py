@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from metroculus.config import Role
 from metroculus.metroculus_worker.tasks import KINDS, Done, Kind, Task
@@ -30,14 +34,20 @@ T = TypeVar("T")
 NAMES = "metroculus"
 HEARTBEAT_SECONDS = 10
 """A worker that hangs as a whole has lost its tasks after two of them."""
-GIVEN_AGAIN_SECONDS = 1800
-"""A task that nothing was heard of for so long is given again: its hours are stored once, however often it is given."""
+GIVEN_AGAIN_SECONDS, BACKFILL_GIVEN_AGAIN_SECONDS = 600, 1800
+"""A task that nothing was heard of for so long, and that does not wait in its queue, is given again."""
+RETURN_SECONDS = 1.0
+"""A result that is another leader's goes back into the queue after a moment."""
 DEFECT_RETRIES, FIRST_RETRY_MS, LAST_RETRY_MS = 3, 1_000, 60_000
 TELL_AGAIN_SECONDS = 1.0
-STOP_MS = 30_000
-"""What a stop waits for tasks that do not leave off, and for a RabbitMQ that is away."""
+STOP_SECONDS = 15.0
+"""What a stop waits for tasks that do not leave off, and for a RabbitMQ that hangs."""
 RESULTS = "done"
 SILENT = "silent"
+
+
+_RESULTS_OF_TASK: ContextVar[list[asyncio.Future[None]]] = ContextVar("results of task")
+"""What is told of the task that is being done; each is done when it is sent."""
 
 
 class QueueError(OSError):
@@ -46,6 +56,10 @@ class QueueError(OSError):
 
 def _queue_of(task: Task) -> str:
     return SILENT if task.kind == "extract" and task.silent else task.kind
+
+
+def _queues_of(kind: Kind) -> tuple[str, ...]:
+    return (kind, SILENT) if kind == "extract" else (kind,)
 
 
 def _threads(queue: str, parallel: int) -> int:
@@ -72,7 +86,7 @@ class TaskQueue:
         self._actors = {name: self._actor(self._broker, name) for name in (*kinds, SILENT, RESULTS)}
         self._takers: dict[str, Any] = {}
         """What takes messages from a queue, by its name."""
-        self._one_thread = ThreadPoolExecutor(1, thread_name_prefix="queue")
+        self._sender = _DaemonThread()
         """Everything is sent by one thread: a connection is a thread's."""
         self._parallel = parallel
         self._took = took
@@ -81,7 +95,10 @@ class TaskQueue:
         self._given: dict[tuple[Kind, str], float] = {}
         """When tasks of which nothing was heard yet were given."""
         self._running: set[asyncio.Task[None]] = set()
-        self._untold: asyncio.Queue[Done] = asyncio.Queue()
+        self._empty: set[str] = set()
+        """Queues in which nothing waited when they were last looked at."""
+        self._term = 0
+        self._untold: asyncio.Queue[tuple[Done, asyncio.Future[None]]] = asyncio.Queue()
         self._telling: asyncio.Task[None] | None = None
 
     async def give(self, tasks: Sequence[Task]) -> None:
@@ -89,27 +106,45 @@ class TaskQueue:
         for task in tasks:
             by_queue.setdefault(_queue_of(task), []).append(task)
         for name, of_queue in by_queue.items():
-            await self._on_thread(self._send, name, [_text(task) for task in of_queue])
-            now = time.monotonic()
-            self._given.update({(task.kind, task.account): now for task in of_queue})
+            given = {(task.kind, task.account): time.monotonic() for task in of_queue}
+            self._given |= given  # first: its result may be here before the last one is sent
+            self._empty.discard(name)
+            try:
+                await self._sender.run(self._send, name, [_text(replace(task, term=self._term)) for task in of_queue])
+            except QueueError:
+                for one in given:
+                    self._given.pop(one, None)
+                raise
 
     def busy(self, kind: Kind, account: str) -> bool:
         given_at = self._given.get((kind, account))
-        return given_at is not None and time.monotonic() - given_at < GIVEN_AGAIN_SECONDS
+        if given_at is None:
+            return False
+        patience = BACKFILL_GIVEN_AGAIN_SECONDS if kind == "backfills" else GIVEN_AGAIN_SECONDS
+        lost = time.monotonic() - given_at >= patience and self._empty.issuperset(_queues_of(kind))
+        return not lost
 
     async def let_go(self, account: str) -> None:
         for one in [one for one in self._given if one[1] == account]:
             del self._given[one]
 
-    async def lead(self) -> None:
-        """Hear from now on what becomes of tasks; nothing is known of those that others gave."""
+    @property
+    def shared(self) -> bool:
+        return True
+
+    async def lead(self, term: int) -> None:
+        """Hear from now on what becomes of tasks; nothing is known of those that others gave.
+
+        Args:
+            term: a number above that of everybody who led before.
+        """
         self._given.clear()
-        self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._open, RESULTS, 1)
+        self._term, self._loop = term, asyncio.get_running_loop()
+        await _in_daemon(self._open, RESULTS, 1)
 
     async def follow(self) -> None:
         """Another worker makes the rounds."""
-        await asyncio.to_thread(self._shut, RESULTS)
+        await _in_daemon(self._shut, RESULTS)
 
     async def counts(self) -> dict[str, tuple[int, int]]:
         """Messages that wait and dead letters, by queue.
@@ -117,7 +152,9 @@ class TaskQueue:
         Raises:
             QueueError
         """
-        return await self._on_thread(self._counts)
+        found = await self._sender.run(self._counts)
+        self._empty = {name for name, (waiting, _) in found.items() if not waiting}
+        return found
 
     async def open(self, roles: Sequence[Role], do: Callable[[Task], Awaitable[None]]) -> None:
         """Take tasks of these roles from now on; while RabbitMQ is away, as soon as it is there."""
@@ -125,16 +162,19 @@ class TaskQueue:
         self._telling = asyncio.create_task(self._tell_on())
         names = [kind for role in roles for kind in KINDS[role]]
         for name in (*names, *((SILENT,) if "extractor" in roles else ())):
-            await asyncio.to_thread(self._open, name, _threads(name, self._parallel))
+            await _in_daemon(self._open, name, _threads(name, self._parallel))
 
     def tell(self, done: Done) -> None:
-        """Send what became of a task; call on the loop."""
-        self._untold.put_nowait(done)
+        """Send what became of a task; call on the loop. A task is not done before that is sent."""
+        sent = asyncio.get_running_loop().create_future()
+        _RESULTS_OF_TASK.get([]).append(sent)
+        self._untold.put_nowait((done, sent))
 
     async def close(self) -> None:
         """Leave off; tasks that are being done go back into their queues."""
-        shutting = [asyncio.create_task(asyncio.to_thread(self._shut, name)) for name in list(self._takers)]
-        while shutting and not all(one.done() for one in shutting):
+        ends = time.monotonic() + STOP_SECONDS
+        shutting = [asyncio.create_task(_in_daemon(self._shut, name)) for name in list(self._takers)]
+        while time.monotonic() < ends and not all(one.done() for one in shutting):
             for task in list(self._running):
                 task.cancel()
             await asyncio.wait(shutting, timeout=0.1)
@@ -142,16 +182,13 @@ class TaskQueue:
             self._telling.cancel()
             await asyncio.gather(self._telling, return_exceptions=True)
         try:
-            while not self._untold.empty():
-                await self._on_thread(self._send, RESULTS, [_text(self._untold.get_nowait())])
-            await self._on_thread(self._broker.close)
+            async with asyncio.timeout(max(1.0, ends - time.monotonic())):
+                while not self._untold.empty():
+                    done, _ = self._untold.get_nowait()
+                    await self._sender.run(self._send, RESULTS, [_text(done)])
+                await self._sender.run(self._broker.close)
         except Exception as problem:  # noqa: BLE001  (it is away: tasks are given again, and nothing is left to close)
             log.info("RabbitMQ could not be told of the end: %s", type(problem).__name__)
-        self._one_thread.shutdown(wait=False)
-
-    async def _on_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        call = partial(function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._one_thread, call)
 
     def _send(self, name: str, bodies: Sequence[str]) -> None:
         """Put messages into a queue; when it returns the broker has them.
@@ -203,16 +240,18 @@ class TaskQueue:
         """Take no more; what is being done is waited for, what was taken and not begun goes back."""
         taker = self._takers.pop(name, None)
         if taker is not None:
-            taker.stop(timeout=STOP_MS)
+            taker.stop(timeout=int(1000 * STOP_SECONDS))
             with suppress(Exception):  # it is away: nothing is left to close
                 taker.broker.close()
 
     async def _tell_on(self) -> None:
         while True:
-            done = await self._untold.get()
+            done, sent = await self._untold.get()
             while True:
                 try:
-                    await self._on_thread(self._send, RESULTS, [_text(done)])
+                    await self._sender.run(self._send, RESULTS, [_text(done)])
+                    if not sent.done():
+                        sent.set_result(None)
                     break
                 except QueueError as problem:
                     log.warning("what became of tasks cannot be told yet: %s", problem)
@@ -220,11 +259,15 @@ class TaskQueue:
 
     def _receive_result(self, body: str) -> None:
         done = msgspec.json.decode(body, type=Done)
-        if self._loop is not None:
+        if done.task.term > self._term:  # of whoever leads now: this process does not know yet that it is not it
+            time.sleep(RETURN_SECONDS)
+            self._sender.submit(self._send, RESULTS, [body]).result()
+        elif self._loop is not None:
             self._loop.call_soon_threadsafe(self._heard, done)
 
     def _heard(self, done: Done) -> None:
-        self._given.pop((done.task.kind, done.task.account), None)
+        if done.task.term in (0, self._term):
+            self._given.pop((done.task.kind, done.task.account), None)
         self._took(done)
 
     def _receive(self, body: str) -> None:
@@ -240,10 +283,51 @@ class TaskQueue:
         if running is not None:
             self._running.add(running)
             running.add_done_callback(self._running.discard)
+        results: list[asyncio.Future[None]] = []
+        _RESULTS_OF_TASK.set(results)
         try:
             await self._do(task)
+            await asyncio.gather(*results)
         except asyncio.CancelledError:  # this worker ends: the task is another's
-            await asyncio.shield(self._on_thread(self._send, _queue_of(task), [_text(task)]))
+            await asyncio.shield(self._sender.run(self._send, _queue_of(task), [_text(task)]))
+
+
+class _DaemonThread:
+    """Does one thing after the other on a thread that a process does not wait for at its end."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        threading.Thread(target=self._work, name="queue", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            future, call = self._calls.get()
+            try:
+                future.set_result(call())
+            except BaseException as problem:  # noqa: BLE001  (whoever waits for it is told)
+                future.set_exception(problem)
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.shield(asyncio.wrap_future(self.submit(function, *args, **kwargs)))
+
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+        self._calls.put((future, partial(function, *args, **kwargs)))
+        return future
+
+
+async def _in_daemon(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """On a thread of its own, which a process does not wait for at its end."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as problem:  # noqa: BLE001  (whoever waits for it is told)
+            future.set_exception(problem)
+
+    threading.Thread(target=work, name="queue", daemon=True).start()
+    return await asyncio.shield(asyncio.wrap_future(future))
 
 
 def _text(message: Task | Done) -> str:

@@ -73,6 +73,7 @@ class WorkerService:
             self._begin_rounds(self.config.roles)
         else:
             self._launch(partial(self.queue.open, self.config.roles, self.worker.works.do))
+            self._launch(partial(self._repeat, self._count_messages, COUNT_SECONDS))
             self._launch(self._lead)
 
     def _begin_rounds(self, roles: Sequence[str]) -> None:
@@ -97,8 +98,6 @@ class WorkerService:
                 (worker.work_off, JOBS_SECONDS),
             ):
                 self._repeated.append(self._launch(partial(self._repeat, run, seconds)))
-        if self.queue is not None:
-            self._repeated.append(self._launch(partial(self._repeat, self._count_messages, COUNT_SECONDS)))
         for run in at_once:
             self._launch(run)
 
@@ -119,7 +118,7 @@ class WorkerService:
                     if owned is not None:
                         log.info("this worker makes the rounds")
                         self.worker.forget_all()
-                        await self._queue().lead()
+                        await self._queue().lead(owned.writer.fence)
                         self._begin_rounds(WORKER_ROLES)
                 await asyncio.sleep(LEAD_SECONDS)
         finally:

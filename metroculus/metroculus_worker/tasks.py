@@ -36,6 +36,8 @@ class Task(Struct, frozen=True, kw_only=True):
     """Whether the source did not answer the last time."""
     shift: int = 0
     """Seconds after midnight UTC at which the source's days begin, as it said last."""
+    term: int = 0
+    """Of who makes the rounds: a result is theirs, and no predecessor's. 0 is of no rounds."""
     everything: bool = False
     """Whether to sum up all that is stored, or only the days that may still change."""
 
@@ -77,4 +79,9 @@ class Hands(Protocol):
 
     async def let_go(self, account: str) -> None:
         """A cluster is gone."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether others than this process do the work."""
         ...

@@ -262,7 +262,8 @@ class Worker:
 
     def _not_ours(self, done: Done) -> None:
         if done.task.kind == "extract":
-            self._forget(done.task.account)
+            if not self._hands.shared:
+                self._forget(done.task.account)
             self._due_at[done.task.account] = int(self._clock()) + FIRST_PAUSE_SECONDS
 
     async def _known(self) -> list[str] | None:
@@ -279,7 +280,7 @@ class Worker:
         return known
 
     def _gone(self, there: Collection[str]) -> list[str]:
-        told_of = {*self._due_at, *self.states, *self.failing, *self.silent}
+        told_of = {*self._due_at, *self.states, *self.failing, *self.silent, *self._summed_up, *self._savings_day}
         return [one for one in sorted(told_of) if one not in there and not self._hands.busy("extract", one)]
 
     async def _drop(self, accounts: Iterable[str]) -> None:

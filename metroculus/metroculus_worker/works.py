@@ -353,6 +353,8 @@ class Works:
         Raises:
             NotOurs, OSError, StoreError
         """
+        if not self._keeps and self._lock(name).locked():
+            raise NotOurs(name)  # whoever waited here would take a place from the others
         async with self._lock(name):
             owned = self._owned.get(name)
             if owned is None or not owned.still():
@@ -433,3 +435,7 @@ class InProcess:
 
     async def let_go(self, account: str) -> None:
         await self._works.let_go(account)
+
+    @property
+    def shared(self) -> bool:
+        return False

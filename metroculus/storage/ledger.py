@@ -36,7 +36,7 @@ SUMMED_AS = 2
 """Changes whenever a summary holds more than it did."""
 
 BLOCKS_AT_ONCE = 2
-COUNTED_KEPT = 100_000
+COUNTED_KEPT = 500_000
 
 
 class HourBatch(Struct, frozen=True, kw_only=True):
@@ -156,12 +156,15 @@ def choose(markers: Iterable[Marker], counts: Mapping[int, int]) -> tuple[dict[i
     """
     winners: dict[int, Marker] = {}
     passed: list[Marker] = []
-    for marker in sorted(markers, key=lambda one: (one.hour, one.sequence, one.batch), reverse=True):
+    seen: set[int] = set()
+    in_order = sorted(markers, key=lambda one: (one.hour, one.sequence, one.batch, one.checked_at), reverse=True)
+    for marker in in_order:
         if marker.hour in winners:
             continue
         if counts.get(marker.batch, 0) == marker.rows:
             winners[marker.hour] = marker
-        else:
+        elif marker.batch not in seen:  # the newest word on it, of several
+            seen.add(marker.batch)
             passed.append(marker)
     return dict(sorted(winners.items())), tuple(passed)
 
@@ -233,7 +236,7 @@ class Ledger:
         span = self.span(account)
         if span is None:
             return 0
-        self._counted.clear()
+        self._counted = {}
         committed = self.committed(account, *span)
 
         def checked(marker: Marker, whole: bool) -> Marker:
@@ -293,14 +296,15 @@ class Ledger:
 
     def _counts(self, where: str, markers: Sequence[Marker]) -> Mapping[int, int]:
         """Rows that are there, by batch."""
-        known = self._counted if self._engine.alone else {}
+        counted = self._counted if self._engine.alone else {}
+        known = {m.batch: counted[m.batch] for m in markers if m.batch in counted}
         unknown = sorted({marker.batch for marker in markers} - known.keys())
         if not unknown:
             return known
         counts = self._count(where, unknown)
         if self._engine.alone:
             if len(self._counted) > COUNTED_KEPT:
-                self._counted.clear()
+                self._counted = {}
             self._counted |= {m.batch: m.rows for m in markers if m.rows and counts.get(m.batch) == m.rows}
         return {**known, **counts}
 

@@ -81,22 +81,29 @@ class Maintenance:
                     self._engine.command(f"ALTER TABLE {target} DROP PARTITION {month}")
                     dropped.add(month)
         self._jobs.forget(now - KEPT_SECONDS)
-        broken = sum(self._ledger.verify(account) for account in sorted(self._to_verify()))
+        broken = self._verify()
         swept = sum(self._sweep(now, one, month) for one in BATCHED for month in self._months(one.rows))
         return Cleaned(tuple(sorted(dropped)), swept, broken)
 
-    def _to_verify(self) -> set[str]:
-        """The accounts of which rows were lost, or are there again, since that was written down."""
-        found: set[str] = set()
+    def _verify(self) -> int:
+        """Write down which batches have lost rows, or have them again; how many are not whole."""
+        changed: set[str] = set()
+        broken = 0
         for month in self._months(EXTRACTIONS.name):
             # The oldest servers forget a column that stands in a lambda alone: it is selected, too.
             rows = self._engine.rows(
-                f"SELECT account, whole FROM ({_judged(BATCHED[0], month, 'argMax(verified, checked_at)')})"
-                " WHERE arrayExists((s, marked) -> marked = 1 AND s > whole, sequences, marks)"
-                " OR arrayExists((s, v) -> s = whole AND v = 0, sequences, told)"
+                "SELECT account, whole, arrayCount((s, marked) -> marked = 1 AND s > whole, sequences, marks) AS lost,"
+                " arrayExists((s, marked, v) -> marked = 1 AND s > whole AND v = 1, sequences, marks, told)"
+                " OR arrayExists((s, v) -> s = whole AND v = 0, sequences, told) AS news"
+                f" FROM ({_judged(BATCHED[0], month, 'argMax(verified, checked_at)')}) WHERE lost > 0 OR news"
             )
-            found |= {str(row["account"]) for row in rows}
-        return found
+            for row in rows:
+                broken += int(row["lost"])
+                if row["news"]:
+                    changed.add(str(row["account"]))
+        for account in sorted(changed):
+            self._ledger.verify(account)
+        return broken
 
     def _sweep(self, now: int, one: _Batched, month: int) -> int:
         """Remove the rows of what is old and not read; how many batches or versions went."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.components import Costs
 from metroculus.sources.registry.protocol import Credentials
+from metroculus.storage.engine import StoreError
 from metroculus.storage.ledger import FencedWriter, HourBatch
 from metroculus.storage.store import Store, open_store
 from simulator.costs import truth
@@ -126,3 +128,86 @@ def test_sums_of_many_are_those_of_each(stack_store: Any, drawn: list[list[tuple
         assert (found.allocations.costs.sum(), management) == (alone.allocations.costs.sum(), usd)
         newest = {hour: eighths / 8 for hour, eighths in drawn[accounts.index(one.account)]}
         assert found.allocations.costs.sum() == sum(newest.values())
+
+
+def test_what_is_stored_meanwhile_is_not_missed(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A day is restated between the reading of many and the answer about each."""
+    kept = Kept(stack, clusters=2)
+    window = {"start_date": END - DAY, "end_date": END}
+    costs = kept.running.metroculus.application.wildcard_router.rules  # the handler's own controller is in its route
+    controller = next(
+        rule.target_kwargs["costs"] for rule in costs if "costs" in rule.target_kwargs and "cache" in rule.target_kwargs
+    )
+    read_ahead = controller.read_ahead
+
+    async def then_restated(*asked: Any) -> Any:
+        found = await read_ahead(*asked)
+        row = Allocation(name="shop", namespace="shop", costs=Costs(cpu=4096.0), start=END - DAY, end=END - DAY + HOUR)
+        batch = HourBatch(account=account(0), hour=END - DAY, allocations=[row])
+        await kept.store.run(kept.store.ledger.commit, [batch], FencedWriter(1000))
+        return found
+
+    monkeypatch.setattr(controller, "read_ahead", then_restated)
+    told = kept.statements(kept.accounts, **window)[account(0)]["statement"]
+    monkeypatch.undo()
+    kept.running.metroculus.cache.clear()
+    assert told == kept.client.get_kubecost_cluster_costs(account(0), **window)[1] and told["total_cost"] > 4096
+
+
+def test_a_store_that_hangs_leaves_what_is_live(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(stack, clusters=3)
+    asked: list[float] = []
+
+    def hangs(*_: Any) -> Any:
+        asked.append(time.monotonic())
+        time.sleep(8)
+        raise StoreError("too late")
+
+    monkeypatch.setattr(kept.store.ledger, "committed_of", hangs)
+    told = kept.statements(kept.accounts, start_date=END - DAY, end_date=END, timeout=12)
+    assert len(asked) == 1, "it is asked once for all"
+    for one in told.values():
+        assert one["error"] is None and one["statement"]["summary"]["known_cost"] > 0
+        assert one["statement"]["sources"][0] == {**one["statement"]["sources"][0], "name": "store"}
+
+
+def test_a_joint_answer_is_kept_and_renewed_as_a_single_one(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(stack, clusters=3)
+    window = {"start_date": END - DAY, "end_date": END}
+    first = kept.statements(kept.accounts, **window)
+    read = kept.running.metroculus.cache.stats()
+    asked: list[str] = []
+    monkeypatch.setattr(kept.store.ledger, "committed_of", lambda *of: asked.append("store"))
+    assert kept.statements(kept.accounts, **window) == first and not asked
+    stats = kept.running.metroculus.cache.stats()
+    assert (stats.hits - read.hits, stats.misses) == (3, 3)
+
+
+def test_batches_that_were_counted_stay_counted(stack_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of more batches than are kept is forgotten, and no hour with it."""
+    store, writer = stack_store
+    monkeypatch.setattr("metroculus.storage.ledger.COUNTED_KEPT", 5)
+    one = account(5000)
+    row = Allocation(name="shop", namespace="shop", costs=Costs(cpu=1.0), start=END, end=END + HOUR)
+    batches = [HourBatch(account=one, hour=END + n * HOUR, allocations=[row]) for n in range(12)]
+    store.ledger.commit(batches, writer)
+    for _ in range(3):
+        assert len(store.ledger.committed(one, END, END + 12 * HOUR).hours) == 12
+        store.ledger.commit(batches[:1], writer)
+
+
+def test_a_batch_that_has_lost_rows_is_told_of_once(tmp_path: Any) -> None:
+    store = open_store(f"embedded:{tmp_path / 'store'}", lambda: NOW)
+    writer = FencedWriter(1)
+    rows = [
+        Allocation(name=f"n{n}", namespace=f"n{n}", costs=Costs(cpu=1.0), start=END - DAY, end=END - DAY + HOUR)
+        for n in range(2)
+    ]
+    store.ledger.commit([HourBatch(account=account(1), hour=END - DAY, allocations=rows)], writer)
+    store.engine.command("ALTER TABLE k8s_allocations DELETE WHERE namespace = 'n0' SETTINGS mutations_sync = 2")
+    store.ledger.verify(account(1))
+    marks = lambda: next(iter(list(store.engine.rows("SELECT count() AS n FROM k8s_extractions"))))["n"]  # noqa: E731
+    told = [(store.maintenance.clean(NOW + night * DAY, 400).broken, marks()) for night in range(4)]
+    assert [broken for broken, _ in told] == [1, 1, 1, 1] and len({count for _, count in told}) == 1
+    assert len(store.ledger.committed(account(1), END - DAY, END).passed_over) == 1
+    store.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -71,9 +71,19 @@ def stored(stack: Stack) -> Stored:
     return Stored(stack)
 
 
-@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-def test_no_view_of_a_stored_window_asks_an_upstream(stored: Stored, view: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def stored_with_savings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
+    stack = Stack(tmp_path_factory.mktemp("stored"))
+    stored = Stored(stack)
     stored.keep_savings()
+    yield stored
+    stack.close()
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_no_view_of_a_stored_window_asks_an_upstream(stored_with_savings: Stored, view: dict[str, Any]) -> None:
+    stored = stored_with_savings
+    stored.simulator.habits.silent = False
     before = stored.simulator.asked.total()
     statement = stored.statement(**view)
     assert stored.simulator.asked.total() == before

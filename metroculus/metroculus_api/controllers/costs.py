@@ -64,7 +64,7 @@ class CostsController:
         return await self._savings.overview(sources, question.window, deadline)
 
     async def read_ahead(self, accounts: Sequence[str], window: Window, deadline: Deadline) -> ReadAhead | None:
-        """What is stored of many accounts, for ``summary`` of each; None where nothing is, or it cannot be read."""
+        """What is stored of many accounts, for ``summary`` of each; None where no history is kept."""
         if self._stored is None or not accounts:
             return None
         return await self._stored.read_ahead(accounts, window, deadline)

@@ -192,6 +192,8 @@ class ReadAhead(Struct, frozen=True):
 
     committed: Mapping[str, CommittedHours]
     sums: Mapping[str, tuple[AllocationSet, float | None]]
+    failed: bool = False
+    """Whether the store could not be asked: it is not asked again for each of them."""
 
 
 class StoredHours:
@@ -200,8 +202,8 @@ class StoredHours:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def read_ahead(self, accounts: Sequence[str], window: Window, deadline: Deadline) -> ReadAhead | None:
-        """What ``read`` needs of many accounts, with as many questions as of one; None where the store fails."""
+    async def read_ahead(self, accounts: Sequence[str], window: Window, deadline: Deadline) -> ReadAhead:
+        """What ``read`` needs of many accounts, with as many questions as of one."""
         store = self._store
         try:
             asked = (list(accounts), window.start, window.end)
@@ -210,7 +212,7 @@ class StoredHours:
             sums = await store.ask(share_of(deadline), store.history.allocations_of, stored)
         except StoreError as failure:
             log.warning("the store failed: %s", failure)
-            return None
+            return ReadAhead({}, {}, failed=True)
         return ReadAhead(committed, dict(zip([one.account for one in stored], sums, strict=True)))
 
     async def read(
@@ -232,6 +234,8 @@ class StoredHours:
         window, store, currency = question.window, self._store, question.currency
         try:
             account = question.cloud_account_id
+            if ahead is not None and ahead.failed:
+                raise StoreError("it could not be asked a moment ago")
             if ahead is not None:
                 found = ahead.committed[account]
             else:

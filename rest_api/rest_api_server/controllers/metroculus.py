@@ -70,10 +70,14 @@ class MetroculusPool:
         validity = VALIDITY.get()
         validator = Validator() if validity is not None and method in self._validated else None
         called = partial(method, *args, **kwargs)
+
+        def asked(**more: Any) -> tuple[int, T]:
+            status, body = called(**more)
+            return status, msgspec.convert(body, shape)  # here, on the call's own thread: it may be large
+
         asked_at = validity.clock() if validity is not None else 0.0
         try:
-            _, body = await self._ask(about, called if validator is None else partial(called, validator=validator))
-            answer = msgspec.convert(body, shape)
+            _, answer = await self._ask(about, asked if validator is None else partial(asked, validator=validator))
         except MetroculusError:
             forbid_keeping()
             raise
@@ -108,7 +112,7 @@ class MetroculusPool:
         status, _ = await self._ask(about, partial(called, request_id=uuid4().hex, validator=validator))
         return status == 304, validator.age, validator.fresh_for
 
-    async def _ask(self, about: About, called: Method) -> tuple[int, dict[str, Any]]:
+    async def _ask(self, about: About, called: Callable[..., tuple[int, T]]) -> tuple[int, T]:
         """Raises: MetroculusError"""
         ends = time.monotonic() + self._seconds
         loop = asyncio.get_running_loop()

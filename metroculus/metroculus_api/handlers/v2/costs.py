@@ -12,7 +12,7 @@ from msgspec import Struct
 from metroculus.codes import CODES, INVALID
 from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.statement import Question, Statement
-from metroculus.metroculus_api.cache import AnswerCache, Answered
+from metroculus.metroculus_api.cache import AnswerCache, Answered, Key, Work
 from metroculus.metroculus_api.controllers.costs import CostsController
 from metroculus.metroculus_api.controllers.inventory import InventoryController
 from metroculus.metroculus_api.controllers.savings import SavingsController
@@ -95,6 +95,10 @@ class ClusterCosts(KeptHandler):
         return await self.kept(query, self.costs.statement)
 
 
+ASKED_AT_ONCE = 32
+"""Accounts of one question that are asked side by side."""
+
+
 class AccountId(Uuid):
     """One of the accounts of an organization, which may have many."""
 
@@ -128,22 +132,27 @@ class ClusterSummaries(MetroculusHandler):
 
     @operation(needs=Needs.CLUSTER_SECRET, query=SummariesQuery, answer=structs.Statements)
     async def get(self, query: SummariesQuery) -> Summaries:
-        window = self.window_of(query)
-        filters = Filters(query.k8s_namespace, query.k8s_node, query.k8s_service)
+        questions = _questions(query, self.window_of(query))
         deadline = self.deadline()
-        questions = {
-            account: Question(cloud_account_id=account, window=window, filters=filters)
-            for account in dict.fromkeys(query.cloud_account_id)
-        }
-        unknown = [account for account, question in questions.items() if not self._hit(account, question)]
-        ahead = await self.costs.read_ahead(unknown, window, deadline)
+        kept = await asyncio.gather(*(self._has(*about) for about in questions.items()))
+        lacking = {a: await self.cache.basis_of(a) for a, has in zip(questions, kept, strict=True) if not has}
+        ahead = await self.costs.read_ahead(list(lacking), self.window_of(query), deadline)
+        places = asyncio.Semaphore(ASKED_AT_ONCE)
 
-        async def one(account: str, question: Question) -> AccountSummary:
+        async def one(account: str) -> AccountSummary:
             async def ask(deadline: Deadline) -> Statement:
-                return await self.costs.summary(question, ahead if account in unknown else None, deadline)
+                # What was read of before a change is not what its answer rests on now.
+                unchanged = account in lacking and await self.cache.basis_of(account) == lacking[account]
+                return await self.costs.summary(questions[account], ahead if unchanged else None, deadline)
+
+            def anew(later: float) -> tuple[Key, Work]:
+                window = resolve_window(query, self.service.clock() + later, CODES)
+                question = _questions(query, window)[account]
+                return _kept_as(question), lambda deadline: self.costs.summary(question, None, deadline)
 
             try:
-                answered = await self.cache.answer(account, _kept_as(question), ask, deadline)
+                async with places:
+                    answered = await self.cache.answer(account, _kept_as(questions[account]), ask, deadline, anew)
             except Exception as problem:
                 mapped = problem if isinstance(problem, ApiError) else map_error(problem)
                 if mapped is None:
@@ -152,10 +161,19 @@ class ClusterSummaries(MetroculusHandler):
                 return AccountSummary(account, error=failure)
             return AccountSummary(account, msgspec.Raw(answered.prepared.body))
 
-        return Summaries(tuple(await asyncio.gather(*(one(*about) for about in questions.items()))))
+        return Summaries(tuple(await asyncio.gather(*(one(account) for account in questions))))
 
-    def _hit(self, account: str, question: Question) -> bool:
-        return self.cache.hit(account, _kept_as(question)) is not None
+    async def _has(self, account: str, question: Question) -> bool:
+        return await self.cache.has(account, _kept_as(question))
+
+
+def _questions(query: SummariesQuery, window: Window) -> dict[str, Question]:
+    """What is asked of each account."""
+    filters = Filters(query.k8s_namespace, query.k8s_node, query.k8s_service)
+    return {
+        account: Question(cloud_account_id=account, window=window, filters=filters)
+        for account in query.cloud_account_id
+    }
 
 
 def _kept_as(question: Question) -> tuple[str, Question, None]:
