@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from metroculus.config import Role
 from metroculus.metroculus_worker.tasks import KINDS, Done, Kind, Task
-from metroculus.metroculus_worker.works import BACKFILLS_SHARE, SILENT_SHARE
+from metroculus.metroculus_worker.works import BACKFILLS_SHARE, SILENT_SHARE, NotOurs
 
 log = logging.getLogger("queue")
 
@@ -36,6 +36,8 @@ HEARTBEAT_SECONDS = 10
 """A worker that hangs as a whole has lost its tasks after two of them."""
 GIVEN_AGAIN_SECONDS, BACKFILL_GIVEN_AGAIN_SECONDS = 600, 1800
 """A task that nothing was heard of for so long, and that does not wait in its queue, is given again."""
+BUSY_MS = 2_000
+"""A task of a cluster that is being worked on is taken again after so long."""
 RETURN_SECONDS = 1.0
 """A result that is another leader's goes back into the queue after a moment."""
 DEFECT_RETRIES, FIRST_RETRY_MS, LAST_RETRY_MS = 3, 1_000, 60_000
@@ -128,10 +130,6 @@ class TaskQueue:
         for one in [one for one in self._given if one[1] == account]:
             del self._given[one]
 
-    @property
-    def shared(self) -> bool:
-        return True
-
     async def lead(self, term: int) -> None:
         """Hear from now on what becomes of tasks; nothing is known of those that others gave.
 
@@ -190,15 +188,15 @@ class TaskQueue:
         except Exception as problem:  # noqa: BLE001  (it is away: tasks are given again, and nothing is left to close)
             log.info("RabbitMQ could not be told of the end: %s", type(problem).__name__)
 
-    def _send(self, name: str, bodies: Sequence[str]) -> None:
-        """Put messages into a queue; when it returns the broker has them.
+    def _send(self, name: str, bodies: Sequence[str], delay: int | None = None) -> None:
+        """Put messages into a queue, to be taken after a delay (ms); when it returns the broker has them.
 
         Raises:
             QueueError
         """
         try:
             for body in bodies:
-                self._actors[name].send(body)
+                self._actors[name].send_with_options(args=(body,), delay=delay)
         except Exception as problem:  # noqa: BLE001  (pika's own, dramatiq's, plain ones)
             raise QueueError(f"RabbitMQ cannot be used: {type(problem).__name__}") from None
 
@@ -288,6 +286,8 @@ class TaskQueue:
         try:
             await self._do(task)
             await asyncio.gather(*results)
+        except NotOurs:  # whoever waited for the cluster here would take a place from the others
+            await self._sender.run(self._send, _queue_of(task), [_text(task)], BUSY_MS)
         except asyncio.CancelledError:  # this worker ends: the task is another's
             await asyncio.shield(self._sender.run(self._send, _queue_of(task), [_text(task)]))
 

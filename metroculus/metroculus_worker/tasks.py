@@ -80,8 +80,3 @@ class Hands(Protocol):
     async def let_go(self, account: str) -> None:
         """A cluster is gone."""
         ...
-
-    @property
-    def shared(self) -> bool:
-        """Whether others than this process do the work."""
-        ...

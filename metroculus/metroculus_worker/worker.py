@@ -262,8 +262,7 @@ class Worker:
 
     def _not_ours(self, done: Done) -> None:
         if done.task.kind == "extract":
-            if not self._hands.shared:
-                self._forget(done.task.account)
+            self._forget(done.task.account)
             self._due_at[done.task.account] = int(self._clock()) + FIRST_PAUSE_SECONDS
 
     async def _known(self) -> list[str] | None:

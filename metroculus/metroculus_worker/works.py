@@ -117,6 +117,7 @@ class Works:
         A place is taken after the cluster's own lock: whoever waits for a cluster that is being worked on takes none.
 
         Raises:
+            NotOurs: somebody is at work on the cluster, and it is not kept when they are done.
             Exception: a defect; it was told, too.
         """
         name = _owner_name(task.kind, task.account)
@@ -124,6 +125,8 @@ class Works:
             async with self._owning(name) as owned, self._place(task):
                 await self._work[task.kind](task, owned)
         except NotOurs:
+            if not self._keeps:
+                raise
             self._told(task, owned=False)
         except FAILURES as failure:
             if isinstance(failure, (LostOwnership, RegistryError)):  # another worker may have the key that opens it
@@ -354,7 +357,7 @@ class Works:
             NotOurs, OSError, StoreError
         """
         if not self._keeps and self._lock(name).locked():
-            raise NotOurs(name)  # whoever waited here would take a place from the others
+            raise NotOurs(name)
         async with self._lock(name):
             owned = self._owned.get(name)
             if owned is None or not owned.still():
@@ -435,7 +438,3 @@ class InProcess:
 
     async def let_go(self, account: str) -> None:
         await self._works.let_go(account)
-
-    @property
-    def shared(self) -> bool:
-        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -19,9 +20,11 @@ import pika
 import pytest
 import requests
 
-from metroculus.config import MetroculusConfig
+from metroculus.config import WORKER_ROLES, MetroculusConfig
 from metroculus.dependencies import open_registry
-from metroculus.metroculus_worker.queue import NAMES
+from metroculus.metroculus_worker import queue as module
+from metroculus.metroculus_worker.queue import NAMES, TaskQueue
+from metroculus.metroculus_worker.tasks import Done, Task
 from metroculus.sources.registry.protocol import Credentials
 from metroculus.storage.columns import EXTRACTIONS, SUMMARY_BUILDS
 from metroculus.storage.engine import StoreError
@@ -36,6 +39,7 @@ pytestmark = pytest.mark.queue
 KEY = "Zm9yIHR3byB3b3JrZXJzIG9mIHR3byBtYWNoaW5lcyE="
 WORLD = exact_world(days=1)
 CLUSTERS = 8
+NEVER = "0 0 29 2 *"
 
 
 @dataclass
@@ -139,8 +143,6 @@ class Fleet:
 
 
 def _run(work: Any) -> Any:
-    import asyncio
-
     return asyncio.run(work)
 
 
@@ -244,15 +246,15 @@ def test_roles_are_kept_apart(fleet: Fleet) -> None:
     known = accounts(3)
     summed = lambda: bool(fleet.rows(f"SELECT 1 AS there FROM {SUMMARY_BUILDS.name} LIMIT 1"))  # noqa: E731
     fleet.link(known)
-    fleet.start("aggregator")
+    fleet.start("aggregator", AGGREGATE_SCHEDULE=NEVER)
     assert until(lambda: fleet.leaders() == [0], 60), fleet.log(0)[-3000:]
-    extractor = fleet.start("extractor")
+    extractor = fleet.start("extractor", AGGREGATE_SCHEDULE=NEVER)
     assert until(stored(fleet, known), 90), fleet.log(1)[-3000:]
     fleet.stop()
     assert extractor.returncode == 0, "a worker that is asked to stop ends by itself"
-    fleet.start("extractor")
+    fleet.start("extractor", AGGREGATE_SCHEDULE=NEVER)
     assert until(lambda: fleet.leaders() == [2], 60) and not summed(), "an extractor sums up nothing"
-    fleet.start("aggregator")
+    fleet.start("aggregator", AGGREGATE_SCHEDULE=NEVER)
     assert until(summed, 90), fleet.log(3)[-3000:]
 
 
@@ -270,3 +272,80 @@ def test_one_that_is_stopped_for_a_while_neither_loses_nor_doubles(fleet: Fleet)
         fleet.processes[0].send_signal(signal.SIGCONT)
     assert until(lambda: fleet.leaders() == [1], 60), fleet.leaders()
     assert list(fleet.totals().values()) == [true_total()] * CLUSTERS
+
+
+class Hand:
+    """One worker's side of the queue and, where it leads, what it heard."""
+
+    def __init__(self, rabbit: Rabbit) -> None:
+        self.heard: list[Done] = []
+        self.queue = TaskQueue(rabbit.url, 8, self.heard.append)
+
+    async def do(self, task: Task) -> None:
+        self.queue.tell(Done(task=task, at=0))
+
+    def waits_for(self, tasks: list[Task]) -> int:
+        return sum(self.queue.busy(task.kind, task.account) for task in tasks)
+
+
+async def _until(check: Callable[[], bool]) -> bool:
+    return await asyncio.to_thread(until, check, 30)
+
+
+def _tasks(count: int, of: str) -> list[Task]:
+    return [Task(kind="extract", account=f"{of}-{number}") for number in range(count)]
+
+
+def test_no_result_is_lost_though_it_comes_while_tasks_are_still_given(rabbitmq: Rabbit) -> None:
+    async def run() -> None:
+        leader, other = Hand(rabbitmq), Hand(rabbitmq)
+        await leader.queue.lead(1)
+        await other.queue.open(WORKER_ROLES, other.do)
+        tasks = _tasks(300, "a")
+        await leader.queue.give(tasks)
+        assert await _until(lambda: len(leader.heard) == 300) and leader.waits_for(tasks) == 0
+        await asyncio.gather(leader.queue.close(), other.queue.close())
+
+    _run(run())
+    purge(rabbitmq)
+
+
+def test_whoever_led_before_takes_no_result_from_who_leads_now(rabbitmq: Rabbit) -> None:
+    async def run() -> None:
+        before, now, other = Hand(rabbitmq), Hand(rabbitmq), Hand(rabbitmq)
+        await before.queue.lead(1)
+        await now.queue.lead(2)
+        await other.queue.open(WORKER_ROLES, other.do)
+        tasks = _tasks(30, "b")
+        await now.queue.give(tasks)
+        await _until(lambda: len(now.heard) >= 10)
+        await before.queue.follow()
+        assert await _until(lambda: len(now.heard) == 30), f"{len(now.heard)} heard, {len(before.heard)} taken"
+        assert not before.heard and now.waits_for(tasks) == 0
+        await asyncio.gather(*(one.queue.close() for one in (before, now, other)))
+
+    _run(run())
+    purge(rabbitmq)
+
+
+def test_a_task_that_is_lost_is_given_again_when_its_queue_is_empty(
+    rabbitmq: Rabbit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GIVEN_AGAIN_SECONDS", 0.5)
+
+    async def run() -> None:
+        leader = Hand(rabbitmq)
+        await leader.queue.lead(1)
+        tasks = _tasks(3, "d")
+        await leader.queue.give(tasks)
+        await asyncio.sleep(0.6)
+        await leader.queue.counts()
+        assert leader.waits_for(tasks) == 3, "they wait in the queue: they are not lost"
+        with pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection:
+            connection.channel().queue_purge(f"{NAMES}.extract")
+        await leader.queue.counts()
+        assert leader.waits_for(tasks) == 0
+        await leader.queue.close()
+
+    _run(run())
+    purge(rabbitmq)
