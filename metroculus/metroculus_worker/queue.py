@@ -28,6 +28,7 @@ from metroculus.metroculus_worker.works import BACKFILLS_SHARE, SILENT_SHARE, No
 
 log = logging.getLogger("queue")
 
+_DONE, _TASK = msgspec.json.Decoder(Done), msgspec.json.Decoder(Task)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -256,7 +257,7 @@ class TaskQueue:
                     await asyncio.sleep(TELL_AGAIN_SECONDS)
 
     def _receive_result(self, body: str) -> None:
-        done = msgspec.json.decode(body, type=Done)
+        done = _DONE.decode(body)
         if done.task.term > self._term:  # of whoever leads now: this process does not know yet that it is not it
             time.sleep(RETURN_SECONDS)
             self._sender.submit(self._send, RESULTS, [body]).result()
@@ -270,7 +271,7 @@ class TaskQueue:
 
     def _receive(self, body: str) -> None:
         """On a thread of dramatiq, until the task is done: then its message is acknowledged."""
-        task = msgspec.json.decode(body, type=Task)
+        task = _TASK.decode(body)
         if self._loop is not None:
             asyncio.run_coroutine_threadsafe(self._tracked(task), self._loop).result()
 
