@@ -63,6 +63,10 @@ class WorkerService:
     queue: TaskQueue | None = None
     scheduler: AsyncIOScheduler = field(default_factory=lambda: AsyncIOScheduler(timezone=UTC))
     queue_failure: str | None = None
+    _rounds: Owned | None = None
+    """The right to make the rounds, where there are other workers."""
+    _leading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _counting: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     _repeated: list[asyncio.Task[Any]] = field(default_factory=list)
 
@@ -74,7 +78,7 @@ class WorkerService:
         else:
             self._launch(partial(self.queue.open, self.config.roles, self.worker.works.do))
             self._launch(partial(self._repeat, self._count_messages, COUNT_SECONDS))
-            self._launch(self._lead)
+            self._launch(partial(self._repeat, self._lead, LEAD_SECONDS))
 
     def _begin_rounds(self, roles: Sequence[str]) -> None:
         """Make the rounds of these roles."""
@@ -102,28 +106,25 @@ class WorkerService:
             self._launch(run)
 
     async def _lead(self) -> None:
-        """Make the rounds while no other worker does."""
-        owned: Owned | None = None
-        try:
-            while True:
-                if owned is not None and not owned.still():
-                    log.warning("another worker may make the rounds now")
-                    owned = None
-                    await self._end_rounds()
-                if owned is None:
-                    try:
-                        owned = await self.store.run(self.owners.own, ROUNDS, self.store.highest_fence)
-                    except (OSError, StoreError) as failure:
-                        log.warning("who makes the rounds cannot be asked: %s", failure)
-                    if owned is not None:
-                        log.info("this worker makes the rounds")
-                        self.worker.forget_all()
-                        await self._queue().lead(owned.writer.fence)
-                        self._begin_rounds(WORKER_ROLES)
-                await asyncio.sleep(LEAD_SECONDS)
-        finally:
-            if owned is not None:
-                await asyncio.to_thread(owned.release)
+        """Make the rounds where no other worker does; a step that fails is made again."""
+        if self._leading.locked():
+            return
+        async with self._leading:
+            if self._rounds is not None and not self._rounds.still():
+                log.warning("another worker may make the rounds now")
+                self._rounds = None
+                await self._end_rounds()
+            if self._rounds is not None:
+                return
+            try:
+                self._rounds = await self.store.run(self.owners.own, ROUNDS, self.store.highest_fence)
+            except (OSError, StoreError) as failure:
+                log.warning("who makes the rounds cannot be asked: %s", failure)
+            if self._rounds is not None:
+                log.info("this worker makes the rounds")
+                self.worker.forget_all()
+                await self._queue().lead(self._rounds.writer.fence)
+                self._begin_rounds(WORKER_ROLES)
 
     async def _end_rounds(self) -> None:
         self.metrics.makes_rounds.set(0)
@@ -139,12 +140,16 @@ class WorkerService:
         return self.queue
 
     async def _count_messages(self) -> None:
-        try:
-            self.metrics.queued(await self._queue().counts())
-            self.queue_failure = None
-        except QueueError as failure:
-            self.queue_failure = str(failure)
-            log.warning("%s", failure)
+        if self._counting.locked():
+            self.queue_failure = "RabbitMQ does not answer"
+            return
+        async with self._counting:
+            try:
+                self.metrics.queued(await self._queue().counts())
+                self.queue_failure = None
+            except QueueError as failure:
+                self.queue_failure = str(failure)
+                log.warning("%s", failure)
 
     def _add(self, name: str, run: Round, trigger: Any) -> None:
         """A round that is late is run once, and a long one does not hold up the next of other clusters."""
@@ -186,6 +191,8 @@ class WorkerService:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._rounds is not None:
+            await asyncio.to_thread(self._rounds.release)
         if self.queue is not None:
             await self.queue.close()
         self.worker.works.close()
