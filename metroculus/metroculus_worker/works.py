@@ -43,6 +43,8 @@ ROUND_SECONDS = 300.0
 """What one cluster may take of a round; the rest of what is due is read in the next one."""
 CANCELLED_SECONDS = 2.0
 """Between two looks at whether a back-fill was cancelled."""
+NEWEST_AGAIN_SECONDS = 60
+"""Between two looks of a back-fill at the newest hours: of a source that does not answer each look is a deadline."""
 TOLD_SECONDS = 0.5
 """Between two notes of how far a back-fill is."""
 BACKFILLS_SHARE = 2
@@ -277,6 +279,8 @@ class Works:
                 await self._extract(task, owned)
             except SourceError as failure:
                 self._failed(task, failure)
+            again = int(self._clock()) + NEWEST_AGAIN_SECONDS
+            self._due_at[account] = max(self._due_at.get(account, 0), again)
 
     async def _fill(
         self,
