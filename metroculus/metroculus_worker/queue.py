@@ -22,9 +22,9 @@ from typing import Any, ParamSpec, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from metroculus.config import Role
+from metroculus.config import WORKER_ROLES, Role
 from metroculus.metroculus_worker.tasks import KINDS, Done, Kind, Task
-from metroculus.metroculus_worker.works import BACKFILLS_SHARE, SILENT_SHARE, NotOurs
+from metroculus.metroculus_worker.works import NotOurs, places, share_of
 
 log = logging.getLogger("queue")
 
@@ -65,11 +65,9 @@ def _queues_of(kind: Kind) -> tuple[str, ...]:
     return (kind, SILENT) if kind == "extract" else (kind,)
 
 
-def _threads(queue: str, parallel: int) -> int:
-    """Tasks of a queue that one worker does side by side."""
-    if queue == SILENT:
-        return max(1, parallel // SILENT_SHARE)
-    return parallel if queue in ("extract", "summaries") else max(1, parallel // BACKFILLS_SHARE)
+def _queues_of_roles(roles: Sequence[Role]) -> list[tuple[str, Kind]]:
+    """The queues of the roles' work, each with its kind."""
+    return [(name, kind) for role in roles for kind in KINDS[role] for name in _queues_of(kind)]
 
 
 class TaskQueue:
@@ -85,8 +83,8 @@ class TaskQueue:
         self._url = url if "heartbeat=" in url else f"{url}{separator}heartbeat={HEARTBEAT_SECONDS}"
         self._broker = self._make_broker()
         """What sends; those that take have one each."""
-        kinds = [kind for of_role in KINDS.values() for kind in of_role]
-        self._actors = {name: self._actor(self._broker, name) for name in (*kinds, SILENT, RESULTS)}
+        names = [name for name, _ in _queues_of_roles(WORKER_ROLES)]
+        self._actors = {name: self._actor(self._broker, name) for name in (*names, RESULTS)}
         self._takers: dict[str, Any] = {}
         """What takes messages from a queue, by its name."""
         self._sender = _DaemonThread()
@@ -159,9 +157,8 @@ class TaskQueue:
         """Take tasks of these roles from now on; while RabbitMQ is away, as soon as it is there."""
         self._do, self._loop = do, asyncio.get_running_loop()
         self._telling = asyncio.create_task(self._tell_on())
-        names = [kind for role in roles for kind in KINDS[role]]
-        for name in (*names, *((SILENT,) if "extractor" in roles else ())):
-            await _in_daemon(self._open, name, _threads(name, self._parallel))
+        for name, kind in _queues_of_roles(roles):
+            await _in_daemon(self._open, name, places(share_of(kind, name == SILENT), self._parallel))
 
     def tell(self, done: Done) -> None:
         """Send what became of a task; call on the loop. A task is not done before that is sent."""
@@ -265,7 +262,7 @@ class TaskQueue:
             self._loop.call_soon_threadsafe(self._heard, done)
 
     def _heard(self, done: Done) -> None:
-        if done.task.term in (0, self._term):
+        if done.task.term == self._term:
             self._given.pop((done.task.kind, done.task.account), None)
         self._took(done)
 
@@ -302,11 +299,7 @@ class _DaemonThread:
 
     def _work(self) -> None:
         while True:
-            future, call = self._calls.get()
-            try:
-                future.set_result(call())
-            except BaseException as problem:  # noqa: BLE001  (whoever waits for it is told)
-                future.set_exception(problem)
+            _answer(*self._calls.get())
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.shield(asyncio.wrap_future(self.submit(function, *args, **kwargs)))
@@ -320,15 +313,16 @@ class _DaemonThread:
 async def _in_daemon(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """On a thread of its own, which a process does not wait for at its end."""
     future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function(*args, **kwargs))
-        except BaseException as problem:  # noqa: BLE001  (whoever waits for it is told)
-            future.set_exception(problem)
-
-    threading.Thread(target=work, name="queue", daemon=True).start()
+    call = partial(function, *args, **kwargs)
+    threading.Thread(target=_answer, args=(future, call), name="queue", daemon=True).start()
     return await asyncio.shield(asyncio.wrap_future(future))
+
+
+def _answer(future: Future[Any], call: Callable[[], Any]) -> None:
+    try:
+        future.set_result(call())
+    except BaseException as problem:  # noqa: BLE001  (whoever waits for it is told)
+        future.set_exception(problem)
 
 
 def _text(message: Task | Done) -> str:

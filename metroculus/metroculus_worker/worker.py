@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from metroculus.metroculus_worker.backfill import Progress, Report
 from metroculus.metroculus_worker.daily import settled_day
@@ -62,20 +63,11 @@ class Worker:
         self._listed: list[str] = []
         self._list_at = 0
         """When to ask again which clusters there are."""
+        self._sum_up_everything = False
         self.states: dict[str, Freshness] = {}
         self.failing: dict[str, str] = {}
         self.silent: set[str] = set()
         """Clusters whose source did not answer the last time."""
-        self._sum_up_everything = False
-        self.forget_all()
-
-    def forget_all(self) -> None:
-        """Begin anew: everything is due."""
-        for account in list(self.states):
-            self._metrics.forget(account)
-        for known in (self.states, self.failing, self.silent, self._listed):
-            known.clear()
-        self._list_at = 0
         self._due_at: dict[str, int] = {}
         self._silences_in_a_row: Counter[str] = Counter()
         self._shifts: dict[str, int] = {}
@@ -86,6 +78,33 @@ class Worker:
         """The last day of which savings are stored."""
         self._summed_up: dict[str, int | None] = {}
         """Which version of a cluster's hours its summaries were last made of."""
+
+    def _remembered(self) -> set[str]:
+        """Every cluster of which anything is remembered."""
+        return set[str]().union(*self._by_cluster, *self._of_clusters)
+
+    @property
+    def _by_cluster(self) -> tuple[dict[str, Any], ...]:
+        return (
+            self.states,
+            self.failing,
+            self._due_at,
+            self._silences_in_a_row,
+            self._shifts,
+            self._extracted_version,
+            self._savings_day,
+            self._summed_up,
+        )
+
+    @property
+    def _of_clusters(self) -> tuple[set[str], ...]:
+        return self.silent, self._without_assets
+
+    def forget_all(self) -> None:
+        """Begin anew: everything is due."""
+        for account in self._remembered():
+            self._forget(account)
+        self._listed, self._list_at = [], 0
 
     async def extract_all(self) -> int:
         """One round over the clusters of which anything is due.
@@ -275,34 +294,20 @@ class Worker:
         except (RegistryError, StoreError) as failure:
             log.warning("the clusters cannot be read: %s", failure)
             return None
-        await self._drop(self._gone(set(known)))
+        for account in sorted(self._remembered().difference(known)):
+            if not self._hands.busy("extract", account):
+                await self._hands.let_go(account)
+                self._forget(account)
         return known
-
-    def _gone(self, there: Collection[str]) -> list[str]:
-        told_of = {*self._due_at, *self.states, *self.failing, *self.silent, *self._summed_up, *self._savings_day}
-        return [one for one in sorted(told_of) if one not in there and not self._hands.busy("extract", one)]
-
-    async def _drop(self, accounts: Iterable[str]) -> None:
-        for account in accounts:
-            await self._hands.let_go(account)
-            self._forget(account)
 
     def _forget(self, account: str) -> None:
         """Drop the state of a cluster that another worker owns, or that is gone."""
-        if self.states.pop(account, None) is not None:
+        if account in self.states:
             self._metrics.forget(account)
-        for known in (
-            self._due_at,
-            self.failing,
-            self._silences_in_a_row,
-            self._summed_up,
-            self._savings_day,
-            self._extracted_version,
-            self._shifts,
-        ):
+        for known in self._by_cluster:
             known.pop(account, None)
-        self.silent.discard(account)
-        self._without_assets.discard(account)
+        for clusters in self._of_clusters:
+            clusters.discard(account)
 
     async def _give(self, tasks: Iterable[Task]) -> None:
         """Have tasks done that are not under way."""

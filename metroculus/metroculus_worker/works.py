@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from metroculus.metroculus_worker.backfill import Progress, Report, backfill, bounds
+from metroculus.metroculus_worker.backfill import Progress, Report, backfill, bounds, do_nothing
 from metroculus.metroculus_worker.daily import extract_assets, extract_savings, settled_day
 from metroculus.metroculus_worker.extract import Extractor, LostOwnership, Outcome, RepairOrder
 from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics, freshness
@@ -28,7 +28,9 @@ from metroculus.metroculus_worker.tasks import Done, Kind, Task, role_of
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import EntryUnreadable, NoSource, RegistryError, SourceError
 from metroculus.storage.engine import StoreError
+from metroculus.storage.gaps import Gap
 from metroculus.storage.jobs import OPEN, Backfill, State
+from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from tools.window import DAY
 
@@ -51,8 +53,7 @@ BACKFILLS_SHARE = 2
 """Back-fills and what is done daily have places of their own, half as many: one may take days."""
 SILENT_SHARE = 4
 """Clusters whose source did not answer the last time have this part of the places, so that they hold up nobody else."""
-
-
+SHARES = (1, BACKFILLS_SHARE, SILENT_SHARE)
 SOON_AGAIN: tuple[Kind, ...] = ("extract", "backfills")
 
 
@@ -60,9 +61,24 @@ class NotOurs(Exception):
     """Another worker owns the cluster."""
 
 
-class _Look(Struct, frozen=True):
-    due_at: int
-    state: Freshness
+class _OpenDays(Struct, frozen=True):
+    """What was read of a cluster's days that may still change, and when."""
+
+    read_at: int
+    start: int
+    shift: int
+    committed: CommittedHours
+    gaps: Mapping[int, Gap]
+
+    def next_due(self, since: int) -> int:
+        """When something of them is due next, where all that was due at ``since`` has been tried."""
+        return next_due(self.start, since, self.read_at, self.committed.hours, self.gaps, self.shift)
+
+    def freshness(self) -> Freshness:
+        end = last_complete_hour(self.read_at)
+        hours = {h: marker for h, marker in self.committed.hours.items() if h >= end - CLOSED_AFTER_SECONDS}
+        tried = {h: gap for h, gap in self.gaps.items() if h >= end - CLOSED_AFTER_SECONDS}
+        return freshness(hours, tried, len(self.committed.passed_over), end)
 
 
 class Works:
@@ -96,9 +112,7 @@ class Works:
         self._retention_days = retention_days
         self._tell = tell
         self._keeps = keeps
-        self._places = asyncio.Semaphore(parallel)
-        self._places_of_silent = asyncio.Semaphore(max(1, parallel // SILENT_SHARE))
-        self._places_of_past = asyncio.Semaphore(max(1, parallel // BACKFILLS_SHARE))
+        self._places = {share: asyncio.Semaphore(places(share, parallel)) for share in SHARES}
         self._due_at: dict[str, int] = {}
         """When hours of a cluster are due next, of those that were looked at here."""
         self._busy: dict[str, asyncio.Lock] = {}
@@ -124,7 +138,7 @@ class Works:
         """
         name = _owner_name(task.kind, task.account)
         try:
-            async with self._owning(name) as owned, self._place(task):
+            async with self._owning(name) as owned, self._places[share_of(task.kind, task.silent)]:
                 await self._work[task.kind](task, owned)
         except NotOurs:
             if not self._keeps:
@@ -159,7 +173,7 @@ class Works:
         """
         async with self._owning(_owner_name("backfills", account)) as owned:
             progress = await self._fill(account, owned, window, parallel, report, order)
-            self._told(Task(kind="backfills", account=account), state=await self._state(account))
+            self._told(Task(kind="backfills", account=account), state=(await self._open_days(account)).freshness())
             return progress
 
     def close(self) -> None:
@@ -168,11 +182,6 @@ class Works:
             owned.release()
         self._owned.clear()
         self._owners.close()
-
-    def _place(self, task: Task) -> asyncio.Semaphore:
-        if task.kind in ("assets", "savings", "backfills"):
-            return self._places_of_past
-        return self._places_of_silent if task.silent else self._places
 
     def _told(self, task: Task, **what: object) -> None:
         self._tell(Done(task=task, at=int(self._clock()), **what))  # type: ignore[arg-type]
@@ -184,14 +193,13 @@ class Works:
 
     async def _extract(self, task: Task, owned: Owned) -> None:
         """What is due of the open days, the newest first, until the source does not answer or the time is over."""
-        account, now, ends = task.account, int(self._clock()), time.monotonic() + ROUND_SECONDS
+        account, ends = task.account, time.monotonic() + ROUND_SECONDS
         # Of a source that did not answer: the question would cost it one that is larger than an hour.
         shift = task.shift if task.silent else await self.extractor.day_shift(account)
-        start, end = day_of(now - CLOSED_AFTER_SECONDS, shift), last_complete_hour(now)
-        committed = await self._store.run(self._store.ledger.committed, account, start, end)
-        gaps = await self._store.run(self._store.gaps.of, account, start, end, now)
+        days = await self._open_days(account, shift)
+        stretches = due(days.start, days.read_at, days.committed.hours, days.gaps, task.patience, shift)
         failures, silent, postponed = [], False, False
-        for stretch in due(start, now, committed.hours, gaps, task.patience, shift):
+        for stretch in stretches:
             postponed = time.monotonic() > ends
             if silent or postponed:
                 break
@@ -201,33 +209,22 @@ class Works:
             silent = outcome.silent
             if outcome.failure is not None:
                 failures.append(outcome.failure)
-        look = await self._look(account, shift, since=now)
-        self._due_at[account] = due_at = now if postponed else look.due_at
+        now_open = await self._open_days(account, shift) if stretches else days
+        # What became due while the work was done is still to be done.
+        due_at = days.read_at if postponed else now_open.next_due(days.read_at)
+        self._due_at[account] = due_at
         failure = failures[0] if failures else None
         if failure is not None:
             log.warning("account %s: %s", account, failure)
-        self._told(task, due_at=due_at, state=look.state, shift=shift, silent=silent, failure=failure)
+        self._told(task, due_at=due_at, state=now_open.freshness(), shift=shift, silent=silent, failure=failure)
 
-    async def _look(self, account: str, shift: int, since: int) -> _Look:
-        """How the cluster's open days stand now, and when something of them is due next.
-
-        Args:
-            since: the start of the work. What became due after it is still to be done.
-        """
+    async def _open_days(self, account: str, shift: int = 0) -> _OpenDays:
+        """What is stored of the days that may still change, and what was asked for in vain."""
         now = int(self._clock())
         start, end = day_of(now - CLOSED_AFTER_SECONDS, shift), last_complete_hour(now)
         committed = await self._store.run(self._store.ledger.committed, account, start, end)
-        asked = await self._store.run(self._store.gaps.of, account, start, end, now)
-        open_since = end - CLOSED_AFTER_SECONDS
-        hours = {hour: marker for hour, marker in committed.hours.items() if hour >= open_since}
-        tried = {hour: gap for hour, gap in asked.items() if hour >= open_since}
-        return _Look(
-            next_due(start, since, now, committed.hours, asked, shift),
-            freshness(hours, tried, len(committed.passed_over), end),
-        )
-
-    async def _state(self, account: str) -> Freshness:
-        return (await self._look(account, 0, int(self._clock()))).state
+        gaps = await self._store.run(self._store.gaps.of, account, start, end, now)
+        return _OpenDays(now, start, shift, committed, gaps)
 
     async def _assets(self, task: Task, owned: Owned) -> None:
         """The days of assets that lack or may still change."""
@@ -267,7 +264,7 @@ class Works:
         for job in await self._store.run(self._store.jobs.of, task.account):
             if job.state in OPEN:
                 await self._do_backfill(job, owned)
-        self._told(task, state=await self._state(task.account))
+        self._told(task, state=(await self._open_days(task.account)).freshness())
 
     async def _newest_first(self, account: str, owned: Owned, running: asyncio.Lock) -> None:
         """What has become due of the running days goes before the past."""
@@ -290,12 +287,12 @@ class Works:
         parallel: int,
         report: Report,
         order: RepairOrder | None,
-        before_a_day: Callable[[], Awaitable[None]] | None = None,
+        before_a_day: Callable[[], Awaitable[None]] = do_nothing,
     ) -> Progress:
-        began = int(self._clock())
-        whole = bounds(*window, began)
-        more = {} if before_a_day is None else {"before_a_day": before_a_day}
-        progress = await backfill(self._store, self.extractor, account, owned, whole, parallel, report, order, **more)
+        whole = bounds(*window, int(self._clock()))
+        progress = await backfill(
+            self._store, self.extractor, account, owned, whole, parallel, report, order, before_a_day
+        )
         if whole[0] < whole[1]:
             try:
                 await extract_assets(
@@ -406,6 +403,17 @@ class _ProgressNote:
                     self._store.jobs.advance, self.written, "running", told.total, told.done, told.missing
                 )
             await asyncio.sleep(TOLD_SECONDS)
+
+
+def share_of(kind: Kind, silent: bool) -> int:
+    """Such work has one in so many of the places."""
+    if kind in ("assets", "savings", "backfills"):
+        return BACKFILLS_SHARE
+    return SILENT_SHARE if silent else 1
+
+
+def places(share: int, parallel: int) -> int:
+    return max(1, parallel // share)
 
 
 def _owner_name(kind: Kind, account: str) -> str:
