@@ -34,6 +34,9 @@ class Cleaned(Struct, frozen=True):
     """Batches of which rows are missing; they are passed over, and their hours are read from the ones before."""
 
 
+_NO_VERDICT = "toUInt8(1) AS verified, toUInt32(0) AS checked_at"
+
+
 class _Batched(Struct, frozen=True):
     """A table whose rows belong to batches, and the one whose rows commit them."""
 
@@ -44,14 +47,17 @@ class _Batched(Struct, frozen=True):
     batch: str = "batch"
     within: str = ""
     """A column that tells apart batches of the same time."""
+    verdict: str = _NO_VERDICT
+    """What its marks say of whether all rows were there, and when they were counted; by default that they were."""
 
     @property
     def key(self) -> str:
         return ", ".join(filter(None, ("account", self.period, self.within)))
 
 
+HOURS = _Batched(ALLOCATIONS.name, EXTRACTIONS.name, "hour", verdict="verified, checked_at")
 BATCHED = (
-    _Batched(ALLOCATIONS.name, EXTRACTIONS.name, "hour"),
+    HOURS,
     _Batched(ASSETS.name, ASSET_DAYS.name, "day"),
     _Batched(SUMMARIES.name, SUMMARY_BUILDS.name, "start", "version", "granularity"),
 )
@@ -95,7 +101,7 @@ class Maintenance:
                 "SELECT account, whole, arrayCount((s, marked) -> marked = 1 AND s > whole, sequences, marks) AS lost,"
                 " arrayExists((s, marked, v) -> marked = 1 AND s > whole AND v = 1, sequences, marks, told)"
                 " OR arrayExists((s, v) -> s = whole AND v = 0, sequences, told) AS news"
-                f" FROM ({_judged(BATCHED[0], month, 'argMax(verified, checked_at)')}) WHERE lost > 0 OR news"
+                f" FROM ({_judged(HOURS, month)}) WHERE lost > 0 OR news"
             )
             for row in rows:
                 broken += int(row["lost"])
@@ -143,21 +149,20 @@ class Maintenance:
         return int(rows[0]["size"] or 0)
 
 
-def _judged(one: _Batched, month: int, told: str = "0") -> str:
+def _judged(one: _Batched, month: int) -> str:
     """SQL of one row a committed thing of a month: its batches with their sequences and rows, and the last whole one's.
 
     ``whole`` is the highest sequence of a batch of which every row is there: what is read. Lower ones are superseded,
     higher ones have lost rows, and a batch without a mark was never committed.
     """
     here = f"toYYYYMM({one.period}) = {month}"
-    checked = ", verified, checked_at" if told != "0" else ""
-    no_checks = ", toUInt8(1) AS verified, toUInt32(0) AS checked_at" if told != "0" else ""
     batches = (
-        f"SELECT {one.key}, id, max(sequence) AS s, max(wanted) AS w, sum(there) AS n, max(marked) AS m, {told} AS v"
-        f" FROM (SELECT {one.key}, {one.batch} AS id, sequence, toUInt64(rows) AS wanted, toUInt64(0) AS there,"
-        f" toUInt8(1) AS marked{checked} FROM {one.marks} WHERE {here}"
+        f"SELECT {one.key}, id, max(sequence) AS s, max(wanted) AS w, sum(there) AS n, max(marked) AS m,"
+        " argMax(verified, checked_at) AS v FROM ("
+        f"SELECT {one.key}, {one.batch} AS id, sequence, toUInt64(rows) AS wanted, toUInt64(0) AS there,"
+        f" toUInt8(1) AS marked, {one.verdict} FROM {one.marks} WHERE {here}"
         f" UNION ALL SELECT {one.key}, {one.batch} AS id, toUInt64(0) AS sequence, toUInt64(0) AS wanted,"
-        f" toUInt64(count()) AS there, toUInt8(0) AS marked{no_checks} FROM {one.rows} WHERE {here}"
+        f" toUInt64(count()) AS there, toUInt8(0) AS marked, {_NO_VERDICT} FROM {one.rows} WHERE {here}"
         f" GROUP BY {one.key}, {one.batch}) GROUP BY {one.key}, id"
     )
     return (
