@@ -164,24 +164,24 @@ class AnswerCache:
     def hit(self, account: str, question: Key) -> Answered | None:
         """What is kept of a question and fresh, without waiting for anything."""
         basis = self._basis.remembered(account)
-        kept = self._kept.get((account, basis, *question)) if basis is not None else None
+        kept = self._fresh_of(account, basis, question) if basis is not None else None
         if kept is None:
-            return None
-        age = self.clock() - kept.made_at
-        if age >= self._fresh:
             return None
         kept.asked_for = True
         self._counts["hit"] += 1
-        return self._fresh_answer(kept, age)
+        return self._fresh_answer(kept, self.clock() - kept.made_at)
 
     async def basis_of(self, account: str) -> Hashable:
         """What an account's answers rest on now."""
         return await self._basis.of(account)
 
-    async def has(self, account: str, question: Key) -> bool:
+    def has(self, account: str, basis: Hashable, question: Key) -> bool:
         """Whether a fresh answer to a question is kept."""
-        kept = self._kept.get((account, await self._basis.of(account), *question))
-        return kept is not None and self.clock() - kept.made_at < self._fresh
+        return self._fresh_of(account, basis, question) is not None
+
+    def _fresh_of(self, account: str, basis: Hashable, question: Key) -> _Kept | None:
+        kept = self._kept.get((account, basis, *question))
+        return kept if kept is not None and self.clock() - kept.made_at < self._fresh else None
 
     def _fresh_answer(self, kept: _Kept, age: float) -> Answered:
         return Answered(kept.prepared, "hit", int(age), int(self._fresh - age))

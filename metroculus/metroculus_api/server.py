@@ -19,7 +19,9 @@ from metroculus.metroculus_api.controllers.inventory import InventoryController
 from metroculus.metroculus_api.controllers.monthly import MonthlyController
 from metroculus.metroculus_api.controllers.savings import SavingsController
 from metroculus.metroculus_api.controllers.sources import SourcesController
+from metroculus.metroculus_api.controllers.summaries import SummariesController
 from metroculus.metroculus_api.errors import map_error
+from metroculus.metroculus_api.handlers.v2.costs import ClusterCosts
 from metroculus.metroculus_api.secret import SecretKeeper
 from metroculus.metroculus_api.urls import routes
 from metroculus.sources.accounts import Accounts
@@ -78,8 +80,10 @@ def make_app(
 
     cache = AnswerCache(_Basis(accounts, store), config.cache_ttl, config.kubecost_timeout, config.cache_bytes)
     CacheCollector(cache, service.registry)
+    costs = CostsController(accounts, savings, store)
     controllers = {
-        "costs": CostsController(accounts, savings, store),
+        "costs": costs,
+        "summaries": SummariesController(costs, cache, ClusterCosts.key_of_statement),
         "savings": savings,
         "inventory": InventoryController(accounts, store, clock),
         "sources": SourcesController(accounts, config.upstream_allow),

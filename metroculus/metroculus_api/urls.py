@@ -18,7 +18,7 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
 
     return [
         route("kubecost_cluster_costs", costs.ClusterCosts, "costs", "cache"),
-        route("k8s_costs", costs.ClusterSummaries, "costs", "cache"),
+        route("k8s_costs", costs.ClusterSummaries, "summaries"),
         route("kubecost_savings", costs.ClusterSavings, "savings", "cache"),
         route("kubecost_assets", costs.ClusterAssets, "inventory", "cache"),
         route("kubecost_metrics", costs.ClusterMetrics, "inventory", "cache"),

@@ -8,13 +8,15 @@ from enum import Enum
 from typing import Any
 
 from metroculus.codes import CODES, NO_SECRET, NO_SECRET_YET, TOO_MANY, WRONG_SECRET
-from metroculus.metroculus_api.cache import AnswerCache, Answered, Sourced, Work
+from metroculus.cost_model.allocation import Filters
+from metroculus.metroculus_api.cache import AnswerCache, Answered, Key, Sourced, Work
 from metroculus.metroculus_api.secret import SecretKeeper
+from optscale_client.metroculus_client.structs import ACCOUNTS_AT_ONCE
 from tools.deadline import Deadline
 from tools.tornado_service.application import ServiceHandler
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import Operation
-from tools.tornado_service.params import WindowQuery, resolve_window
+from tools.tornado_service.params import FilterText, RowFilter, Uuid, WindowQuery, resolve_window
 from tools.tornado_service.ready import KnownRequest, ReadyAnswer
 from tools.tornado_service.slowdown import Slowdown
 from tools.window import Window
@@ -88,6 +90,25 @@ class MetroculusHandler(ServiceHandler):
         return resolve_window(query, self.service.clock(), CODES)
 
 
+class AccountId(Uuid):
+    """One of the accounts of an organization, which may have many."""
+
+    most = ACCOUNTS_AT_ONCE
+
+
+class AccountsQuery(WindowQuery, frozen=True, kw_only=True):
+    """Several accounts in one window, and what of them."""
+
+    cloud_account_id: tuple[AccountId, ...]
+    k8s_namespace: tuple[FilterText, ...] = ()
+    k8s_node: tuple[RowFilter, ...] = ()
+    k8s_service: tuple[FilterText, ...] = ()
+
+    @property
+    def filters(self) -> Filters:
+        return Filters(self.k8s_namespace, self.k8s_node, self.k8s_service)
+
+
 class KeptHandler(MetroculusHandler):
     """Answers that may be kept; how one was come by stands in its headers."""
 
@@ -105,13 +126,18 @@ class KeptHandler(MetroculusHandler):
         """
         raise NotImplementedError
 
+    @classmethod
+    def key(cls, question: Question) -> Key:
+        """What the answer to a question is kept under, beside its account."""
+        return (cls.__name__, *question)
+
     async def kept(self, query: Any, ask: Callable[..., Awaitable[Sourced]]) -> Answered:
         """The answer to a query about an account: ``ask(*question, deadline)``."""
         handler, clock = type(self), self.service.clock
 
-        def anew(ahead: float) -> tuple[Question, Work]:
+        def anew(ahead: float) -> tuple[Key, Work]:
             question = handler.question(query, clock() + ahead)
-            return (handler.__name__, *question), lambda deadline: ask(*question, deadline)
+            return handler.key(question), lambda deadline: ask(*question, deadline)
 
         return await self.cache.answer(query.cloud_account_id, *anew(0.0), self.deadline(), anew)
 
@@ -126,7 +152,7 @@ class KeptHandler(MetroculusHandler):
         except ApiError:
             return None
         cache: AnswerCache = parts["cache"]
-        found = cache.hit(target.query.cloud_account_id, (cls.__name__, *question))
+        found = cache.hit(target.query.cloud_account_id, cls.key(question))
         return None if found is None else ReadyAnswer(found.prepared, KNOWN, _told_of(found))
 
     def write_answer(self, value: Any) -> None:

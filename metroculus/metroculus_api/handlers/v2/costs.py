@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import Literal, Self
 
-import msgspec
 from msgspec import Struct
 
 from metroculus.codes import CODES, INVALID
 from metroculus.cost_model.allocation import Filters
-from metroculus.cost_model.statement import Question, Statement
-from metroculus.metroculus_api.cache import AnswerCache, Answered, Key, Work
+from metroculus.cost_model.statement import Question
+from metroculus.metroculus_api.cache import Answered, Key
 from metroculus.metroculus_api.controllers.costs import CostsController
 from metroculus.metroculus_api.controllers.inventory import InventoryController
 from metroculus.metroculus_api.controllers.savings import SavingsController
-from metroculus.metroculus_api.errors import map_error
-from metroculus.metroculus_api.handlers.v2.base import KeptHandler, MetroculusHandler, Needs
+from metroculus.metroculus_api.controllers.summaries import Summaries, SummariesController
+from metroculus.metroculus_api.handlers.v2.base import AccountsQuery, KeptHandler, MetroculusHandler, Needs
 from metroculus.sources.source import LABEL_NAME, METRIC_NAME
 from optscale_client.metroculus_client import structs
-from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import FilterText, RowFilter, Step, Text, Uuid, WindowQuery, resolve_window
@@ -90,95 +87,27 @@ class ClusterCosts(KeptHandler):
         )
         return asked, query.step
 
+    @classmethod
+    def key_of_statement(cls, question: Question) -> Key:
+        """What a statement without a step is kept under."""
+        return cls.key((question, None))
+
     @operation(needs=Needs.CLUSTER_SECRET, query=ClusterCostsQuery, answer=structs.Statement)
     async def get(self, query: ClusterCostsQuery) -> Answered:
         return await self.kept(query, self.costs.statement)
 
 
-ASKED_AT_ONCE = 32
-"""Accounts of one question that are asked side by side."""
-
-
-class AccountId(Uuid):
-    """One of the accounts of an organization, which may have many."""
-
-    most = structs.ACCOUNTS_AT_ONCE
-
-
-class SummariesQuery(WindowQuery, frozen=True, kw_only=True):
-    cloud_account_id: tuple[AccountId, ...]
-    k8s_namespace: tuple[FilterText, ...] = ()
-    k8s_node: tuple[RowFilter, ...] = ()
-    k8s_service: tuple[FilterText, ...] = ()
-
-
-class AccountSummary(Struct, frozen=True):
-    """``structs.AccountStatement`` with a statement that is encoded already."""
-
-    cloud_account_id: str
-    statement: msgspec.Raw | None = None
-    error: structs.Failure | None = None
-
-
-class Summaries(Struct, frozen=True):
-    accounts: tuple[AccountSummary, ...]
-
-
 class ClusterSummaries(MetroculusHandler):
     """The statements of many clusters at once (USD): what is stored in one question, the rest side by side."""
 
-    costs: CostsController
-    cache: AnswerCache
+    summaries: SummariesController
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=SummariesQuery, answer=structs.Statements)
-    async def get(self, query: SummariesQuery) -> Summaries:
-        questions = _questions(query, self.window_of(query))
-        deadline = self.deadline()
-        kept = await asyncio.gather(*(self._has(*about) for about in questions.items()))
-        lacking = {a: await self.cache.basis_of(a) for a, has in zip(questions, kept, strict=True) if not has}
-        ahead = await self.costs.read_ahead(list(lacking), self.window_of(query), deadline)
-        places = asyncio.Semaphore(ASKED_AT_ONCE)
+    @operation(needs=Needs.CLUSTER_SECRET, query=AccountsQuery, answer=structs.Statements)
+    async def get(self, query: AccountsQuery) -> Summaries:
+        def window(ahead: float) -> Window:
+            return resolve_window(query, self.service.clock() + ahead, CODES)
 
-        async def one(account: str) -> AccountSummary:
-            async def ask(deadline: Deadline) -> Statement:
-                # What was read of before a change is not what its answer rests on now.
-                unchanged = account in lacking and await self.cache.basis_of(account) == lacking[account]
-                return await self.costs.summary(questions[account], ahead if unchanged else None, deadline)
-
-            def anew(later: float) -> tuple[Key, Work]:
-                window = resolve_window(query, self.service.clock() + later, CODES)
-                question = _questions(query, window)[account]
-                return _kept_as(question), lambda deadline: self.costs.summary(question, None, deadline)
-
-            try:
-                async with places:
-                    answered = await self.cache.answer(account, _kept_as(questions[account]), ask, deadline, anew)
-            except Exception as problem:
-                mapped = problem if isinstance(problem, ApiError) else map_error(problem)
-                if mapped is None:
-                    raise
-                failure = structs.Failure(mapped.code.status, mapped.code.code, mapped.reason)
-                return AccountSummary(account, error=failure)
-            return AccountSummary(account, msgspec.Raw(answered.prepared.body))
-
-        return Summaries(tuple(await asyncio.gather(*(one(account) for account in questions))))
-
-    async def _has(self, account: str, question: Question) -> bool:
-        return await self.cache.has(account, _kept_as(question))
-
-
-def _questions(query: SummariesQuery, window: Window) -> dict[str, Question]:
-    """What is asked of each account."""
-    filters = Filters(query.k8s_namespace, query.k8s_node, query.k8s_service)
-    return {
-        account: Question(cloud_account_id=account, window=window, filters=filters)
-        for account in query.cloud_account_id
-    }
-
-
-def _kept_as(question: Question) -> tuple[str, Question, None]:
-    """What a statement without a step is kept under."""
-    return ClusterCosts.__name__, question, None
+        return await self.summaries.summaries(query.cloud_account_id, window, query.filters, self.deadline())
 
 
 def _filters(query: ClusterCostsQuery) -> Filters:

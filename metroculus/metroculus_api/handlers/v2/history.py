@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from metroculus.cost_model.allocation import Filters
 from metroculus.metroculus_api.controllers.backfills import BackfillBody, BackfillsController
 from metroculus.metroculus_api.controllers.expenses import ExpensesController
 from metroculus.metroculus_api.controllers.monthly import MonthlyController
-from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
+from metroculus.metroculus_api.handlers.v2.base import AccountsQuery, MetroculusHandler, Needs
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import FilterText, RowFilter, Text, TimeZone, Uuid, WindowQuery
+from tools.tornado_service.params import Text, TimeZone, Uuid
 
 
 class GroupBy(Text):
@@ -21,18 +20,8 @@ class GroupBy(Text):
     what = f"one of {', '.join(structs.GROUPS)}, or label:NAME"
 
 
-class AccountId(Uuid):
-    """One of the accounts of an organization, which may have many."""
-
-    most = structs.ACCOUNTS_AT_ONCE
-
-
-class ExpensesQuery(WindowQuery, frozen=True, kw_only=True):
-    cloud_account_id: tuple[AccountId, ...]
+class ExpensesQuery(AccountsQuery, frozen=True, kw_only=True):
     group_by: tuple[GroupBy, ...] = ()
-    k8s_namespace: tuple[FilterText, ...] = ()
-    k8s_node: tuple[RowFilter, ...] = ()
-    k8s_service: tuple[FilterText, ...] = ()
 
 
 class K8sExpenses(MetroculusHandler):
@@ -42,9 +31,8 @@ class K8sExpenses(MetroculusHandler):
 
     @operation(needs=Needs.CLUSTER_SECRET, query=ExpensesQuery, answer=structs.Expenses)
     async def get(self, query: ExpensesQuery) -> structs.Expenses:
-        filters = Filters(query.k8s_namespace, query.k8s_node, query.k8s_service)
-        window = self.window_of(query)
-        return await self.expenses.expenses(query.cloud_account_id, window, query.group_by, filters, self.deadline())
+        asked = (query.cloud_account_id, self.window_of(query), query.group_by, query.filters)
+        return await self.expenses.expenses(*asked, self.deadline())
 
 
 class MonthCount(Text):
