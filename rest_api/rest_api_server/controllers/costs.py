@@ -12,7 +12,6 @@ from msgspec import Struct, structs
 
 from optscale_client.metroculus_client import MetroculusError, ServiceUnavailable, error_about
 from optscale_client.metroculus_client.structs import (
-    ACCOUNTS_AT_ONCE,
     AccountStatement,
     Assets,
     CostRow,
@@ -25,7 +24,7 @@ from optscale_client.metroculus_client.structs import (
     WithSources,
 )
 from rest_api.rest_api_server import answers
-from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
+from rest_api.rest_api_server.controllers.metroculus import MetroculusPool, in_parts
 from rest_api.rest_api_server.controllers.resources import ResourcesController
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import failure_of
@@ -70,9 +69,7 @@ class CostsController:
         statement = await self._metroculus.call(
             cluster, ask, cluster.id, **asked_of(window), request_id=request_id, shape=Statement, **asked
         )
-        if not _adds_up(statement.summary):
-            raise ServiceUnavailable("Metroculus answered with a total that is not the sum of its parts", status=502)
-        return statement
+        return _checked(statement)
 
     async def overview(
         self, organization_id: str, clusters: Sequence[Cluster], window: Window, request_id: str
@@ -100,8 +97,8 @@ class CostsController:
         self, clusters: Sequence[Cluster], window: Window, request_id: str, **filters: Any
     ) -> list[Statement | MetroculusError]:
         """The statement of each of an organization's clusters, or why there is none."""
-        parts = [clusters[first : first + ACCOUNTS_AT_ONCE] for first in range(0, len(clusters), ACCOUNTS_AT_ONCE)]
-        found = await asyncio.gather(*(self._statements(part, window, request_id, filters) for part in parts))
+        asked = (self._statements(part, window, request_id, filters) for part in in_parts(clusters))
+        found = await asyncio.gather(*asked)
         return [told for part in found for told in part]
 
     async def _statements(
@@ -223,9 +220,19 @@ def _told(account: AccountStatement | None) -> Statement | MetroculusError:
     if account is not None and account.error is not None:
         failure = account.error
         return error_about(failure.status_code, failure.error_code, failure.reason)
-    if account is None or account.statement is None or not _adds_up(account.statement.summary):
-        return ServiceUnavailable("Metroculus answered with something else", status=502)
-    return account.statement
+    if account is None or account.statement is None:
+        return ServiceUnavailable("Metroculus left out an account that it was asked for", status=502)
+    try:
+        return _checked(account.statement)
+    except ServiceUnavailable as problem:
+        return problem
+
+
+def _checked(statement: Statement) -> Statement:
+    """Raises: ServiceUnavailable: its total is not the sum of its parts."""
+    if not _adds_up(statement.summary):
+        raise ServiceUnavailable("Metroculus answered with a total that is not the sum of its parts", status=502)
+    return statement
 
 
 def _summary(cluster: Cluster, told: Statement | MetroculusError) -> answers.ClusterSummary:

@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from optscale_client.metroculus_client import MetroculusError
 from optscale_client.metroculus_client.structs import (
-    ACCOUNTS_AT_ONCE,
     Columns,
     ExpenseRow,
     ExpensesWithoutLabels,
@@ -23,7 +22,7 @@ from optscale_client.metroculus_client.structs import (
 )
 from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.controllers.costs import CostsController, asked_of, fields_of, total_of
-from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
+from rest_api.rest_api_server.controllers.metroculus import MetroculusPool, in_parts
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import failure_of
 from tools.window import Window
@@ -83,14 +82,13 @@ class ExpensesController:
             return None, None
         ask = self._metroculus.client.get_k8s_expenses
         about = asked_of(window) | dict(filters) | {"group_by": ROW_KEYS, "request_id": request_id}
-        parts = [clusters[first : first + ACCOUNTS_AT_ONCE] for first in range(0, len(clusters), ACCOUNTS_AT_ONCE)]
         try:
             told = await asyncio.gather(
                 *(
                     self._metroculus.call(
                         part, ask, tuple(cluster.id for cluster in part), **about, shape=ExpensesWithoutLabels
                     )
-                    for part in parts
+                    for part in in_parts(clusters)
                 )
             )
         except MetroculusError as failure:

@@ -21,6 +21,7 @@ from optscale_client.metroculus_client import (
     ServiceUnavailable,
     Validator,
 )
+from optscale_client.metroculus_client.structs import ACCOUNTS_AT_ONCE
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.kept import VALIDITY, forbid_keeping
 
@@ -29,9 +30,14 @@ CALLS_OF_A_CLUSTER = 4
 CALLS_OF_AN_ORGANIZATION = 32
 CALL_SECONDS = 35.0
 """For one call with the time that it waits for its place; a little over Metroculus' own deadline."""
-About: TypeAlias = Cluster | Sequence[Cluster]
+About: TypeAlias = Cluster | Sequence[Cluster] | None
 Method: TypeAlias = Callable[..., tuple[int, dict[str, Any]]]
 T = TypeVar("T")
+
+
+def in_parts(clusters: Sequence[Cluster]) -> list[Sequence[Cluster]]:
+    """An organization's clusters as Metroculus takes them, at most so many in one call."""
+    return [clusters[first : first + ACCOUNTS_AT_ONCE] for first in range(0, len(clusters), ACCOUNTS_AT_ONCE)]
 
 
 class MetroculusPool:
@@ -61,7 +67,7 @@ class MetroculusPool:
         """An answer.
 
         Args:
-            about: whose it is; several are of one organization.
+            about: whose it is; several are of one organization; None is the service's own work.
             shape: what it is read as, one of the SDK's ``structs``.
 
         Raises:
@@ -93,19 +99,6 @@ class MetroculusPool:
             forbid_keeping()
         return answer
 
-    async def run(self, method: Method, *args: Any, shape: type[T], **kwargs: Any) -> T:
-        """An answer that is of no one cluster, for the service's own work.
-
-        Raises:
-            MetroculusError
-        """
-        called = partial(method, *args, timeout=self._seconds, **kwargs)
-        _, body = await asyncio.get_running_loop().run_in_executor(self._threads, called)
-        try:
-            return msgspec.convert(body, shape)
-        except msgspec.ValidationError as problem:
-            raise ServiceUnavailable("Metroculus answered with something else", status=502) from problem
-
     async def _revalidate(self, about: About, called: Method, etag: str | None) -> tuple[bool, float, float]:
         """Whether the answer to a call is what it was; its age, and for how long it is fresh (seconds)."""
         validator = Validator(etag)  # a new one: what the call learns now is of what may be another answer
@@ -132,6 +125,8 @@ class MetroculusPool:
         return answer
 
     def _shares(self, about: About) -> list[asyncio.Semaphore]:
+        if about is None:
+            return []
         one = about if isinstance(about, Cluster) else about[0]
         shares = [(f"organization {one.organization_id}", CALLS_OF_AN_ORGANIZATION)]
         if isinstance(about, Cluster):

@@ -59,7 +59,7 @@ class SourcesSweep:
         for account in (*gone, *strange):
             with suppress(NotFound):
                 forget = self._metroculus.client.delete_kubecost_source
-                await self._metroculus.run(forget, account, request_id=uuid4().hex, shape=structs.Deleted)
+                await self._metroculus.call(None, forget, account, request_id=uuid4().hex, shape=structs.Deleted)
             log.info("the source of cluster %s, which is gone, was forgotten", account)
         return [*gone, *strange]
 
@@ -68,7 +68,7 @@ class SourcesSweep:
         after: str | None = None
         while True:
             ask = self._metroculus.client.get_kubecost_sources
-            page = await self._metroculus.run(ask, MANAGER, after, request_id=uuid4().hex, shape=structs.Sources)
+            page = await self._metroculus.call(None, ask, MANAGER, after, request_id=uuid4().hex, shape=structs.Sources)
             accounts += [one.cloud_account_id for one in page.sources]
             after = page.after
             if after is None:
