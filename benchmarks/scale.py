@@ -25,6 +25,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from benchmarks.figures import Declared
+from benchmarks.history import resident_mib
 from metroculus.config import MetroculusConfig, WorkerConfig
 from metroculus.dependencies import make_dependencies
 from metroculus.metroculus_worker.server import make_worker
@@ -99,7 +100,7 @@ async def _measure(url: str, clusters: int) -> dict[str, float]:
         return {
             "cpu_seconds_a_cluster_hour": spent / (clusters * HOURS),
             "rows_an_hour": float(told["an_hour"]),
-            "worker_mib": _resident_mib(),
+            "worker_mib": resident_mib(os.getpid()),
         }
     finally:
         await service.stop()
@@ -119,11 +120,6 @@ def _cpu_seconds() -> float:
         if "embedded_process" in Path(f"/proc/{child}/cmdline").read_text():
             total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
-
-
-def _resident_mib() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 class _Upstream:

@@ -43,13 +43,8 @@ def given(name: str, settings: Sequence[Setting], flags: dict[str, Any]) -> bool
     Raises:
         click.ClickException
     """
-    own = tuple(setting for setting in settings if setting.name == name)
-    return all(value is not None for value in load_settings(own, _of(own, flags)).values())
-
-
-def _of(settings: Sequence[Setting], flags: dict[str, Any]) -> dict[str, Any]:
-    keys = {"config_file", *(setting.key for setting in settings)}
-    return {key: value for key, value in flags.items() if key in keys}
+    setting = next(one for one in settings if one.name == name)
+    return load_settings(settings, flags)[setting.key] is not None
 
 
 def load_settings(
