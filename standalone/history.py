@@ -24,7 +24,7 @@ from metroculus.metroculus_worker.backfill import Progress, bounds
 from metroculus.metroculus_worker.extract import RepairOrder
 from metroculus.metroculus_worker.ownership import Owners
 from metroculus.metroculus_worker.server import make_worker
-from metroculus.metroculus_worker.works import NotOurs
+from metroculus.metroculus_worker.task_runner import NotOurs
 from metroculus.storage.engine import StoreOwned
 from metroculus.storage.store import EMBEDDED, is_embedded
 from optscale_client.metroculus_client import Client, MetroculusError
@@ -168,7 +168,7 @@ async def _fill_here(
         return conclude(await service.worker.fill(account, (first, last), parallel, bar, order))
     finally:
         bar.close()
-        service.worker.works.close()
+        service.worker.runner.close()
         dependencies.close()
 
 

@@ -16,7 +16,7 @@ import click
 import requests
 
 from metroculus.metroculus_worker.backfill import Progress
-from metroculus.metroculus_worker.works import FAILURES, NotOurs
+from metroculus.metroculus_worker.task_runner import FAILURES, NotOurs
 from metroculus.storage.jobs import DEFAULT_PARALLEL
 from rest_api.rest_api_server.directory.model import AlreadyExists, Directory, Role
 from standalone.history import Bar, tell_owner

@@ -38,7 +38,7 @@ class EtcdOwners:
         self._lease: _Lease | None = None
 
     def own(self, name: str, highest_fence: Callable[[], int]) -> Owned | None:
-        """What is called so, under the lease.
+        """Ownership of a name, under the lease.
 
         Raises:
             OSError: etcd does not answer.

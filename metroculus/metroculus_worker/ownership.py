@@ -23,10 +23,10 @@ class Owned(Protocol):
 
 
 class Owners(Protocol):
-    """Hands out clusters, and other things that one worker at a time has; blocks briefly."""
+    """Grants ownership of names, each to one worker at a time; blocks briefly."""
 
     def own(self, name: str, highest_fence: Callable[[], int]) -> Owned | None:
-        """What is called so, or None where another worker has it.
+        """Ownership of a name, or None where another worker has it.
 
         Raises:
             OSError: the lock cannot be used.

@@ -1,8 +1,8 @@
-"""Tasks over RabbitMQ, for as many workers as it takes: dramatiq's queues, one for each kind of work.
+"""Tasks over RabbitMQ, by dramatiq: one queue for each kind of task, and one for results.
 
-Whoever makes the rounds puts tasks into the queues; whoever is free takes one, acknowledges it when it is done, and
-sends what became of it back. A worker that is killed gives its tasks back to the others at once. A task that fails by a
-defect is tried again, then kept as a dead letter; every other failure is an answer, and the rounds try again.
+The leading worker submits tasks. Every worker consumes them, sends the result, and then acknowledges the message; the
+messages of a worker that is killed are delivered to another one at once. A task that fails by a defect is retried and
+then becomes a dead letter. Any other failure is a result, and the leader submits the task again when it is due.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ import msgspec
 from msgspec.structs import replace
 
 from metroculus.config import WORKER_ROLES, Role
-from metroculus.metroculus_worker.tasks import KINDS, Done, Kind, Task
-from metroculus.metroculus_worker.works import NotOurs, places, share_of
+from metroculus.metroculus_worker.task_runner import NotOurs, pool_size, share_of
+from metroculus.metroculus_worker.tasks import KINDS, Kind, Task, TaskResult
 
 log = logging.getLogger("queue")
 
-_DONE, _TASK = msgspec.json.Decoder(Done), msgspec.json.Decoder(Task)
+_RESULT, _TASK = msgspec.json.Decoder(TaskResult), msgspec.json.Decoder(Task)
 P = ParamSpec("P")
 T = TypeVar("T")
 
 NAMES = "metroculus"
 HEARTBEAT_SECONDS = 10
-"""A worker that hangs as a whole has lost its tasks after two of them."""
-GIVEN_AGAIN_SECONDS, BACKFILL_GIVEN_AGAIN_SECONDS = 600, 1800
-"""A task that nothing was heard of for so long, and that does not wait in its queue, is given again."""
+"""After two missed heartbeats RabbitMQ delivers the messages of a worker to others."""
+RESUBMIT_SECONDS, BACKFILL_RESUBMIT_SECONDS = 600, 1800
+"""A task without a result for so long is submitted again, where its queue is empty."""
 BUSY_MS = 2_000
-"""A task of a cluster that is being worked on is taken again after so long."""
-RETURN_SECONDS = 1.0
-"""A result that is another leader's goes back into the queue after a moment."""
+"""Delay before a task is tried again whose cluster is owned by another task."""
+REQUEUE_SECONDS = 1.0
+"""Delay before a result that is for another leader is put back."""
 DEFECT_RETRIES, FIRST_RETRY_MS, LAST_RETRY_MS = 3, 1_000, 60_000
-TELL_AGAIN_SECONDS = 1.0
+RESULT_RETRY_SECONDS = 1.0
 STOP_SECONDS = 15.0
-"""What a stop waits for tasks that do not leave off, and for a RabbitMQ that hangs."""
+"""Limit of a stop, where tasks do not end or RabbitMQ hangs."""
 RESULTS = "done"
 SILENT = "silent"
 
 
-_RESULTS_OF_TASK: ContextVar[list[asyncio.Future[None]]] = ContextVar("results of task")
-"""What is told of the task that is being done; each is done when it is sent."""
+_PENDING_RESULTS: ContextVar[list[asyncio.Future[None]]] = ContextVar("results of task")
+"""Of the running task: a future for each of its results, done when the result is sent."""
 
 
 class QueueError(OSError):
@@ -71,80 +71,81 @@ def _queues_of_roles(roles: Sequence[Role]) -> list[tuple[str, Kind]]:
 
 
 class TaskQueue:
-    """The hands that are other workers', and this one's.
+    """An executor that shares tasks with other workers; it also consumes them.
 
     Args:
         url: ``amqp://user:password@host:port/vhost``.
-        took: is called on the loop with what became of tasks, while this worker makes the rounds.
+        record: is called on the loop with the results of tasks, while this worker leads.
     """
 
-    def __init__(self, url: str, parallel: int, took: Callable[[Done], None]) -> None:
+    def __init__(self, url: str, parallel: int, record: Callable[[TaskResult], None]) -> None:
         separator = "&" if "?" in url else "?"
         self._url = url if "heartbeat=" in url else f"{url}{separator}heartbeat={HEARTBEAT_SECONDS}"
         self._broker = self._make_broker()
-        """What sends; those that take have one each."""
+        """For sending; each consumer has its own."""
         names = [name for name, _ in _queues_of_roles(WORKER_ROLES)]
         self._actors = {name: self._actor(self._broker, name) for name in (*names, RESULTS)}
-        self._takers: dict[str, Any] = {}
-        """What takes messages from a queue, by its name."""
+        self._consumers: dict[str, Any] = {}
+        """By queue."""
         self._sender = _DaemonThread()
-        """Everything is sent by one thread: a connection is a thread's."""
+        """All messages are sent by one thread, because dramatiq keeps a connection for each thread."""
         self._parallel = parallel
-        self._took = took
+        self._record = record
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._do: Callable[[Task], Awaitable[None]] | None = None
-        self._given: dict[tuple[Kind, str], float] = {}
-        """When tasks of which nothing was heard yet were given."""
+        self._run_task: Callable[[Task], Awaitable[None]] | None = None
+        self._in_flight: dict[tuple[Kind, str], float] = {}
+        """When tasks without a result were submitted."""
         self._running: set[asyncio.Task[None]] = set()
         self._empty: set[str] = set()
-        """Queues in which nothing waited when they were last looked at."""
+        """Queues that were empty at the last count."""
         self._term = 0
-        self._untold: asyncio.Queue[tuple[Done, asyncio.Future[None]]] = asyncio.Queue()
-        self._telling: asyncio.Task[None] | None = None
+        self._unsent_results: asyncio.Queue[tuple[TaskResult, asyncio.Future[None]]] = asyncio.Queue()
+        self._sending_results: asyncio.Task[None] | None = None
 
-    async def give(self, tasks: Sequence[Task]) -> None:
+    async def submit(self, tasks: Sequence[Task]) -> None:
         by_queue: dict[str, list[Task]] = {}
         for task in tasks:
             by_queue.setdefault(_queue_of(task), []).append(task)
         for name, of_queue in by_queue.items():
-            given = {(task.kind, task.account): time.monotonic() for task in of_queue}
-            self._given |= given  # first: its result may be here before the last one is sent
+            submitted = {(task.kind, task.account): time.monotonic() for task in of_queue}
+            self._in_flight |= submitted  # before sending: a result may arrive before the last task is sent
             self._empty.discard(name)
             try:
-                await self._sender.run(self._send, name, [_text(replace(task, term=self._term)) for task in of_queue])
+                bodies = [_encoded(replace(task, term=self._term)) for task in of_queue]
+                await self._sender.run(self._send, name, bodies)
             except QueueError:
-                for one in given:
-                    self._given.pop(one, None)
+                for one in submitted:
+                    self._in_flight.pop(one, None)
                 raise
 
     def busy(self, kind: Kind, account: str) -> bool:
-        given_at = self._given.get((kind, account))
-        if given_at is None:
+        submitted_at = self._in_flight.get((kind, account))
+        if submitted_at is None:
             return False
-        patience = BACKFILL_GIVEN_AGAIN_SECONDS if kind == "backfills" else GIVEN_AGAIN_SECONDS
-        lost = time.monotonic() - given_at >= patience and self._empty.issuperset(_queues_of(kind))
+        patience = BACKFILL_RESUBMIT_SECONDS if kind == "backfills" else RESUBMIT_SECONDS
+        lost = time.monotonic() - submitted_at >= patience and self._empty.issuperset(_queues_of(kind))
         return not lost
 
-    async def let_go(self, account: str) -> None:
-        for one in [one for one in self._given if one[1] == account]:
-            del self._given[one]
+    async def release(self, account: str) -> None:
+        for one in [one for one in self._in_flight if one[1] == account]:
+            del self._in_flight[one]
 
-    async def lead(self, term: int) -> None:
-        """Hear from now on what becomes of tasks; nothing is known of those that others gave.
+    async def start_leading(self, term: int) -> None:
+        """Consume results from now on; tasks that an earlier leader submitted are not known.
 
         Args:
-            term: a number above that of everybody who led before.
+            term: above the term of every earlier leader.
         """
-        self._given.clear()
+        self._in_flight.clear()
         self._term, self._loop = term, asyncio.get_running_loop()
-        await _in_daemon(self._open, RESULTS, 1)
+        await _on_daemon_thread(self._open_consumer, RESULTS, 1)
 
-    async def follow(self) -> None:
-        """Another worker makes the rounds."""
-        await _in_daemon(self._shut, RESULTS)
+    async def stop_leading(self) -> None:
+        """Consume results no longer."""
+        await _on_daemon_thread(self._close_consumer, RESULTS)
 
     async def counts(self) -> dict[str, tuple[int, int]]:
-        """Messages that wait and dead letters, by queue.
+        """Waiting messages and dead letters, by queue.
 
         Raises:
             QueueError
@@ -153,41 +154,43 @@ class TaskQueue:
         self._empty = {name for name, (waiting, _) in found.items() if not waiting}
         return found
 
-    async def open(self, roles: Sequence[Role], do: Callable[[Task], Awaitable[None]]) -> None:
-        """Take tasks of these roles from now on; while RabbitMQ is away, as soon as it is there."""
-        self._do, self._loop = do, asyncio.get_running_loop()
-        self._telling = asyncio.create_task(self._tell_on())
+    async def open(self, roles: Sequence[Role], run: Callable[[Task], Awaitable[None]]) -> None:
+        """Consume tasks of these roles; consumers connect by themselves while RabbitMQ is away."""
+        self._run_task, self._loop = run, asyncio.get_running_loop()
+        self._sending_results = asyncio.create_task(self._send_results())
         for name, kind in _queues_of_roles(roles):
-            await _in_daemon(self._open, name, places(share_of(kind, name == SILENT), self._parallel))
+            threads = pool_size(share_of(kind, name == SILENT), self._parallel)
+            await _on_daemon_thread(self._open_consumer, name, threads)
 
-    def tell(self, done: Done) -> None:
-        """Send what became of a task; call on the loop. A task is not done before that is sent."""
+    def report(self, result: TaskResult) -> None:
+        """Send a result; call on the loop. The message of the task is acknowledged after that."""
         sent = asyncio.get_running_loop().create_future()
-        _RESULTS_OF_TASK.get([]).append(sent)
-        self._untold.put_nowait((done, sent))
+        _PENDING_RESULTS.get([]).append(sent)
+        self._unsent_results.put_nowait((result, sent))
 
     async def close(self) -> None:
-        """Leave off; tasks that are being done go back into their queues."""
+        """Stop consuming; running tasks are cancelled and put back into their queues."""
         ends = time.monotonic() + STOP_SECONDS
-        shutting = [asyncio.create_task(_in_daemon(self._shut, name)) for name in list(self._takers)]
-        while time.monotonic() < ends and not all(one.done() for one in shutting):
+        names = list(self._consumers)
+        closing = [asyncio.create_task(_on_daemon_thread(self._close_consumer, name)) for name in names]
+        while time.monotonic() < ends and not all(one.done() for one in closing):
             for task in list(self._running):
                 task.cancel()
-            await asyncio.wait(shutting, timeout=0.1)
-        if self._telling is not None:
-            self._telling.cancel()
-            await asyncio.gather(self._telling, return_exceptions=True)
+            await asyncio.wait(closing, timeout=0.1)
+        if self._sending_results is not None:
+            self._sending_results.cancel()
+            await asyncio.gather(self._sending_results, return_exceptions=True)
         try:
             async with asyncio.timeout(max(1.0, ends - time.monotonic())):
-                while not self._untold.empty():
-                    done, _ = self._untold.get_nowait()
-                    await self._sender.run(self._send, RESULTS, [_text(done)])
+                while not self._unsent_results.empty():
+                    result, _ = self._unsent_results.get_nowait()
+                    await self._sender.run(self._send, RESULTS, [_encoded(result)])
                 await self._sender.run(self._broker.close)
-        except Exception as problem:  # noqa: BLE001  (it is away: tasks are given again, and nothing is left to close)
-            log.info("RabbitMQ could not be told of the end: %s", type(problem).__name__)
+        except Exception as problem:  # noqa: BLE001  (RabbitMQ is away: it delivers again what was not acknowledged)
+            log.info("RabbitMQ did not answer while stopping: %s", type(problem).__name__)
 
     def _send(self, name: str, bodies: Sequence[str], delay: int | None = None) -> None:
-        """Put messages into a queue, to be taken after a delay (ms); when it returns the broker has them.
+        """Publish messages, with a delay in ms; when it returns RabbitMQ has confirmed them.
 
         Raises:
             QueueError
@@ -223,75 +226,75 @@ class TaskQueue:
         receive = self._receive_result if name == RESULTS else self._receive
         return actor(broker=broker, actor_name=name, queue_name=f"{NAMES}.{name}")(receive)
 
-    def _open(self, name: str, threads: int) -> None:
+    def _open_consumer(self, name: str, threads: int) -> None:
         from dramatiq import Worker
 
         broker = self._make_broker()
         self._actor(broker, name)
-        taker = self._takers[name] = Worker(broker, worker_threads=threads)
-        taker.queue_prefetch = threads  # what one holds that it is not at, another could be at
-        taker.start()
+        consumer = self._consumers[name] = Worker(broker, worker_threads=threads)
+        consumer.queue_prefetch = threads  # more would wait here while other workers are idle
+        consumer.start()
 
-    def _shut(self, name: str) -> None:
-        """Take no more; what is being done is waited for, what was taken and not begun goes back."""
-        taker = self._takers.pop(name, None)
-        if taker is not None:
-            taker.stop(timeout=int(1000 * STOP_SECONDS))
-            with suppress(Exception):  # it is away: nothing is left to close
-                taker.broker.close()
+    def _close_consumer(self, name: str) -> None:
+        """Stop consuming a queue: wait for running tasks, put back those that have not begun."""
+        consumer = self._consumers.pop(name, None)
+        if consumer is not None:
+            consumer.stop(timeout=int(1000 * STOP_SECONDS))
+            with suppress(Exception):  # RabbitMQ is away: the connection is closed already
+                consumer.broker.close()
 
-    async def _tell_on(self) -> None:
+    async def _send_results(self) -> None:
         while True:
-            done, sent = await self._untold.get()
+            result, sent = await self._unsent_results.get()
             while True:
                 try:
-                    await self._sender.run(self._send, RESULTS, [_text(done)])
+                    await self._sender.run(self._send, RESULTS, [_encoded(result)])
                     if not sent.done():
                         sent.set_result(None)
                     break
                 except QueueError as problem:
-                    log.warning("what became of tasks cannot be told yet: %s", problem)
-                    await asyncio.sleep(TELL_AGAIN_SECONDS)
+                    log.warning("results cannot be sent yet: %s", problem)
+                    await asyncio.sleep(RESULT_RETRY_SECONDS)
 
     def _receive_result(self, body: str) -> None:
-        done = _DONE.decode(body)
-        if done.task.term > self._term:  # of whoever leads now: this process does not know yet that it is not it
-            time.sleep(RETURN_SECONDS)
+        result = _RESULT.decode(body)
+        if result.task.term > self._term:  # it is for the new leader, and this process does not know of it yet
+            time.sleep(REQUEUE_SECONDS)
             self._sender.submit(self._send, RESULTS, [body]).result()
         elif self._loop is not None:
-            self._loop.call_soon_threadsafe(self._heard, done)
+            self._loop.call_soon_threadsafe(self._on_result, result)
 
-    def _heard(self, done: Done) -> None:
-        if done.task.term == self._term:
-            self._given.pop((done.task.kind, done.task.account), None)
-        self._took(done)
+    def _on_result(self, result: TaskResult) -> None:
+        if result.task.term == self._term:
+            self._in_flight.pop((result.task.kind, result.task.account), None)
+        self._record(result)
 
     def _receive(self, body: str) -> None:
-        """On a thread of dramatiq, until the task is done: then its message is acknowledged."""
+        """Run a task; called on a thread of dramatiq, which acknowledges the message when it returns."""
         task = _TASK.decode(body)
         if self._loop is not None:
-            asyncio.run_coroutine_threadsafe(self._tracked(task), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._run(task), self._loop).result()
 
-    async def _tracked(self, task: Task) -> None:
-        if self._do is None:
+    async def _run(self, task: Task) -> None:
+        if self._run_task is None:
             return
         running = asyncio.current_task()
         if running is not None:
             self._running.add(running)
             running.add_done_callback(self._running.discard)
         results: list[asyncio.Future[None]] = []
-        _RESULTS_OF_TASK.set(results)
+        _PENDING_RESULTS.set(results)
         try:
-            await self._do(task)
+            await self._run_task(task)
             await asyncio.gather(*results)
-        except NotOurs:  # whoever waited for the cluster here would take a place from the others
-            await self._sender.run(self._send, _queue_of(task), [_text(task)], BUSY_MS)
-        except asyncio.CancelledError:  # this worker ends: the task is another's
-            await asyncio.shield(self._sender.run(self._send, _queue_of(task), [_text(task)]))
+        except NotOurs:  # waiting here would keep a thread from other clusters
+            await self._sender.run(self._send, _queue_of(task), [_encoded(task)], BUSY_MS)
+        except asyncio.CancelledError:  # this worker stops
+            await asyncio.shield(self._sender.run(self._send, _queue_of(task), [_encoded(task)]))
 
 
 class _DaemonThread:
-    """Does one thing after the other on a thread that a process does not wait for at its end."""
+    """Runs calls in order on a daemon thread: the process can exit while one hangs."""
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
@@ -299,7 +302,7 @@ class _DaemonThread:
 
     def _work(self) -> None:
         while True:
-            _answer(*self._calls.get())
+            _complete(*self._calls.get())
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.shield(asyncio.wrap_future(self.submit(function, *args, **kwargs)))
@@ -310,20 +313,20 @@ class _DaemonThread:
         return future
 
 
-async def _in_daemon(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """On a thread of its own, which a process does not wait for at its end."""
+async def _on_daemon_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a call on a daemon thread of its own."""
     future: Future[T] = Future()
     call = partial(function, *args, **kwargs)
-    threading.Thread(target=_answer, args=(future, call), name="queue", daemon=True).start()
+    threading.Thread(target=_complete, args=(future, call), name="queue", daemon=True).start()
     return await asyncio.shield(asyncio.wrap_future(future))
 
 
-def _answer(future: Future[Any], call: Callable[[], Any]) -> None:
+def _complete(future: Future[Any], call: Callable[[], Any]) -> None:
     try:
         future.set_result(call())
     except BaseException as problem:  # noqa: BLE001  (whoever waits for it is told)
         future.set_exception(problem)
 
 
-def _text(message: Task | Done) -> str:
+def _encoded(message: Task | TaskResult) -> str:
     return msgspec.json.encode(message).decode()

@@ -21,9 +21,9 @@ from metroculus.dependencies import Dependencies
 from metroculus.metroculus_worker.metrics import WorkerMetrics
 from metroculus.metroculus_worker.ownership import FileOwners, Owned, Owners
 from metroculus.metroculus_worker.queue import QueueError, TaskQueue
-from metroculus.metroculus_worker.tasks import Done
+from metroculus.metroculus_worker.task_runner import LocalExecutor, TaskRunner
+from metroculus.metroculus_worker.tasks import TaskResult
 from metroculus.metroculus_worker.worker import Worker
-from metroculus.metroculus_worker.works import InProcess, Works
 from metroculus.storage.engine import StoreError
 from metroculus.storage.store import Store
 from tools.tornado_service.application import make_application
@@ -38,10 +38,10 @@ SAVINGS_SECONDS = 3600
 DUE_SECONDS = 2
 """Between two looks at whether anything is due, which ask nobody."""
 LEAD_SECONDS = 5
-"""Between two tries to be the worker that makes the rounds."""
+"""Interval at which a worker tries to lead."""
 COUNT_SECONDS = 15
 ROUNDS = "rounds"
-"""What the worker that makes the rounds owns."""
+"""The name that the leading worker owns."""
 
 Round = Callable[[], Coroutine[Any, Any, Any]]
 
@@ -50,7 +50,7 @@ Round = Callable[[], Coroutine[Any, Any, Any]]
 class WorkerService:
     """A wired worker; ``start`` begins its rounds, ``stop`` lets what is being written be written.
 
-    With a queue the rounds are made by whichever worker leads, and every worker takes work.
+    With a queue one of the workers leads: it makes the rounds, and all of them execute tasks.
     """
 
     application: Application
@@ -63,8 +63,8 @@ class WorkerService:
     queue: TaskQueue | None = None
     scheduler: AsyncIOScheduler = field(default_factory=lambda: AsyncIOScheduler(timezone=UTC))
     queue_failure: str | None = None
-    _rounds: Owned | None = None
-    """The right to make the rounds, where there are other workers."""
+    _leadership: Owned | None = None
+    """Held while this worker leads."""
     _leading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _counting: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -76,7 +76,7 @@ class WorkerService:
         if self.queue is None:
             self._begin_rounds(self.config.roles)
         else:
-            self._launch(partial(self.queue.open, self.config.roles, self.worker.works.do))
+            self._launch(partial(self.queue.open, self.config.roles, self.worker.runner.run))
             self._launch(partial(self._repeat, self._count_messages, COUNT_SECONDS))
             self._launch(partial(self._repeat, self._lead, LEAD_SECONDS))
 
@@ -106,24 +106,24 @@ class WorkerService:
             self._launch(run)
 
     async def _lead(self) -> None:
-        """Make the rounds where no other worker does; a step that fails is made again."""
+        """Take over leadership where no other worker has it; give up where it was lost."""
         if self._leading.locked():
             return
         async with self._leading:
-            if self._rounds is not None and not self._rounds.still():
-                log.warning("another worker may make the rounds now")
-                self._rounds = None
+            if self._leadership is not None and not self._leadership.still():
+                log.warning("this worker does not lead any more")
+                self._leadership = None
                 await self._end_rounds()
-            if self._rounds is not None:
+            if self._leadership is not None:
                 return
             try:
-                self._rounds = await self.store.run(self.owners.own, ROUNDS, self.store.highest_fence)
+                self._leadership = await self.store.run(self.owners.own, ROUNDS, self.store.highest_fence)
             except (OSError, StoreError) as failure:
-                log.warning("who makes the rounds cannot be asked: %s", failure)
-            if self._rounds is not None:
-                log.info("this worker makes the rounds")
-                self.worker.forget_all()
-                await self._queue().lead(self._rounds.writer.fence)
+                log.warning("leadership cannot be asked for: %s", failure)
+            if self._leadership is not None:
+                log.info("this worker leads")
+                self.worker.reset()
+                await self._queue().start_leading(self._leadership.writer.fence)
                 self._begin_rounds(WORKER_ROLES)
 
     async def _end_rounds(self) -> None:
@@ -132,8 +132,8 @@ class WorkerService:
             repeated.cancel()
         self._repeated.clear()
         self.scheduler.remove_all_jobs()
-        await self._queue().follow()
-        self.worker.forget_all()
+        await self._queue().stop_leading()
+        self.worker.reset()
 
     def _queue(self) -> TaskQueue:
         assert self.queue is not None
@@ -191,11 +191,11 @@ class WorkerService:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._rounds is not None:
-            await asyncio.to_thread(self._rounds.release)
+        if self._leadership is not None:
+            await asyncio.to_thread(self._leadership.release)
         if self.queue is not None:
             await self.queue.close()
-        self.worker.works.close()
+        self.worker.runner.close()
 
 
 def make_worker(
@@ -238,11 +238,11 @@ def make_worker(
     dependencies.http.observers.append(metrics.called)
     owners = owners or FileOwners(config.data_dir / "locks")
 
-    def took(done: Done) -> None:
-        worker.took(done)
+    def record(result: TaskResult) -> None:
+        worker.record(result)
 
-    queue = TaskQueue(settings.queue_url, settings.parallel, took) if settings.queue_url is not None else None
-    works = Works(
+    queue = TaskQueue(settings.queue_url, settings.parallel, record) if settings.queue_url is not None else None
+    runner = TaskRunner(
         store,
         dependencies.accounts,
         owners,
@@ -251,10 +251,10 @@ def make_worker(
         config.kubecost_timeout,
         settings.retention_days,
         settings.parallel,
-        took if queue is None else queue.tell,
-        keeps=queue is None,
+        record if queue is None else queue.report,
+        keep_ownership=queue is None,
     )
-    hands = InProcess(works) if queue is None else queue
-    worker = Worker(store, dependencies.accounts, hands, works, metrics, clock)
+    executor = LocalExecutor(runner) if queue is None else queue
+    worker = Worker(store, dependencies.accounts, executor, runner, metrics, clock)
     running = WorkerService(make_application(service, []), service, worker, settings, metrics, owners, store, queue)
     return running

@@ -1,4 +1,4 @@
-"""Pieces of work on one cluster, and what became of each: all that rounds and those who do the work tell each other."""
+"""Tasks, their results, and what executes them: the interface between the worker's rounds and the work itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS: dict[Role, tuple[Kind, ...]] = {
     "extractor": ("extract", "assets", "savings", "backfills"),
     "aggregator": ("summaries", "clean"),
 }
-"""Which work a worker of a role takes."""
+"""The kinds of tasks that a worker of each role executes."""
 
 
 def role_of(kind: Kind) -> Role:
@@ -24,59 +24,59 @@ def role_of(kind: Kind) -> Role:
 
 
 class Task(Struct, frozen=True, kw_only=True):
-    """One piece of work; ``clean`` is of all clusters, and has no account."""
+    """One unit of work on one cluster; ``clean`` is for all clusters and has no account."""
 
     kind: Kind
     account: str = ""
     version: int | None = None
-    """Of what the work rests on: the source entry, or the hours that are summed up."""
+    """Version of the input: the source entry of ``extract``, the stored hours of ``summaries``."""
     patience: bool = True
-    """Whether to leave hours alone that were asked for in vain a short time ago."""
+    """Whether to skip hours that the source did not have a short time ago."""
     silent: bool = False
     """Whether the source did not answer the last time."""
     shift: int = 0
     """Seconds after midnight UTC at which the source's days begin, as it said last."""
     term: int = 0
-    """Of who makes the rounds: a result is theirs, and no predecessor's. 0 is of no rounds."""
+    """Leadership term of the worker that submitted the task; 0 where no leader did."""
     everything: bool = False
     """Whether to sum up all that is stored, or only the days that may still change."""
 
 
-class Done(Struct, frozen=True, kw_only=True):
-    """What became of a piece of work; a failure is told, and never lost with whoever did the work."""
+class TaskResult(Struct, frozen=True, kw_only=True):
+    """The outcome of a task, failures included."""
 
     task: Task
-    at: int
+    finished_at: int
     """Unix seconds."""
     owned: bool = True
-    """False where somebody else is at work on the cluster: nothing was done."""
+    """False where another worker owns the cluster: nothing was done."""
     failure: str | None = None
-    ours: bool = False
-    """Whether the store, the registry or a lock failed, and not the source."""
+    internal: bool = False
+    """Whether the failure is of the store, the registry or a lock, not of the source."""
     silent: bool = False
     due_at: int | None = None
-    """When hours of the cluster are due next, where they were looked at."""
+    """When hours of the cluster are due next (Unix seconds); None where the task did not look."""
     state: Freshness | None = None
     shift: int | None = None
-    day: int | None = None
+    savings_day: int | None = None
     """The first second of the day whose savings are stored now."""
 
 
-class Hands(Protocol):
-    """Those who do the work; what becomes of it is told to the rounds."""
+class Executor(Protocol):
+    """Executes tasks; passes each result to ``Worker.record``."""
 
-    async def give(self, tasks: Sequence[Task]) -> None:
-        """Have tasks done; returns when they are, or when somebody else will do them.
+    async def submit(self, tasks: Sequence[Task]) -> None:
+        """Execute tasks, or hand them to workers that will; returns when that is done.
 
         Raises:
-            OSError: they cannot be given now.
+            OSError: they cannot be handed over now.
         """
         ...
 
     def busy(self, kind: Kind, account: str) -> bool:
-        """Whether a task like this would wait for one that is under way."""
+        """Whether such a task is under way already, or would have to wait for one that is."""
         ...
 
-    async def let_go(self, account: str) -> None:
-        """A cluster is gone."""
+    async def release(self, account: str) -> None:
+        """Drop what is held for a cluster that was unlinked."""
         ...

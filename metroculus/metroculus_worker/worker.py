@@ -1,4 +1,4 @@
-"""The worker's rounds: what is due of which cluster goes to whoever does the work; what became of it is remembered."""
+"""The worker's rounds: submit the tasks that are due, and remember their results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from metroculus.metroculus_worker.daily import settled_day
 from metroculus.metroculus_worker.extract import RepairOrder
 from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics
 from metroculus.metroculus_worker.plan import CLOSED_AFTER_SECONDS
-from metroculus.metroculus_worker.tasks import Done, Hands, Task
-from metroculus.metroculus_worker.works import Works
+from metroculus.metroculus_worker.task_runner import TaskRunner
+from metroculus.metroculus_worker.tasks import Executor, Task, TaskResult
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import RegistryError
 from metroculus.storage.engine import StoreError
@@ -35,29 +35,29 @@ SUMMED_AGAIN_SECONDS = CLOSED_AFTER_SECONDS + 2 * DAY
 class Worker:
     """Rounds over all clusters, each cluster by itself.
 
-    The rounds keep in memory when each cluster is due next, so that a round gives out only the clusters that are. A
-    cluster of which nothing is known is due.
+    The rounds remember when each cluster is due next, and submit tasks of those alone. A cluster of which nothing is
+    remembered is due.
 
     Args:
-        hands: who does the work, and calls ``took`` with what became of it.
-        works: the work that is done by this process itself.
+        executor: executes tasks, and passes their results to ``record``.
+        runner: runs the tasks that this process executes itself.
     """
 
     def __init__(
         self,
         store: Store,
         accounts: Accounts,
-        hands: Hands,
-        works: Works,
+        executor: Executor,
+        runner: TaskRunner,
         metrics: WorkerMetrics,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._accounts = accounts
-        self._hands = hands
+        self._executor = executor
         self._metrics = metrics
         self._clock = clock
-        self.works = works
+        self.runner = runner
         self._entry_versions: dict[str, int] = {}
         """By cluster, a number that changes whenever its source entry changes."""
         self._listed: list[str] = []
@@ -100,8 +100,8 @@ class Worker:
     def _of_clusters(self) -> tuple[set[str], ...]:
         return self.silent, self._without_assets
 
-    def forget_all(self) -> None:
-        """Begin anew: everything is due."""
+    def reset(self) -> None:
+        """Forget everything: every cluster is due."""
         for account in self._remembered():
             self._forget(account)
         self._listed, self._list_at = [], 0
@@ -121,7 +121,7 @@ class Worker:
         for account in self._lacking(known):
             if self._entry_versions.get(account) != self._extracted_version[account]:
                 self._due_at[account] = 0
-        await self._give(self._extraction(account) for account in known if self._may_extract(account))
+        await self._submit(self._extraction(account) for account in known if self._may_extract(account))
         return max(int(now) + 1, min((self._due_at.get(account, now) for account in known), default=now + HOUR))
 
     def _extraction(self, account: str) -> Task:
@@ -151,7 +151,7 @@ class Worker:
         return any(self._may_extract(account) for account in self._listed)
 
     def _may_extract(self, account: str) -> bool:
-        return self._is_due(account) and not self._hands.busy("extract", account)
+        return self._is_due(account) and not self._executor.busy("extract", account)
 
     def _is_due(self, account: str) -> bool:
         """No cluster waits longer than an hour; a later due time comes from a clock that was set back."""
@@ -163,7 +163,7 @@ class Worker:
         known = await self._known() or []
         wanted = [account for account in known if account in self._without_assets or not again]
         self._without_assets.update(wanted)
-        await self._give(Task(kind="assets", account=account) for account in wanted)
+        await self._submit(Task(kind="assets", account=account) for account in wanted)
 
     async def savings_all(self) -> None:
         """What could be saved as of the last day, and assets, of each cluster that they could not be had of yet."""
@@ -172,7 +172,7 @@ class Worker:
         day = settled_day(int(self._clock()))
         known = await self._known() or []
         lacking = [account for account in known if self._savings_day.get(account) != day]
-        await self._give(Task(kind="savings", account=account) for account in lacking)
+        await self._submit(Task(kind="savings", account=account) for account in lacking)
 
     async def aggregate_all(self, everything: bool = False) -> None:
         """Summaries of the days that are still open, where anything of them has changed, or of all that is stored."""
@@ -188,7 +188,7 @@ class Worker:
         changed = [account for account in known if account in versions]
         if not everything:
             changed = [account for account in changed if self._summed_up.get(account) != versions[account]]
-        await self._give(
+        await self._submit(
             Task(kind="summaries", account=account, version=versions[account], everything=everything)
             for account in changed
         )
@@ -199,7 +199,7 @@ class Worker:
 
     async def clean(self) -> None:
         """Drop what is older than is kept, sweep, and sum up whatever was left out."""
-        await self._give([Task(kind="clean")])
+        await self._submit([Task(kind="clean")])
         if self._sum_up_everything:
             await self.aggregate_all()
 
@@ -211,7 +211,7 @@ class Worker:
             log.info("back-fills cannot be read: %s", failure)
             return
         accounts = dict.fromkeys(job.account for job in jobs)
-        await self._give(Task(kind="backfills", account=account) for account in accounts)
+        await self._submit(Task(kind="backfills", account=account) for account in accounts)
 
     async def fill(
         self, account: str, window: tuple[int, int], parallel: int, report: Report, order: RepairOrder | None = None
@@ -221,68 +221,68 @@ class Worker:
         Raises:
             NotOurs, StoreError, SourceError, LostOwnership
         """
-        return await self.works.fill(account, window, parallel, report, order)
+        return await self.runner.fill(account, window, parallel, report, order)
 
-    def took(self, done: Done) -> None:
-        """What became of a task; call on the loop."""
-        account, kind = done.task.account, done.task.kind
-        if not done.owned:
-            self._not_ours(done)
+    def record(self, result: TaskResult) -> None:
+        """Remember the result of a task; call on the loop."""
+        account, kind = result.task.account, result.task.kind
+        if not result.owned:
+            self._record_not_owned(result)
             return
         if kind == "extract":
-            self._took_extraction(done)
-        elif done.failure is not None:
-            self._failed(done)
+            self._record_extraction(result)
+        elif result.failure is not None:
+            self._record_failure(result)
         elif kind == "assets":
             self._without_assets.discard(account)
-        elif kind == "savings" and done.day is not None:
-            self._savings_day[account] = done.day
+        elif kind == "savings" and result.savings_day is not None:
+            self._savings_day[account] = result.savings_day
         elif kind == "summaries":
-            self._summed_up[account] = done.task.version
+            self._summed_up[account] = result.task.version
         elif kind == "clean":
             self._sum_up_everything = True
-        if done.state is not None:
-            self.states[account] = done.state
-            self._metrics.stands(account, done.state, done.at, succeeded=done.failure is None)
+        if result.state is not None:
+            self.states[account] = result.state
+            self._metrics.stands(account, result.state, result.finished_at, succeeded=result.failure is None)
 
-    def _took_extraction(self, done: Done) -> None:
-        account = done.task.account
-        if done.state is not None:  # it came to its end, whatever the source did
-            if done.silent:
+    def _record_extraction(self, result: TaskResult) -> None:
+        account = result.task.account
+        if result.state is not None:  # it came to its end, whatever the source did
+            if result.silent:
                 self.silent.add(account)
             else:
                 self.silent.discard(account)
                 self._silences_in_a_row.pop(account, None)
-            if done.task.version is not None:
-                self._extracted_version[account] = done.task.version
-        if done.shift is not None:
-            self._shifts[account] = done.shift
-        if done.due_at is not None:
-            self._due_at[account] = done.due_at
-        if done.failure is not None:
-            self._failed(done)
+            if result.task.version is not None:
+                self._extracted_version[account] = result.task.version
+        if result.shift is not None:
+            self._shifts[account] = result.shift
+        if result.due_at is not None:
+            self._due_at[account] = result.due_at
+        if result.failure is not None:
+            self._record_failure(result)
         else:
             self.failing.pop(account, None)
 
-    def _failed(self, done: Done) -> None:
-        account, now = done.task.account, int(self._clock())
+    def _record_failure(self, result: TaskResult) -> None:
+        account, now = result.task.account, int(self._clock())
         self._metrics.failed(account)
-        if done.task.kind == "clean":
+        if result.task.kind == "clean":
             return
-        self.failing[account] = done.failure or ""
-        if account in self.silent and not done.ours:
+        self.failing[account] = result.failure or ""
+        if account in self.silent and not result.internal:
             pause = FIRST_PAUSE_SECONDS << min(self._silences_in_a_row[account], 8)
             self._silences_in_a_row[account] += 1
             self._due_at[account] = now + min(pause, LAST_PAUSE_SECONDS)
-        elif done.ours:
+        elif result.internal:
             self._due_at[account] = now + STORE_RETRY_SECONDS
         else:
             self._due_at[account] = min(max(self._due_at.get(account, now), now + 1), now + FIRST_PAUSE_SECONDS)
 
-    def _not_ours(self, done: Done) -> None:
-        if done.task.kind == "extract":
-            self._forget(done.task.account)
-            self._due_at[done.task.account] = int(self._clock()) + FIRST_PAUSE_SECONDS
+    def _record_not_owned(self, result: TaskResult) -> None:
+        if result.task.kind == "extract":
+            self._forget(result.task.account)
+            self._due_at[result.task.account] = int(self._clock()) + FIRST_PAUSE_SECONDS
 
     async def _known(self) -> list[str] | None:
         """The clusters that there are, None where nobody can say; those that are gone are let go."""
@@ -295,8 +295,8 @@ class Worker:
             log.warning("the clusters cannot be read: %s", failure)
             return None
         for account in sorted(self._remembered().difference(known)):
-            if not self._hands.busy("extract", account):
-                await self._hands.let_go(account)
+            if not self._executor.busy("extract", account):
+                await self._executor.release(account)
                 self._forget(account)
         return known
 
@@ -309,13 +309,13 @@ class Worker:
         for clusters in self._of_clusters:
             clusters.discard(account)
 
-    async def _give(self, tasks: Iterable[Task]) -> None:
-        """Have tasks done that are not under way."""
-        free = [task for task in tasks if not self._hands.busy(task.kind, task.account)]
+    async def _submit(self, tasks: Iterable[Task]) -> None:
+        """Submit the tasks that are not under way already."""
+        free = [task for task in tasks if not self._executor.busy(task.kind, task.account)]
         try:
-            await self._hands.give(free)
+            await self._executor.submit(free)
         except OSError as failure:
-            log.warning("work cannot be given out: %s", failure)
+            log.warning("tasks cannot be submitted: %s", failure)
             for task in free:
                 if task.kind == "extract":
                     self._due_at[task.account] = int(self._clock()) + STORE_RETRY_SECONDS

@@ -38,7 +38,7 @@ MAX_LATE = 4
 """With so many threads held by calls that hang, the next question is not asked."""
 EMBEDDED = "embedded:"
 FENCE_SECONDS = 60.0
-"""For so long nobody asks again which fence is the highest: those that are given out meanwhile rise by themselves."""
+"""The highest stored fence is read at most so often; locks and etcd count further between two reads."""
 
 
 class Store:

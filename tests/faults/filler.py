@@ -86,7 +86,7 @@ async def main(arguments: list[str]) -> int:
     done = await asyncio.gather(
         *(service.worker.fill(account, window, 2, lambda progress: None) for account, _ in pairs)
     )
-    service.worker.works.close()
+    service.worker.runner.close()
     dependencies.close()
     return 0 if all(progress.complete for progress in done) else 1
 

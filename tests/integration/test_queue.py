@@ -24,7 +24,7 @@ from metroculus.config import WORKER_ROLES, MetroculusConfig
 from metroculus.dependencies import open_registry
 from metroculus.metroculus_worker import queue as module
 from metroculus.metroculus_worker.queue import NAMES, TaskQueue
-from metroculus.metroculus_worker.tasks import Done, Task
+from metroculus.metroculus_worker.tasks import Task, TaskResult
 from metroculus.sources.registry.protocol import Credentials
 from metroculus.storage.columns import EXTRACTIONS, SUMMARY_BUILDS
 from metroculus.storage.engine import StoreError
@@ -278,11 +278,11 @@ class Hand:
     """One worker's side of the queue and, where it leads, what it heard."""
 
     def __init__(self, rabbit: Rabbit) -> None:
-        self.heard: list[Done] = []
+        self.heard: list[TaskResult] = []
         self.queue = TaskQueue(rabbit.url, 8, self.heard.append)
 
     async def do(self, task: Task) -> None:
-        self.queue.tell(Done(task=task, at=0))
+        self.queue.report(TaskResult(task=task, finished_at=0))
 
     def waits_for(self, tasks: list[Task]) -> int:
         return sum(self.queue.busy(task.kind, task.account) for task in tasks)
@@ -299,10 +299,10 @@ def _tasks(count: int, of: str) -> list[Task]:
 def test_no_result_is_lost_though_it_comes_while_tasks_are_still_given(rabbitmq: Rabbit) -> None:
     async def run() -> None:
         leader, other = Hand(rabbitmq), Hand(rabbitmq)
-        await leader.queue.lead(1)
+        await leader.queue.start_leading(1)
         await other.queue.open(WORKER_ROLES, other.do)
         tasks = _tasks(300, "a")
-        await leader.queue.give(tasks)
+        await leader.queue.submit(tasks)
         assert await _until(lambda: len(leader.heard) == 300) and leader.waits_for(tasks) == 0
         await asyncio.gather(leader.queue.close(), other.queue.close())
 
@@ -313,13 +313,13 @@ def test_no_result_is_lost_though_it_comes_while_tasks_are_still_given(rabbitmq:
 def test_whoever_led_before_takes_no_result_from_who_leads_now(rabbitmq: Rabbit) -> None:
     async def run() -> None:
         before, now, other = Hand(rabbitmq), Hand(rabbitmq), Hand(rabbitmq)
-        await before.queue.lead(1)
-        await now.queue.lead(2)
+        await before.queue.start_leading(1)
+        await now.queue.start_leading(2)
         await other.queue.open(WORKER_ROLES, other.do)
         tasks = _tasks(30, "b")
-        await now.queue.give(tasks)
+        await now.queue.submit(tasks)
         await _until(lambda: len(now.heard) >= 10)
-        await before.queue.follow()
+        await before.queue.stop_leading()
         assert await _until(lambda: len(now.heard) == 30), f"{len(now.heard)} heard, {len(before.heard)} taken"
         assert not before.heard and now.waits_for(tasks) == 0
         await asyncio.gather(*(one.queue.close() for one in (before, now, other)))
@@ -331,13 +331,13 @@ def test_whoever_led_before_takes_no_result_from_who_leads_now(rabbitmq: Rabbit)
 def test_a_task_that_is_lost_is_given_again_when_its_queue_is_empty(
     rabbitmq: Rabbit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "GIVEN_AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr(module, "RESUBMIT_SECONDS", 0.5)
 
     async def run() -> None:
         leader = Hand(rabbitmq)
-        await leader.queue.lead(1)
+        await leader.queue.start_leading(1)
         tasks = _tasks(3, "d")
-        await leader.queue.give(tasks)
+        await leader.queue.submit(tasks)
         await asyncio.sleep(0.6)
         await leader.queue.counts()
         assert leader.waits_for(tasks) == 3, "they wait in the queue: they are not lost"

@@ -147,7 +147,7 @@ def test_upstreams_that_do_not_answer_hold_up_nobody(stack: Stack) -> None:
     stored = lambda: all(many.worker.states[one].stored_until == END - 11 * HOUR for one in many.healthy)  # noqa: E731
     assert until(stored)
     done["healthy"] = time.monotonic() - began
-    assert until(lambda: not any(many.worker.works._lock(one).locked() for one in many.hanging), 60)
+    assert until(lambda: not any(many.worker.runner._lock(one).locked() for one in many.hanging), 60)
     done["silent"] = time.monotonic() - began
     assert done["healthy"] < done["silent"], done
     assert many.running.worker is not None
@@ -228,7 +228,7 @@ def test_metrics_that_do_not_answer_are_asked_for_no_further_hours(stack: Stack)
 
     many = Many(stack, healthy=0, thanos_query_url=stack.serve(Application([(".*", Silent)])))
     stack.thread.run(many.running.metroculus.dependencies.registry.put(account(1), "push", "", Credentials()))
-    many.worker.works.extractor._hours_a_call[account(1)] = 1
+    many.worker.runner.extractor._hours_a_call[account(1)] = 1
     began = time.monotonic()
     many.round()
     assert many.worker.silent == {account(1)} and asked
@@ -241,13 +241,13 @@ def test_the_newest_hour_goes_before_a_back_fill(stack: Stack) -> None:
     many.round()
     many.clock.now = BEGIN + HOUR
     seen: list[Stretch] = []
-    extract = many.worker.works.extractor.extract
+    extract = many.worker.runner.extractor.extract
 
     async def extracted(name: str, owned: Any, stretch: Stretch, *more: Any) -> Any:
         seen.append(stretch)
         return await extract(name, owned, stretch, *more)
 
-    many.worker.works.extractor.extract = extracted
+    many.worker.runner.extractor.extract = extracted
     many.store.jobs.ask(one, WORLD.start - 3 * DAY, WORLD.start, 1)
     stack.thread.run(many.worker.work_off())
     assert many.hours(one) == STORED + 1 and many.worker.states[one].stored_until == END - 11 * HOUR
@@ -261,7 +261,7 @@ def test_a_back_fill_of_a_source_that_does_not_answer_ends_and_holds_up_nobody(s
         many.store.jobs.ask(one, WORLD.start - 30 * DAY, WORLD.start, 2)
     began = time.monotonic()
     filling = asyncio.run_coroutine_threadsafe(many.worker.work_off(), stack.thread.loop)
-    assert until(lambda: any(many.worker.works._lock(one).locked() for one in many.hanging))
+    assert until(lambda: any(many.worker.runner._lock(one).locked() for one in many.hanging))
     many.round()
     assert [many.hours(one) for one in many.healthy] == [STORED] * 2
     filling.result(60)
@@ -328,7 +328,7 @@ def test_days_that_are_read_in_pieces_are_days_all_the_same(stack: Stack, hours_
     for pieces in (None, 6):
         if pieces is not None:
             many = many.again()
-            many.worker.works.extractor._hours_a_call[many.healthy[0]] = pieces
+            many.worker.runner.extractor._hours_a_call[many.healthy[0]] = pieces
         many.simulator.habits.hours_kept = hours_kept
         many.round()
         committed = many.store.ledger.committed(many.healthy[0], WORLD.start, many.clock.now).hours

@@ -51,13 +51,13 @@ class Credentials(Struct, frozen=True):
     thanos: MetricsCluster | None = None
     currency: str = ""
     managed_by: str = ""
-    """Who wrote the entry; empty where nobody said."""
+    """The service that wrote the entry; empty where it did not say."""
     managed_version: int = 0
-    """Theirs: an entry is never replaced by an older one of the same manager."""
+    """The manager's own number: an entry is never replaced by one of the same manager with a lower number."""
 
 
 class Outdated(Exception):
-    """A newer entry of the same manager is there."""
+    """The entry was written already by the same manager with a higher version."""
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -302,7 +302,7 @@ class SourceRegistry:
             try:
                 known = self.entries.read(stored.cloud_account_id)
                 before = self._keys.open(known.sealed) if known is not None else Credentials()
-            except EntryUnreadable:  # nobody can say what it was
+            except EntryUnreadable:  # its version cannot be read
                 self.entries.write(stored)
                 return
             if before.managed_by == credentials.managed_by and before.managed_version > credentials.managed_version:

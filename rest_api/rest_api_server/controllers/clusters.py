@@ -18,7 +18,7 @@ from tools.tornado_service.errors import ApiError
 
 MAX_NAME_LENGTH = 128
 MANAGER = "rest-api"
-"""As Metroculus knows who writes these sources."""
+"""``managed_by`` of the sources that this service writes."""
 
 
 class AuthBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,13 +115,13 @@ class ClustersController:
             )
         source = _source(body.flavour, body.url, body)
         with self._changing(cluster, existed):
-            held = await self._hold(cluster)
+            reserved = await self._reserve(cluster)
             try:
-                await self._write(held, source, request_id)
+                await self._write(reserved, source, request_id)
             except (ApiError, InvalidRequest):
                 await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
                 raise
-            return await self._store(held, name, body.flavour, body.url, request_id)
+            return await self._store(reserved, name, body.flavour, body.url, request_id)
 
     async def change(self, cluster: Cluster, body: ChangeBody, request_id: str) -> LinkedCluster:
         """Rename a cluster, or point it elsewhere.
@@ -136,10 +136,10 @@ class ClustersController:
             url = ""
         elsewhere = any(getattr(body, part) is not None for part in body.__struct_fields__ if part != "name")
         with self._changing(cluster):
-            held = await self._hold(cluster)
+            reserved = await self._reserve(cluster)
             if elsewhere or cluster.state != "linked":
-                await self._write(held, _source(flavour, url, body), request_id)
-            return await self._store(held, name, flavour, url, request_id)
+                await self._write(reserved, _source(flavour, url, body), request_id)
+            return await self._store(reserved, name, flavour, url, request_id)
 
     async def unlink(self, cluster: Cluster, request_id: str) -> None:
         """Forget a cluster; Metroculus first, so that what got half way can be tried again.
@@ -150,7 +150,7 @@ class ClustersController:
         with self._changing(cluster):
             await self._forget_source(cluster, request_id)
             await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
-            # Whoever changed it meanwhile may have written a source before they could see that it is gone.
+            # A concurrent change may have written the source again before the cluster was deleted.
             await self._forget_source(cluster, request_id)
 
     async def _forget_source(self, cluster: Cluster, request_id: str) -> None:
@@ -158,8 +158,8 @@ class ClustersController:
             forget = self._metroculus.client.delete_kubecost_source
             await self._metroculus.call(cluster, forget, cluster.id, request_id=request_id, shape=structs.Deleted)
 
-    async def _hold(self, cluster: Cluster) -> Cluster:
-        """The cluster under a revision of this request's own: of two that change it at once the first one fails."""
+    async def _reserve(self, cluster: Cluster) -> Cluster:
+        """Raise the cluster's revision, so that a concurrent change that began earlier fails."""
         return await self._directory(
             lambda directory: directory.update_cluster(
                 cluster.id,
@@ -193,16 +193,16 @@ class ClustersController:
                 raise ApiError(CHANGED) from None
             raise ApiError(LINK_REFUSED, refusal.reason) from None
 
-    async def _store(self, held: Cluster, name: str, flavour: Flavour, url: str, request_id: str) -> LinkedCluster:
+    async def _store(self, reserved: Cluster, name: str, flavour: Flavour, url: str, request_id: str) -> LinkedCluster:
         try:
             stored = await self._directory(
                 lambda directory: directory.update_cluster(
-                    held.id, name=name, flavour=flavour, url=url, state="linked", revision=held.revision
+                    reserved.id, name=name, flavour=flavour, url=url, state="linked", revision=reserved.revision
                 )
             )
         except ApiError as problem:
-            if problem.code is NOT_FOUND:  # it was unlinked meanwhile: nobody owns the source that was written
-                await self._forget_source(held, request_id)
+            if problem.code is NOT_FOUND:  # it was unlinked meanwhile: the source that was written has no cluster
+                await self._forget_source(reserved, request_id)
             raise
         return shown(stored)
 

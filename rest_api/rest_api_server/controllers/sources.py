@@ -1,4 +1,4 @@
-"""Sources of clusters that are no more: held against the directory, and forgotten."""
+"""Deletes the source entries of clusters that the directory does not have any more."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from rest_api.rest_api_server.directory.model import DirectoryError
 log = logging.getLogger("sources")
 
 SWEEP_SECONDS = 600.0
-LARGEST_SHARE = 10
-"""Where more than one source in so many is unknown to the directory, it may be the wrong one."""
+MOST_UNKNOWN = 10
+"""Where more than one source in so many is of an unknown cluster, none of these is deleted."""
 
 
 class SourcesSweep:
-    """Forgets the sources that this service has written for clusters that were unlinked, or whose organization is gone.
+    """Deletes sources that this service wrote, where their cluster was unlinked or its organization deleted.
 
-    That is what is left where a service ended half way, and what deleting an organization leaves. A cluster that the
-    directory knows to be gone is certain. One that it never heard of may be another directory's: then a few are
-    forgotten, many are not, and an empty directory forgets none.
+    They remain where a service stopped half way through an unlink, and where an organization is deleted. The directory
+    keeps deleted clusters, so these are certain. Sources of clusters that it never had may mean that it is the wrong
+    directory: they are deleted only while they are few, and nothing is deleted where it is empty.
     """
 
     def __init__(self, gate: Gate, metroculus: MetroculusPool) -> None:
@@ -42,26 +42,29 @@ class SourcesSweep:
                 log.warning("sources cannot be held against the directory: %s", failure)
 
     async def sweep(self) -> list[str]:
-        """One round; the accounts whose sources were forgotten.
+        """Delete such sources once.
+
+        Returns:
+            the accounts whose sources were deleted.
 
         Raises:
             MetroculusError, DirectoryError
         """
-        written = await self._written()  # first: what is linked meanwhile is in the directory by then
+        written = await self._written()  # first: a cluster that is linked meanwhile is in the directory by then
         known = await self._gate.ask(lambda directory: directory.cluster_ids())
         if not known:
             return []
         gone = [account for account in written if known.get(account) is False]
-        strange = [account for account in written if account not in known]
-        if len(strange) * LARGEST_SHARE > len(written):
-            log.error("the directory never heard of %d of %d sources: they are left", len(strange), len(written))
-            strange = []
-        for account in (*gone, *strange):
+        unknown = [account for account in written if account not in known]
+        if len(unknown) * MOST_UNKNOWN > len(written):
+            log.error("%d of %d sources are of clusters that the directory never had: kept", len(unknown), len(written))
+            unknown = []
+        for account in (*gone, *unknown):
             with suppress(NotFound):
                 forget = self._metroculus.client.delete_kubecost_source
                 await self._metroculus.call(None, forget, account, request_id=uuid4().hex, shape=structs.Deleted)
-            log.info("the source of cluster %s, which is gone, was forgotten", account)
-        return [*gone, *strange]
+            log.info("deleted the source of cluster %s, which does not exist any more", account)
+        return [*gone, *unknown]
 
     async def _written(self) -> list[str]:
         accounts: list[str] = []

@@ -1,4 +1,4 @@
-"""The work on one cluster at a time: extract, keep days, sum up, clean, and do the back-fills that were asked for."""
+"""Runs tasks: extraction of hours, assets and savings, back-fills, summaries and cleaning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from metroculus.metroculus_worker.plan import (
     last_complete_hour,
     next_due,
 )
-from metroculus.metroculus_worker.tasks import Done, Kind, Task, role_of
+from metroculus.metroculus_worker.tasks import Kind, Task, TaskResult, role_of
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import EntryUnreadable, NoSource, RegistryError, SourceError
 from metroculus.storage.engine import StoreError
@@ -37,24 +37,24 @@ from tools.window import DAY
 log = logging.getLogger("worker")
 
 FAILURES = (SourceError, NoSource, StoreError, RegistryError, LostOwnership, OSError)
-"""What may fail of one cluster and leaves the others whole."""
-OURS = (StoreError, RegistryError, OSError)
-"""Failures that say nothing of the cluster's source."""
+"""Failures of one cluster that do not affect the others."""
+INTERNAL_FAILURES = (StoreError, RegistryError, OSError)
+"""Failures that say nothing about the cluster's source."""
 
 ROUND_SECONDS = 300.0
-"""What one cluster may take of a round; the rest of what is due is read in the next one."""
+"""Time limit of one extraction task; hours that are still due are read by the next one."""
 CANCELLED_SECONDS = 2.0
-"""Between two looks at whether a back-fill was cancelled."""
-NEWEST_AGAIN_SECONDS = 60
-"""Between two looks of a back-fill at the newest hours: of a source that does not answer each look is a deadline."""
-TOLD_SECONDS = 0.5
-"""Between two notes of how far a back-fill is."""
+"""Interval at which a running back-fill checks whether it was cancelled."""
+NEWEST_RETRY_SECONDS = 60
+"""A back-fill extracts the newest hours at most so often: a source that is silent costs a deadline each time."""
+NOTE_SECONDS = 0.5
+"""Interval at which the progress of a back-fill is stored."""
 BACKFILLS_SHARE = 2
-"""Back-fills and what is done daily have places of their own, half as many: one may take days."""
+"""Back-fills and daily work run in a separate pool, half as large: a back-fill may take days."""
 SILENT_SHARE = 4
-"""Clusters whose source did not answer the last time have this part of the places, so that they hold up nobody else."""
+"""Clusters whose source did not answer the last time run in a pool of a quarter, so that they delay no others."""
 SHARES = (1, BACKFILLS_SHARE, SILENT_SHARE)
-SOON_AGAIN: tuple[Kind, ...] = ("extract", "backfills")
+RETRIED_IN_SECONDS: tuple[Kind, ...] = ("extract", "backfills")
 
 
 class NotOurs(Exception):
@@ -81,13 +81,13 @@ class _OpenDays(Struct, frozen=True):
         return freshness(hours, tried, len(self.committed.passed_over), end)
 
 
-class Works:
-    """Does tasks, as many side by side as there are places; a cluster is owned while one of its tasks is done.
+class TaskRunner:
+    """Runs tasks concurrently, in pools of bounded size; owns a cluster while it runs one of its tasks.
 
     Args:
-        tell: is called with what became of each task, also where it failed.
-        parallel: clusters that are worked on side by side.
-        keeps: whether a cluster stays owned between two tasks: nobody else is to work on it then.
+        report: receives the result of each task, failed ones included.
+        parallel: size of the largest pool.
+        keep_ownership: whether a cluster stays owned between two tasks, where no other worker shares the work.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class Works:
         seconds_a_call: float,
         retention_days: int,
         parallel: int,
-        tell: Callable[[Done], None],
-        keeps: bool = True,
+        report: Callable[[TaskResult], None],
+        keep_ownership: bool = True,
     ) -> None:
         self._store = store
         self._accounts = accounts
@@ -110,11 +110,11 @@ class Works:
         self._clock = clock
         self._seconds_a_call = seconds_a_call
         self._retention_days = retention_days
-        self._tell = tell
-        self._keeps = keeps
-        self._places = {share: asyncio.Semaphore(places(share, parallel)) for share in SHARES}
+        self._report_result = report
+        self._keep_ownership = keep_ownership
+        self._pools = {share: asyncio.Semaphore(pool_size(share, parallel)) for share in SHARES}
         self._due_at: dict[str, int] = {}
-        """When hours of a cluster are due next, of those that were looked at here."""
+        """When the newest hours of a cluster are due next, of clusters whose tasks ran in this process."""
         self._busy: dict[str, asyncio.Lock] = {}
         self._owned: dict[str, Owned] = {}
         self._work: dict[Kind, Callable[[Task, Owned], Awaitable[None]]] = {
@@ -127,40 +127,40 @@ class Works:
         }
         self.extractor = Extractor(store, accounts, clock, seconds_a_call)
 
-    async def do(self, task: Task) -> None:
-        """Do a task; what fails of it is told.
+    async def run(self, task: Task) -> None:
+        """Run a task and report its result, also where it fails.
 
-        A place is taken after the cluster's own lock: whoever waits for a cluster that is being worked on takes none.
+        The pool is entered after the cluster's lock is held: a task that waits for its cluster takes no slot.
 
         Raises:
-            NotOurs: somebody is at work on the cluster, and it is not kept when they are done.
-            Exception: a defect; it was told, too.
+            NotOurs: the cluster is owned by another task or worker, and ownership is not kept: run the task later.
+            Exception: a defect; it was reported, too.
         """
         name = _owner_name(task.kind, task.account)
         try:
-            async with self._owning(name) as owned, self._places[share_of(task.kind, task.silent)]:
+            async with self._owning(name) as owned, self._pools[share_of(task.kind, task.silent)]:
                 await self._work[task.kind](task, owned)
         except NotOurs:
-            if not self._keeps:
+            if not self._keep_ownership:
                 raise
-            self._told(task, owned=False)
+            self._report(task, owned=False)
         except FAILURES as failure:
             if isinstance(failure, (LostOwnership, RegistryError)):  # another worker may have the key that opens it
-                await self._let_go(name)
-            self._failed(task, failure, ours=isinstance(failure, OURS))
+                await self._release(name)
+            self._report_failure(task, failure, internal=isinstance(failure, INTERNAL_FAILURES))
         except Exception as defect:
-            self._failed(task, defect)
+            self._report_failure(task, defect)
             raise
 
     def busy(self, kind: Kind, account: str) -> bool:
-        """Whether a task like this would wait for one that is under way here."""
+        """Whether such a task would wait for one that is running in this process."""
         return self._lock(_owner_name(kind, account)).locked()
 
-    async def let_go(self, account: str) -> None:
-        """A cluster is gone; one that is being worked on is let go by a later call."""
+    async def release(self, account: str) -> None:
+        """Release a cluster that was unlinked; one with a running task is left to a later call."""
         for name in {_owner_name(kind, account) for kind in self._work}:
             if not self._lock(name).locked():
-                await self._let_go(name)
+                await self._release(name)
         self._due_at.pop(account, None)
 
     async def fill(
@@ -173,28 +173,28 @@ class Works:
         """
         async with self._owning(_owner_name("backfills", account)) as owned:
             progress = await self._fill(account, owned, window, parallel, report, order)
-            self._told(Task(kind="backfills", account=account), state=(await self._open_days(account)).freshness())
+            self._report(Task(kind="backfills", account=account), state=(await self._open_days(account)).freshness())
             return progress
 
     def close(self) -> None:
-        """Let go of every cluster."""
+        """Release every cluster."""
         for owned in self._owned.values():
             owned.release()
         self._owned.clear()
         self._owners.close()
 
-    def _told(self, task: Task, **what: object) -> None:
-        self._tell(Done(task=task, at=int(self._clock()), **what))  # type: ignore[arg-type]
+    def _report(self, task: Task, **what: object) -> None:
+        self._report_result(TaskResult(task=task, finished_at=int(self._clock()), **what))  # type: ignore[arg-type]
 
-    def _failed(self, task: Task, failure: Exception, ours: bool = False) -> None:
+    def _report_failure(self, task: Task, failure: Exception, internal: bool = False) -> None:
         why = str(failure) or type(failure).__name__
         log.warning("account %s: %s: %s", task.account, task.kind, why)
-        self._told(task, failure=why, ours=ours)
+        self._report(task, failure=why, internal=internal)
 
     async def _extract(self, task: Task, owned: Owned) -> None:
-        """What is due of the open days, the newest first, until the source does not answer or the time is over."""
+        """Extract what is due of the open days, newest first, until the source is silent or the time limit passes."""
         account, ends = task.account, time.monotonic() + ROUND_SECONDS
-        # Of a source that did not answer: the question would cost it one that is larger than an hour.
+        # A silent source is not asked for its day shift: that question is larger than one hour of data.
         shift = task.shift if task.silent else await self.extractor.day_shift(account)
         days = await self._open_days(account, shift)
         stretches = due(days.start, days.read_at, days.committed.hours, days.gaps, task.patience, shift)
@@ -210,13 +210,13 @@ class Works:
             if outcome.failure is not None:
                 failures.append(outcome.failure)
         now_open = await self._open_days(account, shift) if stretches else days
-        # What became due while the work was done is still to be done.
+        # What became due while the task ran has not been tried yet.
         due_at = days.read_at if postponed else now_open.next_due(days.read_at)
         self._due_at[account] = due_at
         failure = failures[0] if failures else None
         if failure is not None:
             log.warning("account %s: %s", account, failure)
-        self._told(task, due_at=due_at, state=now_open.freshness(), shift=shift, silent=silent, failure=failure)
+        self._report(task, due_at=due_at, state=now_open.freshness(), shift=shift, silent=silent, failure=failure)
 
     async def _open_days(self, account: str, shift: int = 0) -> _OpenDays:
         """What is stored of the days that may still change, and what was asked for in vain."""
@@ -227,47 +227,47 @@ class Works:
         return _OpenDays(now, start, shift, committed, gaps)
 
     async def _assets(self, task: Task, owned: Owned) -> None:
-        """The days of assets that lack or may still change."""
+        """Store the days of assets that are missing or may still change."""
         now = int(self._clock())
         window = (now - CLOSED_AFTER_SECONDS, now)
         await extract_assets(
             self._store, self._accounts, task.account, owned, window, self._clock, self._seconds_a_call
         )
-        self._told(task)
+        self._report(task)
 
     async def _savings(self, task: Task, owned: Owned) -> None:
-        """What could be saved as of the last day that has settled."""
+        """Store the savings of the last day that has settled."""
         day = settled_day(int(self._clock()))
         stored = await extract_savings(
             self._store, self._accounts, task.account, owned, self._clock, self._seconds_a_call
         )
-        self._told(task, day=day if stored else None)
+        self._report(task, savings_day=day if stored else None)
 
     async def _summaries(self, task: Task, owned: Owned) -> None:
-        """Summaries of the days that are still open, or of all that is stored."""
+        """Rebuild the summaries of the open days, or of all stored days."""
         span = await self._store.run(self._store.ledger.span, task.account)
         if span is not None:
             first = span[0] if task.everything else max(span[0], span[1] - CLOSED_AFTER_SECONDS - DAY)
             await self._store.run(self._store.summaries.rebuild, task.account, first, span[1], owned.writer)
-        self._told(task)
+        self._report(task)
 
     async def _clean(self, task: Task, owned: Owned) -> None:
-        """Drop what is older than is kept, and sweep."""
+        """Apply the retention, and sweep unread batches."""
         cleaned = await self._store.run(self._store.maintenance.clean, int(self._clock()), self._retention_days)
         log.info("dropped months %s, swept %d batches", list(cleaned.months), cleaned.batches)
         if cleaned.broken:
             log.error("%d batches have lost rows: back-fill or repair their hours", cleaned.broken)
-        self._told(task)
+        self._report(task)
 
     async def _backfills(self, task: Task, owned: Owned) -> None:
-        """The back-fills of a cluster that are not at their end, one after the other."""
+        """Run the open back-fills of a cluster, one after the other."""
         for job in await self._store.run(self._store.jobs.of, task.account):
             if job.state in OPEN:
-                await self._do_backfill(job, owned)
-        self._told(task, state=(await self._open_days(task.account)).freshness())
+                await self._run_backfill(job, owned)
+        self._report(task, state=(await self._open_days(task.account)).freshness())
 
     async def _newest_first(self, account: str, owned: Owned, running: asyncio.Lock) -> None:
-        """What has become due of the running days goes before the past."""
+        """Extract the newest hours before the back-fill goes on."""
         if running.locked() or self._clock() < self._due_at.get(account, 0):
             return
         async with running:
@@ -275,8 +275,8 @@ class Works:
             try:
                 await self._extract(task, owned)
             except SourceError as failure:
-                self._failed(task, failure)
-            again = int(self._clock()) + NEWEST_AGAIN_SECONDS
+                self._report_failure(task, failure)
+            again = int(self._clock()) + NEWEST_RETRY_SECONDS
             self._due_at[account] = max(self._due_at.get(account, 0), again)
 
     async def _fill(
@@ -303,8 +303,8 @@ class Works:
             await self._store.run(self._store.summaries.rebuild, account, *whole, owned.writer)
         return progress
 
-    async def _do_backfill(self, job: Backfill, owned: Owned) -> None:
-        """One job to its end; progress is written as it goes, and whoever comes after goes on from there."""
+    async def _run_backfill(self, job: Backfill, owned: Owned) -> None:
+        """Run one back-fill; its progress is stored while it runs, so that another worker can resume it."""
         jobs, run = self._store.jobs, self._store.run
         why = await self._permanent_failure(job.account)
         if why is not None:
@@ -318,7 +318,7 @@ class Works:
         filling = asyncio.create_task(
             self._fill(job.account, owned, window, job.parallel, note.report, order, newest_first)
         )
-        beside = [asyncio.create_task(note.keep_telling()), asyncio.create_task(self._until_cancelled(job.id))]
+        beside = [asyncio.create_task(note.keep_writing()), asyncio.create_task(self._until_cancelled(job.id))]
         try:
             await asyncio.wait([filling, beside[1]], return_when=asyncio.FIRST_COMPLETED)
             if not filling.done():
@@ -352,17 +352,17 @@ class Works:
 
     @asynccontextmanager
     async def _owning(self, name: str) -> AsyncIterator[Owned]:
-        """A cluster's part, for one piece of work at a time.
+        """Ownership of a name, for one task at a time.
 
         Raises:
             NotOurs, OSError, StoreError
         """
-        if not self._keeps and self._lock(name).locked():
+        if not self._keep_ownership and self._lock(name).locked():
             raise NotOurs(name)
         async with self._lock(name):
             owned = self._owned.get(name)
             if owned is None or not owned.still():
-                await self._let_go(name)
+                await self._release(name)
                 owned = await self._store.run(self._owners.own, name, self._store.highest_fence)
                 if owned is None:
                     raise NotOurs(name)
@@ -370,21 +370,21 @@ class Works:
             try:
                 yield owned
             finally:
-                if not self._keeps:
-                    await self._let_go(name)
+                if not self._keep_ownership:
+                    await self._release(name)
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._busy.setdefault(name, asyncio.Lock())
 
-    async def _let_go(self, name: str) -> None:
-        """Release; on a thread, because the lock may be in an etcd that hangs."""
+    async def _release(self, name: str) -> None:
+        """Release ownership, on a thread: the lock may be in an etcd that hangs."""
         owned = self._owned.pop(name, None)
         if owned is not None:
             await asyncio.to_thread(owned.release)
 
 
 class _ProgressNote:
-    """Writes down how far a back-fill is, as it goes."""
+    """Stores the progress of a back-fill while it runs."""
 
     def __init__(self, store: Store, job: Backfill) -> None:
         self._store = store
@@ -394,7 +394,7 @@ class _ProgressNote:
     def report(self, progress: Progress) -> None:
         self._latest = progress
 
-    async def keep_telling(self) -> None:
+    async def keep_writing(self) -> None:
         told = None
         while True:
             if self._latest is not told:
@@ -402,51 +402,52 @@ class _ProgressNote:
                 self.written = await self._store.run(
                     self._store.jobs.advance, self.written, "running", told.total, told.done, told.missing
                 )
-            await asyncio.sleep(TOLD_SECONDS)
+            await asyncio.sleep(NOTE_SECONDS)
 
 
 def share_of(kind: Kind, silent: bool) -> int:
-    """Such work has one in so many of the places."""
+    """The pool of a kind of task, as the divisor of the largest pool's size."""
     if kind in ("assets", "savings", "backfills"):
         return BACKFILLS_SHARE
     return SILENT_SHARE if silent else 1
 
 
-def places(share: int, parallel: int) -> int:
+def pool_size(share: int, parallel: int) -> int:
+    """Tasks that run concurrently in a pool."""
     return max(1, parallel // share)
 
 
 def _owner_name(kind: Kind, account: str) -> str:
-    """What is owned to do such work: the aggregator's is its own, so that it can be another process."""
+    """The name that is owned while a task runs; aggregators own another one than extractors, so that both can run."""
     if kind == "clean":
         return "clean"
     return account if role_of(kind) == "extractor" else f"{account}.summaries"
 
 
-class InProcess:
-    """The work is done here, by the same process."""
+class LocalExecutor:
+    """Runs tasks in this process."""
 
-    def __init__(self, works: Works) -> None:
-        self._works = works
-        self._given: set[tuple[Kind, str]] = set()
+    def __init__(self, runner: TaskRunner) -> None:
+        self._runner = runner
+        self._in_flight: set[tuple[Kind, str]] = set()
 
-    async def give(self, tasks: Sequence[Task]) -> None:
-        answers = await asyncio.gather(*(self._do(task) for task in tasks), return_exceptions=True)
+    async def submit(self, tasks: Sequence[Task]) -> None:
+        answers = await asyncio.gather(*(self._run(task) for task in tasks), return_exceptions=True)
         for task, answer in zip(tasks, answers, strict=True):
             if isinstance(answer, Exception):
                 log.error("a defect, account %s", task.account, exc_info=answer)
 
-    async def _do(self, task: Task) -> None:
+    async def _run(self, task: Task) -> None:
         one = (task.kind, task.account)
-        self._given.add(one)
+        self._in_flight.add(one)
         try:
-            await self._works.do(task)
+            await self._runner.run(task)
         finally:
-            self._given.discard(one)
+            self._in_flight.discard(one)
 
     def busy(self, kind: Kind, account: str) -> bool:
-        """Hours and back-fills do not wait for a cluster that is being worked on: they come again in seconds."""
-        return (kind, account) in self._given or (kind in SOON_AGAIN and self._works.busy(kind, account))
+        """Extraction and back-fills are retried in seconds, and so do not wait for another task of their cluster."""
+        return (kind, account) in self._in_flight or (kind in RETRIED_IN_SECONDS and self._runner.busy(kind, account))
 
-    async def let_go(self, account: str) -> None:
-        await self._works.let_go(account)
+    async def release(self, account: str) -> None:
+        await self._runner.release(account)
