@@ -55,14 +55,16 @@ class SummariesController:
             window: the window as it stands so many seconds from now.
         """
 
-        def question(account: str, later: float = 0.0) -> Question:
-            return Question(cloud_account_id=account, window=window(later), filters=filters)
+        asked_window = window(0.0)
 
-        questions = {account: question(account) for account in accounts}
+        def question(account: str, window: Window) -> Question:
+            return Question(cloud_account_id=account, window=window, filters=filters)
+
+        questions = {account: question(account, asked_window) for account in accounts}
         found = await asyncio.gather(*(self._cache.basis_of(account) for account in accounts))
         bases = dict(zip(accounts, found, strict=True))
         lacking = [one for one in accounts if not self._cache.has(one, bases[one], self._kept_as(questions[one]))]
-        ahead = await self._costs.read_ahead(lacking, window(0.0), deadline)
+        ahead = await self._costs.read_ahead(lacking, asked_window, deadline)
         read, places = frozenset(lacking), asyncio.Semaphore(ASKED_AT_ONCE)
 
         async def one(account: str) -> AccountSummary:
@@ -72,7 +74,7 @@ class SummariesController:
                 return await self._costs.summary(questions[account], ahead if unchanged else None, deadline)
 
             def anew(later: float) -> tuple[Key, Work]:
-                asked = question(account, later)
+                asked = question(account, window(later))
                 return self._kept_as(asked), lambda deadline: self._costs.summary(asked, None, deadline)
 
             try:
