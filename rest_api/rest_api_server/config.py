@@ -23,6 +23,7 @@ from tools.settings import (
     values_of,
 )
 from tools.tornado_service.access import SERVING_SETTINGS, Access, access_of, tls_of
+from tools.tornado_service.cross_origin import parse_origins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,14 @@ class RestApiConfig:
     token_concurrency: int = declared(Setting("TOKEN_CONCURRENCY", "Requests at once with one token.", count, 32))
     resources_refresh: float = declared(
         Setting("RESOURCES_REFRESH", "Seconds between refreshes of quotas, limits and nodes.", seconds, 600.0)
+    )
+    cors_origins: tuple[str, ...] = declared(
+        Setting(
+            "CORS_ORIGINS",
+            "Origins whose web pages may read answers, between commas; * is every one. None by default.",
+            parse_origins,
+            (),
+        )
     )
     tls: tuple[str, str] | None = None
     access: Access = field(default_factory=Access)

@@ -26,6 +26,7 @@ from rest_api.rest_api_server.errors import CODES, map_error
 from rest_api.rest_api_server.kept import KeptAnswers, KeptCollector
 from rest_api.rest_api_server.urls import routes
 from tools.tornado_service.application import make_application
+from tools.tornado_service.cross_origin import CrossOrigin
 from tools.tornado_service.service import Service
 from tools.version import VERSION
 
@@ -86,6 +87,7 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
         security={"token": {"type": "http", "scheme": "bearer"}},
         audit=config.access.audit("rest-api", clock),
         proxies=config.access.proxies,
+        cross_origin=CrossOrigin(config.cors_origins),
     )
     kept = KeptAnswers(config.cache_mib << 20)
     KeptCollector(kept, service.registry)

@@ -652,7 +652,7 @@ def test_http_is_as_it_should_be(stack):
     zipped = requests.get(f"{base}/openapi.json", headers={"Accept-Encoding": "gzip"}, timeout=10)
     assert zipped.headers["Content-Encoding"] == "gzip" and zipped.json()["openapi"] == "3.1.0"
     wrong = requests.delete(f"{base}/healthz", timeout=10)
-    assert wrong.status_code == 405 and wrong.headers["Allow"] == "GET, HEAD" and wrong.json()["error"]
+    assert wrong.status_code == 405 and wrong.headers["Allow"] == "GET, HEAD, OPTIONS" and wrong.json()["error"]
     for method in ("TRACE", "FOO", "OPTIONS"):
         assert requests.request(method, f"{base}/healthz", timeout=10).status_code == 405
     missing = requests.get(f"{base}/nothing", timeout=10)

@@ -20,7 +20,7 @@ from tools.tornado_service.openapi import document
 from tools.tornado_service.operation import NoQuery, Operation, operation
 from tools.tornado_service.prepared import Prepared, encode
 from tools.tornado_service.ready import READY_ANSWERS, KnownRequest, ReadyAnswer, ReadyAnswers, Target, when_taken
-from tools.tornado_service.service import Service, common_headers, log_line, objects_of, request_id_of
+from tools.tornado_service.service import Service, log_line, objects_of, request_id_of
 
 log = logging.getLogger("service")
 
@@ -34,8 +34,11 @@ class ServiceHandler(RequestHandler):
     _counted = False
     _error_code: str | None = None
 
+    def __init__(self, application: Application, request: Any, **parts: Any) -> None:
+        self.service = parts["service"]  # the first headers are made before ``initialize``
+        super().__init__(application, request, **parts)
+
     def initialize(self, service: Service, **parts: Any) -> None:
-        self.service = service
         self._parts = parts
         self.__dict__.update(parts)
 
@@ -45,7 +48,7 @@ class ServiceHandler(RequestHandler):
 
     def clear(self) -> None:
         """As Tornado's, with the headers that every answer of ours has."""
-        self._headers = common_headers(self.request_id)
+        self._headers = self.service.headers(self.request_id, self.request.headers.get("Origin"))
         self._write_buffer: list[bytes] = []
         self._status_code = 200
         self._reason = "OK"
@@ -97,6 +100,8 @@ class ServiceHandler(RequestHandler):
             self.set_header("Connection", "close")
         self.refuse_what_is_too_large()
         declared = declared_of(type(self), self.request.method)
+        if self.request.method == "OPTIONS":
+            return
         if declared is None:
             raise ApiError(self.codes.method_not_allowed)
         if declared.needs is not None and self.service.in_flight > self.service.max_in_flight:
@@ -110,6 +115,21 @@ class ServiceHandler(RequestHandler):
             return
         codes = {"body": self.codes.too_large, "url": self.codes.url_too_long, "headers": self.codes.invalid_parameter}
         raise ApiError(codes[refusal.part], refusal.reason, [refusal.part])
+
+    @property
+    def _allowed(self) -> str:
+        allowed = [method for method in METHODS if declared_of(type(self), method) is not None]
+        return ", ".join([*allowed, *(["HEAD"] if "GET" in allowed else []), "OPTIONS"])
+
+    def options(self, **path: str) -> None:
+        """What may be asked here; nothing of a tenant, so that whoever asks is not asked for a token."""
+        self.set_status(204)
+        self.clear_header("Content-Type")
+        self.set_header("Allow", self._allowed)
+        asked = self.request.headers
+        if "Access-Control-Request-Method" in asked and "Access-Control-Allow-Origin" in self._headers:
+            self.service.cross_origin.allow(self._headers, self._allowed)
+        self.finish()
 
     async def head(self, **path: str) -> None:
         await self.get(**path)  # type: ignore[misc]
@@ -138,8 +158,7 @@ class ServiceHandler(RequestHandler):
         self.clear()
         self.set_status(error.code.status, responses.get(error.code.status))
         if error.code.status == 405:
-            allowed = [method for method in METHODS if declared_of(type(self), method) is not None]
-            self.set_header("Allow", ", ".join(allowed + (["HEAD"] if "GET" in allowed else [])))
+            self.set_header("Allow", self._allowed)
         if error.retry_after is not None:
             self.set_header("Retry-After", str(error.retry_after))
         if error.code.status == 401:
@@ -190,7 +209,7 @@ class ServiceHandler(RequestHandler):
         declared = declared_of(type(self), self.request.method)
         self.service.answered(
             handler=type(self).__name__,
-            method=self.request.method if self.request.method in (*METHODS, "HEAD") else "OTHER",
+            method=self.request.method if self.request.method in (*METHODS, "HEAD", "OPTIONS") else "OTHER",
             status=self.get_status(),
             seconds=time.perf_counter() - self._began,
             needs=declared.needs if declared is not None else None,

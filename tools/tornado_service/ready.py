@@ -17,7 +17,7 @@ from tornado.httputil import HTTPConnection, HTTPHeaders, RequestStartLine, Resp
 
 from tools.tornado_service.negotiation import represent
 from tools.tornado_service.prepared import Prepared
-from tools.tornado_service.service import Service, common_headers, log_line, request_id_of
+from tools.tornado_service.service import Service, log_line, request_id_of
 
 Sent: TypeAlias = "asyncio.Future[None]"
 READY_ANSWERS = "ready_answers"
@@ -107,7 +107,7 @@ class ReadyAnswers:
 
     def _send(self, asked: KnownRequest, found: ReadyAnswer, connection: HTTPConnection, began: float) -> None:
         target, method, service = asked.target, asked.method, self._service
-        headers = common_headers(asked.request_id)
+        headers = service.headers(asked.request_id, asked.headers.get("Origin"))
         for name, value in found.headers:
             headers[name] = value
         body = represent(found.prepared, asked.headers, headers)

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from tornado.httputil import HTTPHeaders, format_timestamp
 
 from tools.tornado_service.audit import AuditLog, bounded
+from tools.tornado_service.cross_origin import CrossOrigin
 from tools.tornado_service.errors import ApiError, CommonCodes
 from tools.tornado_service.proxies import TrustedProxies
 
@@ -45,6 +46,7 @@ class Service:
     """How a caller shows who it is, as OpenAPI's security scheme by name."""
     audit: AuditLog | None = None
     proxies: TrustedProxies = field(default_factory=TrustedProxies)
+    cross_origin: CrossOrigin = field(default_factory=CrossOrigin)
     max_in_flight: int = MAX_IN_FLIGHT
     """Requests answered at once, but for those that need no permission; the next is told to come again."""
     stopping: bool = False
@@ -62,6 +64,12 @@ class Service:
         if self.audit is not None:
             lost = Gauge("audit_lines_lost", "Audit lines that could not be written", registry=self.registry)
             lost.set_function(lambda: self.audit.failures if self.audit is not None else 0)
+
+    def headers(self, request_id: str, origin: str | None) -> HTTPHeaders:
+        """The headers that every answer to a page of this origin has."""
+        headers = common_headers(request_id)
+        self.cross_origin.tell(headers, origin)
+        return headers
 
     def answered(
         self,
