@@ -45,10 +45,11 @@ def project(hours: Mapping[int, float], booked: float, remaining: Sequence[int])
     if not hours:
         return Projection(total_cost=None, low=None, high=None, method="none", hours_left=len(remaining))
     weekly = max(hours) + HOUR - min(hours) >= WEEKLY_FROM_SECONDS
-    typical = _typical(hours) if weekly else {}
+    by_hour = _by_hour_of_week(hours) if weekly else {}
+    typical = {hour: trimmed_mean(values) for hour, values in by_hour.items()}
     mean = fsum(hours.values()) / len(hours)
     total = booked + fsum(typical.get(hour_of_week(hour), mean) for hour in remaining)
-    spread = _spread(hours, weekly)
+    spread = _spread(hours, by_hour)
     low = high = None
     if spread is not None:
         days = sqrt(len(remaining) / 24)
@@ -71,31 +72,39 @@ def trimmed_mean(values: Iterable[float]) -> float:
     return fsum(kept) / len(kept)
 
 
-def _typical(hours: Mapping[int, float]) -> dict[int, float]:
+def _by_hour_of_week(hours: Mapping[int, float]) -> dict[int, list[float]]:
     by_hour: dict[int, list[float]] = defaultdict(list)
     for hour, usd in hours.items():
         by_hour[hour_of_week(hour)].append(usd)
-    return {hour: trimmed_mean(values) for hour, values in by_hour.items()}
+    return by_hour
 
 
-def _spread(hours: Mapping[int, float], weekly: bool) -> tuple[float, float] | None:
+def _spread(hours: Mapping[int, float], weekly: Mapping[int, list[float]]) -> tuple[float, float] | None:
     """The tenth and the ninetieth percentile of what whole days cost beyond what was to be expected of them.
 
     What is to be expected of a day is reckoned without that day, or it would always look well foreseen.
+
+    Args:
+        weekly: the hours by hour of the week; empty where there are too few for that.
     """
     days: dict[int, dict[int, float]] = defaultdict(dict)
     for hour, usd in hours.items():
         days[hour - hour % DAY][hour] = usd
-    whole = {day: inside for day, inside in days.items() if len(inside) == 24}
+    whole = [inside for inside in days.values() if len(inside) == 24]
     if len(whole) < MIN_DAYS_OF_BAND:
         return None
     everything = fsum(hours.values())
     residuals = []
-    for day, inside in whole.items():
+    for inside in whole:
         booked = fsum(inside.values())
         mean = (everything - booked) / (len(hours) - 24) if len(hours) > 24 else booked / 24
-        others = _typical({hour: usd for hour, usd in hours.items() if not day <= hour < day + DAY}) if weekly else {}
-        residuals.append(booked - fsum(others.get(hour_of_week(hour), mean) for hour in inside))
+        expected = []
+        for hour, usd in inside.items():
+            others = list(weekly.get(hour_of_week(hour), ()))
+            if others:
+                others.remove(usd)  # a day has each hour of the week once
+            expected.append(trimmed_mean(others) if others else mean)
+        residuals.append(booked - fsum(expected))
     return quantile(residuals, BAND[0]), quantile(residuals, BAND[1])
 
 

@@ -28,6 +28,7 @@ from metroculus.sources.errors import (
     Unreachable,
 )
 from metroculus.storage.engine import StoreError, TooManyRows
+from optscale_client.metroculus_client import structs
 from tools.tornado_service.errors import ApiError
 
 
@@ -37,6 +38,14 @@ class NoHistory(Exception):
 
 class NoWorker(Exception):
     """Nobody would take up a back-fill that is asked for here."""
+
+
+def failure_of(error: BaseException) -> structs.Failure | None:
+    """A failure that concerns one of several accounts, as it stands in the answer about all; None for a defect."""
+    mapped = error if isinstance(error, ApiError) else map_error(error)
+    if mapped is None:
+        return None
+    return structs.Failure(mapped.code.status, mapped.code.code, mapped.reason)
 
 
 def cannot_group_by(names: Iterable[str], parameter: str, where: str = "") -> ApiError:

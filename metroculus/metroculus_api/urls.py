@@ -26,6 +26,7 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route("cache_stats", cache.CacheFigures, "cache"),
         route("k8s_expenses", history.K8sExpenses, "expenses"),
         route("k8s_monthly", history.K8sMonthly, "monthly"),
+        route("k8s_months", history.K8sMonths, "monthly"),
         route("backfills", history.Backfills, "backfills"),
         route(r"backfills/(?P<backfill_id>[^/]+)", history.BackfillEntry, "backfills"),
         route("kubecost_sources", sources.KubecostSources, "sources"),

@@ -20,7 +20,7 @@ from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT, M
 from metroculus.cost_model.reading import AllocationSet
 from metroculus.storage.columns import ALLOCATIONS, COST_COLUMNS, COSTS_AND_USAGE, MEASURE_COLUMNS
 from metroculus.storage.engine import Column, Engine, TooManyRows, literal, moment, numbers
-from metroculus.storage.ledger import CommittedHours, of_accounts
+from metroculus.storage.ledger import MONTH, CommittedHours, of_accounts
 from tools.window import HOUR
 from tools.zones import UTC_ZONE, Zone
 
@@ -28,6 +28,9 @@ __all__ = ["COSTS_AND_USAGE", "CostSums", "History"]
 
 MAX_ROWS = 500_000
 """Of one answer: a question that no summary shortens could otherwise take all the memory that there is."""
+
+IDLE_ROWS = "idle"
+"""Groups what is idle, 1, apart from everything else, 0."""
 
 PROPERTIES = {
     "cluster": "cluster",
@@ -123,8 +126,12 @@ def where_committed(*several: CommittedHours) -> str:
     # A batch of one account lets through no rows of another's, even if chance had given both the same number.
     numbered = enumerate(several)
     batches = ",".join(f"({n},{marker.batch})" for n, one in numbered for marker in one.hours.values()) or "(0,0)"
-    places = f"transform(account, [{', '.join(map(literal, accounts))}], {list(range(len(accounts)))}, -1)"
-    return f"{span} AND ({places}, batch) IN ({batches})"
+    return f"{span} AND ({place_of(accounts)}, batch) IN ({batches})"
+
+
+def place_of(accounts: Sequence[str]) -> str:
+    """SQL of a row's account as its place among some, -1 where it is none of them: a number is shorter than a name."""
+    return f"transform(account, [{', '.join(map(literal, accounts))}], {list(range(len(accounts)))}, -1)"
 
 
 def _set_of(committed: CommittedHours, allocations: Allocations) -> AllocationSet:
@@ -210,32 +217,53 @@ class History:
         Raises:
             TooManyRows, StoreError
         """
-        if not committed.hours:
-            return []
-        times = times_of(zone, min(committed.hours), max(committed.hours) + HOUR)
+        return self.sums_by_account([committed], group_by, filters, measures, zone).get(committed.account, [])
+
+    def sums_by_account(
+        self,
+        several: Sequence[CommittedHours],
+        group_by: Sequence[str],
+        filters: Filters,
+        measures: Sequence[str] = COST_COLUMNS,
+        zone: Zone = UTC_ZONE,
+    ) -> dict[str, list[CostSums]]:
+        """``sums`` of several accounts in one question; an account without rows is left out.
+
+        Raises:
+            TooManyRows, StoreError
+        """
+        stored = [committed for committed in several if committed.hours]
+        if not stored:
+            return {}
+        first, last = (end(end(one.hours) for one in stored) for end in (min, max))
+        times = times_of(zone, first, last + HOUR)
         chosen, group = grouped_by([times.get(name) or grouping(name) for name in group_by])
-        keys = [f"k{number}" for number in range(len(group_by))]
         rows = self._engine.rows(
-            f"SELECT {chosen}{sums_of(measures, committed)} FROM {ALLOCATIONS.name}"
-            f" WHERE {where_committed(committed)}{filtered(filters)}{group} LIMIT {MAX_ROWS + 1}"
+            f"SELECT {chosen}{sums_of(measures, *stored)} FROM {ALLOCATIONS.name}"
+            f" WHERE {where_committed(*stored)}{filtered(filters)}{group} LIMIT {MAX_ROWS + 1}"
         )
-        found = [CostSums.read([row[key] for key in keys], row) for row in rows]
-        if len(found) > MAX_ROWS:
-            raise TooManyRows(f"more than {MAX_ROWS} rows")
-        return by_period(found, group_by, zone)
+        keys = [f"k{number}" for number in range(len(group_by))]
+        found: dict[str, list[CostSums]] = {}
+        for read, row in enumerate(rows):
+            if read == MAX_ROWS:
+                raise TooManyRows(f"more than {MAX_ROWS} rows")
+            found.setdefault(row["account"], []).append(CostSums.read([row[key] for key in keys], row))
+        return {account: by_period(sums, group_by, zone) for account, sums in found.items()}
 
 
 def grouped_by(keys: Sequence[str]) -> tuple[str, str]:
-    """What to select before the sums, and what to group by."""
+    """What to select before the sums, and what to group by: each account by itself."""
     names = [f"k{number}" for number in range(len(keys))]
     chosen = "".join(f"{key} AS {name}, " for key, name in zip(keys, names, strict=True))
-    return chosen, f" GROUP BY {', '.join(names)}" if names else ""
+    return f"account, {chosen}", f" GROUP BY {', '.join(('account', *names))}"
 
+
+IDLE_ROWS_SQL = f"toUInt8(namespace = {literal(IDLE)})"
 
 TIMES = {
     "hour": "toUInt32(hour)",
     "day": "toUInt32(intDiv(toUInt32(hour), 86400) * 86400)",
-    "month": "toUInt32(toDateTime(toStartOfMonth(hour), 'UTC'))",
+    "month": MONTH,
 }
 
 
@@ -277,6 +305,8 @@ def grouping(name: str) -> str:
     """
     if name == "namespace":
         return "namespace"
+    if name == IDLE_ROWS:
+        return IDLE_ROWS_SQL
     return f"if(owned = 1, if({expression(name)} = '', {literal(UNALLOCATED)}, {expression(name)}), namespace)"
 
 

@@ -21,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import Allocation
-from metroculus.cost_model.columns import Allocations, exact
+from metroculus.cost_model.columns import Allocations, Coded, exact
 from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT
 from metroculus.storage.blocks import NodeKind, blocks_of
 from metroculus.storage.columns import ALLOCATIONS, EXTRACTIONS
@@ -34,6 +34,9 @@ log = logging.getLogger("ledger")
 COUNTER_BITS = 32
 SUMMED_AS = 2
 """Changes whenever a summary holds more than it did."""
+
+MONTH = "toUInt32(toDateTime(toStartOfMonth(hour), 'UTC'))"
+"""SQL of the month that an hour belongs to: its first second."""
 
 BLOCKS_AT_ONCE = 2
 COUNTED_KEPT = 500_000
@@ -318,26 +321,43 @@ class Ledger:
             )
         }
 
-    def newest(self, account: str, start: int, end: int) -> dict[int, Marker]:
-        """Newest marker per hour, row counts not verified; for reading summaries."""
-        where = f"account = {literal(account)} AND hour >= {moment(start)} AND hour <= {moment(end - HOUR)}"
-        newest: dict[int, Marker] = {}
-        for marker in self._markers(where):
-            known = newest.get(marker.hour)
+    def newest_of(self, accounts: Sequence[str], start: int, end: int) -> dict[str, dict[int, Marker]]:
+        """Newest marker per account and hour, row counts not verified; for reading summaries."""
+        where = f"{of_accounts(accounts)} AND hour >= {moment(start)} AND hour <= {moment(end - HOUR)}"
+        newest: dict[str, dict[int, Marker]] = {account: {} for account in accounts}
+        for account, marker in self._markers_of(where):
+            known = newest[account].get(marker.hour)
             if known is None or (marker.sequence, marker.batch) > (known.sequence, known.batch):
-                newest[marker.hour] = marker
+                newest[account][marker.hour] = marker
         return newest
 
-    def _markers(self, where: str) -> Iterator[Marker]:
-        return (marker for _, marker in self._markers_of(where))
-
     def _markers_of(self, where: str) -> Iterator[tuple[str, Marker]]:
-        """Markers with their accounts."""
-        columns = ", ".join(name for name in Marker.__struct_fields__ if name != "hour")
+        """Markers with their accounts. As columns: an organization's month is a hundred thousand of them."""
+        kind = literal(self._engine.dialect.type_of("LowCardinality(String)"))
+        packed = {name: name for name in ("account", *_MARKER_FIELDS)} | {"hour": "toUInt32(hour)"}
+        packed |= {name: f"arrayStringConcat(arrayMap(one -> toString(one), {name}), ',')" for name in _LISTS}
+        packed |= {name: f"CAST({packed[name]}, {kind})" for name in ("account", "currency", "source", *_LISTS)}
+        chosen = ", ".join(f"{sql} AS m_{name}" for name, sql in packed.items())
+        found = self._engine.columns(f"SELECT {chosen} FROM {EXTRACTIONS.name} WHERE {where}")
+        if found:
+            columns = [_unpacked(name, found[f"m_{name}"]) for name in _MARKER_FIELDS]
+            yield from zip(found["m_account"].list(), map(Marker, *columns), strict=True)
+
+    def fingerprints(self, accounts: Sequence[str], start: int, end: int) -> dict[str, dict[int, int]]:
+        """By account and first second of a month of UTC: another number whenever a marker of it is written.
+
+        Raises:
+            StoreError
+        """
+        found: dict[str, dict[int, int]] = {account: {} for account in accounts}
+        names = ", ".join(name for name in _MARKER_FIELDS if name not in _LISTS)
         for row in self._engine.rows(
-            f"SELECT account, toUInt32(hour) AS stamp, {columns} FROM {EXTRACTIONS.name} WHERE {where}"
+            f"SELECT account, {MONTH} AS month, sum(cityHash64({names})) AS fingerprint"
+            f" FROM {EXTRACTIONS.name} WHERE {of_accounts(accounts)}"
+            f" AND hour >= {moment(start)} AND hour <= {moment(end - HOUR)} GROUP BY account, month"
         ):
-            yield str(row.pop("account")), _read_marker(row)
+            found[str(row["account"])][int(row["month"])] = int(row["fingerprint"])
+        return found
 
     def newest_sequences(self, since: int) -> dict[str, int]:
         """By account, a number that changes whenever an hour of at least ``since`` is written or read again.
@@ -419,10 +439,26 @@ def _stored(value: object) -> object:
     return list(value) if isinstance(value, tuple) else int(value) if isinstance(value, bool) else value
 
 
-def _read_marker(row: dict[str, Any]) -> Marker:
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    fields |= {name: bool(fields[name]) for name in ("reconciled", "verified")}
-    return Marker(hour=fields.pop("stamp"), **fields)
+_MARKER_FIELDS = Marker.__struct_fields__
+_LISTS: Mapping[str, Callable[[str], str | int]] = {
+    "components": str,
+    "unknown": str,
+    "not_covered": str,
+    "partly_covered": str,
+    "partly_covered_seconds": int,
+}
+"""Columns of lists, which are read as one text each, and what their items are; names of components have no commas."""
+
+
+def _unpacked(name: str, column: Column) -> list[Any]:
+    """A column of markers as the fields hold it."""
+    if name in _LISTS:
+        read = _LISTS[name]
+        lists: list[Any] = column.map_to(lambda text: tuple(map(read, text.split(","))) if text else ()).list()
+        return lists
+    if name in ("reconciled", "verified"):
+        return list(column.astype(bool).tolist())
+    return list(column.list() if isinstance(column, Coded) else column.tolist())
 
 
 def built_from(markers: Iterable[Marker]) -> int:

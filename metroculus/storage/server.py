@@ -42,6 +42,9 @@ SETTINGS = {
     "enable_optimize_predicate_expression": 1,  # off on the oldest servers: a view would read the whole store
 }
 
+_NUMBERS = {"UInt64": np.uint64}
+"""What does not fit into the type that other whole numbers are read as."""
+
 _FAILURES = (driver.Error, OSError, EOFError)
 
 
@@ -162,7 +165,7 @@ def _column(kind: str, values: Sequence[Value]) -> Column:
         return Coded.of(tuple(value) for value in values)
     if "String" in kind:
         return Coded.of(values)
-    return np.array(values, dtype=np.float64 if kind.startswith("Float") else np.int64)
+    return np.array(values, dtype=_NUMBERS.get(kind, np.float64 if kind.startswith("Float") else np.int64))
 
 
 def _told(problem: BaseException) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -18,6 +19,7 @@ from metroculus.cost_model.columns import unknown_usage
 from metroculus.storage.columns import ALLOCATIONS, COST_COLUMNS, MEASURE_COLUMNS, SUMMARIES, SUMMARY_BUILDS
 from metroculus.storage.engine import Engine, literal, moment, numbers
 from metroculus.storage.history import (
+    IDLE_ROWS,
     SUM,
     TIMES,
     CostSums,
@@ -26,28 +28,35 @@ from metroculus.storage.history import (
     by_period,
     filtered,
     grouped_by,
+    grouping,
+    place_of,
     sums_of,
     times_of,
     where_committed,
 )
-from metroculus.storage.ledger import CommittedHours, FencedWriter, Ledger, Marker, built_from
-from tools.window import HOUR
+from metroculus.storage.ledger import CommittedHours, FencedWriter, Ledger, Marker, built_from, of_accounts
+from tools.window import DAY, HOUR
 from tools.zones import UTC_ZONE, Zone
 
 log = logging.getLogger("summaries")
 
 Granularity = Literal["hour", "day", "month"]
 GRANULARITIES: tuple[Granularity, ...] = ("month", "day", "hour")
-SUMMARISED = frozenset({"namespace", "hour", "day", "month"})
+SUMMARISED = frozenset({"namespace", IDLE_ROWS, "hour", "day", "month"})
 """What may be grouped by without reading rows."""
 
 PERIODS_A_QUERY = 48
+STARTS_NAMED = 50
+"""More periods than these are asked for as a stretch."""
+
+
+Period = tuple[str, int]
+"""An account, and the first second of an hour, day or month of UTC."""
 
 
 class Build(Struct, frozen=True):
     """One summary that was made."""
 
-    start: int
     version: int
     sequence: int
     rows: int
@@ -56,10 +65,16 @@ class Build(Struct, frozen=True):
 
 def markers_by_period(hours: Iterable[Marker], granularity: Granularity) -> dict[int, list[Marker]]:
     """Markers by the period that they belong to."""
-    periods: dict[int, list[Marker]] = {}
+    by_day: dict[int, list[Marker]] = {}
+    step = HOUR if granularity == "hour" else DAY
     for marker in hours:
-        periods.setdefault(UTC_ZONE.period(marker.hour, granularity)[0], []).append(marker)
-    return periods
+        by_day.setdefault(marker.hour - marker.hour % step, []).append(marker)
+    if granularity != "month":
+        return by_day
+    months: dict[int, list[Marker]] = {}
+    for day, markers in by_day.items():
+        months.setdefault(UTC_ZONE.period(day, "month")[0], []).extend(markers)
+    return months
 
 
 class Summaries:
@@ -87,8 +102,12 @@ class Summaries:
             wanted = {
                 s: built_from(m) for s, m in periods.items() if s < end and UTC_ZONE.period(s, granularity)[1] > start
             }
-            known = self._builds(account, granularity, first, last)
-            stale = [s for s, built in wanted.items() if s not in known or known[s].built_from != built]
+            known = self._builds([account], granularity, _starting_at(wanted)) if wanted else {}
+            stale = [
+                start
+                for start, built in wanted.items()
+                if (account, start) not in known or known[account, start].built_from != built
+            ]
             for part in (stale[n : n + PERIODS_A_QUERY] for n in range(0, len(stale), PERIODS_A_QUERY)):
                 self._build(account, granularity, {s: periods[s] for s in part}, writer)
             made += len(stale)
@@ -137,17 +156,18 @@ class Summaries:
             ],
         )
 
-    def _builds(self, account: str, granularity: Granularity, start: int, end: int) -> dict[int, Build]:
-        """The newest build of each period that begins in ``[start, end)``."""
-        found: dict[int, Build] = {}
+    def _builds(self, accounts: Sequence[str], granularity: Granularity, starting: str) -> dict[Period, Build]:
+        """The newest build of each period that a condition of its start lets through."""
+        found: dict[Period, Build] = {}
         for row in self._engine.rows(
-            f"SELECT toUInt32(start) AS stamp, version, sequence, rows, built_from FROM {SUMMARY_BUILDS.name}"
-            f" WHERE account = {literal(account)} AND granularity = {literal(granularity)}"
-            f" AND start >= {moment(start)} AND start < {moment(end)}"
+            f"SELECT account, toUInt32(start) AS stamp, version, sequence, rows, built_from FROM {SUMMARY_BUILDS.name}"
+            f" WHERE {of_accounts(accounts)} AND granularity = {literal(granularity)}"
+            f" AND {starting}"
         ):
-            build = Build(row.pop("stamp"), **row)
-            if build.start not in found or build.sequence > found[build.start].sequence:
-                found[build.start] = build
+            period = (str(row.pop("account")), int(row.pop("stamp")))
+            build = Build(**row)
+            if period not in found or build.sequence > found[period].sequence:
+                found[period] = build
         return found
 
     def sums(
@@ -167,35 +187,68 @@ class Summaries:
         Raises:
             StoreError
         """
+        return self.sums_by_account([account], start, end, group_by, filters, measures, zone)[account]
+
+    def sums_by_account(
+        self,
+        accounts: Sequence[str],
+        start: int,
+        end: int,
+        group_by: Sequence[str],
+        filters: Filters,
+        measures: Sequence[str] = COST_COLUMNS,
+        zone: Zone = UTC_ZONE,
+    ) -> dict[str, Answer]:
+        """``sums`` of several accounts, with as many questions as of one.
+
+        Raises:
+            StoreError
+        """
+        if not accounts:
+            return {}
         if not SUMMARISED.issuperset(group_by) or (filters.nodes or filters.services):
-            committed = self._ledger.committed(account, start, end)
-            return Answer(committed, tuple(self._history.sums(committed, group_by, filters, measures, zone)))
+            committed_of = self._ledger.committed_of(accounts, start, end)
+            summed = self._history.sums_by_account(list(committed_of.values()), group_by, filters, measures, zone)
+            return {account: Answer(one, tuple(summed.get(account, ()))) for account, one in committed_of.items()}
         asked = _Asked(group_by, filters, measures, zone)
-        newest = self._ledger.newest(account, start, end)
-        left = dict(newest)
-        parts: list[CostSums] = []
+        newest_of = self._ledger.newest_of(accounts, start, end)
+        left = {account: dict(newest) for account, newest in newest_of.items() if newest}
+        parts: dict[str, list[CostSums]] = {account: [] for account in accounts}
         for granularity in self._usable(group_by, zone):
             periods = {
-                first: markers
-                for first, markers in markers_by_period(left.values(), granularity).items()
+                (account, first): markers
+                for account, hours in left.items()
+                for first, markers in markers_by_period(hours.values(), granularity).items()
                 if first >= start and UTC_ZONE.period(first, granularity)[1] <= end
             }
-            good, found = self._whole(account, granularity, self._fitting(account, granularity, periods), asked)
-            parts += found
-            for first in good:
-                for marker in periods[first]:
-                    del left[marker.hour]
-        passed: tuple[Marker, ...] = ()
+            good, found = self._whole(granularity, self._fitting(granularity, periods), asked)
+            for account, summed_rows in found.items():
+                parts[account] += summed_rows
+            for account, first in good:
+                for marker in periods[account, first]:
+                    del left[account][marker.hour]
+            left = {account: hours for account, hours in left.items() if hours}
+        passed: dict[str, tuple[Marker, ...]] = {}
         if left:
-            counted = self._ledger.committed(account, min(left), max(left) + HOUR)
-            passed = counted.passed_over
-            rest = {hour: marker for hour, marker in counted.hours.items() if hour in left}
-            for hour in left:
-                newest.pop(hour)
-            newest |= rest
-            parts += self._history.sums(CommittedHours(account, start, end, rest), group_by, filters, measures, zone)
-        committed = CommittedHours(account, start, end, dict(sorted(newest.items())), passed)
-        return Answer(committed, tuple(by_key(parts)))
+            first, last = (edge(edge(hours) for hours in left.values()) for edge in (min, max))
+            rest = {}
+            for account, counted in self._ledger.committed_of(list(left), first, last + HOUR).items():
+                passed[account] = tuple(marker for marker in counted.passed_over if marker.hour in left[account])
+                hours = {hour: marker for hour, marker in counted.hours.items() if hour in left[account]}
+                rest[account] = CommittedHours(account, start, end, hours)
+                newest_of[account] = {
+                    hour: marker for hour, marker in newest_of[account].items() if hour not in left[account]
+                } | hours
+            summed = self._history.sums_by_account(list(rest.values()), group_by, filters, measures, zone)
+            for account, summed_rows in summed.items():
+                parts[account] += summed_rows
+        return {
+            account: Answer(
+                CommittedHours(account, start, end, dict(sorted(newest.items())), passed.get(account, ())),
+                tuple(by_key(parts[account])),
+            )
+            for account, newest in newest_of.items()
+        }
 
     @staticmethod
     def _usable(group_by: Sequence[str], zone: Zone) -> Sequence[Granularity]:
@@ -204,62 +257,103 @@ class Summaries:
             return ("hour",)
         return ("day", "hour") if "day" in group_by else GRANULARITIES
 
-    def _fitting(self, account: str, granularity: Granularity, periods: Mapping[int, list[Marker]]) -> dict[int, Build]:
+    def _fitting(self, granularity: Granularity, periods: Mapping[Period, list[Marker]]) -> dict[Period, Build]:
         """The builds of these periods that are made of just these batches."""
         if not periods:
             return {}
-        builds = self._builds(account, granularity, min(periods), max(periods) + 1)
+        builds = self._builds(_accounts_of(periods), granularity, _starting_at([start for _, start in periods]))
         return {
-            start: build
-            for start, build in builds.items()
-            if start in periods and build.built_from == built_from(periods[start])
+            period: build
+            for period, build in builds.items()
+            if period in periods and build.built_from == built_from(periods[period])
         }
 
     def _whole(
-        self, account: str, granularity: Granularity, builds: dict[int, Build], asked: _Asked
-    ) -> tuple[dict[int, Build], list[CostSums]]:
+        self, granularity: Granularity, builds: Mapping[Period, Build], asked: _Asked
+    ) -> tuple[dict[Period, Build], dict[str, list[CostSums]]]:
         """The builds whose rows are all there, and what they say; where all rows are read they are counted with it."""
+        good: dict[Period, Build] = {}
+        sums: dict[str, list[CostSums]] = {}
         if builds and not asked.filters.any:
-            found, rows = self._read(account, granularity, builds, asked)
-            if rows == sum(build.rows for build in builds.values()):
-                return builds, found
-        good = self._counted(account, granularity, builds) if builds else {}
-        return good, self._read(account, granularity, good, asked)[0] if good else []
+            expected: Counter[str] = Counter()
+            for (account, _), build in builds.items():
+                expected[account] += build.rows
+            for account, (found, rows) in self._read(granularity, builds, asked, exact=False).items():
+                if rows == expected[account]:
+                    sums[account] = found
+            # An account whose summaries have no rows is not among those read: they are whole without any.
+            good = {p: build for p, build in builds.items() if p[0] in sums or not expected[p[0]]}
+        unsure = {period: build for period, build in builds.items() if period not in good}
+        counted = self._counted(granularity, unsure) if unsure else {}
+        if counted:
+            sums |= {
+                account: found for account, (found, _) in self._read(granularity, counted, asked, exact=True).items()
+            }
+        return good | counted, sums
 
-    def _counted(self, account: str, granularity: Granularity, builds: Mapping[int, Build]) -> dict[int, Build]:
-        counted: dict[int, int] = {
-            row["version"]: row["there"]
+    def _counted(self, granularity: Granularity, builds: Mapping[Period, Build]) -> dict[Period, Build]:
+        counted: dict[tuple[str, int], int] = {
+            (row["account"], row["version"]): row["there"]
             for row in self._engine.rows(
-                f"SELECT version, count() AS there FROM {SUMMARIES.name}"
-                f" WHERE {self._where(account, granularity, builds)} GROUP BY version"
+                f"SELECT account, version, count() AS there FROM {SUMMARIES.name}"
+                f" WHERE {self._where(granularity, builds, True)} GROUP BY account, version"
             )
         }
-        return {start: build for start, build in builds.items() if counted.get(build.version, 0) == build.rows}
+        return {p: build for p, build in builds.items() if counted.get((p[0], build.version), 0) == build.rows}
 
     @staticmethod
-    def _where(account: str, granularity: Granularity, builds: Mapping[int, Build]) -> str:
-        versions = sorted({build.version for build in builds.values()})
-        return (
-            f"account = {literal(account)} AND granularity = {literal(granularity)} AND start >= {moment(min(builds))}"
-            f" AND start <= {moment(max(builds))} AND version IN ({numbers(versions)})"
+    def _where(granularity: Granularity, builds: Mapping[Period, Build], exact: bool) -> str:
+        """The condition that lets through the rows of some builds.
+
+        Args:
+            exact: also where chance gave a build of one account the number of an older one of another's, which takes
+                three times as long.
+        """
+        accounts = _accounts_of(builds)
+        span = (
+            f"{of_accounts(accounts)} AND granularity = {literal(granularity)}"
+            f" AND {_starting_at([start for _, start in builds])}"
         )
+        if len(accounts) == 1 or not exact:
+            return f"{span} AND version IN ({numbers(sorted({build.version for build in builds.values()}))})"
+        places = {account: place for place, account in enumerate(accounts)}
+        versions = sorted({(places[account], build.version) for (account, _), build in builds.items()})
+        named = ",".join(f"({place},{version})" for place, version in versions)
+        return f"{span} AND ({place_of(accounts)}, version) IN ({named})"
 
     def _read(
-        self, account: str, granularity: Granularity, builds: Mapping[int, Build], asked: _Asked
-    ) -> tuple[list[CostSums], int]:
-        """Sums over builds, and of how many rows."""
-        zoned = times_of(asked.zone, min(builds), max(builds) + HOUR)
+        self, granularity: Granularity, builds: Mapping[Period, Build], asked: _Asked, exact: bool
+    ) -> dict[str, tuple[list[CostSums], int]]:
+        """By account, sums over its builds and of how many rows; an account without rows is left out."""
+        starts = [start for _, start in builds]
+        zoned = times_of(asked.zone, min(starts), max(starts) + HOUR)
         times = {name: sql.replace("hour", "start") for name, sql in zoned.items()}
         keys = [f"k{number}" for number in range(len(asked.group_by))]
-        chosen, group = grouped_by([times.get(name, name) for name in asked.group_by])
-        rows = list(
-            self._engine.rows(
-                f"SELECT {chosen}count() AS there, {sums_of(asked.measures)} FROM {SUMMARIES.name}"
-                f" WHERE {self._where(account, granularity, builds)}{filtered(asked.filters)}{group}"
-            )
-        )
-        sums = [CostSums.read([row[key] for key in keys], row) for row in rows]
-        return by_period(sums, asked.group_by, asked.zone), sum(row["there"] for row in rows)
+        chosen, group = grouped_by([times.get(name) or grouping(name) for name in asked.group_by])
+        sums: dict[str, list[CostSums]] = {}
+        counts: Counter[str] = Counter()
+        for row in self._engine.rows(
+            f"SELECT {chosen}count() AS there, {sums_of(asked.measures)} FROM {SUMMARIES.name}"
+            f" WHERE {self._where(granularity, builds, exact)}{filtered(asked.filters)}{group}"
+        ):
+            account = row["account"]
+            sums.setdefault(account, []).append(CostSums.read([row[key] for key in keys], row))
+            counts[account] += row["there"]
+        return {
+            account: (by_period(found, asked.group_by, asked.zone), counts[account]) for account, found in sums.items()
+        }
+
+
+def _starting_at(starts: Iterable[int]) -> str:
+    """The condition that a period starts at one of these, or between the first and the last where they are many."""
+    distinct = sorted(set(starts))
+    if len(distinct) <= STARTS_NAMED:
+        return f"start IN ({', '.join(map(moment, distinct))})"
+    return f"start >= {moment(distinct[0])} AND start <= {moment(distinct[-1])}"
+
+
+def _accounts_of(periods: Iterable[Period]) -> list[str]:
+    return list(dict.fromkeys(account for account, _ in periods))
 
 
 def _number(ratio: float | None) -> float:

@@ -266,6 +266,19 @@ class Client:
         query = {"cloud_account_id": cloud_account_id, "months": months, "timezone": timezone}
         return self._call("GET", "k8s_monthly", query, request_id=request_id, timeout=timeout)
 
+    def get_k8s_months(
+        self,
+        cloud_account_id: Iterable[str],
+        months: int | None = None,
+        *,
+        timezone: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """``get_k8s_monthly`` of many clusters at once: each with its own ``months``, or ``error``."""
+        query = {"cloud_account_id": cloud_account_id, "months": months, "timezone": timezone}
+        return self._call("GET", "k8s_months", query, request_id=request_id, timeout=timeout)
+
     def create_backfill(
         self,
         cloud_account_id: str,

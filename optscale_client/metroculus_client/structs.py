@@ -396,6 +396,20 @@ class StoredMonths(Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
+class AccountMonths(Struct, frozen=True):
+    """One account's months, or why there are none."""
+
+    cloud_account_id: str
+    months: StoredMonths | None = None
+    error: Failure | None = None
+
+
+class MonthsOfAccounts(Struct, frozen=True):
+    """``k8s_months``."""
+
+    accounts: tuple[AccountMonths, ...]
+
+
 class CustomPrices(Struct, frozen=True, kw_only=True):
     """USD, for clusters whose upstream has no prices."""
 

@@ -84,6 +84,42 @@ def test_each_is_what_its_own_statement_says_and_the_store_is_asked_once(
     assert filtered[kept.accounts[0]]["statement"]["total_cost"] == true["namespaces"]["shop"]
 
 
+def months(kept: Kept, accounts: list[str], **asked: Any) -> dict[str, Any]:
+    _, body = kept.client.get_k8s_months(accounts, **asked)
+    return {one["cloud_account_id"]: one for one in body["accounts"]}
+
+
+@pytest.mark.parametrize("timezone", [None, "America/New_York"])
+def test_months_of_many_are_those_of_each_and_read_again_only_where_something_changed(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, timezone: str | None
+) -> None:
+    kept = Kept(stack, clusters=9)
+    asked: Counter[str] = Counter()
+    for name in ("rows", "columns"):
+        method = getattr(kept.store.engine, name)
+        monkeypatch.setattr(kept.store.engine, name, lambda sql, m=method, n=name: (asked.update([n]), m(sql))[1])
+    together = months(kept, [*kept.accounts, account(99)], months=3, timezone=timezone)
+    cold = asked.total()
+    assert cold <= 20, "as many questions as for one"
+    assert not any(month["costs"] for month in together[account(99)]["months"]["months"]), "nothing is stored of it"
+    for number, one in enumerate(kept.accounts):
+        true = truth(WORLDS[number % 3], END - 2 * DAY, END, now=NOW, adjusted=True)
+        stored = [month["costs"] for month in together[one]["months"]["months"] if month["costs"]]
+        assert sum(costs["total_cost"] for costs in stored) == true["total_cost"]
+        assert sum(costs["idle_cost"] for costs in stored) == true["idle_cost"]
+        assert together[one]["months"]["months"][-1]["projection"]["total_cost"] > stored[-1]["total_cost"]
+        assert together[one]["months"] == kept.client.get_k8s_monthly(one, 3, timezone=timezone)[1]
+    asked.clear()
+    again = months(kept, kept.accounts, months=3, timezone=timezone)
+    assert {one: again[one] for one in kept.accounts} == {one: together[one] for one in kept.accounts}
+    assert asked.total() == 1, "whether anything has changed"
+    row = Allocation(name="shop", namespace="shop", costs=Costs(cpu=4096.0), start=END - DAY, end=END - DAY + HOUR)
+    kept.store.ledger.commit([HourBatch(account=account(1), hour=END - DAY, allocations=[row])], FencedWriter(1000))
+    changed = months(kept, kept.accounts, months=3, timezone=timezone)
+    assert [one for one in kept.accounts if changed[one] != together[one]] == [account(1)]
+    assert changed[account(1)]["months"]["months"][-1]["costs"]["cpu_cost"] > 4096
+
+
 def test_one_that_fails_or_is_unknown_leaves_the_others_whole(stack: Stack) -> None:
     kept = Kept(stack, clusters=3)
     kept.simulators[1].habits.fail_with = (500, "no")

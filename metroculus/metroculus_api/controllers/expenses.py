@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 from math import fsum
 from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import Filters, Group
@@ -14,7 +16,7 @@ from metroculus.cost_model.columns import unknown_usage
 from metroculus.cost_model.components import COMPONENTS
 from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.grouping import TIMES
-from metroculus.metroculus_api.controllers.stored import currencies_of, source_of, whole
+from metroculus.metroculus_api.controllers.stored import currencies_of, in_groups, source_of, whole
 from metroculus.metroculus_api.errors import NoHistory, cannot_group_by
 from metroculus.metroculus_api.wire import window_of, wire
 from metroculus.sources.accounts import Accounts
@@ -27,6 +29,18 @@ from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import Window
 from tools.zones import UTC_ZONE, Period, Zone
+
+
+class _Stored(Struct, frozen=True):
+    """What is stored of one account in a window."""
+
+    sums: tuple[CostSums, ...]
+    coverage: structs.AccountCoverage
+    currencies: tuple[str, ...]
+    """Empty where nothing is stored."""
+    lacking: bool
+    """Whether some hour does not tell some component."""
+
 
 PERIODS: tuple[Period, ...] = ("hour", "day", "month")
 
@@ -57,31 +71,38 @@ class ExpensesController:
         properties = [name for name in group_by if name != "cluster"]
         finest = next((period for period in PERIODS if period in group_by), None)
 
-        async def one(account: str) -> tuple[Answer, structs.AccountCoverage]:
-            sources = await self._accounts.of(account)
-            unsupported = (*sources.unsupported(group_by), *sources.not_stored(group_by))
+        sources = dict(zip(accounts, await asyncio.gather(*map(self._accounts.of, accounts)), strict=True))
+        unable: dict[str, frozenset[str]] = {}
+        by_clusters: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for account, one in sources.items():
+            unsupported = (*one.unsupported(group_by), *one.not_stored(group_by))
             if unsupported:
                 raise cannot_group_by(unsupported, "group_by", " in stored hours")
-            own = replace(filters, clusters=sources.clusters.named)
-            asked = (account, window.start, window.end, properties, own, COSTS_AND_USAGE, window.zone)
-            answer = await store.ask(deadline.left(), store.summaries.sums, *asked)
-            return answer, _coverage(account, answer.committed, window, finest, sources.sources_without(group_by))
+            unable[account] = one.sources_without(group_by)
+            by_clusters[one.clusters.named].append(account)
 
-        found = await asyncio.gather(*(one(account) for account in accounts))
-        answers = [answer for answer, _ in found]
-        covered = tuple(coverage for _, coverage in found)
-        answered = list(zip(accounts, answers, strict=True))
-        stored = [(account, answer) for account, answer in answered if answer.committed.hours]
-        money = {account: currencies_of(answer.committed) for account, answer in stored}
+        def read(group: Sequence[str], own: Filters) -> dict[str, _Stored]:
+            asked = (group, window.start, window.end, properties, own, COSTS_AND_USAGE, window.zone)
+            answers = store.summaries.sums_by_account(*asked)
+            return {one: _stored(one, answer, window, finest, unable[one]) for one, answer in answers.items()}
+
+        found: dict[str, _Stored] = {}
+        for clusters, several in by_clusters.items():
+            for group in in_groups(several, window.end - window.start):
+                found |= await store.ask(deadline.left(), read, group, replace(filters, clusters=clusters))
+        answered = [(account, found[account]) for account in accounts]
+        covered = tuple(one.coverage for _, one in answered)
+        stored = [(account, one) for account, one in answered if one.currencies]
+        money = {account: one.currencies for account, one in stored}
         currencies = sorted({one for several in money.values() for one in several})
         mixed = len(currencies) > 1
         rows = []
-        for several in sorted(set(map(tuple, money.values()))):
-            mine = [(account, answer) for account, answer in stored if tuple(money[account]) == several]
-            more = {"currency": ", ".join(several)} if mixed else {}
+        for together in sorted(set(money.values())):
+            mine = [(account, one.sums) for account, one in stored if one.currencies == together]
+            more = {"currency": ", ".join(together)} if mixed else {}
             rows += [more | row for row in _rows(group_by, properties, mine, window.zone)]
-        known = any(answer.committed.hours for answer in answers)
-        lacking = any(marker.unknown for answer in answers for marker in answer.committed.hours.values())
+        known = bool(stored)
+        lacking = any(one.lacking for _, one in answered)
         return structs.Expenses(
             start_date=window.start,
             end_date=window.end,
@@ -96,17 +117,25 @@ class ExpensesController:
 
 
 def _rows(
-    group_by: Sequence[str], properties: Sequence[str], answered: Sequence[tuple[str, Answer]], zone: Zone
+    group_by: Sequence[str],
+    properties: Sequence[str],
+    summed: Sequence[tuple[str, Sequence[CostSums]]],
+    zone: Zone,
 ) -> list[dict[str, Any]]:
     """The rows of accounts whose money may be added."""
     if "cluster" in group_by:
-        return [
-            row_of(group_by, account, properties, measured, zone)
-            for account, answer in answered
-            for measured in answer.sums
-        ]
-    everything = by_key([measured for _, answer in answered for measured in answer.sums])
+        return [row_of(group_by, account, properties, measured, zone) for account, sums in summed for measured in sums]
+    everything = by_key([measured for _, sums in summed for measured in sums])
     return [row_of(group_by, "", properties, measured, zone) for measured in everything]
+
+
+def _stored(
+    account: str, answer: Answer, window: Window, finest: Period | None, unable_sources: frozenset[str]
+) -> _Stored:
+    committed = answer.committed
+    coverage = _coverage(account, committed, window, finest, unable_sources)
+    lacking = any(marker.unknown for marker in committed.hours.values())
+    return _Stored(answer.sums, coverage, tuple(currencies_of(committed)), lacking)
 
 
 def _coverage(

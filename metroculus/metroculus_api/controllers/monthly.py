@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import chain
 
-from metroculus.cost_model.allocation import IDLE, Filters
+from cachetools import LRUCache
+from msgspec import Struct
+
+from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.components import Costs
 from metroculus.cost_model.series import steps, stored_point
 from metroculus.cost_model.statement import Point
 from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, project
-from metroculus.metroculus_api.controllers.stored import currencies_of, source_of, whole
-from metroculus.metroculus_api.errors import NoHistory
+from metroculus.metroculus_api.controllers.stored import currencies_of, in_groups, source_of, whole
+from metroculus.metroculus_api.errors import NoHistory, failure_of
 from metroculus.metroculus_api.wire import wire
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY
-from metroculus.storage.columns import COST_COLUMNS
+from metroculus.storage.history import IDLE_ROWS
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import DAY, HOUR, SETTLING_SECONDS, Window
-from tools.zones import Zone
+from tools.zones import UTC_ZONE, Zone
+
+MONTHS_KEPT = 20_000
+
+
+class _Month(Struct, frozen=True):
+    """One month of one account as it was read, and what the money of its hours is in."""
+
+    month: structs.StoredMonth
+    currencies: tuple[str, ...]
+
+
+class _Asked(Struct, frozen=True):
+    """Calendar months of a zone, the running one last."""
+
+    months: tuple[Window, ...]
+    zone: Zone
+
+    @property
+    def running(self) -> Window:
+        return self.months[-1]
 
 
 class MonthlyController:
@@ -28,72 +54,175 @@ class MonthlyController:
         self._accounts = accounts
         self._store = store
         self._clock = clock
+        self._kept: LRUCache[tuple[object, ...], _Month] = LRUCache(MONTHS_KEPT)
+        """Months by account, month, and a fingerprint of all that they are made of."""
 
     async def months(self, account: str, count: int, zone: Zone, deadline: Deadline) -> structs.StoredMonths:
         """The last ``count`` months of a zone, the running one among them.
 
         Raises:
+            NoSource, RegistryError, NoHistory, StoreError
+        """
+        clusters = (await self._accounts.of(account)).clusters.named
+        return (await self._months({account: clusters}, count, zone, deadline))[account]
+
+    async def months_of(
+        self, accounts: Sequence[str], count: int, zone: Zone, deadline: Deadline
+    ) -> structs.MonthsOfAccounts:
+        """``months`` of several accounts, with few questions for all; or why there are none of one.
+
+        Raises:
             NoHistory, StoreError
         """
+        clusters: dict[str, tuple[str, ...]] = {}
+        failures: dict[str, structs.Failure] = {}
+
+        async def look_up(account: str) -> None:
+            try:
+                clusters[account] = (await self._accounts.of(account)).clusters.named
+            except Exception as problem:
+                failure = failure_of(problem)
+                if failure is None:
+                    raise
+                failures[account] = failure
+
+        await asyncio.gather(*map(look_up, accounts))
+        told = await self._months(clusters, count, zone, deadline)
+        return structs.MonthsOfAccounts(
+            tuple(structs.AccountMonths(one, told.get(one), failures.get(one)) for one in accounts)
+        )
+
+    async def _months(
+        self, clusters: dict[str, tuple[str, ...]], count: int, zone: Zone, deadline: Deadline
+    ) -> dict[str, structs.StoredMonths]:
+        """Of accounts with the clusters that each is limited to."""
         store = self._store
         if store is None:
             raise NoHistory
-        now = int(self._clock())
-        this_month, next_month = zone.period(now, "month")
-        first = this_month
-        for _ in range(count - 1):
-            first = zone.period(first - DAY, "month")[0]
-        settled = now - SETTLING_SECONDS
-        window = Window(first, next_month, settled - settled % HOUR, zone=zone)
-        measured, left = store.summaries.sums, deadline.left
-        everything = Filters(clusters=(await self._accounts.of(account)).clusters.named)
-        span = (account, first, next_month, ("month",))
-        sums = await store.ask(left(), measured, *span, everything, COST_COLUMNS, zone)
-        only = Filters(namespaces=(IDLE,), clusters=everything.clusters)
-        idle = await store.ask(left(), measured, *span, only, COST_COLUMNS, zone)
-        parts = {int(one.keys[0]): (one.costs, one.management) for one in sums.sums}
-        idle_usd = {int(one.keys[0]): one.total for one in idle.sums}
-        months = []
-        for month in steps(window, "month"):
-            hours = {h: m for h, m in sums.committed.hours.items() if month.start <= h < month.end}
-            committed = CommittedHours(account, month.start, month.end, hours)
-            source = source_of(committed, month)
-            own = [parts[month.start]] if month.start in parts else []
-            point = _point(month, committed, own, idle_usd.get(month.start, 0.0))
-            projection = None
-            if month.start == this_month and point is not None:
-                projection = await self._project(
-                    account, point.known_cost or 0.0, max(hours) + HOUR, next_month, everything, deadline
-                )
-            months.append(
-                structs.StoredMonth(
-                    month=zone.day(month.start).isoformat()[:7],
-                    start=zone.iso(month.start),
-                    end=zone.iso(month.end),
-                    coverage=source.coverage,
-                    complete=point is not None and point.complete,
-                    costs=wire(point, structs.DataPoint) if point else None,
-                    projection=wire(projection, structs.Projection) if projection else None,
-                )
-            )
-        currency = (currencies_of(sums.committed) or [DEFAULT_CURRENCY])[-1]
-        return structs.StoredMonths(
-            cloud_account_id=account,
-            currency=currency,
-            months=tuple(months),
-            timezone=zone.name,
-            warnings=zone.warnings(first, next_month),
-        )
+        settled = int(self._clock()) - SETTLING_SECONDS
+        asked = _Asked(_last_months(int(self._clock()), count, settled - settled % HOUR, zone), zone)
+        first, end = asked.months[0].start, asked.running.end
+        since = min(first, asked.running.start - LOOK_BACK_SECONDS)
+        prints = await store.ask(deadline.left(), store.ledger.fingerprints, list(clusters), since, end)
+        found: dict[str, dict[int, _Month]] = {account: {} for account in clusters}
+        keys: dict[tuple[str, int], tuple[object, ...]] = {}
+        lacking: dict[tuple[tuple[str, ...], tuple[Window, ...]], list[str]] = defaultdict(list)
+        for account, named in clusters.items():
+            for month in asked.months:
+                made_of = (_touched(month, prints[account], month is asked.running), month.final_until)
+                key = keys[account, month.start] = (account, named, zone.name, month.start, made_of)
+                if (kept := self._kept.get(key)) is not None:
+                    found[account][month.start] = kept
+            unread = tuple(month for month in asked.months if month.start not in found[account])
+            if unread:
+                lacking[named, unread].append(account)
+        for (named, unread), accounts in lacking.items():
+            for group in in_groups(accounts, unread[-1].end - unread[0].start):
+                read = await store.ask(deadline.left(), self._read, group, unread, Filters(clusters=named), asked)
+                for account, months in read.items():
+                    found[account] |= months
+                    self._kept.update((keys[account, start], month) for start, month in months.items())
+        warnings = zone.warnings(first, end)
+        return {account: _told(account, asked, months, warnings) for account, months in found.items()}
 
-    async def _project(
-        self, account: str, booked: float, stored_until: int, end: int, everything: Filters, deadline: Deadline
-    ) -> Projection:
+    def _read(
+        self, accounts: Sequence[str], months: Sequence[Window], filters: Filters, asked: _Asked
+    ) -> dict[str, dict[int, _Month]]:
+        """Months by account and first second; blocks."""
         assert self._store is not None
-        since = stored_until - LOOK_BACK_SECONDS
-        measured = self._store.summaries.sums
-        recent = await self._store.ask(deadline.left(), measured, account, since, stored_until, ("hour",), everything)
-        hours = {int(one.keys[0]): one.total for one in recent.sums}
-        return project(hours, booked, range(stored_until, end, HOUR))
+        sums = self._store.summaries.sums_by_account(
+            accounts, months[0].start, months[-1].end, ("month", IDLE_ROWS), filters, zone=asked.zone
+        )
+        read: dict[str, dict[int, tuple[Point | None, CommittedHours]]] = {}
+        for account, answer in sums.items():
+            parts: dict[int, list[tuple[Costs, float]]] = defaultdict(list)
+            idle: dict[int, float] = defaultdict(float)
+            for one in answer.sums:
+                start, is_idle = map(int, one.keys)
+                parts[start].append((one.costs, one.management))
+                idle[start] += one.total if is_idle else 0.0
+            read[account] = {}
+            for month in months:
+                hours = {hour: m for hour, m in answer.committed.hours.items() if month.start <= hour < month.end}
+                committed = CommittedHours(account, month.start, month.end, hours)
+                read[account][month.start] = (
+                    _point(month, committed, parts[month.start], idle[month.start]),
+                    committed,
+                )
+        projections = self._projections(read, filters, asked.running)
+        return {
+            account: {
+                month.start: _month_of(
+                    month, *of[month.start], projections.get(account) if month is asked.running else None
+                )
+                for month in months
+            }
+            for account, of in read.items()
+        }
+
+    def _projections(
+        self, read: dict[str, dict[int, tuple[Point | None, CommittedHours]]], filters: Filters, running: Window
+    ) -> dict[str, Projection]:
+        """Of the accounts whose running month was read and has a figure."""
+        assert self._store is not None
+        booked: dict[str, float] = {}
+        until: dict[str, int] = {}
+        for account, months in read.items():
+            point, committed = months.get(running.start, (None, None))
+            if point is not None and committed is not None:
+                booked[account] = point.known_cost or 0.0
+                until[account] = max(committed.hours) + HOUR
+        if not until:
+            return {}
+        since = min(until.values()) - LOOK_BACK_SECONDS
+        recent = self._store.summaries.sums_by_account(list(until), since, max(until.values()), ("hour",), filters)
+        projections = {}
+        for account, end in until.items():
+            totals = {int(one.keys[0]): one.total for one in recent[account].sums}
+            hours = {hour: usd for hour, usd in totals.items() if hour >= end - LOOK_BACK_SECONDS}
+            projections[account] = project(hours, booked[account], range(end, running.end, HOUR))
+        return projections
+
+
+def _last_months(now: int, count: int, settled: int, zone: Zone) -> tuple[Window, ...]:
+    first, end = zone.period(now, "month")
+    for _ in range(count - 1):
+        first = zone.period(first - DAY, "month")[0]
+    return tuple(steps(Window(first, end, settled, zone=zone), "month"))
+
+
+def _touched(month: Window, prints: dict[int, int], running: bool) -> tuple[int, ...]:
+    """The fingerprints of the months of UTC that a zone's month is made of; with its projection, where it has one."""
+    start = month.start - LOOK_BACK_SECONDS if running else month.start
+    first = UTC_ZONE.period(start, "month")[0]
+    return tuple(chain.from_iterable(sorted((m, one) for m, one in prints.items() if first <= m < month.end)))
+
+
+def _month_of(month: Window, point: Point | None, committed: CommittedHours, projection: Projection | None) -> _Month:
+    return _Month(
+        structs.StoredMonth(
+            month=month.zone.day(month.start).isoformat()[:7],
+            start=month.zone.iso(month.start),
+            end=month.zone.iso(month.end),
+            coverage=source_of(committed, month).coverage,
+            complete=point is not None and point.complete,
+            costs=wire(point, structs.DataPoint) if point else None,
+            projection=wire(projection, structs.Projection) if projection else None,
+        ),
+        tuple(currencies_of(committed)),
+    )
+
+
+def _told(account: str, asked: _Asked, months: dict[int, _Month], warnings: tuple[str, ...]) -> structs.StoredMonths:
+    in_order = [months[month.start] for month in asked.months]
+    currencies = sorted({name for month in in_order for name in month.currencies})
+    return structs.StoredMonths(
+        cloud_account_id=account,
+        currency=currencies[-1] if currencies else DEFAULT_CURRENCY,
+        months=tuple(month.month for month in in_order),
+        timezone=asked.zone.name,
+        warnings=warnings,
+    )
 
 
 def _point(month: Window, committed: CommittedHours, parts: Sequence[tuple[Costs, float]], idle: float) -> Point | None:

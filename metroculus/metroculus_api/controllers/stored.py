@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from math import fsum
 
 from msgspec import Struct
@@ -28,6 +28,16 @@ from tools.zones import Period
 log = logging.getLogger("stored")
 
 STORE = "store"
+
+
+HOURS_AT_ONCE = 150_000
+"""Of all accounts together: a hundred megabytes of what is known of each hour."""
+
+
+def in_groups(accounts: Sequence[str], seconds: int) -> Iterator[Sequence[str]]:
+    """Accounts in groups of which so many seconds may be read at once."""
+    size = max(1, HOURS_AT_ONCE * HOUR // max(HOUR, seconds))
+    return (accounts[first : first + size] for first in range(0, len(accounts), size))
 
 
 def properties_of(question: Question) -> tuple[str, ...]:

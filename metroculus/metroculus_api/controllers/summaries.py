@@ -12,10 +12,10 @@ from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.statement import Question, Statement
 from metroculus.metroculus_api.cache import AnswerCache, Key, Work
 from metroculus.metroculus_api.controllers.costs import CostsController
-from metroculus.metroculus_api.errors import map_error
+from metroculus.metroculus_api.controllers.stored import in_groups
+from metroculus.metroculus_api.errors import failure_of
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
-from tools.tornado_service.errors import ApiError
 from tools.window import Window
 
 ASKED_AT_ONCE = 32
@@ -54,8 +54,21 @@ class SummariesController:
         Args:
             window: the window as it stands so many seconds from now.
         """
+        asked = window(0.0)
+        told: list[AccountSummary] = []
+        for group in in_groups(accounts, asked.end - asked.start):
+            told += await self._group(group, window, asked, filters, deadline)
+        return Summaries(tuple(told))
 
-        asked_window = window(0.0)
+    async def _group(
+        self,
+        accounts: Sequence[str],
+        window: Callable[[float], Window],
+        asked_window: Window,
+        filters: Filters,
+        deadline: Deadline,
+    ) -> list[AccountSummary]:
+        """``summaries`` of so few accounts that all their hours may be held at once."""
 
         def question(account: str, window: Window) -> Question:
             return Question(cloud_account_id=account, window=window, filters=filters)
@@ -82,11 +95,10 @@ class SummariesController:
                     key = self._kept_as(questions[account])
                     answered = await self._cache.answer(account, key, ask, deadline, anew)
             except Exception as problem:
-                mapped = problem if isinstance(problem, ApiError) else map_error(problem)
-                if mapped is None:
+                failure = failure_of(problem)
+                if failure is None:
                     raise
-                failure = structs.Failure(mapped.code.status, mapped.code.code, mapped.reason)
                 return AccountSummary(account, error=failure)
             return AccountSummary(account, msgspec.Raw(answered.prepared.body))
 
-        return Summaries(tuple(await asyncio.gather(*(one(account) for account in accounts))))
+        return list(await asyncio.gather(*(one(account) for account in accounts)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from optscale_client.metroculus_client import MetroculusError, ServiceUnavailable, error_about
+from optscale_client.metroculus_client import MetroculusError, ServiceUnavailable
 from optscale_client.metroculus_client.structs import (
     AccountStatement,
     Assets,
@@ -24,7 +24,7 @@ from optscale_client.metroculus_client.structs import (
     WithSources,
 )
 from rest_api.rest_api_server import answers
-from rest_api.rest_api_server.controllers.metroculus import MetroculusPool, in_parts
+from rest_api.rest_api_server.controllers.metroculus import MetroculusPool, failure_about, in_parts
 from rest_api.rest_api_server.controllers.resources import ResourcesController
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import failure_of
@@ -217,11 +217,8 @@ class CostsController:
 
 def _told(account: AccountStatement | None) -> Statement | MetroculusError:
     """What Metroculus says of one of many accounts."""
-    if account is not None and account.error is not None:
-        failure = account.error
-        return error_about(failure.status_code, failure.error_code, failure.reason)
     if account is None or account.statement is None:
-        return ServiceUnavailable("Metroculus left out an account that it was asked for", status=502)
+        return failure_about(account.error if account is not None else None)
     try:
         return _checked(account.statement)
     except ServiceUnavailable as problem:

@@ -11,9 +11,11 @@ from msgspec.structs import replace
 
 from optscale_client.metroculus_client import MetroculusError
 from optscale_client.metroculus_client.structs import (
+    AccountMonths,
     Columns,
     ExpenseRow,
     ExpensesWithoutLabels,
+    MonthsOfAccounts,
     Projection,
     Statement,
     StoredMonth,
@@ -22,7 +24,7 @@ from optscale_client.metroculus_client.structs import (
 )
 from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.controllers.costs import CostsController, asked_of, fields_of, total_of
-from rest_api.rest_api_server.controllers.metroculus import MetroculusPool, in_parts
+from rest_api.rest_api_server.controllers.metroculus import MetroculusPool, failure_about, in_parts
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import failure_of
 from tools.window import Window
@@ -97,14 +99,17 @@ class ExpensesController:
 
     async def monthly(self, clusters: Sequence[Cluster], count: int, zone: Zone, request_id: str) -> answers.Monthly:
         """Month by month over all clusters, each cluster by itself, and where the running month is going."""
-        found = await asyncio.gather(*(self._months(cluster, count, zone, request_id) for cluster in clusters))
+        told = await asyncio.gather(*(self._months(part, count, zone, request_id) for part in in_parts(clusters)))
+        found = [one for part in told for one in part]
         answered = [
             (cluster, one.months) for cluster, one in zip(clusters, found, strict=True) if isinstance(one, StoredMonths)
         ]
         failed = tuple(
-            answers.UnavailableCluster(cloud_account_id=cluster.id, cloud_account_name=cluster.name, error=one)
+            answers.UnavailableCluster(
+                cloud_account_id=cluster.id, cloud_account_name=cluster.name, error=failure_of(one)
+            )
             for cluster, one in zip(clusters, found, strict=True)
-            if isinstance(one, answers.Failure)
+            if isinstance(one, MetroculusError)
         )
         currencies = sorted({one.currency for one in found if isinstance(one, StoredMonths)})
         months = [
@@ -120,20 +125,24 @@ class ExpensesController:
         )
 
     async def _months(
-        self, cluster: Cluster, count: int, zone: Zone, request_id: str
-    ) -> StoredMonths | answers.Failure:
+        self, clusters: Sequence[Cluster], count: int, zone: Zone, request_id: str
+    ) -> list[StoredMonths | MetroculusError]:
+        accounts = tuple(cluster.id for cluster in clusters)
         try:
-            return await self._metroculus.call(
-                cluster,
-                self._metroculus.client.get_k8s_monthly,
-                cluster.id,
+            answer = await self._metroculus.call(
+                clusters,
+                self._metroculus.client.get_k8s_months,
+                accounts,
                 count,
                 timezone=None if zone.is_utc else zone.name,
                 request_id=request_id,
-                shape=StoredMonths,
+                shape=MonthsOfAccounts,
             )
         except MetroculusError as failure:
-            return failure_of(failure)
+            return [failure] * len(clusters)
+        told = {one.cloud_account_id: one for one in answer.accounts}
+        found = (told.get(account) or AccountMonths(account) for account in accounts)
+        return [one.months or failure_about(one.error) for one in found]
 
 
 def _cost_of(cluster: Cluster, told: Statement | MetroculusError) -> answers.ClusterCost:

@@ -20,8 +20,9 @@ from optscale_client.metroculus_client import (
     MetroculusError,
     ServiceUnavailable,
     Validator,
+    error_about,
 )
-from optscale_client.metroculus_client.structs import ACCOUNTS_AT_ONCE
+from optscale_client.metroculus_client.structs import ACCOUNTS_AT_ONCE, Failure
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.kept import VALIDITY, forbid_keeping
 
@@ -38,6 +39,13 @@ T = TypeVar("T")
 def in_parts(clusters: Sequence[Cluster]) -> list[Sequence[Cluster]]:
     """An organization's clusters as Metroculus takes them, at most so many in one call."""
     return [clusters[first : first + ACCOUNTS_AT_ONCE] for first in range(0, len(clusters), ACCOUNTS_AT_ONCE)]
+
+
+def failure_about(failure: Failure | None) -> MetroculusError:
+    """Why Metroculus has no answer about one of several accounts; None where it did not even name it."""
+    if failure is None:
+        return ServiceUnavailable("Metroculus left out an account that it was asked for", status=502)
+    return error_about(failure.status_code, failure.error_code, failure.reason)
 
 
 class MetroculusPool:

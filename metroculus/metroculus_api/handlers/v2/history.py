@@ -7,7 +7,7 @@ from msgspec import Struct
 from metroculus.metroculus_api.controllers.backfills import BackfillBody, BackfillsController
 from metroculus.metroculus_api.controllers.expenses import ExpensesController
 from metroculus.metroculus_api.controllers.monthly import MonthlyController
-from metroculus.metroculus_api.handlers.v2.base import AccountsQuery, MetroculusHandler, Needs
+from metroculus.metroculus_api.handlers.v2.base import AccountId, AccountsQuery, MetroculusHandler, Needs
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import Text, TimeZone, Uuid
@@ -56,6 +56,23 @@ class K8sMonthly(MetroculusHandler):
         return await self.monthly.months(
             query.cloud_account_id, int(query.months), query.timezone.zone, self.deadline()
         )
+
+
+class MonthsQuery(Struct, frozen=True, kw_only=True):
+    cloud_account_id: tuple[AccountId, ...]
+    months: MonthCount = MonthCount("12")
+    timezone: TimeZone = TimeZone("UTC")
+
+
+class K8sMonths(MetroculusHandler):
+    """Month by month of many clusters at once (USD): each as ``k8s_monthly`` tells it, or why it cannot be told."""
+
+    monthly: MonthlyController
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=MonthsQuery, answer=structs.MonthsOfAccounts)
+    async def get(self, query: MonthsQuery) -> structs.MonthsOfAccounts:
+        accounts = tuple(dict.fromkeys(query.cloud_account_id))
+        return await self.monthly.months_of(accounts, int(query.months), query.timezone.zone, self.deadline())
 
 
 class BackfillsQuery(Struct, frozen=True, kw_only=True):
