@@ -112,6 +112,14 @@ class WorkerConfig:
     retention_days: int = declared(
         Setting("RETENTION_DAYS", "Days of history that are kept, in whole months.", count, 400)
     )
+    purge_grace_days: int = declared(
+        Setting(
+            "PURGE_GRACE_DAYS",
+            "Days after which the history of an account is deleted whose source was removed, and not given again.",
+            count,
+            30,
+        )
+    )
     parallel: int = declared(Setting("EXTRACT_PARALLEL", "Clusters that are extracted side by side.", count, 8))
     queue_url: str | None = declared(
         Setting(

@@ -35,7 +35,7 @@ class Dependencies:
             self.store.close()
 
 
-def open_registry(config: MetroculusConfig) -> SourceRegistry:
+def open_registry(config: MetroculusConfig, clock: Callable[[], float] = time.time) -> SourceRegistry:
     """The registry of sources that ``REGISTRY_URL`` names.
 
     Raises:
@@ -43,14 +43,15 @@ def open_registry(config: MetroculusConfig) -> SourceRegistry:
     """
     if config.registry_url is None or not config.registry_url.startswith("etcd:"):
         file = Path(config.registry_url.partition(":")[2]) if config.registry_url else registry_file(config)
-        return SourceRegistry(SqliteEntries(file), load_keys(config.data_dir, config.encryption_key))
+        keys = load_keys(config.data_dir, config.encryption_key)
+        return SourceRegistry(SqliteEntries(file), keys, now=clock)
     if config.encryption_key is None:
         raise RegistryError("REGISTRY_URL=etcd://… needs ENCRYPTION_KEY: a key file would be of this machine alone")
     try:
         entries = EtcdEntries(EtcdConfig(config.registry_url))
     except ConfigError as problem:
         raise RegistryError(f"REGISTRY_URL: {problem}") from None
-    return SourceRegistry(entries, load_keys(config.data_dir, config.encryption_key))
+    return SourceRegistry(entries, load_keys(config.data_dir, config.encryption_key), now=clock)
 
 
 def registry_file(config: MetroculusConfig) -> Path:
@@ -65,7 +66,7 @@ def make_dependencies(config: MetroculusConfig, clock: Callable[[], float] = tim
         RegistryError, StoreError: where their files cannot be used.
     """
     http = SourceHttp(config.upstream_allow, config.kubecost_timeout)
-    registry = open_registry(config)
+    registry = open_registry(config, clock)
     querier = None
     if config.thanos_query_url:
         upstream = Upstream("the metrics source", config.thanos_query_url, trusted=True)

@@ -250,6 +250,7 @@ def make_worker(
         clock,
         config.kubecost_timeout,
         settings.retention_days,
+        settings.purge_grace_days,
         settings.parallel,
         record if queue is None else queue.report,
         keep_ownership=queue is None,

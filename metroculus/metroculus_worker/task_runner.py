@@ -99,6 +99,7 @@ class TaskRunner:
         clock: Callable[[], float],
         seconds_a_call: float,
         retention_days: int,
+        purge_grace_days: int,
         parallel: int,
         report: Callable[[TaskResult], None],
         keep_ownership: bool = True,
@@ -110,6 +111,7 @@ class TaskRunner:
         self._clock = clock
         self._seconds_a_call = seconds_a_call
         self._retention_days = retention_days
+        self._purge_grace_days = purge_grace_days
         self._report_result = report
         self._keep_ownership = keep_ownership
         self._pools = {share: asyncio.Semaphore(pool_size(share, parallel)) for share in SHARES}
@@ -257,7 +259,16 @@ class TaskRunner:
         log.info("dropped months %s, swept %d batches", list(cleaned.months), cleaned.batches)
         if cleaned.broken:
             log.error("%d batches have lost rows: back-fill or repair their hours", cleaned.broken)
+        await self._purge()
         self._report(task)
+
+    async def _purge(self) -> None:
+        """Delete the history of clusters that were removed so long ago that nobody wants it back."""
+        registry = self._accounts.registry
+        for account in await registry.removed_before(self._clock() - self._purge_grace_days * DAY):
+            await self._store.run(self._store.maintenance.purge, account)
+            await registry.purged(account)
+            log.info("purged the history of account %s, whose source was removed", account)
 
     async def _backfills(self, task: Task, owned: Owned) -> None:
         """Run the open back-fills of a cluster, one after the other."""

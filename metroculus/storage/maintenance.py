@@ -12,6 +12,7 @@ from metroculus.storage.columns import (
     PARTITIONED,
     SUMMARIES,
     SUMMARY_BUILDS,
+    TABLES,
 )
 from metroculus.storage.engine import Engine, literal
 from metroculus.storage.jobs import KEPT_SECONDS, Jobs
@@ -90,6 +91,16 @@ class Maintenance:
         broken = self._verify()
         swept = sum(self._sweep(now, one, month) for one in BATCHED for month in self._months(one.rows))
         return Cleaned(tuple(sorted(dropped)), swept, broken)
+
+    def purge(self, account: str) -> None:
+        """Delete all that is stored of an account.
+
+        Raises:
+            StoreError
+        """
+        for table in TABLES:
+            target = self._engine.dialect.altered(table.name)
+            self._engine.command(f"ALTER TABLE {target} DELETE WHERE account = {literal(account)}")
 
     def _verify(self) -> int:
         """Write down which batches have lost rows, or have them again; how many are not whole."""

@@ -60,12 +60,11 @@ class RestApiConfig:
     resources_refresh: float = declared(
         Setting("RESOURCES_REFRESH", "Seconds between refreshes of quotas, limits and nodes.", seconds, 600.0)
     )
-    cors_origins: tuple[str, ...] = declared(
+    cors_origins: tuple[str, ...] | None = declared(
         Setting(
             "CORS_ORIGINS",
             "Origins whose web pages may read answers, between commas; * is every one. None by default.",
             parse_origins,
-            (),
         )
     )
     tls: tuple[str, str] | None = None

@@ -87,7 +87,7 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
         security={"token": {"type": "http", "scheme": "bearer"}},
         audit=config.access.audit("rest-api", clock),
         proxies=config.access.proxies,
-        cross_origin=CrossOrigin(config.cors_origins),
+        cross_origin=CrossOrigin(config.cors_origins or ()),
     )
     kept = KeptAnswers(config.cache_mib << 20)
     KeptCollector(kept, service.registry)

@@ -35,7 +35,7 @@ KEY = "Zm9yIHR3byB3b3JrZXJzIG9mIHR3byBtYWNoaW5lcyE="
 RELEASED = {
     "directory, SQLite": {1: "7a0418aac3720454", 2: "1fe8d76ab22008dd"},
     "directory, MongoDB": {1: "ad78ec7806c5ef3a"},
-    "registry, SQLite": {1: "057f207c13c64749"},
+    "registry, SQLite": {1: "057f207c13c64749", 2: "609fc2f8f748c749"},
 }
 """SHA-256 of each migration that was released."""
 MIGRATIONS = {

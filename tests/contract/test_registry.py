@@ -14,7 +14,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from metroculus.sources.errors import RegistryError
-from metroculus.sources.registry.etcd import PREFIX, EtcdEntries
+from metroculus.sources.registry.etcd import PREFIX, REMOVED, EtcdEntries
 from metroculus.sources.registry.protocol import (
     Credentials,
     Entries,
@@ -39,7 +39,8 @@ def open_entries(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ope
     opened: list[Entries] = []
     etcd = request.getfixturevalue("etcd_of_module") if request.param == "etcd" else None
     if etcd is not None:
-        EtcdConfig(etcd.url).client().delete_prefix(PREFIX)
+        for prefix in (PREFIX, REMOVED):
+            EtcdConfig(etcd.url).client().delete_prefix(prefix)
 
     def make() -> Entries:
         made: Entries = EtcdEntries(EtcdConfig(etcd.url)) if etcd else SqliteEntries(tmp_path / "sources.sqlite")
@@ -75,6 +76,29 @@ def test_what_was_written_is_read_by_everybody_and_gone_when_removed(open_entrie
         assert await theirs.get(account) is None and await theirs.accounts() == []
         anew = await ours.put(account, "opencost", "http://opencost", Credentials())
         assert anew.revision != again.revision
+
+    asyncio.run(use())
+
+
+def test_a_removed_account_is_told_until_it_is_purged_or_there_again(open_entries: Open) -> None:
+    ours, theirs = open_entries(), open_entries()
+    for account in ("a", "b", "c"):
+        ours.write(entry(account))
+    assert not ours.remove("absent", 5) and ours.removed() == {}
+    assert ours.remove("a", 10) and ours.remove("b", 20) and theirs.removed() == {"a": 10, "b": 20}
+    assert not theirs.remove("a", 99), "the first removal is the one that counts"
+    assert ours.create(entry("a", 2)) and theirs.removed() == {"b": 20}
+    assert ours.remove("a", 30) and theirs.removed() == {"a": 30, "b": 20}
+    theirs.purged("b")
+    theirs.purged("never")
+    assert ours.removed() == {"a": 30} and ours.accounts() == ["c"]
+
+    async def use() -> None:
+        known = SourceRegistry(open_entries(), Keyring((FIRST,)), now=lambda: 1000.9)
+        assert await known.removed_before(30) == [] and await known.removed_before(31) == ["a"]
+        assert await known.delete("c") and await known.removed_before(1001) == ["a", "c"]
+        await known.purged("a")
+        assert await known.removed_before(1001) == ["c"]
 
     asyncio.run(use())
 

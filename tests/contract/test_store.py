@@ -12,6 +12,7 @@ from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Allocation, Filte
 from metroculus.cost_model.assets import Asset
 from metroculus.cost_model.components import Costs
 from metroculus.storage.blocks import NodeKind
+from metroculus.storage.columns import TABLES
 from metroculus.storage.engine import StoreError, literal
 from metroculus.storage.gaps import Gap
 from metroculus.storage.jobs import Repair
@@ -311,6 +312,24 @@ def test_sweeping_takes_superseded_summaries_and_assets_too(store: Store) -> Non
         assert next(iter(store.engine.query(f"SELECT count() FROM {table}")))[0] == rows
     assert total(store) == 12.25
     assert store.assets.read(ACCOUNT, list(store.assets.days(ACCOUNT, H, END).values()))[0].total_cost == 8.0
+
+
+def test_a_purged_account_leaves_nothing_and_takes_nothing_of_others(store: Store) -> None:
+    writer = FencedWriter(1)
+    for account in (ACCOUNT, OTHER):
+        store.ledger.commit([batch(H, allocation("web-1", 8.0), account=account)], writer)
+        store.summaries.rebuild(account, H, END, writer)
+        node = Asset(type="node", name="a", total_cost=1.0)
+        store.assets.commit(account, H, [node], store.ledger.new_batch(), NOW, writer)
+        store.jobs.ask(account, H, END, 1)
+        store.gaps.record(account, [Gap(H + HOUR, NOW, "nothing")])
+    store.maintenance.purge(OTHER)
+    wait_for_mutations(store)
+    for table in TABLES:
+        found = store.engine.query(f"SELECT DISTINCT account FROM {table.name}")
+        assert {row[0] for row in found} <= {ACCOUNT}, table.name
+    assert total(store) == 12.25 and store.ledger.accounts() == [ACCOUNT]
+    assert store.summaries.sums(OTHER, H, END, (), Filters()).sums == ()
 
 
 def test_retention_drops_whole_months(store: Store) -> None:

@@ -21,7 +21,7 @@ from metroculus.storage.store import Store, open_store
 from simulator.costs import truth
 from simulator.server import Habits
 from tests.integration.test_services import link
-from tests.support import DAY, END, HOUR, NOW, Stack, ask, exact_world, make_tenant
+from tests.support import DAY, END, HOUR, NOW, Stack, ask, exact_world, make_tenant, until
 
 WORLDS = [exact_world(prime, days=2) for prime in (7, 11, 13)]
 WINDOW = f"window={END - DAY},{END}"
@@ -130,6 +130,26 @@ def test_one_that_fails_or_is_unknown_leaves_the_others_whole(stack: Stack) -> N
     assert failing["statement"]["complete"] is False, "the day is known, the running hour is not"
     assert failing["statement"] == kept.client.get_kubecost_cluster_costs(account(1), **window)[1]
     assert unknown["statement"] is None and unknown["error"]["status_code"] == 409
+
+
+def test_history_of_a_removed_account_is_purged_after_its_grace_unless_it_is_there_again(stack: Stack) -> None:
+    now = [NOW]
+    stack.plan = {"clock": lambda: now[0]}
+    kept = Kept(stack, clusters=3)
+    ledger = kept.store.ledger
+
+    def clean(days: float) -> list[str]:
+        now[0] = NOW + int(days * DAY)
+        stack.thread.run(kept.running.worker.worker.clean())
+        assert until(lambda: not list(kept.store.engine.query("SELECT 1 FROM system.mutations WHERE is_done = 0")))
+        return list(ledger.accounts())
+
+    kept.client.delete_kubecost_source(account(0))
+    kept.client.delete_kubecost_source(account(1))
+    assert clean(29.9) == kept.accounts
+    kept.client.put_kubecost_source(account(1), "push")
+    assert clean(30.1) == [account(1), account(2)]
+    assert clean(60) == [account(1), account(2)], "what was never removed stays, however old"
 
 
 def test_an_organization_sees_many_with_one_call(stack: Stack) -> None:

@@ -13,6 +13,8 @@ from metroculus.sources.registry.protocol import StoredEntry
 log = logging.getLogger("registry")
 
 PREFIX = "/metroculus/sources/"
+REMOVED = "/metroculus/removed/"
+"""When an account's entry was removed (Unix seconds), until its history is purged."""
 
 _ENCODER = msgspec.json.Encoder(enc_hook=str)
 """Kinds of text (ids) are text."""
@@ -102,8 +104,27 @@ class EtcdEntries:
 
         return bool(self._asked(swap))
 
-    def remove(self, account: str) -> bool:
-        return bool(self._asked(lambda client: client.delete(PREFIX + account)))
+    def remove(self, account: str, at: int) -> bool:
+        key = PREFIX + account
+
+        def delete(client: Any) -> bool:
+            done, _ = client.transaction(
+                compare=[client.transactions.version(key) > 0],
+                success=[client.transactions.delete(key), client.transactions.put(REMOVED + account, str(at))],
+                failure=[],
+            )
+            return bool(done)
+
+        return bool(self._asked(delete))
+
+    def removed(self) -> dict[str, int]:
+        found = self._asked(lambda client: list(client.get_prefix(REMOVED)))
+        stamps = {about.key.decode()[len(REMOVED) :]: value.decode() for value, about in found}
+        here = self.entry_versions()
+        return {account: int(at) for account, at in stamps.items() if account not in here and at.isdecimal()}
+
+    def purged(self, account: str) -> None:
+        self._asked(lambda client: client.delete(REMOVED + account))
 
     def wait_for_change(self, seconds: float) -> None:
         def wait(client: Any) -> None:

@@ -155,8 +155,16 @@ class Entries(Protocol):
         """Write where the entry still has this revision; whether it had."""
         ...
 
-    def remove(self, account: str) -> bool:
-        """Whether there was an entry."""
+    def remove(self, account: str, at: int) -> bool:
+        """Remove the account's entry, and keep when that was (Unix seconds); whether there was one."""
+        ...
+
+    def removed(self) -> dict[str, int]:
+        """When the entries of accounts that have none any more were removed, until their history was purged."""
+        ...
+
+    def purged(self, account: str) -> None:
+        """Forget that an account's entry was removed."""
         ...
 
     def wait_for_change(self, seconds: float) -> None:
@@ -173,12 +181,20 @@ class SourceRegistry:
 
     Args:
         clock: seconds that only rise.
+        now: Unix seconds.
     """
 
-    def __init__(self, entries: Entries, keys: Keyring, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        entries: Entries,
+        keys: Keyring,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self.entries = entries
         self._keys = keys
         self._clock = clock
+        self._now = now
         self._remembered: dict[str, tuple[float, StoredEntry | None]] = {}
         self._revisions: dict[str, tuple[float, int | None]] = {}
         """When an account's revision was seen, and what it was."""
@@ -333,9 +349,26 @@ class SourceRegistry:
     async def delete(self, account: str) -> bool:
         """Whether there was an entry."""
         try:
-            return await asyncio.to_thread(self.entries.remove, account)
+            return await asyncio.to_thread(self.entries.remove, account, int(self._now()))
         finally:
             self._changed(account)
+
+    async def removed_before(self, stamp: float) -> list[str]:
+        """The accounts without an entry whose last one was removed before a moment (Unix seconds).
+
+        Raises:
+            RegistryError
+        """
+        removed = await asyncio.to_thread(self.entries.removed)
+        return sorted(account for account, at in removed.items() if at < stamp)
+
+    async def purged(self, account: str) -> None:
+        """The history of a removed account is gone.
+
+        Raises:
+            RegistryError
+        """
+        await asyncio.to_thread(self.entries.purged, account)
 
     def rekey(self) -> Rekeyed:
         """Seal every entry under the first key; one that no key opens is left, and named.

@@ -26,6 +26,16 @@ MIGRATIONS = (
             ),
         ),
     ),
+    SqliteMigration(
+        number=2,
+        readable_from=1,
+        steps=(
+            Statement(
+                "CREATE TABLE IF NOT EXISTS removed_accounts"
+                " (cloud_account_id TEXT PRIMARY KEY, removed_at INTEGER NOT NULL)"
+            ),
+        ),
+    ),
 )
 _COLUMNS = "cloud_account_id, flavour, url, sealed, revision"
 POLL_SECONDS = 0.2
@@ -103,9 +113,30 @@ class SqliteEntries:
             )
             return changed.rowcount > 0
 
-    def remove(self, account: str) -> bool:
+    def remove(self, account: str, at: int) -> bool:
         with self._opened() as database:
-            return database.execute("DELETE FROM kubecost_sources WHERE cloud_account_id = ?", (account,)).rowcount > 0
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                gone = database.execute("DELETE FROM kubecost_sources WHERE cloud_account_id = ?", (account,)).rowcount
+                if gone:
+                    database.execute("INSERT OR REPLACE INTO removed_accounts VALUES (?, ?)", (account, at))
+            except BaseException:
+                database.execute("ROLLBACK")
+                raise
+            database.execute("COMMIT")
+            return gone > 0
+
+    def removed(self) -> dict[str, int]:
+        with self._opened() as database:
+            found = database.execute(
+                "SELECT cloud_account_id, removed_at FROM removed_accounts"
+                " WHERE cloud_account_id NOT IN (SELECT cloud_account_id FROM kubecost_sources)"
+            )
+            return dict(found.fetchall())
+
+    def purged(self, account: str) -> None:
+        with self._opened() as database:
+            database.execute("DELETE FROM removed_accounts WHERE cloud_account_id = ?", (account,))
 
     def wait_for_change(self, seconds: float) -> None:
         """A file tells nobody of its changes: it is looked at some times a second."""
