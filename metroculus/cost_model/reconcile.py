@@ -69,11 +69,16 @@ def reconcile(
     """
     usable = [reading for reading in (allocation, metrics) if reading is not None and reading.usable]
     live = next((reading for reading in usable if reading.sets), usable[0] if usable else None)
-    readings = [(stored.allocation, management)] if stored else []
-    readings += [(live, management)] if live else []
-    readings += [(stretch.allocation, ())] if stretch else []
-    authority = _joined([reading for reading, _ in readings])
-    cost = _divided(authority, _whole_idle(readings), question)
+    readings = [stored.allocation] if stored else []
+    idle: list[Costs | None] = [_told_idle(stored.allocation)] if stored else []
+    if live:
+        readings.append(live)
+        idle.append(_idle(live, management))
+    if stretch:
+        readings.append(stretch.allocation)
+        idle.append(_idle(stretch.allocation, ()))
+    authority = _joined(readings)
+    cost = _divided(authority, _sum_known(idle), question)
     parts = [*([stored.management] if stored else []), *([_first_known(management)] if live or not stored else [])]
     parts += [stretch.management] if stretch else []
     management_usd, management_covered = _management(parts, question)
@@ -176,17 +181,21 @@ def _management(parts: Sequence[ManagementReading | None], question: Question) -
     return None, any(reading.covers for reading in parts if reading is not None)
 
 
-def _whole_idle(readings: Sequence[tuple[AllocationReading, Sequence[ManagementReading]]]) -> Costs | None:
-    """Idle cost over the whole window; None if any part is unknown, or there is none."""
-    known = [_idle(reading, management) for reading, management in readings]
-    return Costs.sum(one for one in known if one is not None) if known and None not in known else None
+def _sum_known(parts: Sequence[Costs | None]) -> Costs | None:
+    """The sum; None if any part is unknown, or there is none."""
+    return Costs.sum(one for one in parts if one is not None) if parts and None not in parts else None
+
+
+def _told_idle(reading: AllocationReading) -> Costs:
+    """Idle as rows tell it; hours are stored with their idle, so that where they have none there was none."""
+    sets = [one.columns for one in reading.sets]
+    return Costs.sum(columns.take(columns.is_special(IDLE)).sum_costs() for columns in sets)
 
 
 def _idle(reading: AllocationReading, management: Sequence[ManagementReading]) -> Costs | None:
     """Idle as the source told it, else what nodes cost beyond what was allocated; None where neither is known."""
     if reading.has_idle() or not reading.sets:
-        sets = [one.columns for one in reading.sets]
-        return Costs.sum(columns.take(columns.is_special(IDLE)).sum_costs() for columns in sets)
+        return _told_idle(reading)
     nodes = next((one.nodes for one in management if one.nodes is not None), None)
     if nodes is None:
         return None

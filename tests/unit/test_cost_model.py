@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metroculus.cost_model.allocation import Allocation, Filters
-from metroculus.cost_model.columns import add, group, share_idle
+from metroculus.cost_model.columns import Allocations, add, group, share_idle
 from metroculus.cost_model.components import Costs, Usage
 from metroculus.cost_model.efficiency import efficiency
 from metroculus.cost_model.reading import (
@@ -20,6 +20,7 @@ from metroculus.cost_model.reading import (
     ManagementReading,
     NodeCosts,
     SourceReport,
+    StoredReading,
     coverage,
     judge_sets,
 )
@@ -199,6 +200,22 @@ def test_management_that_failed_is_unknown_and_one_that_nobody_covers_is_left_ou
     assert failed.total_cost is None and failed.summary.known_cost == 1.0 and not failed.complete
     uncovered = statement(reading)
     assert uncovered.total_cost == 1.0 and uncovered.not_covered == ("management",) and uncovered.complete
+
+
+@pytest.mark.parametrize("stored_cpu", [0.0, 3.0])
+def test_stored_hours_without_idle_have_none_and_take_none_of_the_live_hours_nodes(stored_cpu):
+    """A cluster that was off for a day, then on: nodes 10 + 5 + 1, of which the workload has 4 of cpu."""
+    source = SourceReport(name="store", status="ok")
+    rows = Allocations.of([Allocation(name="shop", namespace="shop", costs=Costs(cpu=stored_cpu))] * bool(stored_cpu))
+    off = AllocationReading(source=source, sets=(AllocationSet(START, START + DAY, rows),))
+    stored = StoredReading(off, ManagementReading(source=source, usd=0.0), Window.past(START + DAY, START + 2 * DAY))
+    nodes = ManagementReading(
+        source=SourceReport(name="assets", status="ok"), usd=2.0, nodes=NodeCosts(cpu=10.0, ram=5.0, gpu=1.0)
+    )
+    live = read([row("shop", cpuCost=4, start=START + DAY, end=START + 2 * DAY)])
+    found = reconcile(Question(cloud_account_id="a", window=TWO_DAYS), live, None, [nodes], stored)
+    assert found.idle_cost == 6 + 5 + 1
+    assert found.total_cost == stored_cpu + 10 + 5 + 1 + 2
 
 
 def test_thanos_stands_in_for_an_allocation_api_that_failed_and_the_failure_is_told():
