@@ -83,6 +83,12 @@ def _queue(text: str) -> str:
     return text
 
 
+def _redis(text: str) -> str:
+    if urlsplit(text).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("must be redis://user:password@host:port/database, rediss:// for TLS, or unix://PATH")
+    return text
+
+
 def _roles(text: str) -> tuple[Role, ...]:
     wanted = listed(text)
     if not wanted or not set(wanted) <= set(WORKER_ROLES):
@@ -194,6 +200,15 @@ class MetroculusConfig:
         Setting("CACHE_TTL", "Seconds that an answer of live sources is kept as fresh; 0 keeps none.", duration, 300.0)
     )
     cache_mib: int = declared(Setting("CACHE_SIZE", "MiB of answers that are kept.", count, 64))
+    redis_url: str | None = declared(
+        Setting(
+            "REDIS_URL",
+            "A Redis (redis://host:6379/0) by which instances share the answers that they keep.",
+            _redis,
+            secret=True,
+            etcd="/redis/url",
+        )
+    )
     upstream_allow: AllowedAddresses = declared(
         Setting(
             "UPSTREAM_ALLOW", "Networks and host suffixes that tenants' URLs may reach.", _allowed, AllowedAddresses()

@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import pika
 import pytest
+import redis
 import requests
 from hypothesis import HealthCheck, settings
 from pymongo import MongoClient
@@ -284,6 +285,50 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rabbit]:
     server.start()
     yield server
     server.end()
+
+
+class Redis:
+    """A Redis of the tests' own, in memory; it can be stopped and started again on its own port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": self.folder}
+        args = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        self.process = subprocess.Popen(["redis-server", *args], stdout=subprocess.DEVNULL)
+        end = time.monotonic() + 20
+        while True:
+            assert self.process.poll() is None, f"redis-server ended with {self.process.returncode}"
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                assert time.monotonic() < end, "redis-server did not become ready"
+                time.sleep(0.02)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[Redis]:
+    need("redis-server", package="redis-server")
+    server = Redis(tmp_path)
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -43,19 +43,33 @@ NO_SAVINGS = ("savings", "no_data")
 RENEWED_AT_ONCE = 8
 """Of all accounts together, and one of each."""
 RENEWED_LATER_SECONDS = 0.5
+MOST_ACCOUNTS = 100_000
+SHARED_MARGIN_SECONDS = 1.0
+"""Ages of shared answers are as exact as this."""
 
 State = Literal["hit", "miss", "stale"]
 Key = tuple[Hashable, ...]
 
 
 class Basis(Protocol):
-    """What an account's answers rest on now: its source, its stored hours."""
+    """What an account's answers rest on now: the revision of its source, and a version of its stored hours.
 
-    async def of(self, account: str) -> Hashable: ...
+    The revision is the same in every instance, the version is this process' own.
+    """
 
-    def remembered(self, account: str) -> Hashable | None:
+    async def of(self, account: str) -> tuple[Hashable, Hashable]: ...
+
+    def remembered(self, account: str) -> tuple[Hashable, Hashable] | None:
         """The same without asking anybody; None where that cannot be."""
         ...
+
+
+class Shared(Protocol):
+    """Answers that other instances made; an answer's age is in seconds."""
+
+    async def get(self, account: str, revision: Hashable, question: Hashable) -> tuple[Prepared, float] | None: ...
+
+    def put(self, account: str, revision: Hashable, question: Hashable, answer: Prepared, age: float) -> None: ...
 
 
 class Report(Protocol):
@@ -93,13 +107,14 @@ class Answered(Struct, frozen=True):
 
 class CacheStats(Struct, frozen=True, kw_only=True):
     """Answers since the start; ``coalesced`` are those of them that waited for another's question, ``renewed`` are
-    questions that nobody waited for."""
+    questions that nobody waited for, ``shared`` those that another instance had answered."""
 
     hits: int
     misses: int
     stale: int
     coalesced: int
     renewed: int
+    shared: int
     items: int
     bytes: int
 
@@ -139,6 +154,7 @@ class AnswerCache:
         basis: what an account's answers rest on now.
         fresh: seconds; 0 keeps nothing, and the same questions at once are still one.
         patience: seconds that a question may take, whoever asked it first.
+        shared: answers of other instances, asked before the sources are.
         clock: seconds that only rise.
     """
 
@@ -148,6 +164,7 @@ class AnswerCache:
         fresh: float,
         patience: float,
         max_bytes: int,
+        shared: Shared | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
@@ -156,6 +173,9 @@ class AnswerCache:
         self._patience = patience
         self._largest = max_bytes // LARGEST_SHARE
         self._kept: LRUCache[Key, _Kept] = LRUCache(max_bytes, getsizeof=lambda kept: kept.size)
+        self._shared = shared if fresh else None
+        self._changes: LRUCache[str, tuple[Hashable, float]] = LRUCache(MOST_ACCOUNTS)
+        """By account, what is stored of it, and since when that is so: what was made before is of something else."""
         self._flights: dict[Key, _Flight] = {}
         self._renewing: set[str] = set()
         self._closed = False
@@ -200,12 +220,35 @@ class AnswerCache:
             SourceError: and nothing is kept to stand in.
             Exception: whatever else ``work`` raises.
         """
-        key = (account, await self._basis.of(account), *question)
+        basis = await self._basis.of(account)
+        self._note_change(account, basis[1])
+        key = (account, basis, *question)
         answered = await self._answer(key, work, deadline)
         self._counts[answered.state] += 1
         if answered.state == "miss" and anew is not None:
             self._renew_later(key, anew)
         return answered
+
+    def _note_change(self, account: str, stored: Hashable) -> None:
+        known = self._changes.get(account)
+        if known is None or known[0] != stored:
+            # An instance that has just begun to serve an account knows of no change, as none knows of others' changes.
+            self._changes[account] = (stored, float("-inf") if known is None else self.clock())
+
+    async def _from_others(self, key: Key) -> _Kept | None:
+        """An answer that another instance made: younger than what is kept here, and than the last change here."""
+        if self._shared is None:
+            return None
+        account = str(key[0])
+        found = await self._shared.get(account, _revision(key), key[2:])
+        if found is None:
+            return None
+        prepared, age = found
+        made_at, kept = self.clock() - age, self._kept.get(key)
+        oldest = max(self._changes.get(account, (None, float("-inf")))[1], kept.made_at if kept else float("-inf"))
+        if age >= self._fresh or made_at <= oldest + SHARED_MARGIN_SECONDS:
+            return None
+        return _Kept(prepared, made_at, len(repr(key)))
 
     def _renew_later(self, key: Key, anew: AskAgain) -> None:
         """Ask again before an answer goes stale, if it is asked for until then."""
@@ -267,6 +310,7 @@ class AnswerCache:
             stale=counts["stale"],
             coalesced=counts["coalesced"],
             renewed=counts["renewed"],
+            shared=counts["shared"],
             items=len(self._kept),
             bytes=int(self._kept.currsize),
         )
@@ -325,6 +369,12 @@ class AnswerCache:
             leave()
 
     async def _make(self, key: Key, work: Work, flight: _Flight) -> Answered:
+        others = await self._from_others(key)
+        if others is not None:
+            self._counts["shared"] += 1
+            if others.prepared.size <= self._largest:
+                self._kept[key] = others
+            return self._fresh_answer(others, self.clock() - others.made_at)
         try:
             value = await work(flight.deadline)
         except SourceError as failure:
@@ -341,6 +391,8 @@ class AnswerCache:
         prepared = await prepared_of(encode(value))
         if self._fresh and prepared.size <= self._largest:
             self._kept[key] = _Kept(prepared, made_at, len(repr(key)))
+            if self._shared is not None:
+                self._shared.put(str(key[0]), _revision(key), key[2:], prepared, self.clock() - made_at)
             return Answered(prepared, "miss", 0, int(self._fresh))
         return Answered(prepared, "miss", 0)
 
@@ -369,8 +421,17 @@ class CacheCollector(Collector):
         yield answers
         yield CounterMetricFamily("metroculus_cache_coalesced", "Answers to one question", value=stats.coalesced)
         yield CounterMetricFamily("metroculus_cache_renewed", "Answers asked for anew in time", value=stats.renewed)
+        yield CounterMetricFamily("metroculus_cache_shared", "Answers that another instance made", value=stats.shared)
         yield GaugeMetricFamily("metroculus_cache_items", "Answers that are kept", value=stats.items)
         yield GaugeMetricFamily("metroculus_cache_bytes", "Their size", value=stats.bytes)
+
+
+def _revision(key: Key) -> Hashable:
+    """Of the account's source, out of the key of an answer."""
+    basis = key[1]
+    assert isinstance(basis, tuple)
+    revision: Hashable = basis[0]
+    return revision
 
 
 def _whole(value: Any) -> bool:

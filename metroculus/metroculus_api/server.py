@@ -23,6 +23,7 @@ from metroculus.metroculus_api.controllers.summaries import SummariesController
 from metroculus.metroculus_api.errors import map_error
 from metroculus.metroculus_api.handlers.v2.costs import ClusterCosts
 from metroculus.metroculus_api.secret import SecretKeeper
+from metroculus.metroculus_api.shared_answers import SharedAnswers
 from metroculus.metroculus_api.urls import routes
 from metroculus.sources.accounts import Accounts
 from metroculus.storage.store import Store
@@ -40,9 +41,12 @@ class Metroculus:
     secret: SecretKeeper
     dependencies: Dependencies
     cache: AnswerCache
+    shared: SharedAnswers | None = None
 
     def close(self) -> None:
         self.cache.close()
+        if self.shared is not None:
+            self.shared.close()
         self.dependencies.close()
 
 
@@ -70,7 +74,7 @@ def make_app(
         "metroculus",
         VERSION,
         CODES,
-        lambda: _states(secret, dependencies),
+        lambda: _states(secret, dependencies, shared),
         map_error,
         clock,
         security={"secret": {"type": "apiKey", "in": "header", "name": "Secret"}},
@@ -78,7 +82,8 @@ def make_app(
         proxies=config.access.proxies,
     )
 
-    cache = AnswerCache(_Basis(accounts, store), config.cache_ttl, config.kubecost_timeout, config.cache_bytes)
+    shared = SharedAnswers(config.redis_url, config.cache_ttl) if config.redis_url else None
+    cache = AnswerCache(_Basis(accounts, store), config.cache_ttl, config.kubecost_timeout, config.cache_bytes, shared)
     CacheCollector(cache, service.registry)
     costs = CostsController(accounts, savings, store)
     controllers = {
@@ -92,12 +97,14 @@ def make_app(
         "backfills": BackfillsController(accounts, store, worked, clock),
         "cache": cache,
     }
-    shared = {
+    parts = {
         "secret": secret,
         "slowdown": config.access.slowdown(),
         "deadline_seconds": config.kubecost_timeout,
     }
-    return Metroculus(make_application(service, routes(shared, controllers)), service, secret, dependencies, cache)
+    return Metroculus(
+        make_application(service, routes(parts, controllers)), service, secret, dependencies, cache, shared
+    )
 
 
 @dataclass(frozen=True)
@@ -107,10 +114,10 @@ class _Basis:
     accounts: Accounts
     store: Store | None
 
-    async def of(self, account: str) -> Hashable:
+    async def of(self, account: str) -> tuple[Hashable, Hashable]:
         return await self.accounts.revision(account), self._stored(account)
 
-    def remembered(self, account: str) -> Hashable | None:
+    def remembered(self, account: str) -> tuple[Hashable, Hashable] | None:
         revision = self.accounts.remembered_revision(account)
         return None if revision is None else (revision[0], self._stored(account))
 
@@ -118,7 +125,7 @@ class _Basis:
         return self.store.version(account) if self.store is not None else None
 
 
-def _states(secret: SecretKeeper, dependencies: Dependencies) -> dict[str, str]:
+def _states(secret: SecretKeeper, dependencies: Dependencies, shared: SharedAnswers | None) -> dict[str, str]:
     """What ``/readyz`` says of each thing that the service stands on, as it last saw it."""
     store = dependencies.store
     return {
@@ -126,4 +133,4 @@ def _states(secret: SecretKeeper, dependencies: Dependencies) -> dict[str, str]:
         "registry": "ok" if dependencies.registry.failure is None else "failing",
         "upstreams": "failing" if "open" in dependencies.http.seen().values() else "ok",
         "store": "not kept" if store is None else "ok" if store.failed is None else "failing",
-    }
+    } | ({} if shared is None else {"shared answers": shared.state})

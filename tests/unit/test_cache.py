@@ -55,7 +55,7 @@ class Clock:
 def cache_of(fresh=FRESH, revisions=None, max_bytes=1 << 20):
     clock = Clock()
 
-    return AnswerCache(Basis(revisions or {}), fresh, 30.0, max_bytes, clock), clock
+    return AnswerCache(Basis(revisions or {}), fresh, 30.0, max_bytes, clock=clock), clock
 
 
 class Basis:
@@ -66,7 +66,7 @@ class Basis:
         return self.remembered(account)
 
     def remembered(self, account):
-        return (self._revisions.get(account),)
+        return self._revisions.get(account), None
 
 
 async def ask(cache, work, account=ACCOUNT, question=QUESTION, seconds=20.0):
