@@ -56,6 +56,13 @@ def exact(matrix: Floats, axis: int | None = None) -> Any:
     return np.sum(matrix, axis=axis, dtype=np.longdouble)
 
 
+def _numbering() -> defaultdict[Hashable, int]:
+    """A number for each value: one that was not there yet gets the next."""
+    index: defaultdict[Hashable, int] = defaultdict()
+    index.default_factory = index.__len__
+    return index
+
+
 class Coded(Generic[T]):
     """A column of values that repeat: codes into the distinct ones."""
 
@@ -68,8 +75,7 @@ class Coded(Generic[T]):
     @staticmethod
     def of(values: Iterable[T], key: Callable[[T], Hashable] | None = None) -> Coded[T]:
         """Encode values; ``key`` stands for those that cannot be hashed."""
-        index: defaultdict[Hashable, int] = defaultdict()
-        index.default_factory = index.__len__  # a value that was not there yet gets the next code
+        index = _numbering()
         if key is None:
             codes = np.fromiter(map(index.__getitem__, cast("Iterable[Hashable]", values)), dtype=np.int32)
             return Coded(codes, cast("list[T]", list(index)))
@@ -89,18 +95,16 @@ class Coded(Generic[T]):
         """Columns one below the other, under one dictionary."""
         if len(parts) == 1 or all(part.values is parts[0].values for part in parts):
             return Coded(np.concatenate([part.codes for part in parts]), parts[0].values)
-        index: dict[Hashable, int] = {}
-        distinct: list[T] = []
+        index = _numbering()
+        known: dict[Hashable, T] = {}
         codes = []
         for part in parts:
-            mapping = np.empty(len(part.values), dtype=np.int32)
-            for number, value in enumerate(part.values):
-                by = value if key is None else key(value)
-                code = index.setdefault(by, len(distinct))
-                if code == len(distinct):
-                    distinct.append(value)
-                mapping[number] = code
+            keys = cast("Sequence[Hashable]", part.values if key is None else list(map(key, part.values)))
+            if key is not None:
+                known = dict(zip(keys, part.values, strict=True)) | known
+            mapping = np.fromiter(map(index.__getitem__, keys), dtype=np.int32, count=len(keys))
             codes.append(mapping[part.codes])
+        distinct = cast("list[T]", list(index)) if key is None else [known[by] for by in index]
         return Coded(np.concatenate(codes), distinct)
 
     def take(self, rows: Any) -> Coded[T]:

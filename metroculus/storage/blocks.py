@@ -17,7 +17,7 @@ from tools.window import HOUR
 if TYPE_CHECKING:
     from metroculus.storage.ledger import HourBatch
 
-BLOCK_ROWS = 50_000
+BLOCK_ROWS = 80_000
 """Rows in one insert: one block of the engine, some tens of megabytes on the way."""
 
 
@@ -97,6 +97,18 @@ def _block(account: str, parts: Sequence[_Part]) -> dict[str, Column]:
         MANAGEMENT_COMPONENT: np.where(is_management, usd, 0.0),
         "unknown": rows.unknown,
         "covered_seconds": np.clip(rows.end - rows.start, 0, HOUR).astype(np.uint32),
+    }
+
+
+def joined_blocks(blocks: Sequence[dict[str, Column]]) -> dict[str, Column]:
+    """Small blocks, perhaps of several accounts, as one."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return {
+        name: Coded.joined([block[name] for block in blocks])
+        if isinstance(column, Coded)
+        else np.concatenate([block[name] for block in blocks])
+        for name, column in blocks[0].items()
     }
 
 

@@ -12,7 +12,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from math import fsum
 from typing import Any
@@ -23,9 +23,10 @@ from msgspec.structs import replace
 from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.columns import Allocations, Coded, exact
 from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT
-from metroculus.storage.blocks import NodeKind, blocks_of
+from metroculus.storage.blocks import NodeKind, blocks_of, joined_blocks
 from metroculus.storage.columns import ALLOCATIONS, EXTRACTIONS
 from metroculus.storage.engine import Column, Engine, literal, moment, numbers
+from metroculus.storage.group_commit import GroupCommit
 from metroculus.storage.versions import Versions
 from tools.window import HOUR
 
@@ -39,6 +40,8 @@ MONTH = "toUInt32(toDateTime(toStartOfMonth(hour), 'UTC'))"
 """SQL of the month that an hour belongs to: its first second."""
 
 BLOCKS_AT_ONCE = 2
+SMALL_ROWS = 5_000
+"""A commit of so few rows goes into one insert with others that are made at the same time."""
 COUNTED_KEPT = 500_000
 
 
@@ -186,6 +189,16 @@ class FencedWriter:
         return self.fence << COUNTER_BITS | self._counter
 
 
+class _Committed(Struct, frozen=True):
+    """What one caller commits: markers of one account, and the rows of theirs that are still to be inserted."""
+
+    account: str
+    markers: tuple[Marker, ...]
+    blocks: tuple[dict[str, Column], ...] = ()
+    counted: bool = False
+    """Whether the rows were counted when they were written: the markers are those of before."""
+
+
 class Ledger:
     """Writes and finds committed hours.
 
@@ -197,6 +210,7 @@ class Ledger:
         self._engine = engine
         self._clock = clock
         self.versions = Versions()
+        self._group = GroupCommit(self._commit)
         self._counted: dict[int, int] = {}
         """Rows of batches that were found whole, where nobody else could take any away since."""
 
@@ -213,19 +227,41 @@ class Ledger:
             raise ValueError("batches of one account at a time")
         numbered = [(batch, self.new_batch()) for batch in batches]
         account = accounts.pop()
-        with self._inserting(blocks_of(account, numbered)):
+        blocks = blocks_of(account, numbered)
+        if sum(batch.rows for batch in batches) <= SMALL_ROWS:
             markers = [_marker(one, number, writer.sequence()) for one, number in numbered]
-        with self.versions.changing(account):
-            self._mark(account, self._checked(account, markers))
+            self._group.commit(_Committed(account, tuple(markers), tuple(blocks)))
+            return markers
+        with self._inserting(blocks):
+            markers = [_marker(one, number, writer.sequence()) for one, number in numbered]
+        self._group.commit(_Committed(account, tuple(markers)))
         return markers
 
-    def _checked(self, account: str, markers: Sequence[Marker]) -> list[Marker]:
-        """The markers with what counting their rows came to."""
+    def _commit(self, group: Sequence[_Committed]) -> None:
+        """Insert the rows of several accounts that are not there yet, count what is new, and let it be read."""
+        blocks = [block for one in group for block in one.blocks]
+        if blocks:
+            self._engine.insert_columns(ALLOCATIONS.name, joined_blocks(blocks))
+        new = [(one.account, marker) for one in group if not one.counted for marker in one.markers]
+        counted = [(one.account, marker) for one in group if one.counted for marker in one.markers]
+        with ExitStack() as changing:
+            for account in {one.account for one in group}:
+                changing.enter_context(self.versions.changing(account))
+            self._mark([*self._checked(new), *counted])
+
+    def _checked(self, markers: Sequence[tuple[str, Marker]]) -> list[tuple[str, Marker]]:
+        """Markers by account, with what counting their rows came to."""
+        if not markers:
+            return []
         now = int(self._clock())
-        first, last = min(m.hour for m in markers), max(m.hour for m in markers)
-        where = f"account = {literal(account)} AND hour >= {moment(first)} AND hour <= {moment(last)}"
-        counts = self._count(where, [m.batch for m in markers])
-        return [replace(m, verified=counts.get(m.batch, 0) == m.rows, checked_at=now) for m in markers]
+        hours = [marker.hour for _, marker in markers]
+        accounts = list(dict.fromkeys(account for account, _ in markers))
+        where = f"{of_accounts(accounts)} AND hour >= {moment(min(hours))} AND hour <= {moment(max(hours))}"
+        counts = self._count(where, [marker.batch for _, marker in markers])
+        return [
+            (account, replace(marker, verified=counts.get(marker.batch, 0) == marker.rows, checked_at=now))
+            for account, marker in markers
+        ]
 
     def verify(self, account: str) -> int:
         """Count the rows of every hour that is read again, and record what changed, for whoever reads by SQL.
@@ -248,7 +284,7 @@ class Ledger:
 
         broken = [checked(m, False) for m in committed.passed_over if m.verified]
         whole = [checked(m, True) for m in committed.hours.values() if not m.verified]
-        self._mark(account, [*broken, *whole])
+        self._mark([(account, marker) for marker in (*broken, *whole)])
         return len(committed.passed_over)
 
     @contextmanager
@@ -266,12 +302,13 @@ class Ledger:
 
     def confirm(self, account: str, markers: Sequence[Marker], writer: FencedWriter, fetched_at: int) -> None:
         """Say that hours were read again and are as they were: the same batches under a newer sequence."""
-        again = [replace(m, sequence=writer.sequence(), fetched_at=fetched_at) for m in markers]
-        self._mark(account, again)
+        again = tuple(replace(m, sequence=writer.sequence(), fetched_at=fetched_at) for m in markers)
+        if again:
+            self._group.commit(_Committed(account, again, counted=True))
 
-    def _mark(self, account: str, markers: Sequence[Marker]) -> None:
+    def _mark(self, markers: Sequence[tuple[str, Marker]]) -> None:
         names = Marker.__struct_fields__
-        rows = [(account, *(_stored(getattr(m, name)) for name in names)) for m in markers]
+        rows = [(account, *(_stored(getattr(m, name)) for name in names)) for account, m in markers]
         self._engine.insert(EXTRACTIONS.name, ("account", *names), rows)
 
     def committed(self, account: str, start: int, end: int) -> CommittedHours:

@@ -65,7 +65,7 @@ class Machine(RuleBasedStateMachine):
     @rule(hour=hours, costs=pods)
     def die_before_the_marker(self, hour: int, costs: list[float]) -> None:
         real = self.store.ledger._mark
-        self.store.ledger._mark = lambda account, markers: None  # type: ignore[method-assign]
+        self.store.ledger._mark = lambda markers: None  # type: ignore[method-assign]
         try:
             self.store.ledger.commit([self.batch(hour, costs)], FencedWriter(9))
         finally:
@@ -76,7 +76,7 @@ class Machine(RuleBasedStateMachine):
         (marker,) = self.store.ledger.commit([self.batch(hour, costs)], self.writer(fence))
         self.model[hour].append((marker.sequence, marker.total, NOW, True))
         broken = replace(marker, sequence=self.writer(fence).sequence(), rows=marker.rows + 1)
-        self.store.ledger._mark(self.account, [broken])
+        self.store.ledger._mark([(self.account, broken)])
         self.model[hour].append((broken.sequence, broken.total, NOW, False))
 
     @rule(fence=fences, later=st.integers(1, 1000))

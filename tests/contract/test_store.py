@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import pytest
@@ -19,7 +20,7 @@ from metroculus.storage.jobs import Repair
 from metroculus.storage.ledger import CommittedHours, FencedWriter, HourBatch
 from metroculus.storage.store import Store, open_store
 from tests.stores import allocation, idle
-from tests.support import ACCOUNT, DAY, END, HOUR, NOW
+from tests.support import ACCOUNT, DAY, END, HOUR, NOW, until
 from tools.window import parse_rfc3339
 from tools.zones import Zone, zone_of
 
@@ -122,8 +123,8 @@ def test_a_marker_whose_rows_are_not_all_there_is_passed_over_and_told(store: St
     writer = FencedWriter(1)
     store.ledger.commit([batch(H, allocation("web-1", 8.0))], writer)
     whole = store.ledger.commit([batch(H, allocation("web-1", 99.0), allocation("web-2", 99.0))], writer)[0]
-    store.ledger._mark(ACCOUNT, [replace(whole, batch=whole.batch ^ 1, sequence=writer.sequence())])
-    store.ledger._mark(ACCOUNT, [replace(whole, rows=3, sequence=writer.sequence())])
+    store.ledger._mark([(ACCOUNT, replace(whole, batch=whole.batch ^ 1, sequence=writer.sequence()))])
+    store.ledger._mark([(ACCOUNT, replace(whole, rows=3, sequence=writer.sequence()))])
     committed = store.ledger.committed(ACCOUNT, H, END)
     assert committed.hours[H].batch == whole.batch
     assert len(committed.passed_over) == 2
@@ -312,6 +313,39 @@ def test_sweeping_takes_superseded_summaries_and_assets_too(store: Store) -> Non
         assert next(iter(store.engine.query(f"SELECT count() FROM {table}")))[0] == rows
     assert total(store) == 12.25
     assert store.assets.read(ACCOUNT, list(store.assets.days(ACCOUNT, H, END).values()))[0].total_cost == 8.0
+
+
+def test_small_commits_at_once_are_one_insert_and_each_is_its_own(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.migrate()
+    accounts = [f"00000000-0000-4000-8000-{number:012x}" for number in range(1, 13)]
+    writers = [FencedWriter(number + 1) for number in range(len(accounts))]
+    group: Any = store.ledger._group
+    insert, inserts = store.engine.insert_columns, []
+
+    def insert_when_all_wait(table: str, columns: Any) -> None:
+        if not inserts:
+            assert until(lambda: len(group._waiting) == len(accounts) - 1)
+        inserts.append(table)
+        insert(table, columns)
+
+    monkeypatch.setattr(store.engine, "insert_columns", insert_when_all_wait)
+
+    def commit(number: int) -> None:
+        rows = [allocation(f"web-{pod}", float(number + 1)) for pod in range(number % 3)]
+        own = batch(H + number * HOUR, *rows, account=accounts[number], management=0.25)
+        store.ledger.commit([own], writers[number])
+
+    with ThreadPoolExecutor(len(accounts)) as threads:
+        list(threads.map(commit, range(len(accounts))))
+    assert len(inserts) == 2, "the first, and all the others together"
+    for number, account in enumerate(accounts):
+        committed = store.ledger.committed(account, H, END)
+        (marker,) = committed.hours.values()
+        assert (marker.hour, marker.rows, marker.fence) == (H + number * HOUR, number % 3 + 1, number + 1)
+        assert marker.verified and not committed.passed_over
+        assert total(store, account=account) == number % 3 * (1.5 * (number + 1) + 0.25) + 0.25
 
 
 def test_a_purged_account_leaves_nothing_and_takes_nothing_of_others(store: Store) -> None:

@@ -58,13 +58,13 @@ def test_hours_are_what_the_batch_rule_lets_through(store: Store, seed: int) -> 
             known = store.ledger.committed(account, HOURS[0], END).hours
             store.ledger.confirm(account, list(known.values()), writer, NOW)
         elif what == "orphan":  # rows of a batch that nobody marks
-            real, store.ledger._mark = store.ledger._mark, lambda account, markers: None  # type: ignore[method-assign]
+            real, store.ledger._mark = store.ledger._mark, lambda markers: None  # type: ignore[method-assign]
             store.ledger.commit([batch(account, hour, 7.0)], writer)
             store.ledger._mark = real  # type: ignore[method-assign]
         else:  # a marker that counts more rows than are there, found by the nightly check
             (marker,) = store.ledger.commit([batch(account, hour, 9.0)], writer)
             broken = replace(marker, sequence=writer.sequence(), rows=marker.rows + 1, batch=marker.batch)
-            store.ledger._mark(account, [broken])
+            store.ledger._mark([(account, broken)])
             store.ledger.verify(account)
             store.ledger.commit([batch(account, hour, 3.0)], writers[2])
     store.ledger.verify(account)
@@ -116,5 +116,6 @@ def test_a_question_takes_no_longer_beside_many_accounts(store: Store) -> None:
     (marker, *_) = store.ledger.committed(account, HOURS[0], END).hours.values()
     many = [replace(marker, hour=END - DAY * 40 + n * HOUR) for n in range(500)]
     for _ in range(300):
-        store.ledger._mark(str(uuid4()), many)
+        stranger = str(uuid4())
+        store.ledger._mark([(stranger, one) for one in many])
     assert seconds(account) < 8 * alone, "150,000 markers of other accounts were read"
