@@ -69,16 +69,11 @@ def reconcile(
     """
     usable = [reading for reading in (allocation, metrics) if reading is not None and reading.usable]
     live = next((reading for reading in usable if reading.sets), usable[0] if usable else None)
-    readings = [stored.allocation] if stored else []
-    idle: list[Costs | None] = [_told_idle(stored.allocation)] if stored else []
-    if live:
-        readings.append(live)
-        idle.append(_idle(live, management))
-    if stretch:
-        readings.append(stretch.allocation)
-        idle.append(_idle(stretch.allocation, ()))
-    authority = _joined(readings)
-    cost = _divided(authority, _sum_known(idle), question)
+    readings = [(stored.allocation, _told_idle(stored.allocation))] if stored else []
+    readings += [(live, _idle(live, management))] if live else []
+    readings += [(stretch.allocation, _idle(stretch.allocation, ()))] if stretch else []
+    authority = _joined([reading for reading, _ in readings])
+    cost = _divided(authority, _sum_known([idle for _, idle in readings]), question)
     parts = [*([stored.management] if stored else []), *([_first_known(management)] if live or not stored else [])]
     parts += [stretch.management] if stretch else []
     management_usd, management_covered = _management(parts, question)
@@ -186,7 +181,7 @@ def _sum_known(parts: Sequence[Costs | None]) -> Costs | None:
     return Costs.sum(one for one in parts if one is not None) if parts and None not in parts else None
 
 
-def _told_idle(reading: AllocationReading) -> Costs:
+def _told_idle(reading: AllocationReading) -> Costs | None:
     """Idle as rows tell it; hours are stored with their idle, so that where they have none there was none."""
     sets = [one.columns for one in reading.sets]
     return Costs.sum(columns.take(columns.is_special(IDLE)).sum_costs() for columns in sets)

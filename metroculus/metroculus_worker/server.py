@@ -223,15 +223,7 @@ def make_worker(
         states = {"store": "ok" if store.failed is None else "failing"}
         if queue is not None:
             states["queue"] = "ok" if running.queue_failure is None else "failing"
-        for account in sorted({*worker.states, *worker.failing}):
-            state = worker.states.get(account)
-            lagging = state is None or state.gaps > 0
-            by_fallback = state is not None and state.by_fallback > 0
-            stands = "gaps" if lagging else "told by another source" if by_fallback else "ok"
-            states[account] = (
-                "not answering" if account in worker.silent else "failing" if account in worker.failing else stands
-            )
-        return states
+        return states | worker.told()
 
     service = Service("metroculus-worker", VERSION, CODES, ready, clock=clock)
     metrics = WorkerMetrics(service.registry, clock)

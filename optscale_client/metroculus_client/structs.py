@@ -73,7 +73,7 @@ class SummaryColumns(Columns, frozen=True, kw_only=True):
     known_cost: Usd
 
 
-class DataPoint(SummaryColumns, frozen=True, kw_only=True):
+class DataPoint(SummaryColumns, frozen=True, kw_only=True, gc=False):
     """One step of a statement: ``[start, end)``."""
 
     start: str
@@ -310,7 +310,7 @@ class Metadata(Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeRow, ...]
 
 
-class ExpenseRow(Columns, frozen=True, kw_only=True):
+class ExpenseRow(Columns, frozen=True, kw_only=True, gc=False):
     """Stored hours summed; a key for each property that was asked for in ``group_by``, others are not there."""
 
     cluster: str | UnsetType = UNSET
@@ -364,7 +364,7 @@ class ExpensesWithoutLabels(ExpensesBase, frozen=True, kw_only=True):
     expenses: tuple[ExpenseRow, ...]
 
 
-class Projection(Struct, frozen=True, kw_only=True):
+class Projection(Struct, frozen=True, kw_only=True, gc=False):
     """What a whole month will have cost: ``low`` to ``high`` holds it four times in five."""
 
     total_cost: Usd
@@ -374,7 +374,7 @@ class Projection(Struct, frozen=True, kw_only=True):
     hours_left: int
 
 
-class StoredMonth(Struct, frozen=True, kw_only=True):
+class StoredMonth(Struct, frozen=True, kw_only=True, gc=False):
     """One calendar month of a zone, as far as it is stored; ``projection`` is of the running month alone."""
 
     month: str

@@ -198,7 +198,7 @@ class OrganizationCosts(Struct, frozen=True, kw_only=True):
     complete: bool
 
 
-class CleanExpenseRow(Columns, frozen=True, kw_only=True):
+class CleanExpenseRow(Columns, frozen=True, kw_only=True, gc=False):
     """A stored row in OptScale's words beside ours."""
 
     cloud_account_id: str
@@ -253,7 +253,7 @@ class CleanExpenses(Struct, frozen=True, kw_only=True):
     next_cursor: str | UnsetType | None = UNSET
 
 
-class MonthOfCluster(Struct, frozen=True, kw_only=True):
+class MonthOfCluster(Struct, frozen=True, kw_only=True, gc=False):
     cloud_account_id: str
     cloud_account_name: str
     total_cost: Usd

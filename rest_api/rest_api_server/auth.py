@@ -349,12 +349,12 @@ class ViewHandler(RestHandler):
 
         return ReadyAnswer(kept.prepared, _actor(identity), kept.headers, take_place)
 
-    def write_answer(self, value: Any) -> None:
+    async def send(self, value: Any) -> None:
         if isinstance(value, KeptAnswer):
             for name, text in value.headers:
                 self._headers[name] = text
             value = value.prepared
-        super().write_answer(value)
+        await super().send(value)
 
 
 def _uuid(name: str, text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -63,7 +64,21 @@ class PageQuery(WindowQuery, frozen=True, kw_only=True):
 T = TypeVar("T", bound=Struct)
 
 
-def paged(answer: T, query: PageQuery, key: str) -> T:
+ROWS_ON_THE_LOOP = 500
+
+
+async def paged(answer: T, query: PageQuery, key: str) -> T:
+    """``page_of``, on a thread where the rows are many.
+
+    Raises:
+        ApiError: a cursor of another order.
+    """
+    if len(getattr(answer, key)) <= ROWS_ON_THE_LOOP:
+        return page_of(answer, query, key)
+    return await asyncio.to_thread(page_of, answer, query, key)
+
+
+def page_of(answer: T, query: PageQuery, key: str) -> T:
     """The answer with one page of its rows under ``key``, their ``total_count`` and the ``next_cursor``.
 
     Raises:

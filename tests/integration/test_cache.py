@@ -85,7 +85,7 @@ def test_what_was_answered_is_answered_again_without_asking_and_says_its_age(lin
     anew = metroculus.get(view, **VIEWS[view])
     assert anew.headers["X-Cache"] == "miss" and cluster.asked > asked
     stats = metroculus.get("cache_stats").json()
-    counted = {"hits": 1, "misses": 2, "stale": 0, "coalesced": 0, "renewed": 0, "items": 1, "bytes": 0}
+    counted = {"hits": 1, "misses": 2, "stale": 0, "coalesced": 0, "renewed": 0, "shared": 0, "items": 1, "bytes": 0}
     assert stats | {"bytes": 0} == counted
     assert stats["bytes"] >= len(first.content)
     told = requests.get(f"{running.metroculus_listener.url}/metrics", timeout=10).text

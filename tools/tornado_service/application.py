@@ -18,7 +18,7 @@ from tools.tornado_service.limits import refusal_of
 from tools.tornado_service.negotiation import accepts_gzip, represent
 from tools.tornado_service.openapi import document
 from tools.tornado_service.operation import NoQuery, Operation, operation
-from tools.tornado_service.prepared import Prepared, encode
+from tools.tornado_service.prepared import Prepared, encode, prepared_of
 from tools.tornado_service.ready import READY_ANSWERS, KnownRequest, ReadyAnswer, ReadyAnswers, Target, when_taken
 from tools.tornado_service.service import Service, log_line, objects_of, request_id_of
 
@@ -134,12 +134,12 @@ class ServiceHandler(RequestHandler):
     async def head(self, **path: str) -> None:
         await self.get(**path)  # type: ignore[misc]
 
-    def write_answer(self, value: Any) -> None:
+    async def send(self, value: Any) -> None:
         """Send an answer: packed where the caller takes that, a 304 where it has it already."""
         asked = self.request.headers
         if not isinstance(value, Prepared):
-            packs = accepts_gzip(asked.get("Accept-Encoding", ""))
-            value = Prepared.of(value if isinstance(value, bytes) else encode(value), pack=packs)
+            encoded = value if isinstance(value, bytes) else encode(value)
+            value = await prepared_of(encoded, pack=accepts_gzip(asked.get("Accept-Encoding", "")))
         read = self._status_code == 200 and self.request.method in ("GET", "HEAD")
         body = represent(value, asked, self._headers, tagged=read)
         if body is None:

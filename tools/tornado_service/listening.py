@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import resource
 import signal
@@ -136,6 +137,9 @@ def listen(
     except OSError as problem:
         raise OSError(f"cannot listen on {address}:{port}: {problem.strerror or problem}") from None
     server.add_sockets(sockets)
+    # What a service is made of stays for good: collecting garbage need not look at it again, which held the loop.
+    gc.collect()
+    gc.freeze()
     return Listener(server, service, address, sockets[0].getsockname()[1], certificate)
 
 

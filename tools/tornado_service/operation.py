@@ -63,7 +63,7 @@ def operation(
             answer = await method(self, *read)
             if self.request.method == "GET":
                 self.remember(declared, read[0], path)
-            self.write_answer(answer)
+            await self.send(answer)
 
         run.operation = declared  # type: ignore[attr-defined]
         return run

@@ -51,6 +51,6 @@ class Prepared(Struct, frozen=True):
         return len(self.body) + len(self.packed or b"")
 
 
-async def prepared_of(body: bytes) -> Prepared:
+async def prepared_of(body: bytes, pack: bool = True) -> Prepared:
     """``Prepared.of``, on a thread where the body is large."""
-    return Prepared.of(body) if len(body) < SMALL_BYTES else await asyncio.to_thread(Prepared.of, body)
+    return Prepared.of(body, pack) if len(body) < SMALL_BYTES else await asyncio.to_thread(Prepared.of, body, pack)

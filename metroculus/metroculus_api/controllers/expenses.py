@@ -68,7 +68,7 @@ class ExpensesController:
         store = self._store
         if store is None:
             raise NoHistory
-        properties = [name for name in group_by if name != "cluster"]
+        properties = _properties(group_by)
         finest = next((period for period in PERIODS if period in group_by), None)
 
         sources = dict(zip(accounts, await asyncio.gather(*map(self._accounts.of, accounts)), strict=True))
@@ -90,39 +90,46 @@ class ExpensesController:
         for clusters, several in by_clusters.items():
             for group in in_groups(several, window.end - window.start):
                 found |= await store.ask(deadline.left(), read, group, replace(filters, clusters=clusters))
-        answered = [(account, found[account]) for account in accounts]
-        covered = tuple(one.coverage for _, one in answered)
-        stored = [(account, one) for account, one in answered if one.currencies]
-        money = {account: one.currencies for account, one in stored}
-        currencies = sorted({one for several in money.values() for one in several})
-        mixed = len(currencies) > 1
-        rows = []
-        for together in sorted(set(money.values())):
-            mine = [(account, one.sums) for account, one in stored if one.currencies == together]
-            more = {"currency": ", ".join(together)} if mixed else {}
-            rows += [more | row for row in _rows(group_by, properties, mine, window.zone)]
-        known = bool(stored)
-        lacking = any(one.lacking for _, one in answered)
-        return structs.Expenses(
-            start_date=window.start,
-            end_date=window.end,
-            window=window_of(window),
-            currency=", ".join(currencies) or DEFAULT_CURRENCY,
-            complete=known and all(one.complete for one in covered) and all(len(one) < 2 for one in money.values()),
-            coverage=_mean([one.coverage for one in covered]),
-            total_cost=fsum(row["total_cost"] for row in rows) if known and not mixed and not lacking else None,
-            expenses=tuple(sorted(rows, key=lambda row: _order(row, group_by))),
-            accounts=covered,
-        )
+        return await asyncio.to_thread(_expenses, [(account, found[account]) for account in sources], window, group_by)
+
+
+def _expenses(answered: Sequence[tuple[str, _Stored]], window: Window, group_by: Sequence[str]) -> structs.Expenses:
+    """What accounts have stored as one answer."""
+    covered = tuple(one.coverage for _, one in answered)
+    stored = [(account, one) for account, one in answered if one.currencies]
+    money = {account: one.currencies for account, one in stored}
+    currencies = sorted({one for several in money.values() for one in several})
+    mixed = len(currencies) > 1
+    rows = []
+    for together in sorted(set(money.values())):
+        mine = [(account, one.sums) for account, one in stored if one.currencies == together]
+        more = {"currency": ", ".join(together)} if mixed else {}
+        rows += [more | row for row in _rows(group_by, mine, window.zone)]
+    known = bool(stored)
+    lacking = any(one.lacking for _, one in answered)
+    return structs.Expenses(
+        start_date=window.start,
+        end_date=window.end,
+        window=window_of(window),
+        currency=", ".join(currencies) or DEFAULT_CURRENCY,
+        complete=known and all(one.complete for one in covered) and all(len(one) < 2 for one in money.values()),
+        coverage=_mean([one.coverage for one in covered]),
+        total_cost=fsum(row["total_cost"] for row in rows) if known and not mixed and not lacking else None,
+        expenses=tuple(sorted(rows, key=lambda row: _order(row, group_by))),
+        accounts=covered,
+    )
+
+
+def _properties(group_by: Sequence[str]) -> list[str]:
+    """What rows of one account are grouped by."""
+    return [name for name in group_by if name != "cluster"]
 
 
 def _rows(
-    group_by: Sequence[str],
-    properties: Sequence[str],
-    summed: Sequence[tuple[str, Sequence[CostSums]]],
-    zone: Zone,
+    group_by: Sequence[str], summed: Sequence[tuple[str, Sequence[CostSums]]], zone: Zone
 ) -> list[dict[str, Any]]:
     """The rows of accounts whose money may be added."""
+    properties = _properties(group_by)
     if "cluster" in group_by:
         return [row_of(group_by, account, properties, measured, zone) for account, sums in summed for measured in sums]
     everything = by_key([measured for _, sums in summed for measured in sums])

@@ -29,9 +29,10 @@ from tools.window import DAY, HOUR, SETTLING_SECONDS, Window
 from tools.zones import UTC_ZONE, Zone
 
 MONTHS_KEPT = 20_000
+ACCOUNTS_A_TURN = 50
 
 
-class _Month(Struct, frozen=True):
+class _Month(Struct, frozen=True, gc=False):
     """One month of one account as it was read, and what the money of its hours is in."""
 
     month: structs.StoredMonth
@@ -107,7 +108,9 @@ class MonthlyController:
         found: dict[str, dict[int, _Month]] = {account: {} for account in clusters}
         keys: dict[tuple[str, int], tuple[object, ...]] = {}
         lacking: dict[tuple[tuple[str, ...], tuple[Window, ...]], list[str]] = defaultdict(list)
-        for account, named in clusters.items():
+        for number, (account, named) in enumerate(clusters.items(), 1):
+            if not number % ACCOUNTS_A_TURN:
+                await asyncio.sleep(0)  # others have their turn of the loop
             for month in asked.months:
                 made_of = (_touched(month, prints[account], month is asked.running), month.final_until)
                 key = keys[account, month.start] = (account, named, zone.name, month.start, made_of)
@@ -123,7 +126,9 @@ class MonthlyController:
                     found[account] |= months
                     self._kept.update((keys[account, start], month) for start, month in months.items())
         warnings = zone.warnings(first, end)
-        return {account: _told(account, asked, months, warnings) for account, months in found.items()}
+        return await asyncio.to_thread(
+            lambda: {account: _told(account, asked, months, warnings) for account, months in found.items()}
+        )
 
     def _read(
         self, accounts: Sequence[str], months: Sequence[Window], filters: Filters, asked: _Asked

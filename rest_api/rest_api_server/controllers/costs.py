@@ -76,22 +76,7 @@ class CostsController:
     ) -> answers.OrganizationCosts:
         """Every cluster with its cost, side by side; one that fails says so and leaves the others whole."""
         found = await self.statements(clusters, window, request_id)
-        rows = [_summary(cluster, told) for cluster, told in zip(clusters, found, strict=True)]
-        by_currency: dict[str, list[float | None]] = defaultdict(list)
-        for row in rows:
-            by_currency[row.currency or "USD"].append(row.total_cost)
-        totals = {currency: total_of(costs) for currency, costs in sorted(by_currency.items())}
-        return answers.OrganizationCosts(
-            organization_id=organization_id,
-            **_stamps(window),
-            clusters=tuple(rows),
-            totals=totals,
-            total_cost=next(iter(totals.values())) if len(totals) == 1 else None,
-            known_cost=_known([row.summary.known_cost if row.summary else None for row in rows])
-            if len(totals) < 2
-            else None,
-            complete=all(row.complete for row in rows),
-        )
+        return await asyncio.to_thread(_overview, organization_id, clusters, window, found)
 
     async def statements(
         self, clusters: Sequence[Cluster], window: Window, request_id: str, **filters: Any
@@ -112,7 +97,7 @@ class CostsController:
         except MetroculusError as failure:
             return [failure] * len(clusters)
         told = {one.cloud_account_id: one for one in answer.accounts}
-        return [_told(told.get(account)) for account in accounts]
+        return await asyncio.to_thread(lambda: [_told(told.get(account)) for account in accounts])
 
     async def costs(
         self, cluster: Cluster, window: Window, aggregate: Sequence[str], request_id: str, **asked: Any
@@ -213,6 +198,27 @@ class CostsController:
             unclaimed_volumes=of("unclaimed_volume"),
             idle_nodes=of("idle_node"),
         )
+
+
+def _overview(
+    organization_id: str, clusters: Sequence[Cluster], window: Window, found: Sequence[Statement | MetroculusError]
+) -> answers.OrganizationCosts:
+    rows = [_summary(cluster, told) for cluster, told in zip(clusters, found, strict=True)]
+    by_currency: dict[str, list[float | None]] = defaultdict(list)
+    for row in rows:
+        by_currency[row.currency or "USD"].append(row.total_cost)
+    totals = {currency: total_of(costs) for currency, costs in sorted(by_currency.items())}
+    return answers.OrganizationCosts(
+        organization_id=organization_id,
+        **_stamps(window),
+        clusters=tuple(rows),
+        totals=totals,
+        total_cost=next(iter(totals.values())) if len(totals) == 1 else None,
+        known_cost=_known([row.summary.known_cost if row.summary else None for row in rows])
+        if len(totals) < 2
+        else None,
+        complete=all(row.complete for row in rows),
+    )
 
 
 def _told(account: AccountStatement | None) -> Statement | MetroculusError:

@@ -55,26 +55,8 @@ class ExpensesController:
             self._stored(clusters, window, filters, request_id),
             self._costs.statements(clusters, window, request_id, **filters),
         )
-        statements = [_cost_of(cluster, one) for cluster, one in zip(clusters, told, strict=True)]
-        names = {cluster.id: cluster.name for cluster in clusters}
-        now = answers.KubernetesCosts(
-            k8s_total_cost=total_of([one.cost for one in statements]) if len(_currencies(statements)) < 2 else None,
-            complete=all(one.complete for one in statements),
-            k8s_cost_breakdown=tuple(statements),
-        )
-        return answers.CleanExpenses(
-            organization_id=organization_id,
-            start_date=window.start,
-            end_date=window.end,
-            currency=stored.currency if stored else "USD",
-            total_cost=stored.total_cost if stored else None if clusters else 0.0,
-            coverage=stored.coverage if stored else None,
-            complete=stored.complete if stored else not clusters,
-            accounts=stored.accounts if stored else (),
-            error=failure,
-            k8s_costs=now,
-            clean_expenses=tuple(_row(row, names) for row in stored.expenses) if stored else (),
-        )
+        asked = (organization_id, window)
+        return await asyncio.to_thread(_clean_expenses, *asked, clusters, stored, failure, told)
 
     async def _stored(
         self, clusters: Sequence[Cluster], window: Window, filters: Mapping[str, Any], request_id: str
@@ -100,29 +82,7 @@ class ExpensesController:
     async def monthly(self, clusters: Sequence[Cluster], count: int, zone: Zone, request_id: str) -> answers.Monthly:
         """Month by month over all clusters, each cluster by itself, and where the running month is going."""
         told = await asyncio.gather(*(self._months(part, count, zone, request_id) for part in in_parts(clusters)))
-        found = [one for part in told for one in part]
-        answered = [
-            (cluster, one.months) for cluster, one in zip(clusters, found, strict=True) if isinstance(one, StoredMonths)
-        ]
-        failed = tuple(
-            answers.UnavailableCluster(
-                cloud_account_id=cluster.id, cloud_account_name=cluster.name, error=failure_of(one)
-            )
-            for cluster, one in zip(clusters, found, strict=True)
-            if isinstance(one, MetroculusError)
-        )
-        currencies = sorted({one.currency for one in found if isinstance(one, StoredMonths)})
-        months = [
-            _month([(cluster, of[n]) for cluster, of in answered], bool(failed), len(currencies) > 1)
-            for n in range(count if answered else 0)
-        ]
-        return answers.Monthly(
-            currency=", ".join(currencies) or "USD",
-            months=tuple(months),
-            unavailable=failed,
-            timezone=zone.name,
-            warnings=tuple(dict.fromkeys(w for one in found if isinstance(one, StoredMonths) for w in one.warnings)),
-        )
+        return await asyncio.to_thread(_monthly, clusters, [one for part in told for one in part], count, zone)
 
     async def _months(
         self, clusters: Sequence[Cluster], count: int, zone: Zone, request_id: str
@@ -143,6 +103,61 @@ class ExpensesController:
         told = {one.cloud_account_id: one for one in answer.accounts}
         found = (told.get(account) or AccountMonths(account) for account in accounts)
         return [one.months or failure_about(one.error) for one in found]
+
+
+def _clean_expenses(
+    organization_id: str,
+    window: Window,
+    clusters: Sequence[Cluster],
+    stored: ExpensesWithoutLabels | None,
+    failure: answers.Failure | None,
+    told: Sequence[Statement | MetroculusError],
+) -> answers.CleanExpenses:
+    statements = [_cost_of(cluster, one) for cluster, one in zip(clusters, told, strict=True)]
+    names = {cluster.id: cluster.name for cluster in clusters}
+    now = answers.KubernetesCosts(
+        k8s_total_cost=total_of([one.cost for one in statements]) if len(_currencies(statements)) < 2 else None,
+        complete=all(one.complete for one in statements),
+        k8s_cost_breakdown=tuple(statements),
+    )
+    return answers.CleanExpenses(
+        organization_id=organization_id,
+        start_date=window.start,
+        end_date=window.end,
+        currency=stored.currency if stored else "USD",
+        total_cost=stored.total_cost if stored else None if clusters else 0.0,
+        coverage=stored.coverage if stored else None,
+        complete=stored.complete if stored else not clusters,
+        accounts=stored.accounts if stored else (),
+        error=failure,
+        k8s_costs=now,
+        clean_expenses=tuple(_row(row, names) for row in stored.expenses) if stored else (),
+    )
+
+
+def _monthly(
+    clusters: Sequence[Cluster], found: Sequence[StoredMonths | MetroculusError], count: int, zone: Zone
+) -> answers.Monthly:
+    answered = [
+        (cluster, one.months) for cluster, one in zip(clusters, found, strict=True) if isinstance(one, StoredMonths)
+    ]
+    failed = tuple(
+        answers.UnavailableCluster(cloud_account_id=cluster.id, cloud_account_name=cluster.name, error=failure_of(one))
+        for cluster, one in zip(clusters, found, strict=True)
+        if isinstance(one, MetroculusError)
+    )
+    currencies = sorted({one.currency for one in found if isinstance(one, StoredMonths)})
+    months = [
+        _month([(cluster, of[n]) for cluster, of in answered], bool(failed), len(currencies) > 1)
+        for n in range(count if answered else 0)
+    ]
+    return answers.Monthly(
+        currency=", ".join(currencies) or "USD",
+        months=tuple(months),
+        unavailable=failed,
+        timezone=zone.name,
+        warnings=tuple(dict.fromkeys(w for one in found if isinstance(one, StoredMonths) for w in one.warnings)),
+    )
 
 
 def _cost_of(cluster: Cluster, told: Statement | MetroculusError) -> answers.ClusterCost:

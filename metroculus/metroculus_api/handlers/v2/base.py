@@ -155,10 +155,10 @@ class KeptHandler(MetroculusHandler):
         found = cache.hit(target.query.cloud_account_id, cls.key(question))
         return None if found is None else ReadyAnswer(found.prepared, KNOWN, _told_of(found))
 
-    def write_answer(self, value: Any) -> None:
+    async def send(self, value: Any) -> None:
         for name, text in _told_of(value):
             self._headers[name] = text
-        super().write_answer(value.prepared)
+        await super().send(value.prepared)
 
 
 def _told_of(answer: Answered) -> tuple[tuple[str, str], ...]:

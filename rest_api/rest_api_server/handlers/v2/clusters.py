@@ -61,7 +61,7 @@ class OrganizationClusters(RestHandler):
         window = resolve_window(query, self.service.clock(), CODES, DEFAULT_WINDOW)
         clusters = await self.gate.clusters(query.organization_id)
         overview = await self.costs.overview(query.organization_id, clusters, window, self.request_id)
-        return paged(overview, query, "clusters")
+        return await paged(overview, query, "clusters")
 
     @operation(needs=Needs.MANAGE_CLUSTERS, query=OrganizationQuery, body=LinkBody, answer=LinkedCluster, status=201)
     async def post(self, query: OrganizationQuery, body: LinkBody) -> LinkedCluster:
@@ -115,7 +115,7 @@ class ClusterCosts(CostHandler):
         async def made(window: Window) -> Struct:
             asked = {"idle": query.idle, "step": query.step}
             found = await self.costs.costs(self.cluster, window, query.aggregate, self.request_id, **asked)
-            return paged(replace(found, aggregate=",".join(query.aggregate)), query, "costs")
+            return await paged(replace(found, aggregate=",".join(query.aggregate)), query, "costs")
 
         return await self.kept(self.cluster, query, made)
 
@@ -127,7 +127,7 @@ class ClusterNamespaces(CostHandler):
     async def get(self, query: ClusterRowsQuery) -> KeptAnswer:
         async def made(window: Window) -> Struct:
             found = await self.costs.namespaces(self.cluster, window, self.request_id)
-            return paged(found, query, "namespaces")
+            return await paged(found, query, "namespaces")
 
         return await self.kept(self.cluster, query, made)
 
@@ -143,7 +143,7 @@ class NamespaceWorkloads(CostHandler):
     async def get(self, query: WorkloadsQuery) -> KeptAnswer:
         async def made(window: Window) -> Struct:
             found = await self.costs.workloads(self.cluster, query.namespace, window, self.request_id)
-            return paged(found, query, "workloads")
+            return await paged(found, query, "workloads")
 
         return await self.kept(self.cluster, query, made)
 
@@ -159,7 +159,7 @@ class ClusterAssets(CostHandler):
     async def get(self, query: ClusterAssetsQuery) -> KeptAnswer:
         async def made(window: Window) -> Struct:
             found = await self.costs.assets(self.cluster, window, query.asset_type, self.request_id)
-            return paged(found, query, "assets")
+            return await paged(found, query, "assets")
 
         return await self.kept(self.cluster, query, made)
 

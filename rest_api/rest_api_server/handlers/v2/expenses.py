@@ -36,7 +36,7 @@ class OrganizationCleanExpenses(RestHandler):
         asked = {"k8s_namespace": query.k8s_namespace, "k8s_node": query.k8s_node, "k8s_service": query.k8s_service}
         filters = {name: values for name, values in asked.items() if values}
         found = await self.expenses.clean_expenses(query.organization_id, clusters, window, filters, self.request_id)
-        return paged(found, query, "clean_expenses")
+        return await paged(found, query, "clean_expenses")
 
     async def chosen(self, query: CleanExpensesQuery) -> list[Cluster]:
         """The organization's clusters, or those of them that are named.
