@@ -7,7 +7,7 @@ TOOLS := build/parts/tools/.installed
 
 CODE := metroculus rest_api optscale_client tools standalone
 
-.PHONY: help setup parts tools soak demo test test-long scale lint bench clean
+.PHONY: help setup parts tools soak demo test test-long scale dist lint bench clean
 
 help:
 	@echo "make demo    the product against two simulated clusters (DEMO_ARGS=--check compares with the truth)"
@@ -17,6 +17,7 @@ help:
 	@echo "make soak    ten minutes under load with upstreams that come and go (SOAK_ARGS=--seconds=60)"
 	@echo "make bench   the figures of docs/benchmarks.md into build/bench.json (BENCH_ARGS=--help)"
 	@echo "make scale   what a worker costs, and 2,000 clusters on four workers of which one is killed each minute"
+	@echo "make dist    wheels of the service and of its SDK into build/dist"
 	@echo "make setup   .venv with the console scripts and all that the tests need"
 
 setup: $(STAMP)
@@ -49,6 +50,7 @@ test: setup parts tools
 test-long: setup parts tools
 	@CRASH_ROUNDS=25 OUTAGE_SECONDS=30 SOAK_SECONDS=60 FUZZ_EXAMPLES=30 LEDGER_EXAMPLES=50 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/faults tests/fuzz tests/contract/test_ledger_model.py
 	@WORLDS=200 $(BIN)/pytest --numprocesses=2 tests/worlds
+	@IMAGES=all $(BIN)/pytest tests/e2e/test_images.py
 	@CONTAINERS=10000 $(BIN)/pytest --numprocesses=1 tests/integration/test_large_metrics.py
 	@STORE_ROWS=7200000 $(BIN)/pytest --numprocesses=1 tests/contract/test_migrations.py -k large
 	@$(BIN)/python -m tests.clocks
@@ -58,12 +60,22 @@ scale: setup parts
 	@$(BIN)/python -m benchmarks scale
 	@QUEUE_CLUSTERS=2000 QUEUE_WORKERS=4 QUEUE_KILLS=10 QUEUE_SECONDS=5400 $(BIN)/pytest tests/integration/test_queue.py -k backlog
 
+# Wheels of the service and of its SDK, each from a copy: setuptools leaves files beside what it builds.
+dist: setup
+	@rm -rf build/dist build/service build/client && mkdir -p build/service build/client/optscale_client
+	@cp -r setup.cfg pyproject.toml README.md $(CODE) simulator build/service/
+	@cp setup.cfg build/client/service.cfg && cp optscale_client/distribution/setup.py build/client/
+	@cp -r optscale_client/__init__.py optscale_client/metroculus_client build/client/optscale_client/
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/dist ./build/service ./build/client
+	@ls build/dist
+
 lint: setup tools
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python tests/parts/floors.py
+	@build/parts/tools/bin/hadolint Dockerfile
 	@build/parts/tools/bin/bandit --quiet --recursive --configfile tests/parts/bandit.yaml $(CODE)
 	@build/parts/tools/bin/semgrep scan --quiet --error --strict --metrics=off --disable-version-check --config tests/parts/semgrep.yaml $(CODE)
 
