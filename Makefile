@@ -7,7 +7,7 @@ TOOLS := build/parts/tools/.installed
 
 CODE := metroculus rest_api optscale_client tools standalone
 
-.PHONY: help setup parts tools soak demo test test-long scale dist lint bench clean
+.PHONY: help setup parts tools soak demo test test-long scale dist helm-test lint bench clean
 
 help:
 	@echo "make demo    the product against two simulated clusters (DEMO_ARGS=--check compares with the truth)"
@@ -17,6 +17,7 @@ help:
 	@echo "make soak    ten minutes under load with upstreams that come and go (SOAK_ARGS=--seconds=60)"
 	@echo "make bench   the figures of docs/benchmarks.md into build/bench.json (BENCH_ARGS=--help)"
 	@echo "make scale   what a worker costs, and 2,000 clusters on four workers of which one is killed each minute"
+	@echo "make helm-test  the charts: rendered, validated, refused, and their workloads run"
 	@echo "make dist    wheels of the service and of its SDK into build/dist"
 	@echo "make setup   .venv with the console scripts and all that the tests need"
 
@@ -68,6 +69,9 @@ dist: setup
 	@cp -r optscale_client/__init__.py optscale_client/metroculus_client build/client/optscale_client/
 	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/dist ./build/service ./build/client
 	@ls build/dist
+
+helm-test: setup parts tools
+	@$(BIN)/pytest --numprocesses=2 tests/helm
 
 lint: setup tools
 	@$(BIN)/ruff format --check .

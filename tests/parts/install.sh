@@ -15,6 +15,16 @@ build_ferretdb() {
 }
 build_ferretdb
 
+# Helm renders the charts; it is built once, too.
+build_helm() {
+    [ -x build/parts/bin/helm ] || command -v helm >/dev/null && return 0
+    PATH="$PATH:$PWD/.venv/bin"
+    echo "building helm for the tests (two minutes) ..."
+    GOBIN="$PWD/build/parts/bin" go install helm.sh/helm/v3/cmd/helm@v3.18.6 2>/dev/null ||
+        echo "helm could not be built; tests that need it will say so"
+}
+build_helm
+
 missing=""
 command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$missing prometheus"
 command -v etcd >/dev/null || missing="$missing etcd-server"

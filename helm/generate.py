@@ -1,0 +1,140 @@
+"""Writes each chart's ``values.schema.json`` and the table of values of its README, from ``values.yaml``.
+
+``python -m helm.generate`` writes them, ``--check`` says whether they are up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metroculus.config import SETTINGS as METROCULUS_SETTINGS
+from rest_api.rest_api_server.config import SETTINGS as REST_SETTINGS
+
+HERE = Path(__file__).parent
+NAME = r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$"
+"""Of an object, or nothing."""
+SIZE = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)$"
+BY_THE_CHART = {
+    "CLUSTER_SECRET", "METROCULUS_LISTEN", "WORKER_LISTEN", "REST_API_LISTEN", "CLICKHOUSE_URL", "REGISTRY_URL",
+    "ENCRYPTION_KEY", "QUEUE_URL", "REDIS_URL", "DIRECTORY_URL", "METROCULUS_URL", "DATA_DIR", "WORKER_ROLE",
+    "WORKER_LOCKS", "AUDIT_LOG", "LOG_FORMAT",
+}  # fmt: skip
+"""Settings that have a value of the chart's own."""
+
+FREE = {"type": "object"}
+LIST_OF_OBJECTS = {"type": "array", "items": {"type": "object"}}
+COUNT = {"type": "integer", "minimum": 1, "maximum": 1000}
+RULES: dict[str, dict[str, Any]] = {
+    r"\.(podAnnotations|annotations|nodeSelector|affinity|labels)$": FREE,
+    r"\.(tolerations|topologySpreadConstraints|extraEnv|extraVolumes|extraVolumeMounts|parentRefs|tls|extraObjects)$": (
+        LIST_OF_OBJECTS
+    ),
+    r"\.networkPolicy\.\w+From$": LIST_OF_OBJECTS,
+    r"\.(hosts|hostnames|imagePullSecrets)$": {"type": "array", "items": {"type": "string", "minLength": 1}},
+    r"\.resources$": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"requests": FREE, "limits": FREE, "claims": {"type": "array"}},
+    },
+    r"^\.settings$": {"settings": METROCULUS_SETTINGS},
+    r"^\.restApi\.settings$": {"settings": REST_SETTINGS},
+    r"\.(replicas|minReplicas|maxReplicas)$": COUNT,
+    r"\.targetCPU$": {"type": "integer", "minimum": 1, "maximum": 100},
+    r"\.pullPolicy$": {"enum": ["Always", "IfNotPresent", "Never"]},
+    r"\.digest$": {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
+    r"\.repository$": {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9._/:-]*[a-z0-9])?$"},
+    r"^\.store\.kind$": {"enum": ["embedded", "clickhouse"]},
+    r"^\.registry\.kind$": {"enum": ["sqlite", "etcd"]},
+    r"^\.registry\.etcdUrl$": {"type": "string", "pattern": r"^(etcd://[A-Za-z0-9.:\[\]-]+:[0-9]+.*)?$"},
+    r"^\.directory\.kind$": {"enum": ["sqlite", "mongodb"]},
+    r"^\.service\.type$": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
+    r"\.size$": {"type": "string", "pattern": SIZE},
+    r"\.interval$": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"},
+    r"\.(existingSecret|existingClaim|existingConfigMap|fullnameOverride|nameOverride)$": {
+        "type": "string",
+        "pattern": NAME,
+    },
+    r"\.key$": {"type": "string", "pattern": r"^[A-Za-z0-9._-]{1,253}$"},
+}
+
+
+def schema_of(value: Any, path: str = "") -> dict[str, Any]:
+    """What a value of the chart may be: by the rules, else as its default is."""
+    rule = next((rule for pattern, rule in RULES.items() if re.search(pattern, path)), None)
+    if rule is not None and "settings" in rule:
+        names = sorted(one.name for one in rule["settings"] if one.name not in BY_THE_CHART)
+        scalar = {"type": ["string", "number", "boolean"]}
+        return {"type": "object", "propertyNames": {"enum": names}, "additionalProperties": scalar}
+    if rule is not None:
+        return rule
+    if isinstance(value, Mapping):
+        properties = {name: schema_of(one, f"{path}.{name}") for name, one in value.items()}
+        return {"type": "object", "additionalProperties": False, "properties": properties}
+    kinds = {bool: "boolean", int: "integer", str: "string"}
+    return {"type": kinds[type(value)]}
+
+
+def documented(text: str) -> Iterator[tuple[str, str]]:
+    """``(path, description)`` of each value with a ``# --`` comment above it, in order."""
+    path: list[tuple[int, str]] = []
+    about = ""
+    for line in text.splitlines():
+        comment = re.match(r"\s*# -- (.*)", line)
+        key = re.match(r"( *)([A-Za-z]\w*):", line)
+        if comment:
+            about = comment[1]
+        elif key:
+            path = [*(part for part in path if part[0] < len(key[1])), (len(key[1]), key[2])]
+            if about:
+                yield ".".join(name for _, name in path), about
+            about = ""
+
+
+def value_at(values: Mapping[str, Any], path: str) -> Any:
+    found: Any = values
+    for name in path.split("."):
+        found = found[name]
+    return found
+
+
+def readme_of(chart: Path) -> str:
+    """The chart's README with its table of values made anew."""
+    text = (chart / "values.yaml").read_text()
+    values = yaml.safe_load(text)
+    rows = [f"| `{path}` | {about} | `{json.dumps(value_at(values, path))}` |" for path, about in documented(text)]
+    table = "\n".join(["| value | what it is | default |", "|---|---|---|", *rows])
+    before, _, rest = (chart / "README.md").read_text().partition("<!-- values -->")
+    after = rest.partition("<!-- end of values -->")[2]
+    return f"{before}<!-- values -->\n{table}\n<!-- end of values -->{after}"
+
+
+def made(chart: Path) -> dict[Path, str]:
+    values = yaml.safe_load((chart / "values.yaml").read_text())
+    schema = {"$schema": "http://json-schema.org/draft-07/schema#", "title": f"{chart.name} values"} | schema_of(values)
+    return {
+        chart / "values.schema.json": json.dumps(schema, indent=2) + "\n",
+        chart / "README.md": readme_of(chart),
+    }
+
+
+def main() -> None:
+    stale = []
+    for chart in sorted(one.parent for one in HERE.glob("*/Chart.yaml")):
+        for file, text in made(chart).items():
+            if not file.exists() or file.read_text() != text:
+                stale.append(file)
+                if "--check" not in sys.argv:
+                    file.write_text(text)
+    if stale and "--check" in sys.argv:
+        sys.exit("python -m helm.generate: " + ", ".join(str(file.relative_to(HERE)) for file in stale))
+
+
+if __name__ == "__main__":
+    main()

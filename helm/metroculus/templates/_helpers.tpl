@@ -1,0 +1,250 @@
+{{- define "metroculus.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "metroculus.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains (include "metroculus.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "metroculus.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "metroculus.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "metroculus.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Labels that never change: dict "root" $ "part" "rest-api". */ -}}
+{{- define "metroculus.selector" -}}
+app.kubernetes.io/name: {{ include "metroculus.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .part }}
+{{- end -}}
+
+{{- define "metroculus.labels" -}}
+{{ include "metroculus.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "metroculus.image" -}}
+{{- $image := .image -}}
+{{- $name := $image.repository -}}
+{{- if .root.Values.global.imageRegistry -}}
+{{- $name = printf "%s/%s" (trimSuffix "/" .root.Values.global.imageRegistry) $name -}}
+{{- end -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $name $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $name (default .root.Chart.AppVersion $image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* A variable out of a secret: dict "name" "QUEUE_URL" "from" .Values.queue. */ -}}
+{{- define "metroculus.fromSecret" -}}
+- name: {{ .name }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .from.existingSecret }}
+      key: {{ .from.key }}
+{{- end -}}
+
+{{- define "metroculus.settings" -}}
+{{- range $name, $value := . }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end -}}
+
+{{- /* What Metroculus and its worker both need. */ -}}
+{{- define "metroculus.environment" -}}
+{{- $values := .Values -}}
+{{ include "metroculus.fromSecret" (dict "name" "CLUSTER_SECRET" "from" $values.clusterSecret) }}
+- name: AUDIT_LOG
+  value: "-"
+- name: LOG_FORMAT
+  value: json
+{{- if $values.encryptionKey.existingSecret }}
+{{ include "metroculus.fromSecret" (dict "name" "ENCRYPTION_KEY" "from" $values.encryptionKey) }}
+{{- end }}
+{{- if eq $values.store.kind "clickhouse" }}
+{{ include "metroculus.fromSecret" (dict "name" "CLICKHOUSE_URL" "from" $values.store.clickhouse) }}
+{{- else }}
+- name: CLICKHOUSE_URL
+  value: embedded:/data/store
+{{- end }}
+{{- if eq $values.registry.kind "etcd" }}
+- name: REGISTRY_URL
+  value: {{ $values.registry.etcdUrl | quote }}
+{{- end }}
+{{- if $values.registry.etcdUrl }}
+- name: CONFIG_URL
+  value: {{ $values.registry.etcdUrl | quote }}
+- name: WORKER_LOCKS
+  value: etcd
+{{- end }}
+{{- if $values.queue.existingSecret }}
+{{ include "metroculus.fromSecret" (dict "name" "QUEUE_URL" "from" $values.queue) }}
+{{- end }}
+{{- if $values.redis.existingSecret }}
+{{ include "metroculus.fromSecret" (dict "name" "REDIS_URL" "from" $values.redis) }}
+{{- end }}
+{{- if $values.caBundle.existingConfigMap }}
+- name: SSL_CERT_FILE
+  value: /etc/metroculus-ca/ca.crt
+{{- end }}
+{{- include "metroculus.settings" $values.settings }}
+{{- end -}}
+
+{{- /* A pod: dict "root" $ "part" "worker" "own" .Values.worker "image" … "args" (list …) "port" 8970 "env" "…" "data" (dict …). */ -}}
+{{- define "metroculus.pod" -}}
+{{- $root := .root -}}
+metadata:
+  labels:
+    {{- include "metroculus.labels" (dict "root" $root "part" .part) | nindent 4 }}
+  {{- with .own.podAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  serviceAccountName: {{ include "metroculus.serviceAccount" $root }}
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  # Longer than the longest request, with the pause before it.
+  terminationGracePeriodSeconds: 60
+  {{- with $root.Values.global.imagePullSecrets }}
+  imagePullSecrets:
+    {{- range . }}
+    - name: {{ . }}
+    {{- end }}
+  {{- end }}
+  securityContext:
+    runAsNonRoot: true
+    runAsUser: 65532
+    runAsGroup: 65532
+    fsGroup: 65532
+    fsGroupChangePolicy: OnRootMismatch
+    seccompProfile:
+      type: RuntimeDefault
+  containers:
+    - name: {{ .part }}
+      image: {{ include "metroculus.image" (dict "root" $root "image" .image) }}
+      imagePullPolicy: {{ .image.pullPolicy }}
+      args:
+        {{- toYaml .args | nindent 8 }}
+      securityContext:
+        allowPrivilegeEscalation: false
+        readOnlyRootFilesystem: true
+        privileged: false
+        capabilities:
+          drop: [ALL]
+      ports:
+        {{- range $name, $port := .ports }}
+        - name: {{ $name }}
+          containerPort: {{ $port }}
+        {{- end }}
+      env:
+        - name: DATA_DIR
+          value: /data
+        {{- .env | nindent 8 }}
+        {{- with .own.extraEnv }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      startupProbe:
+        httpGet: {path: /healthz, port: {{ .probed }}}
+        periodSeconds: 2
+        failureThreshold: 90
+      livenessProbe:
+        httpGet: {path: /healthz, port: {{ .probed }}}
+        periodSeconds: 10
+        timeoutSeconds: 5
+        failureThreshold: 6
+      readinessProbe:
+        httpGet: {path: /readyz, port: {{ .probed }}}
+        periodSeconds: 5
+        timeoutSeconds: 5
+      lifecycle:
+        preStop:
+          exec:
+            # Routes to the pod are taken away first: what is on its way is still served.
+            command: [python, -c, "import time; time.sleep(5)"]
+      resources:
+        {{- toYaml .own.resources | nindent 8 }}
+      volumeMounts:
+        - name: data
+          mountPath: /data
+        - name: tmp
+          mountPath: /tmp
+        {{- if $root.Values.caBundle.existingConfigMap }}
+        - name: ca
+          mountPath: /etc/metroculus-ca
+          readOnly: true
+        {{- end }}
+        {{- with .own.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+  volumes:
+    - name: tmp
+      emptyDir: {}
+    {{- if .claim }}
+    - name: data
+      persistentVolumeClaim:
+        claimName: {{ .claim }}
+    {{- else if not .claimed }}
+    - name: data
+      emptyDir: {}
+    {{- end }}
+    {{- if $root.Values.caBundle.existingConfigMap }}
+    - name: ca
+      configMap:
+        name: {{ $root.Values.caBundle.existingConfigMap }}
+        items:
+          - key: {{ $root.Values.caBundle.key }}
+            path: ca.crt
+    {{- end }}
+    {{- with .own.extraVolumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with .own.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .own.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .own.affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .own.topologySpreadConstraints }}
+  topologySpreadConstraints:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "metroculus.restApiEnvironment" -}}
+{{- $values := .Values -}}
+{{ include "metroculus.fromSecret" (dict "name" "CLUSTER_SECRET" "from" $values.clusterSecret) }}
+- name: METROCULUS_URL
+  value: http://{{ include "metroculus.fullname" . }}:8969
+- name: AUDIT_LOG
+  value: "-"
+- name: LOG_FORMAT
+  value: json
+{{- if eq $values.directory.kind "mongodb" }}
+{{ include "metroculus.fromSecret" (dict "name" "DIRECTORY_URL" "from" $values.directory.mongodb) }}
+{{- end }}
+{{- if $values.caBundle.existingConfigMap }}
+- name: SSL_CERT_FILE
+  value: /etc/metroculus-ca/ca.crt
+{{- end }}
+{{- include "metroculus.settings" $values.restApi.settings }}
+{{- end -}}

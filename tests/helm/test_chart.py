@@ -1,0 +1,270 @@
+"""The backend's chart: what it renders is valid, hardened and of one piece; wrong values are refused by name."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.helm.chart import (
+    CHART,
+    MINIMAL,
+    PRODUCTION,
+    ROOT,
+    TOOLS,
+    VERSION,
+    Manifest,
+    helm,
+    merged,
+    of_kind,
+    rendered,
+    run,
+    workloads,
+)
+
+OLDEST, NEWEST = "1.25", "1.37"
+CUSTOM = ("ServiceMonitor", "HTTPRoute")
+"""Kinds that Kubernetes itself does not have."""
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "ingress": {"ingress": {"enabled": True, "className": "nginx", "hosts": ["costs.example.com"],
+                            "tls": [{"secretName": "tls", "hosts": ["costs.example.com"]}]}},
+    "route": {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["costs.example.com"]}},
+    "monitored": {"serviceMonitor": {"enabled": True, "labels": {"team": "costs"}},
+                  "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]}},
+    "open network": {"networkPolicy": {"enabled": False}},
+    "closed network": {"networkPolicy": {"restApiFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
+                                         "metroculusFrom": [{"podSelector": {"matchLabels": {"app": "bills"}}}]}},
+    "mirrored": {"global": {"imageRegistry": "mirror.example.com/costs/", "imagePullSecrets": ["pull"]},
+                 "metroculus": {"image": {"digest": "sha256:" + "a" * 64}}, "restApi": {"image": {"tag": "1.2.3"}}},
+    "placed": {part: {"nodeSelector": {"pool": "costs"}, "tolerations": [{"operator": "Exists"}],
+                      "affinity": {"podAntiAffinity": {}}, "podAnnotations": {"a": "b"},
+                      "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone",
+                                                     "whenUnsatisfiable": "ScheduleAnyway",
+                                                     "labelSelector": {"matchLabels": {"a": "b"}}}]}
+               for part in ("metroculus", "worker", "restApi")},
+    "extended": {part: {"extraEnv": [{"name": "A", "value": "b"}], "extraVolumes": [{"name": "x", "emptyDir": {}}],
+                        "extraVolumeMounts": [{"name": "x", "mountPath": "/x"}]}
+                 for part in ("metroculus", "worker", "restApi")} | {
+        "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-more"}}]},
+    "authorities": {"caBundle": {"existingConfigMap": "ca"}},
+    "set": {"settings": {"THANOS_QUERY_URL": "http://thanos:9090", "CACHE_TTL": 60},
+            "restApi": {"settings": {"CORS_ORIGINS": "https://costs.example.com"}}},
+    "alone": {"restApi": {"enabled": False}},
+    "named": {"fullnameOverride": "costs", "serviceAccount": {"create": False, "name": "mine"}},
+}  # fmt: skip
+BACKENDS: dict[str, dict[str, Any]] = {
+    "minimal": MINIMAL,
+    "production": PRODUCTION,
+    "roles": merged(PRODUCTION, {"worker": {"separateRoles": True}}),
+    "scaled": merged(PRODUCTION, {"metroculus": {"autoscaling": {"enabled": True}},
+                                  "restApi": {"autoscaling": {"enabled": True, "maxReplicas": 9}}}),
+    "claims": merged(MINIMAL, {"store": {"persistence": {"existingClaim": "store"}},
+                               "directory": {"persistence": {"existingClaim": "directory"}}}),
+}  # fmt: skip
+COMBINATIONS = list(product(BACKENDS, FEATURES))
+
+
+def test_there_are_enough_combinations() -> None:
+    assert len(COMBINATIONS) >= 40
+
+
+@pytest.fixture(scope="module")
+def every(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[Manifest]]:
+    folder = tmp_path_factory.mktemp("rendered")
+    return {
+        (backend, feature): rendered(merged(BACKENDS[backend], FEATURES[feature]), folder)
+        for backend, feature in COMBINATIONS
+    }
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_every_combination_is_valid(every: dict[tuple[str, str], list[Manifest]], version: str, tmp_path: Path) -> None:
+    files = []
+    for number, manifests in enumerate(every.values()):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(yaml.safe_dump_all(one for one in manifests if one["kind"] not in CUSTOM))
+        files.append(str(file))
+    done = subprocess.run(
+        [TOOLS / "kubernetes-validate", "--strict", "--quiet", "-k", version, *files], capture_output=True, text=True
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+def test_lint_is_content(tmp_path: Path) -> None:
+    for name, values in BACKENDS.items():
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(values))
+        done = subprocess.run(
+            [helm(), "lint", "--strict", *VERSION, CHART, "--values", file], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def test_every_pod_is_hardened(every: dict[tuple[str, str], list[Manifest]]) -> None:
+    pods = [one["spec"]["template"]["spec"] for manifests in every.values() for one in workloads(manifests)]
+    pods += [one["spec"] for manifests in every.values() for one in of_kind(manifests, "Pod")]
+    assert len(pods) > 100
+    for pod in pods:
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 65532
+        assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+        for container in pod["containers"]:
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
+            assert security["capabilities"]["drop"] == ["ALL"]
+            for name in (
+                "CLUSTER_SECRET",
+                "ENCRYPTION_KEY",
+                "CLICKHOUSE_URL",
+                "QUEUE_URL",
+                "REDIS_URL",
+                "DIRECTORY_URL",
+            ):
+                for variable in (one for one in container.get("env", ()) if one["name"] == name):
+                    assert "valueFrom" in variable or variable["value"].startswith("embedded:"), name
+
+
+def test_selectors_find_just_their_own_pods(every: dict[tuple[str, str], list[Manifest]]) -> None:
+    for manifests in every.values():
+        labels = {
+            one["metadata"]["name"]: one["spec"]["template"]["metadata"]["labels"] for one in workloads(manifests)
+        }
+        for one in workloads(manifests):
+            wanted = one["spec"]["selector"]["matchLabels"]
+            assert [name for name, has in labels.items() if wanted.items() <= has.items()] == [one["metadata"]["name"]]
+        for service in of_kind(manifests, "Service"):
+            wanted = service["spec"]["selector"]
+            (found,) = [name for name, has in labels.items() if wanted.items() <= has.items()]
+            (workload,) = [one for one in workloads(manifests) if one["metadata"]["name"] == found]
+            (container,) = workload["spec"]["template"]["spec"]["containers"]
+            ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+            assert all(one["targetPort"] in ports for one in service["spec"]["ports"])
+        for policy in of_kind(manifests, "NetworkPolicy"):
+            wanted = policy["spec"]["podSelector"]["matchLabels"]
+            assert len([1 for has in labels.values() if wanted.items() <= has.items()]) == 1
+        names = [(one["kind"], one["metadata"]["name"]) for one in manifests]
+        assert len(names) == len(set(names))
+
+
+def test_what_is_one_process_is_never_two(every: dict[tuple[str, str], list[Manifest]]) -> None:
+    for (backend, feature), manifests in every.items():
+        if backend in ("minimal", "claims"):
+            (store,) = of_kind(manifests, "StatefulSet") or [None]
+            assert store is not None and store["spec"]["replicas"] == 1
+            assert store["spec"]["template"]["spec"]["containers"][0]["args"] == ["serve", "--worker"]
+            assert not [one for one in workloads(manifests) if "worker" in one["metadata"]["name"]]
+            for one in of_kind(manifests, "Deployment"):
+                assert one["spec"]["replicas"] == 1 and one["spec"]["strategy"]["type"] == "Recreate"
+        else:
+            assert not of_kind(manifests, "StatefulSet") and not of_kind(manifests, "PersistentVolumeClaim"), feature
+
+
+def test_roles_are_workloads_and_replicas_are_the_scalers(every: dict[tuple[str, str], list[Manifest]]) -> None:
+    roles = [one["spec"]["template"]["spec"]["containers"][0]["args"] for one in workloads(every["roles", "plain"])]
+    assert ["worker", "--role", "extractor"] in roles and ["worker", "--role", "aggregator"] in roles
+    scaled = every["scaled", "plain"]
+    targets = {one["spec"]["scaleTargetRef"]["name"] for one in of_kind(scaled, "HorizontalPodAutoscaler")}
+    for one in of_kind(scaled, "Deployment"):
+        assert ("replicas" in one["spec"]) is (one["metadata"]["name"] not in targets)
+
+
+def test_images_are_as_they_are_asked_for(every: dict[tuple[str, str], list[Manifest]]) -> None:
+    images = {
+        one["spec"]["template"]["spec"]["containers"][0]["image"] for one in workloads(every["production", "mirrored"])
+    }
+    mirror = "mirror.example.com/costs"
+    assert images == {f"{mirror}/metroculus@sha256:{'a' * 64}", f"{mirror}/metroculus-rest-api:1.2.3"}
+
+
+def test_what_is_generated_is_up_to_date() -> None:
+    done = subprocess.run([sys.executable, "-m", "helm.generate", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_upgrade_with_the_same_values_changes_nothing(tmp_path: Path) -> None:
+    assert rendered(PRODUCTION, tmp_path) == rendered(PRODUCTION, tmp_path), "nothing is made up while rendering"
+
+
+def test_the_values_of_the_docs_render(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "install.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    assert blocks
+    for block in blocks:
+        assert workloads(rendered(yaml.safe_load(block), tmp_path))
+    options = re.findall(r"helm install .*?--set (\S+)", text)
+    assert options
+    for option in options:
+        (tmp_path / "none.yaml").write_text("")
+        assert workloads(rendered({}, tmp_path, "--set", option))
+
+
+REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({}, {}, "clusterSecret.existingSecret"),
+    (MINIMAL, {"clusterSecret": {"existingSecret": "Upper"}}, "existingSecret"),
+    (MINIMAL, {"clusterSecret": {"existingSecret": 5}}, "existingSecret"),
+    (MINIMAL, {"clusterSecret": {"secret": "x"}}, "secret"),
+    (MINIMAL, {"clusterSecret": {"key": "a b"}}, "key"),
+    (MINIMAL, {"metroculs": {}}, "metroculs"),
+    (MINIMAL, {"metroculus": {"replica": 2}}, "replica"),
+    (MINIMAL, {"metroculus": {"replicas": 2}}, "metroculus.replicas"),
+    (MINIMAL, {"metroculus": {"replicas": 0}}, "replicas"),
+    (MINIMAL, {"metroculus": {"replicas": "2"}}, "replicas"),
+    (MINIMAL, {"metroculus": {"autoscaling": {"enabled": True}}}, "metroculus.autoscaling.enabled"),
+    (MINIMAL, {"metroculus": {"autoscaling": {"targetCPU": 0}}}, "targetCPU"),
+    (MINIMAL, {"metroculus": {"autoscaling": {"enabled": "yes"}}}, "enabled"),
+    (MINIMAL, {"metroculus": {"image": {"pullPolicy": "Sometimes"}}}, "pullPolicy"),
+    (MINIMAL, {"metroculus": {"image": {"digest": "sha256:abc"}}}, "digest"),
+    (MINIMAL, {"metroculus": {"image": {"repository": ""}}}, "repository"),
+    (MINIMAL, {"metroculus": {"image": "metroculus:1"}}, "image"),
+    (MINIMAL, {"metroculus": {"resources": {"request": {}}}}, "request"),
+    (MINIMAL, {"metroculus": {"extraEnv": {"A": "b"}}}, "extraEnv"),
+    (MINIMAL, {"worker": {"replicas": 2}}, "worker.replicas"),
+    (MINIMAL, {"worker": {"separateRoles": True}}, "worker.separateRoles"),
+    (MINIMAL, {"store": {"kind": "postgres"}}, "kind"),
+    (MINIMAL, {"store": {"persistence": {"size": "20"}}}, "size"),
+    (MINIMAL, {"store": {"kind": "clickhouse"}}, "store.clickhouse.existingSecret"),
+    (PRODUCTION, {"registry": {"kind": "sqlite"}}, "registry.kind"),
+    (PRODUCTION, {"registry": {"etcdUrl": ""}}, "registry.etcdUrl"),
+    (PRODUCTION, {"registry": {"etcdUrl": "http://etcd:2379"}}, "etcdUrl"),
+    (PRODUCTION, {"encryptionKey": {"existingSecret": ""}}, "encryptionKey.existingSecret"),
+    (PRODUCTION, {"queue": {"existingSecret": ""}}, "queue.existingSecret"),
+    (PRODUCTION, {"queue": {"url": "amqp://user:password@host"}}, "url"),
+    (MINIMAL, {"queue": {"existingSecret": "rabbitmq"}}, "queue.existingSecret"),
+    (PRODUCTION, {"directory": {"kind": "mysql"}}, "kind"),
+    (PRODUCTION, {"directory": {"mongodb": {"existingSecret": ""}}}, "directory.mongodb.existingSecret"),
+    (MINIMAL, {"restApi": {"replicas": 2}}, "restApi.replicas"),
+    (MINIMAL, {"restApi": {"autoscaling": {"enabled": True}}}, "restApi.replicas"),
+    (MINIMAL, {"settings": {"THANOS_URL": "http://thanos"}}, "THANOS_URL"),
+    (MINIMAL, {"settings": {"CLUSTER_SECRET": "in the clear"}}, "CLUSTER_SECRET"),
+    (MINIMAL, {"settings": {"CACHE_TTL": [60]}}, "CACHE_TTL"),
+    (MINIMAL, {"restApi": {"settings": {"THANOS_QUERY_URL": "http://thanos"}}}, "THANOS_QUERY_URL"),
+    (MINIMAL, {"ingress": {"enabled": True}}, "ingress.hosts"),
+    (MINIMAL, {"ingress": {"hosts": "costs.example.com"}}, "hosts"),
+    (MINIMAL, {"httpRoute": {"enabled": True}}, "httpRoute.parentRefs"),
+    (MINIMAL, {"ingress": {"enabled": True, "hosts": ["a.b"]}, "restApi": {"enabled": False}}, "restApi.enabled"),
+    (MINIMAL, {"service": {"type": "External"}}, "type"),
+    (MINIMAL, {"serviceMonitor": {"interval": "half a minute"}}, "interval"),
+    (MINIMAL, {"global": {"imagePullSecrets": [{"name": "pull"}]}}, "imagePullSecrets"),
+    (MINIMAL, {"networkPolicy": {"restApiFrom": "10.0.0.0/8"}}, "restApiFrom"),
+    (MINIMAL, {"extraObjects": {"a": 1}}, "extraObjects"),
+]
+
+
+def test_there_are_enough_refusals() -> None:
+    assert len(REFUSED) >= 40
+
+
+@pytest.mark.parametrize(("base", "wrong", "named"), REFUSED, ids=[f"{n}-{one[2]}" for n, one in enumerate(REFUSED)])
+def test_a_wrong_value_is_refused_by_name(
+    tmp_path: Path, base: dict[str, Any], wrong: dict[str, Any], named: str
+) -> None:
+    done = run(merged(base, wrong), tmp_path)
+    assert done.returncode != 0 and named in done.stderr, done.stderr[-500:]
