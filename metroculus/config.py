@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from apscheduler.triggers.cron import CronTrigger
 
@@ -83,9 +84,24 @@ def _queue(text: str) -> str:
     return text
 
 
+REDIS_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
+"""What may stand behind the ``?`` of ``REDIS_URL``."""
+
+
 def _redis(text: str) -> str:
-    if urlsplit(text).scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("must be redis://user:password@host:port/database, rediss:// for TLS, or unix://PATH")
+    wrong = ValueError(
+        "must be redis://user:password@host:port/database (rediss:// for TLS), special characters quoted"
+    )
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname or not re.fullmatch(r"(/\d*)?", parts.path):
+        raise wrong
+    known = REDIS_OPTIONS if parts.scheme == "rediss" else frozenset[str]()
+    if dict(parse_qsl(parts.query, keep_blank_values=True)).keys() - known or parts.fragment:
+        raise ValueError(f"has an unknown option; rediss:// knows {', '.join(sorted(REDIS_OPTIONS))}")
     return text
 
 

@@ -54,12 +54,12 @@ Key = tuple[Hashable, ...]
 class Basis(Protocol):
     """What an account's answers rest on now: the revision of its source, and a version of its stored hours.
 
-    The revision is the same in every instance, the version is this process' own.
+    The revision is the same in every instance, the version is this process' own: zeros until it changes something.
     """
 
-    async def of(self, account: str) -> tuple[Hashable, Hashable]: ...
+    async def of(self, account: str) -> tuple[Hashable, tuple[int, ...]]: ...
 
-    def remembered(self, account: str) -> tuple[Hashable, Hashable] | None:
+    def remembered(self, account: str) -> tuple[Hashable, tuple[int, ...]] | None:
         """The same without asking anybody; None where that cannot be."""
         ...
 
@@ -174,7 +174,7 @@ class AnswerCache:
         self._largest = max_bytes // LARGEST_SHARE
         self._kept: LRUCache[Key, _Kept] = LRUCache(max_bytes, getsizeof=lambda kept: kept.size)
         self._shared = shared if fresh else None
-        self._changes: LRUCache[str, tuple[Hashable, float]] = LRUCache(MOST_ACCOUNTS)
+        self._changes: LRUCache[str, tuple[tuple[int, ...], float]] = LRUCache(MOST_ACCOUNTS)
         """By account, what is stored of it, and since when that is so: what was made before is of something else."""
         self._flights: dict[Key, _Flight] = {}
         self._renewing: set[str] = set()
@@ -229,11 +229,12 @@ class AnswerCache:
             self._renew_later(key, anew)
         return answered
 
-    def _note_change(self, account: str, stored: Hashable) -> None:
+    def _note_change(self, account: str, stored: tuple[int, ...]) -> None:
         known = self._changes.get(account)
         if known is None or known[0] != stored:
-            # An instance that has just begun to serve an account knows of no change, as none knows of others' changes.
-            self._changes[account] = (stored, float("-inf") if known is None else self.clock())
+            # Without a change of its own an instance knows of none: what others change shows after ``fresh``.
+            unchanged = known is None and not any(stored)
+            self._changes[account] = (stored, float("-inf") if unchanged else self.clock())
 
     async def _from_others(self, key: Key) -> _Kept | None:
         """An answer that another instance made: younger than what is kept here, and than the last change here."""
@@ -369,6 +370,7 @@ class AnswerCache:
             leave()
 
     async def _make(self, key: Key, work: Work, flight: _Flight) -> Answered:
+        asked_at = self.clock()
         others = await self._from_others(key)
         if others is not None:
             self._counts["shared"] += 1
@@ -391,8 +393,9 @@ class AnswerCache:
         prepared = await prepared_of(encode(value))
         if self._fresh and prepared.size <= self._largest:
             self._kept[key] = _Kept(prepared, made_at, len(repr(key)))
-            if self._shared is not None:
-                self._shared.put(str(key[0]), _revision(key), key[2:], prepared, self.clock() - made_at)
+            if self._shared is not None and self._basis.remembered(str(key[0])) in (None, key[1]):
+                # As old as the question: what changed since it was asked may not be in the answer.
+                self._shared.put(str(key[0]), _revision(key), key[2:], prepared, self.clock() - asked_at)
             return Answered(prepared, "miss", 0, int(self._fresh))
         return Answered(prepared, "miss", 0)
 

@@ -82,7 +82,7 @@ def make_app(
         proxies=config.access.proxies,
     )
 
-    shared = SharedAnswers(config.redis_url, config.cache_ttl) if config.redis_url else None
+    shared = SharedAnswers(config.redis_url, config.cache_ttl, _scope(config)) if config.redis_url else None
     cache = AnswerCache(_Basis(accounts, store), config.cache_ttl, config.kubecost_timeout, config.cache_bytes, shared)
     CacheCollector(cache, service.registry)
     costs = CostsController(accounts, savings, store)
@@ -107,6 +107,21 @@ def make_app(
     )
 
 
+def _scope(config: MetroculusConfig) -> Hashable:
+    """The settings that answers depend on: instances that differ in one of them share none."""
+    return (
+        config.kubecost_api_url,
+        config.kubecost_account_id,
+        config.kubecost_flavour,
+        config.thanos_query_url,
+        config.tenant_label,
+        config.replica_labels,
+        config.clickhouse_url,
+        config.registry_url,
+        config.cache_ttl,
+    )
+
+
 @dataclass(frozen=True)
 class _Basis:
     """What an account's answers rest on: its source's revision, and what is stored of it."""
@@ -114,15 +129,15 @@ class _Basis:
     accounts: Accounts
     store: Store | None
 
-    async def of(self, account: str) -> tuple[Hashable, Hashable]:
+    async def of(self, account: str) -> tuple[Hashable, tuple[int, ...]]:
         return await self.accounts.revision(account), self._stored(account)
 
-    def remembered(self, account: str) -> tuple[Hashable, Hashable] | None:
+    def remembered(self, account: str) -> tuple[Hashable, tuple[int, ...]] | None:
         revision = self.accounts.remembered_revision(account)
         return None if revision is None else (revision[0], self._stored(account))
 
-    def _stored(self, account: str) -> Hashable:
-        return self.store.version(account) if self.store is not None else None
+    def _stored(self, account: str) -> tuple[int, ...]:
+        return self.store.version(account) if self.store is not None else ()
 
 
 def _states(secret: SecretKeeper, dependencies: Dependencies, shared: SharedAnswers | None) -> dict[str, str]:

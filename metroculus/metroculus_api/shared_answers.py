@@ -20,6 +20,9 @@ SECONDS_A_CALL = 0.25
 """For Redis to answer; whoever asks has a source to ask instead."""
 AWAY_SECONDS = 5.0
 """After a failure Redis is left alone for so long."""
+CALLS_AT_ONCE = 32
+MOST_WRITTEN = 256
+"""Answers that wait to be shared; more are not shared."""
 PREFIX = "metroculus:answers:"
 
 
@@ -40,10 +43,11 @@ class SharedAnswers:
 
     Args:
         fresh: seconds that an answer is kept.
+        scope: the settings that answers depend on; instances share only where theirs are the same.
         clock: seconds that only rise.
     """
 
-    def __init__(self, url: str, fresh: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, url: str, fresh: float, scope: Hashable, clock: Callable[[], float] = time.monotonic) -> None:
         try:
             import redis.asyncio  # here: a service without REDIS_URL needs none of it
             from redis.backoff import NoBackoff
@@ -56,9 +60,10 @@ class SharedAnswers:
             socket_timeout=SECONDS_A_CALL,
             socket_connect_timeout=SECONDS_A_CALL,
             retry=Retry(NoBackoff(), 0),
-            max_connections=64,
         )
-        self._errors = (redis.RedisError, OSError, TimeoutError)
+        self._scope = scope
+        self._places = asyncio.Semaphore(CALLS_AT_ONCE)
+        self._errors = (redis.RedisError, OSError, TimeoutError, TypeError, ValueError)
         self._fresh_ms = int(1000 * fresh)
         self._clock = clock
         self._away_until = float("-inf")
@@ -68,8 +73,8 @@ class SharedAnswers:
 
     async def get(self, account: str, revision: Hashable, question: Hashable) -> tuple[Prepared, float] | None:
         """An answer and its age in seconds; None where there is none, or Redis does not answer in time."""
-        key = _key(account, revision, question)
-        if self._clock() < self._away_until:
+        key = self._key(account, revision, question)
+        if self._clock() < self._away_until or not await self._take_place():
             return None
         try:
             async with asyncio.timeout(SECONDS_A_CALL), self._redis.pipeline(transaction=True) as asked:
@@ -79,6 +84,8 @@ class SharedAnswers:
         except self._errors as failure:
             self._failed(failure)
             return None
+        finally:
+            self._places.release()
         self.state = "ok"
         if found is None or left <= 0:
             return None
@@ -91,21 +98,31 @@ class SharedAnswers:
     def put(self, account: str, revision: Hashable, question: Hashable, answer: Prepared, age: float) -> None:
         """Share an answer that is so old, without waiting for it."""
         left = self._fresh_ms - int(1000 * age)
-        if left <= 0 or self._clock() < self._away_until:
+        if left <= 0 or self._clock() < self._away_until or len(self._writing) >= MOST_WRITTEN:
             return
         value = _ENCODER.encode(_Stored(answer.body, answer.packed, answer.etag))
-        task = asyncio.get_running_loop().create_task(self._set(_key(account, revision, question), value, left))
+        task = asyncio.get_running_loop().create_task(self._set(self._key(account, revision, question), value, left))
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
 
     async def _set(self, key: str, value: bytes, left: int) -> None:
+        async with self._places:
+            try:
+                async with asyncio.timeout(SECONDS_A_CALL):
+                    await self._redis.set(key, value, px=left)
+            except self._errors as failure:
+                self._failed(failure)
+            else:
+                self.state = "ok"
+
+    async def _take_place(self) -> bool:
+        """Whether a call may be made; one that would have to wait for others asks the sources instead."""
         try:
             async with asyncio.timeout(SECONDS_A_CALL):
-                await self._redis.set(key, value, px=left)
-        except self._errors as failure:
-            self._failed(failure)
-        else:
-            self.state = "ok"
+                await self._places.acquire()
+        except TimeoutError:
+            return False
+        return True
 
     def _failed(self, failure: BaseException) -> None:
         if self.state != "failing":
@@ -119,8 +136,7 @@ class SharedAnswers:
             task.cancel()
         self._writing.add(asyncio.get_running_loop().create_task(self._redis.aclose()))
 
-
-def _key(account: str, revision: Hashable, question: Hashable) -> str:
-    """Of everything that an answer is of: also the program, whose answers may have another shape."""
-    asked = repr((VERSION, account, revision, question)).encode()
-    return f"{PREFIX}{account}:{blake2b(asked, digest_size=20).hexdigest()}"
+    def _key(self, account: str, revision: Hashable, question: Hashable) -> str:
+        """Of everything that an answer is of: also the program, whose answers may have another shape."""
+        asked = repr((VERSION, self._scope, account, revision, question)).encode()
+        return f"{PREFIX}{account}:{blake2b(asked, digest_size=20).hexdigest()}"

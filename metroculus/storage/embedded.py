@@ -66,6 +66,10 @@ class EmbeddedEngine(Engine):
         return True
 
     @property
+    def one_place(self) -> bool:
+        return True
+
+    @property
     def process_id(self) -> int | None:
         """Of the engine's own process."""
         return self._process.pid if self._process is not None else None

@@ -89,6 +89,11 @@ class Engine(Protocol):
         """Whether nobody else can change what it holds: rows that were there once are still there."""
         ...
 
+    @property
+    def one_place(self) -> bool:
+        """Whether every question is answered from the same data, and none by a replica that lags behind."""
+        ...
+
     def command(self, sql: str) -> None:
         """Run a statement without an answer."""
         ...

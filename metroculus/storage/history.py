@@ -227,14 +227,35 @@ class History:
         measures: Sequence[str] = COST_COLUMNS,
         zone: Zone = UTC_ZONE,
     ) -> dict[str, list[CostSums]]:
-        """``sums`` of several accounts in one question; an account without rows is left out.
+        """``sums`` of several accounts in one question, or in more where the rows are too many for one.
+
+        Returns:
+            sums by account; one without rows is left out.
 
         Raises:
-            TooManyRows, StoreError
+            TooManyRows: one account has more rows than are answered.
+            StoreError
         """
         stored = [committed for committed in several if committed.hours]
         if not stored:
             return {}
+        try:
+            return self._sums_by_account(stored, group_by, filters, measures, zone)
+        except TooManyRows:
+            if len(stored) == 1:
+                raise
+        half = len(stored) // 2
+        asked = (group_by, filters, measures, zone)
+        return self.sums_by_account(stored[:half], *asked) | self.sums_by_account(stored[half:], *asked)
+
+    def _sums_by_account(
+        self,
+        stored: Sequence[CommittedHours],
+        group_by: Sequence[str],
+        filters: Filters,
+        measures: Sequence[str],
+        zone: Zone,
+    ) -> dict[str, list[CostSums]]:
         first, last = (end(end(one.hours) for one in stored) for end in (min, max))
         times = times_of(zone, first, last + HOUR)
         chosen, group = grouped_by([times.get(name) or grouping(name) for name in group_by])

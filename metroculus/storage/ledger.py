@@ -25,8 +25,8 @@ from metroculus.cost_model.columns import Allocations, Coded, exact
 from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT
 from metroculus.storage.blocks import NodeKind, blocks_of, joined_blocks
 from metroculus.storage.columns import ALLOCATIONS, EXTRACTIONS
-from metroculus.storage.engine import Column, Engine, literal, moment, numbers
-from metroculus.storage.group_commit import GroupCommit
+from metroculus.storage.engine import Column, Engine, StoreError, literal, moment, numbers
+from metroculus.storage.group_commit import FailedTogether, GroupCommit
 from metroculus.storage.versions import Versions
 from tools.window import HOUR
 
@@ -225,17 +225,28 @@ class Ledger:
         accounts = {batch.account for batch in batches}
         if len(accounts) != 1:
             raise ValueError("batches of one account at a time")
-        numbered = [(batch, self.new_batch()) for batch in batches]
         account = accounts.pop()
-        blocks = blocks_of(account, numbered)
-        if sum(batch.rows for batch in batches) <= SMALL_ROWS:
-            markers = [_marker(one, number, writer.sequence()) for one, number in numbered]
-            self._group.commit(_Committed(account, tuple(markers), tuple(blocks)))
+        if sum(batch.rows for batch in batches) > SMALL_ROWS:
+            numbered = [(batch, self.new_batch()) for batch in batches]
+            with self._inserting(blocks_of(account, numbered)):
+                markers = [_marker(one, number, writer.sequence()) for one, number in numbered]
+            self._commit([_Committed(account, tuple(markers))])
             return markers
-        with self._inserting(blocks):
-            markers = [_marker(one, number, writer.sequence()) for one, number in numbered]
-        self._group.commit(_Committed(account, tuple(markers)))
-        return markers
+        try:
+            small = self._small(account, batches, writer)
+            self._group.commit(small)
+        except FailedTogether as failed:
+            if not isinstance(failed.cause, StoreError) or failed.cause.code is None:
+                raise failed.cause from None
+            # The engine answered: it may be another's rows that it refused. Under new numbers, as some may be there.
+            small = self._small(account, batches, writer)
+            self._commit([small])
+        return list(small.markers)
+
+    def _small(self, account: str, batches: Sequence[HourBatch], writer: FencedWriter) -> _Committed:
+        numbered = [(batch, self.new_batch()) for batch in batches]
+        markers = tuple(_marker(one, number, writer.sequence()) for one, number in numbered)
+        return _Committed(account, markers, tuple(blocks_of(account, numbered)))
 
     def _commit(self, group: Sequence[_Committed]) -> None:
         """Insert the rows of several accounts that are not there yet, count what is new, and let it be read."""
@@ -304,7 +315,15 @@ class Ledger:
         """Say that hours were read again and are as they were: the same batches under a newer sequence."""
         again = tuple(replace(m, sequence=writer.sequence(), fetched_at=fetched_at) for m in markers)
         if again:
-            self._group.commit(_Committed(account, again, counted=True))
+            self._confirm(_Committed(account, again, counted=True))
+
+    def _confirm(self, confirmed: _Committed) -> None:
+        try:
+            self._group.commit(confirmed)
+        except FailedTogether as failed:
+            if not isinstance(failed.cause, StoreError) or failed.cause.code is None:
+                raise failed.cause from None
+            self._commit([confirmed])
 
     def _mark(self, markers: Sequence[tuple[str, Marker]]) -> None:
         names = Marker.__struct_fields__

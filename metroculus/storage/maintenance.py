@@ -98,9 +98,10 @@ class Maintenance:
         Raises:
             StoreError
         """
-        for table in TABLES:
-            target = self._engine.dialect.altered(table.name)
-            self._engine.command(f"ALTER TABLE {target} DELETE WHERE account = {literal(account)}")
+        with self._ledger.versions.changing(account):
+            for table in TABLES:
+                target = self._engine.dialect.altered(table.name)
+                self._engine.command(f"ALTER TABLE {target} DELETE WHERE account = {literal(account)}")
 
     def _verify(self) -> int:
         """Write down which batches have lost rows, or have them again; how many are not whole."""

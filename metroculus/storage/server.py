@@ -96,6 +96,10 @@ class ServerEngine(Engine):
         """Another replica may answer next, and lag behind the one that answered last."""
         return False
 
+    @property
+    def one_place(self) -> bool:
+        return self._cluster is None and "alt_hosts" not in self._url
+
     @contextmanager
     def _client(self) -> Iterator[Client]:
         if self._closed:

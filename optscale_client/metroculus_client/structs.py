@@ -384,6 +384,8 @@ class StoredMonth(Struct, frozen=True, kw_only=True, gc=False):
     complete: bool
     costs: DataPoint | None
     projection: Projection | None
+    currency: str | None = None
+    """What its money is in; None where nothing is stored of it."""
 
 
 class StoredMonths(Struct, frozen=True, kw_only=True):

@@ -260,6 +260,7 @@ class MonthOfCluster(Struct, frozen=True, kw_only=True, gc=False):
     coverage: float | None
     complete: bool
     projection: Projection | None
+    currency: str | None
 
 
 class MonthProjection(Struct, frozen=True, kw_only=True):
@@ -272,11 +273,15 @@ class MonthProjection(Struct, frozen=True, kw_only=True):
 
 
 class Month(SummaryColumns, frozen=True, kw_only=True):
-    """One month of all clusters; a sum is None where a cluster's part of it is not known."""
+    """One month of all clusters; a sum is None where a cluster's part of it is not known.
+
+    ``currency`` names several where the clusters' money is in several; then there are no sums.
+    """
 
     month: str
     start: str
     end: str
+    currency: str | None
     complete: bool
     month_to_date: Usd
     projection: MonthProjection | None

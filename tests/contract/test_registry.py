@@ -87,18 +87,35 @@ def test_a_removed_account_is_told_until_it_is_purged_or_there_again(open_entrie
     assert not ours.remove("absent", 5) and ours.removed() == {}
     assert ours.remove("a", 10) and ours.remove("b", 20) and theirs.removed() == {"a": 10, "b": 20}
     assert not theirs.remove("a", 99), "the first removal is the one that counts"
-    assert ours.create(entry("a", 2)) and theirs.removed() == {"b": 20}
-    assert ours.remove("a", 30) and theirs.removed() == {"a": 30, "b": 20}
-    theirs.purged("b")
-    theirs.purged("never")
-    assert ours.removed() == {"a": 30} and ours.accounts() == ["c"]
+    theirs.mark_removed("b", None)
+    theirs.mark_removed("never", None)
+    assert ours.removed() == {"a": 10} and ours.accounts() == ["c"]
+
+
+def test_the_grace_counts_from_the_last_removal_by_whatever_program_and_clock(open_entries: Open) -> None:
+    entries, now = open_entries(), [2_000_000_000.9]
+    known = SourceRegistry(open_entries(), Keyring((FIRST,)), now=lambda: now[0])
 
     async def use() -> None:
-        known = SourceRegistry(open_entries(), Keyring((FIRST,)), now=lambda: 1000.9)
-        assert await known.removed_before(30) == [] and await known.removed_before(31) == ["a"]
-        assert await known.delete("c") and await known.removed_before(1001) == ["a", "c"]
-        await known.purged("a")
-        assert await known.removed_before(1001) == ["c"]
+        start = int(now[0])
+        for account in ("a", "b", "c", "past", "future"):
+            entries.write(entry(account))
+        assert entries.remove("a", start - 100) and entries.remove("b", start - 50)
+        assert await known.removed_for(60) == ["a"] and await known.removed_for(200) == []
+        assert await known.delete("c") and not await known.is_there("c")
+        now[0] += 61
+        assert await known.removed_for(60) == ["a", "b", "c"]
+        await known.put("a", "push", "", Credentials())
+        assert await known.is_there("a") and await known.removed_for(60) == ["b", "c"] and "a" not in entries.removed()
+        entries.write(entry("b", 2))  # by a program that knows no marks, which then removes it again
+        assert await known.removed_for(60) == ["c"]
+        entries.remove("b", int(now[0]))
+        assert await known.removed_for(60) == ["c"]
+        await known.purged("c")
+        assert entries.remove("past", 5) and entries.remove("future", int(now[0]) + 10**7)
+        assert await known.removed_for(60) == []
+        now[0] += 61
+        assert await known.removed_for(60) == ["b", "future", "past"], "marked by wrong clocks, they count from now"
 
     asyncio.run(use())
 

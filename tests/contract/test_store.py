@@ -14,7 +14,7 @@ from metroculus.cost_model.assets import Asset
 from metroculus.cost_model.components import Costs
 from metroculus.storage.blocks import NodeKind
 from metroculus.storage.columns import TABLES
-from metroculus.storage.engine import StoreError, literal
+from metroculus.storage.engine import StoreError, TooManyRows, literal
 from metroculus.storage.gaps import Gap
 from metroculus.storage.jobs import Repair
 from metroculus.storage.ledger import CommittedHours, FencedWriter, HourBatch
@@ -346,6 +346,54 @@ def test_small_commits_at_once_are_one_insert_and_each_is_its_own(
         assert (marker.hour, marker.rows, marker.fence) == (H + number * HOUR, number % 3 + 1, number + 1)
         assert marker.verified and not committed.passed_over
         assert total(store, account=account) == number % 3 * (1.5 * (number + 1) + 0.25) + 0.25
+
+
+def test_rows_that_the_engine_refuses_fail_their_own_account_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.migrate()
+    group: Any = store.ledger._group
+    insert, inserts = store.engine.insert_columns, []
+
+    def refuse(table: str, columns: Any) -> None:
+        if not inserts:
+            assert until(lambda: len(group._waiting) == 3)
+        inserts.append(table)
+        if "bad" in columns["pod"].values:
+            raise StoreError("the store answered with error 241", 241)
+        insert(table, columns)
+
+    monkeypatch.setattr(store.engine, "insert_columns", refuse)
+    accounts = [f"00000000-0000-4000-8000-{number:012x}" for number in range(1, 5)]
+
+    def commit(number: int) -> None:
+        pod = "bad" if number == 3 else "web-1"
+        own = batch(H, allocation(pod, 8.0), account=accounts[number])
+        store.ledger.commit([own], FencedWriter(number + 1))
+
+    with ThreadPoolExecutor(4) as threads:
+        done = [threads.submit(commit, number) for number in range(4)]
+        for one in done[:3]:
+            one.result(60)
+        with pytest.raises(StoreError):
+            done[3].result(60)
+    assert store.ledger.accounts() == accounts[:3]
+    assert all(total(store, account=account) == 12.25 for account in accounts[:3])
+
+
+def test_many_accounts_whose_rows_are_too_many_for_one_question_are_read_in_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts = [f"00000000-0000-4000-8000-{number:012x}" for number in range(1, 6)]
+    for account in accounts:
+        rows = [allocation(f"web-{pod}", 8.0) for pod in range(10)]
+        store.ledger.commit([batch(H, *rows, account=account)], FencedWriter(1))
+    monkeypatch.setattr("metroculus.storage.history.MAX_ROWS", 15)
+    found = store.summaries.sums_by_account(accounts, H, END, ("pod",), Filters())
+    assert [len(found[account].sums) for account in accounts] == [10] * 5
+    monkeypatch.setattr("metroculus.storage.history.MAX_ROWS", 9)
+    with pytest.raises(TooManyRows):
+        store.summaries.sums_by_account(accounts, H, END, ("pod",), Filters())
 
 
 def test_a_purged_account_leaves_nothing_and_takes_nothing_of_others(store: Store) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.components import Costs
@@ -22,6 +23,7 @@ from simulator.costs import truth
 from simulator.server import Habits
 from tests.integration.test_services import link
 from tests.support import DAY, END, HOUR, NOW, Stack, ask, exact_world, make_tenant, until
+from tools.zones import UTC_ZONE
 
 WORLDS = [exact_world(prime, days=2) for prime in (7, 11, 13)]
 WINDOW = f"window={END - DAY},{END}"
@@ -150,6 +152,86 @@ def test_history_of_a_removed_account_is_purged_after_its_grace_unless_it_is_the
     kept.client.put_kubecost_source(account(1), "push")
     assert clean(30.1) == [account(1), account(2)]
     assert clean(60) == [account(1), account(2)], "what was never removed stays, however old"
+
+
+@pytest.mark.parametrize("why", ["the operator's own", "linked again meanwhile"])
+def test_history_of_an_account_that_is_answered_is_never_purged(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    now = [NOW]
+    stack.plan = {"clock": lambda: now[0]}
+    if why == "the operator's own":
+        _, url = stack.simulate(WORLDS[0], Habits())
+        stack.plan |= {"kubecost_api_url": url, "kubecost_account_id": account(1)}
+    kept = Kept(stack, clusters=3)
+    registry, purge = kept.running.metroculus.dependencies.registry, kept.store.maintenance.purge
+    for one in (account(0), account(1)):
+        stack.thread.run(registry.delete(one))
+
+    def then_linked(one: str) -> None:
+        purge(one)
+        if why == "linked again meanwhile":
+            kept.client.put_kubecost_source(account(1), "push")
+
+    monkeypatch.setattr(kept.store.maintenance, "purge", then_linked)
+    version = kept.store.version(account(0))
+    now[0] = NOW + 31 * DAY
+    stack.thread.run(kept.running.worker.worker.clean())
+    assert until(lambda: kept.store.ledger.accounts() == [account(1), account(2)])
+    assert kept.store.version(account(0)) != version, "kept answers of it are over"
+
+
+def told_by(cpu: float, hour: int, currency: str = "USD") -> HourBatch:
+    row = Allocation(name="shop", namespace="shop", costs=Costs(cpu=cpu), start=hour, end=hour + HOUR)
+    return HourBatch(account="", hour=hour, currency=currency, allocations=[row], management=0.0)
+
+
+def store_hours(kept: Kept, one: str, batches: list[HourBatch], fence: int) -> None:
+    kept.store.ledger.commit([replace(batch, account=one) for batch in batches], FencedWriter(fence))
+
+
+def test_months_in_several_currencies_are_never_added(stack: Stack) -> None:
+    """Of three clusters one changed from yen to euro with the month, one stays, and one has stored nothing yet."""
+    kept = Kept(stack, clusters=3)
+    tenant = make_tenant(kept.running, "acme")
+    urls = [kept.stack.serve(one.application()) for one in kept.simulators]
+    ids = [link(kept.running, tenant, f"c{n}", "kubecost", urls[n]) for n in range(3)]
+    this, _ = UTC_ZONE.period(NOW, "month")
+    before = [told_by(1000.0, this - n * HOUR - HOUR, "JPY") for n in range(20 * 24)]
+    store_hours(kept, ids[0], [*before, *(told_by(1.0, this + n * HOUR, "EUR") for n in range(24))], 500)
+    store_hours(kept, ids[1], [*before, *(told_by(1000.0, this + n * HOUR, "JPY") for n in range(24))], 501)
+    path = f"/restapi/v2/organizations/{tenant.organization_id}/kubecost/monthly"
+    last, running = ask(kept.running, tenant.tokens["viewer"], path, params={"months": 2}).json()["months"]
+    assert (last["currency"], last["total_cost"]) == ("JPY", 2 * 480 * 1000.0)
+    assert running["currency"] == "EUR, JPY" and running["total_cost"] is None and running["projection"]["low"] is None
+    by_id = {one["cloud_account_id"]: one for one in running["clusters"]}
+    assert (by_id[ids[0]]["total_cost"], by_id[ids[0]]["currency"]) == (24.0, "EUR")
+    assert by_id[ids[2]]["currency"] is None
+    assert by_id[ids[0]]["projection"]["total_cost"] == 24.0 + 1.0 * by_id[ids[0]]["projection"]["hours_left"]
+    alone = kept.client.get_k8s_monthly(ids[0], 2)[1]
+    assert alone["currency"] == "EUR" and [one["currency"] for one in alone["months"]] == ["JPY", "EUR"]
+
+
+def test_a_month_that_was_read_while_rows_were_away_is_not_remembered(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(stack, clusters=1)
+    one, hour = account(0), END - 40 * DAY
+    store_hours(kept, one, [told_by(1.0, hour)], 500)
+    store_hours(kept, one, [told_by(2.0, hour)], 501)
+    restated = kept.store.ledger.newest_of([one], hour, hour + HOUR)[one][hour].batch
+    rows, kept.store.ledger._counted = kept.store.engine.rows, {}
+
+    def without_the_last(sql: str) -> Iterator[dict[str, Any]]:
+        return (row for row in rows(sql) if row.get("batch") != restated or "there" not in row)
+
+    def october() -> float:
+        return float(months(kept, [one], months=3)[one]["months"]["months"][1]["costs"]["total_cost"])
+
+    monkeypatch.setattr(kept.store.engine, "rows", without_the_last)
+    assert october() == 1.0, "the batch before stands in"
+    monkeypatch.setattr(kept.store.engine, "rows", rows)
+    assert october() == 2.0
 
 
 def test_an_organization_sees_many_with_one_call(stack: Stack) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from metroculus.config import SETTINGS
 from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.components import Costs
-from metroculus.metroculus_api.shared_answers import AWAY_SECONDS, PREFIX
+from metroculus.metroculus_api.shared_answers import AWAY_SECONDS, PREFIX, SharedAnswers
 from metroculus.storage.ledger import FencedWriter, HourBatch
 from simulator.costs import truth
 from simulator.server import Habits
 from tests.conftest import ClickHouse, Redis
 from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack, exact_world, until
+from tools.settings import SettingsError, load
+from tools.tornado_service.prepared import Prepared
 
 WORLD = exact_world(7, days=2)
 WINDOW = {"cloud_account_id": ACCOUNT, "start_date": END - DAY, "end_date": END}
@@ -82,9 +87,7 @@ def database(clickhouse: ClickHouse) -> Iterator[str]:
 def test_another_source_or_other_hours_meet_nothing_of_before(stack: Stack, redis_server: Redis, database: str) -> None:
     both = Instances(stack, redis_server.url, clickhouse_url=database)
     assert both.costs(both.first)[0] == "miss" and both.costs(both.second)[0] == "hit"
-    store: Any = both.running[0].metroculus.dependencies.store
-    row = Allocation(name="shop", namespace="shop", costs=Costs(cpu=4096.0), start=END - DAY, end=END - DAY + HOUR)
-    store.ledger.commit([HourBatch(account=ACCOUNT, hour=END - DAY, allocations=[row])], FencedWriter(1000))
+    restate(both.running[0])
     state, total = both.costs(both.first)
     assert state == "miss" and total > 4096, "the answer of before is still in Redis"
     both.client.put_kubecost_source(ACCOUNT, "kubecost", f"{both.url}/")
@@ -93,6 +96,90 @@ def test_another_source_or_other_hours_meet_nothing_of_before(stack: Stack, redi
     assert until(lambda: both.costs(both.second)[0] != "stale") and both.asked > upstream
     both.client.put_kubecost_source(OTHER, "kubecost", both.url)
     assert both.costs(both.second, cloud_account_id=OTHER)[0] == "miss", "an account has its own answers"
+
+
+def restate(running: Any) -> None:
+    row = Allocation(name="shop", namespace="shop", costs=Costs(cpu=4096.0), start=END - DAY, end=END - DAY + HOUR)
+    store = running.metroculus.dependencies.store
+    store.ledger.commit([HourBatch(account=ACCOUNT, hour=END - DAY, allocations=[row])], FencedWriter(1000))
+
+
+def test_what_an_instance_changed_itself_it_never_takes_from_before(
+    stack: Stack, redis_server: Redis, database: str
+) -> None:
+    both = Instances(stack, redis_server.url, clickhouse_url=database)
+    assert both.costs(both.first)[0] == "miss"
+    assert until(lambda: redis_server.client().keys(f"{PREFIX}{ACCOUNT}:*"))
+    restate(both.running[1])
+    assert both.costs(both.second)[1] > 4096, "its first question comes after its change"
+
+
+def test_a_question_that_began_before_a_change_is_not_shared_as_what_came_after(
+    stack: Stack, redis_server: Redis, database: str
+) -> None:
+    both = Instances(stack, redis_server.url, clickhouse_url=database)
+    both.simulator.habits.seconds_an_hour = 0.1
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(both.costs, both.first)
+        assert until(lambda: both.asked > 0)
+        restate(both.running[0])
+        asked.result(60)
+    both.simulator.habits.seconds_an_hour = 0.0
+    assert both.costs(both.first)[1] > 4096
+
+
+@pytest.mark.parametrize("differs", ["kubecost_api_url", "cache_ttl"])
+def test_instances_with_other_settings_share_nothing(stack: Stack, redis_server: Redis, differs: str) -> None:
+    worlds = [WORLD, exact_world(11, days=2) if differs == "kubecost_api_url" else WORLD]
+    urls = [stack.simulate(world, Habits())[1] for world in worlds]
+    ttls = (300.0, 10.0) if differs == "cache_ttl" else (300.0, 300.0)
+    url = urls if differs == "kubecost_api_url" else [urls[0]] * 2
+    started = [
+        Metroculus(stack.start(redis_url=redis_server.url, kubecost_api_url=one, cache_ttl=ttl))
+        for one, ttl in zip(url, ttls, strict=True)
+    ]
+    for instance, world in zip(started, worlds, strict=True):
+        answer = instance.get("kubecost_cluster_costs", **WINDOW)
+        true = truth(world, END - DAY, END, now=NOW, adjusted=True)["total_cost"]
+        assert (answer.headers["X-Cache"], answer.json()["total_cost"]) == ("miss", true)
+        assert until(lambda: redis_server.client().keys(f"{PREFIX}*"))
+
+
+def test_many_at_once_are_no_outage(stack: Stack, redis_server: Redis) -> None:
+    async def ask_many() -> list[Any]:
+        shared = SharedAnswers(redis_server.url, 60.0, "scope")
+        answer = Prepared.of(b"{}" * 2000)
+        for number in range(300):
+            shared.put(ACCOUNT, 1, number, answer, 0.0)
+        await asyncio.gather(*shared._writing)
+        found = await asyncio.gather(*(shared.get(ACCOUNT, 1, number) for number in range(200)))
+        state = shared.state
+        shared.close()
+        await asyncio.gather(*shared._writing)
+        return [state, sum(one is not None for one in found)]
+
+    state, found = asyncio.run(ask_many())
+    assert state == "ok" and found == 200
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://u:pa55w/ord@h:6379/0",
+        "redis://h:notaport/0",
+        "redis://h:99999",
+        "redis:///0",
+        "http://h",
+        "redis://h/a",
+        "redis://h?foo=bar",
+        "redis://h?decode_responses=True",
+        "redis://h?ssl_ca_certs=/x",
+    ],
+)
+def test_a_url_that_is_none_is_refused_by_name_and_without_its_password(url: str) -> None:
+    with pytest.raises(SettingsError, match="REDIS_URL") as refused:
+        load(SETTINGS, {}, {"REDIS_URL": url}, None, lambda key: None)
+    assert "pa55w" not in str(refused.value)
 
 
 @pytest.mark.parametrize("value", [b"", b"\xff" * 100, b"\x94\x01\x02\x03\x04"])

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from metroculus.storage.group_commit import MOST_TOGETHER, GroupCommit
+from metroculus.storage.group_commit import MOST_TOGETHER, FailedTogether, GroupCommit
 from tests.support import until
 
 
@@ -63,8 +63,43 @@ def test_a_group_that_fails_fails_for_all_of_it_and_the_next_goes_on() -> None:
         written.open.set()
         first.result(20)
         for one in others:
-            with pytest.raises(OSError, match="full"):
+            with pytest.raises(FailedTogether) as failed:
                 one.result(20)
+            assert isinstance(failed.value.cause, OSError)
     written.fail_with = None
     commits.commit(5)
     assert written.groups[-1] == [5]
+
+
+def test_threads_that_are_interrupted_stop_nobody_else() -> None:
+    """While it writes, and while it waits for its turn."""
+
+    def interrupted(group: Sequence[int]) -> None:
+        if group == [1]:
+            raise SystemExit
+
+    commits: GroupCommit[int] = GroupCommit(interrupted)
+    with pytest.raises(SystemExit):
+        commits.commit(1)
+    commits.commit(2)
+
+    written = Written()
+    commits = GroupCommit(written)
+    wait = commits._changed.wait_for
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(commits.commit, 0)
+        assert until(lambda: bool(written.groups))
+
+        def interrupted_wait(check: object, timeout: float | None = None) -> bool:
+            raise KeyboardInterrupt
+
+        commits._changed.wait_for = interrupted_wait  # type: ignore[method-assign,assignment]
+        with pytest.raises(KeyboardInterrupt):
+            commits.commit(1)
+        commits._changed.wait_for = wait  # type: ignore[method-assign]
+        third = threads.submit(commits.commit, 3)
+        assert until(lambda: len(commits._waiting) == 1)
+        written.open.set()
+        first.result(20)
+        third.result(20)
+    assert written.groups == [[0], [3]]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 from cachetools import LRUCache
@@ -28,15 +29,22 @@ from tools.deadline import Deadline
 from tools.window import DAY, HOUR, SETTLING_SECONDS, Window
 from tools.zones import UTC_ZONE, Zone
 
-MONTHS_KEPT = 20_000
+MONTHS_KEPT = 50_000
 ACCOUNTS_A_TURN = 50
 
 
+_Key = tuple[str, tuple[str, ...], str, int]
+"""An account, the clusters that it is limited to, a zone, and the first second of a month."""
+_MadeOf = tuple[int, ...]
+
+
 class _Month(Struct, frozen=True, gc=False):
-    """One month of one account as it was read, and what the money of its hours is in."""
+    """One month of one account as it was read, and what the money of its newest hour is in."""
 
     month: structs.StoredMonth
-    currencies: tuple[str, ...]
+    currency: str | None
+    keepable: bool
+    """Whether the fingerprint of what is stored stands for it: not where rows were lacking, or may have been."""
 
 
 class _Asked(Struct, frozen=True):
@@ -55,8 +63,8 @@ class MonthlyController:
         self._accounts = accounts
         self._store = store
         self._clock = clock
-        self._kept: LRUCache[tuple[object, ...], _Month] = LRUCache(MONTHS_KEPT)
-        """Months by account, month, and a fingerprint of all that they are made of."""
+        self._kept: LRUCache[_Key, tuple[_MadeOf, _Month]] = LRUCache(MONTHS_KEPT)
+        """Months with the fingerprint of all that they are made of."""
 
     async def months(self, account: str, count: int, zone: Zone, deadline: Deadline) -> structs.StoredMonths:
         """The last ``count`` months of a zone, the running one among them.
@@ -106,16 +114,17 @@ class MonthlyController:
         since = min(first, asked.running.start - LOOK_BACK_SECONDS)
         prints = await store.ask(deadline.left(), store.ledger.fingerprints, list(clusters), since, end)
         found: dict[str, dict[int, _Month]] = {account: {} for account in clusters}
-        keys: dict[tuple[str, int], tuple[object, ...]] = {}
+        made_of: dict[tuple[str, int], _MadeOf] = {}
         lacking: dict[tuple[tuple[str, ...], tuple[Window, ...]], list[str]] = defaultdict(list)
         for number, (account, named) in enumerate(clusters.items(), 1):
             if not number % ACCOUNTS_A_TURN:
                 await asyncio.sleep(0)  # others have their turn of the loop
             for month in asked.months:
-                made_of = (_touched(month, prints[account], month is asked.running), month.final_until)
-                key = keys[account, month.start] = (account, named, zone.name, month.start, made_of)
-                if (kept := self._kept.get(key)) is not None:
-                    found[account][month.start] = kept
+                parts = (month.final_until, *_touched(month, prints[account], month is asked.running))
+                made_of[account, month.start] = parts
+                known = self._kept.get((account, named, zone.name, month.start))
+                if known is not None and known[0] == parts:
+                    found[account][month.start] = known[1]
             unread = tuple(month for month in asked.months if month.start not in found[account])
             if unread:
                 lacking[named, unread].append(account)
@@ -124,7 +133,9 @@ class MonthlyController:
                 read = await store.ask(deadline.left(), self._read, group, unread, Filters(clusters=named), asked)
                 for account, months in read.items():
                     found[account] |= months
-                    self._kept.update((keys[account, start], month) for start, month in months.items())
+                    for start, one in months.items():
+                        if one.keepable:
+                            self._kept[account, named, zone.name, start] = (made_of[account, start], one)
         warnings = zone.warnings(first, end)
         return await asyncio.to_thread(
             lambda: {account: _told(account, asked, months, warnings) for account, months in found.items()}
@@ -146,19 +157,22 @@ class MonthlyController:
                 start, is_idle = map(int, one.keys)
                 parts[start].append((one.costs, one.management))
                 idle[start] += one.total if is_idle else 0.0
-            read[account] = {}
-            for month in months:
-                hours = {hour: m for hour, m in answer.committed.hours.items() if month.start <= hour < month.end}
-                committed = CommittedHours(account, month.start, month.end, hours)
-                read[account][month.start] = (
-                    _point(month, committed, parts[month.start], idle[month.start]),
-                    committed,
+            by_month = {month.start: committed for month, committed in _by_month(answer.committed, months)}
+            read[account] = {
+                month.start: (
+                    _point(month, by_month[month.start], parts[month.start], idle[month.start]),
+                    by_month[month.start],
                 )
+                for month in months
+            }
         projections = self._projections(read, filters, asked.running)
         return {
             account: {
                 month.start: _month_of(
-                    month, *of[month.start], projections.get(account) if month is asked.running else None
+                    month,
+                    *of[month.start],
+                    projections.get(account) if month is asked.running else None,
+                    self._store.engine.one_place,
                 )
                 for month in months
             }
@@ -184,7 +198,13 @@ class MonthlyController:
         projections = {}
         for account, end in until.items():
             totals = {int(one.keys[0]): one.total for one in recent[account].sums}
-            hours = {hour: usd for hour, usd in totals.items() if hour >= end - LOOK_BACK_SECONDS}
+            markers = recent[account].committed.hours
+            currency = markers[end - HOUR].currency  # of the running month, whose hours all have the same
+            hours = {
+                hour: usd
+                for hour, usd in totals.items()
+                if hour >= end - LOOK_BACK_SECONDS and markers[hour].currency == currency
+            }
             projections[account] = project(hours, booked[account], range(end, running.end, HOUR))
         return projections
 
@@ -203,7 +223,20 @@ def _touched(month: Window, prints: dict[int, int], running: bool) -> tuple[int,
     return tuple(chain.from_iterable(sorted((m, one) for m, one in prints.items() if first <= m < month.end)))
 
 
-def _month_of(month: Window, point: Point | None, committed: CommittedHours, projection: Projection | None) -> _Month:
+def _by_month(committed: CommittedHours, months: Sequence[Window]) -> Iterator[tuple[Window, CommittedHours]]:
+    """Committed hours by months that follow one another."""
+    hours = sorted(committed.hours)
+    for month in months:
+        first, last = bisect_left(hours, month.start), bisect_left(hours, month.end)
+        inside = {hour: committed.hours[hour] for hour in hours[first:last]}
+        passed = tuple(marker for marker in committed.passed_over if month.start <= marker.hour < month.end)
+        yield month, CommittedHours(committed.account, month.start, month.end, inside, passed)
+
+
+def _month_of(
+    month: Window, point: Point | None, committed: CommittedHours, projection: Projection | None, one_place: bool
+) -> _Month:
+    currencies = currencies_of(committed)
     return _Month(
         structs.StoredMonth(
             month=month.zone.day(month.start).isoformat()[:7],
@@ -213,14 +246,16 @@ def _month_of(month: Window, point: Point | None, committed: CommittedHours, pro
             complete=point is not None and point.complete,
             costs=wire(point, structs.DataPoint) if point else None,
             projection=wire(projection, structs.Projection) if projection else None,
+            currency=", ".join(currencies) or None,
         ),
-        tuple(currencies_of(committed)),
+        committed.hours[max(committed.hours)].currency if committed.hours else None,
+        one_place and not committed.passed_over,
     )
 
 
 def _told(account: str, asked: _Asked, months: dict[int, _Month], warnings: tuple[str, ...]) -> structs.StoredMonths:
     in_order = [months[month.start] for month in asked.months]
-    currencies = sorted({name for month in in_order for name in month.currencies})
+    currencies = [month.currency for month in in_order if month.currency is not None]
     return structs.StoredMonths(
         cloud_account_id=account,
         currency=currencies[-1] if currencies else DEFAULT_CURRENCY,

@@ -30,8 +30,8 @@ log = logging.getLogger("stored")
 STORE = "store"
 
 
-HOURS_AT_ONCE = 150_000
-"""Of all accounts together: a hundred megabytes of what is known of each hour."""
+HOURS_AT_ONCE = 60_000
+"""Of all accounts together: some tens of megabytes, and some seconds of the oldest servers."""
 
 
 def in_groups(accounts: Sequence[str], seconds: int) -> Iterator[Sequence[str]]:

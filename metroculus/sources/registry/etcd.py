@@ -120,11 +120,13 @@ class EtcdEntries:
     def removed(self) -> dict[str, int]:
         found = self._asked(lambda client: list(client.get_prefix(REMOVED)))
         stamps = {about.key.decode()[len(REMOVED) :]: value.decode() for value, about in found}
-        here = self.entry_versions()
-        return {account: int(at) for account, at in stamps.items() if account not in here and at.isdecimal()}
+        return {account: int(at) for account, at in stamps.items() if at.isdecimal()}
 
-    def purged(self, account: str) -> None:
-        self._asked(lambda client: client.delete(REMOVED + account))
+    def mark_removed(self, account: str, at: int | None) -> None:
+        if at is None:
+            self._asked(lambda client: client.delete(REMOVED + account))
+        else:
+            self._asked(lambda client: client.put(REMOVED + account, str(at)))
 
     def wait_for_change(self, seconds: float) -> None:
         def wait(client: Any) -> None:

@@ -25,6 +25,8 @@ ID_LENGTH = 8
 REKEY_PASSES = 5
 ASK_AGAIN_SECONDS = 5.0
 REMEMBERED_SECONDS = 3600.0
+MARKED_SECONDS = 10 * 366 * 86400
+"""A removal that was longer ago than this was marked by a clock that was wrong."""
 REVISION_SECONDS = 5.0
 """For so long nobody asks again which revision an entry has; what this process changes it knows at once."""
 MOST_REVISIONS = 100_000
@@ -160,11 +162,11 @@ class Entries(Protocol):
         ...
 
     def removed(self) -> dict[str, int]:
-        """When the entries of accounts that have none any more were removed, until their history was purged."""
+        """When entries were removed (Unix seconds), by account; some of these may have an entry again."""
         ...
 
-    def purged(self, account: str) -> None:
-        """Forget that an account's entry was removed."""
+    def mark_removed(self, account: str, at: int | None) -> None:
+        """Say that an account's entry was removed then; None that this does not matter any more."""
         ...
 
     def wait_for_change(self, seconds: float) -> None:
@@ -305,6 +307,7 @@ class SourceRegistry:
         stored = StoredEntry(account, flavour, url, self._keys.seal(credentials), new_revision())
         try:
             await asyncio.to_thread(self._write, stored, credentials)
+            await asyncio.to_thread(self.entries.mark_removed, account, None)
         finally:
             self._changed(account)
         return SourceEntry(account, flavour, url, credentials, stored.revision)
@@ -353,14 +356,36 @@ class SourceRegistry:
         finally:
             self._changed(account)
 
-    async def removed_before(self, stamp: float) -> list[str]:
-        """The accounts without an entry whose last one was removed before a moment (Unix seconds).
+    async def removed_for(self, seconds: float) -> list[str]:
+        """The accounts that have had no entry for so long.
+
+        A mark whose account has an entry again is dropped, also where a program wrote the entry that knows no marks.
+        One with a time that cannot be (of a clock that was wrong) is of now.
 
         Raises:
             RegistryError
         """
-        removed = await asyncio.to_thread(self.entries.removed)
-        return sorted(account for account, at in removed.items() if at < stamp)
+
+        def read() -> list[str]:
+            now, here, found = int(self._now()), self.entries.entry_versions(), []
+            for account, at in sorted(self.entries.removed().items()):
+                if account in here:
+                    self.entries.mark_removed(account, None)
+                elif not now - MARKED_SECONDS <= at <= now:
+                    self.entries.mark_removed(account, now)
+                elif at < now - seconds:
+                    found.append(account)
+            return found
+
+        return await asyncio.to_thread(read)
+
+    async def is_there(self, account: str) -> bool:
+        """Whether an account has an entry at this moment.
+
+        Raises:
+            RegistryError
+        """
+        return await asyncio.to_thread(self.entries.revision, account) is not None
 
     async def purged(self, account: str) -> None:
         """The history of a removed account is gone.
@@ -368,7 +393,7 @@ class SourceRegistry:
         Raises:
             RegistryError
         """
-        await asyncio.to_thread(self.entries.purged, account)
+        await asyncio.to_thread(self.entries.mark_removed, account, None)
 
     def rekey(self) -> Rekeyed:
         """Seal every entry under the first key; one that no key opens is left, and named.

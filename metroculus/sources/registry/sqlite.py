@@ -128,15 +128,14 @@ class SqliteEntries:
 
     def removed(self) -> dict[str, int]:
         with self._opened() as database:
-            found = database.execute(
-                "SELECT cloud_account_id, removed_at FROM removed_accounts"
-                " WHERE cloud_account_id NOT IN (SELECT cloud_account_id FROM kubecost_sources)"
-            )
-            return dict(found.fetchall())
+            return dict(database.execute("SELECT cloud_account_id, removed_at FROM removed_accounts").fetchall())
 
-    def purged(self, account: str) -> None:
+    def mark_removed(self, account: str, at: int | None) -> None:
         with self._opened() as database:
-            database.execute("DELETE FROM removed_accounts WHERE cloud_account_id = ?", (account,))
+            if at is None:
+                database.execute("DELETE FROM removed_accounts WHERE cloud_account_id = ?", (account,))
+            else:
+                database.execute("INSERT OR REPLACE INTO removed_accounts VALUES (?, ?)", (account, at))
 
     def wait_for_change(self, seconds: float) -> None:
         """A file tells nobody of its changes: it is looked at some times a second."""

@@ -146,11 +146,10 @@ def _monthly(
         for cluster, one in zip(clusters, found, strict=True)
         if isinstance(one, MetroculusError)
     )
-    currencies = sorted({one.currency for one in found if isinstance(one, StoredMonths)})
     months = [
-        _month([(cluster, of[n]) for cluster, of in answered], bool(failed), len(currencies) > 1)
-        for n in range(count if answered else 0)
+        _month([(cluster, of[n]) for cluster, of in answered], bool(failed)) for n in range(count if answered else 0)
     ]
+    currencies = sorted({name for month in months for name in (month.currency or "").split(", ") if name})
     return answers.Monthly(
         currency=", ".join(currencies) or "USD",
         months=tuple(months),
@@ -197,14 +196,15 @@ def _currencies(statements: Sequence[answers.ClusterCost]) -> set[str]:
     return {one.currency for one in statements if one.currency is not None}
 
 
-def _month(parts: Sequence[tuple[Cluster, StoredMonth]], failed: bool, mixed: bool) -> answers.Month:
-    """One month of all clusters, of which there is at least one.
+def _month(parts: Sequence[tuple[Cluster, StoredMonth]], failed: bool) -> answers.Month:
+    """One month of all clusters, of which there is at least one; money in different currencies is never added.
 
     Args:
         failed: some clusters could not be asked.
-        mixed: their money is in different currencies, which are never added.
     """
     first = parts[0][1]
+    currencies = sorted({name for _, month in parts for name in (month.currency or "").split(", ") if name})
+    mixed = len(currencies) > 1
     failed = failed or mixed
     stored = [month.costs for _, month in parts if month.costs is not None]
     sums = {
@@ -219,6 +219,7 @@ def _month(parts: Sequence[tuple[Cluster, StoredMonth]], failed: bool, mixed: bo
         month=first.month,
         start=first.start,
         end=first.end,
+        currency=", ".join(currencies) or None,
         complete=not failed and all(month.complete for _, month in parts),
         month_to_date=sums["total_cost"] if running else None,
         projection=_projection(projections, failed) if running else None,
@@ -230,6 +231,7 @@ def _month(parts: Sequence[tuple[Cluster, StoredMonth]], failed: bool, mixed: bo
                 coverage=month.coverage,
                 complete=month.complete,
                 projection=month.projection,
+                currency=month.currency,
             )
             for cluster, month in parts
         ),
