@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from functools import reduce
 from math import fsum
@@ -248,6 +248,52 @@ class History:
         asked = (group_by, filters, measures, zone)
         return self.sums_by_account(stored[:half], *asked) | self.sums_by_account(stored[half:], *asked)
 
+    def first_rows(
+        self,
+        several: Sequence[CommittedHours],
+        group_by: Sequence[str],
+        filters: Filters,
+        measures: Sequence[str],
+        zone: Zone,
+        page: Page,
+    ) -> tuple[list[tuple[str, CostSums]], dict[str, int]]:
+        """The first ``page.end`` rows of ``sums_by_account`` over all accounts, and how many there are of each account.
+
+        Raises:
+            TooManyRows: the page ends too far from the first row.
+            StoreError
+        """
+        if page.end > MAX_ROWS:
+            raise TooManyRows(f"a page that ends after {MAX_ROWS} rows")
+        stored = [committed for committed in several if committed.hours]
+        if not stored:
+            return [], {}
+        chosen, group, keys = self._grouped(stored, group_by, zone)
+        summed = f"{chosen}{sums_of(measures, *stored)} FROM {ALLOCATIONS.name}"
+        where = f" WHERE {where_committed(*stored)}{filtered(filters)}{group}"
+        cost = " + ".join(f"{SUM}{name}" for name in (COST_COLUMNS if page.by == "total" else (page.by,)))
+        order = ", ".join((f"{cost} {'DESC' if page.descending else 'ASC'}", *keys, "account"))
+        rows = [
+            (str(row["account"]), CostSums.read([row[key] for key in keys], row))
+            for row in self._engine.rows(f"SELECT {summed}{where} ORDER BY {order} LIMIT {page.end}")
+        ]
+        counts = {
+            str(row["account"]): int(row["there"])
+            for row in self._engine.rows(
+                f"SELECT account, count() AS there FROM (SELECT {chosen}count() FROM {ALLOCATIONS.name}{where})"
+                " GROUP BY account"
+            )
+        }
+        return rows, counts
+
+    @staticmethod
+    def _grouped(stored: Sequence[CommittedHours], group_by: Sequence[str], zone: Zone) -> tuple[str, str, list[str]]:
+        """What to select before the sums, what to group by, and the names of the keys."""
+        first, last = (edge(edge(one.hours) for one in stored) for edge in (min, max))
+        times = times_of(zone, first, last + HOUR)
+        chosen, group = grouped_by([times.get(name) or grouping(name) for name in group_by])
+        return chosen, group, [f"k{number}" for number in range(len(group_by))]
+
     def _sums_by_account(
         self,
         stored: Sequence[CommittedHours],
@@ -256,20 +302,43 @@ class History:
         measures: Sequence[str],
         zone: Zone,
     ) -> dict[str, list[CostSums]]:
-        first, last = (end(end(one.hours) for one in stored) for end in (min, max))
-        times = times_of(zone, first, last + HOUR)
-        chosen, group = grouped_by([times.get(name) or grouping(name) for name in group_by])
+        chosen, group, keys = self._grouped(stored, group_by, zone)
         rows = self._engine.rows(
             f"SELECT {chosen}{sums_of(measures, *stored)} FROM {ALLOCATIONS.name}"
             f" WHERE {where_committed(*stored)}{filtered(filters)}{group} LIMIT {MAX_ROWS + 1}"
         )
-        keys = [f"k{number}" for number in range(len(group_by))]
         found: dict[str, list[CostSums]] = {}
         for read, row in enumerate(rows):
             if read == MAX_ROWS:
                 raise TooManyRows(f"more than {MAX_ROWS} rows")
             found.setdefault(row["account"], []).append(CostSums.read([row[key] for key in keys], row))
         return {account: by_period(sums, group_by, zone) for account, sums in found.items()}
+
+
+class Page(Struct, frozen=True):
+    """Which rows of a list: ``limit`` after the first ``offset``, by a cost; of the same cost by their keys.
+
+    ``by`` is the name of a cost component, or ``total``.
+    """
+
+    by: str
+    descending: bool
+    offset: int
+    limit: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.limit
+
+    def cost(self, one: CostSums) -> float:
+        if self.by == "total":
+            return one.total
+        return one.management if self.by == MANAGEMENT_COMPONENT else float(getattr(one.costs, self.by))
+
+    def ranked(self, rows: Iterable[tuple[str, CostSums]]) -> list[tuple[str, CostSums]]:
+        """Rows with their accounts, in order."""
+        sign = -1.0 if self.descending else 1.0
+        return sorted(rows, key=lambda row: (sign * self.cost(row[1]), row[1].keys, row[0]))
 
 
 def grouped_by(keys: Sequence[str]) -> tuple[str, str]:

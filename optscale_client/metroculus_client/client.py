@@ -239,17 +239,25 @@ class Client:
         k8s_node: Values = None,
         k8s_service: Values = None,
         *,
+        limit: int | None = None,
+        offset: int | None = None,
+        sort: str | None = None,
+        order: str | None = None,
         window: str | None = None,
         timezone: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Answer:
-        """Stored hours of one cluster or several, summed by ``group_by``."""
+        """Stored hours of one cluster or several, summed by ``group_by``; with ``limit`` one page of them."""
         query = _window(cloud_account_id, start_date, end_date, window, timezone) | {
             "group_by": group_by,
             "k8s_namespace": k8s_namespace,
             "k8s_node": k8s_node,
             "k8s_service": k8s_service,
+            "limit": limit,
+            "offset": offset,
+            "sort": sort,
+            "order": order,
         }
         return self._call("GET", "k8s_expenses", query, request_id=request_id, timeout=timeout)
 

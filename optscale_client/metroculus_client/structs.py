@@ -347,6 +347,8 @@ class ExpensesBase(Windowed, frozen=True, kw_only=True):
     coverage: float | None
     total_cost: Usd
     accounts: tuple[AccountCoverage, ...]
+    row_count: int = 0
+    """Of the whole list, where one page of it was asked for."""
 
 
 class Expenses(ExpensesBase, frozen=True, kw_only=True):

@@ -61,10 +61,57 @@ class PageQuery(WindowQuery, frozen=True, kw_only=True):
     order: Literal["asc", "desc"] | None = None
 
 
+class RowPage(Struct, frozen=True):
+    """One page of rows that whoever keeps them ranks, by a cost."""
+
+    sort: str
+    order: Literal["asc", "desc"]
+    offset: int
+    limit: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.limit
+
+    def told(self, total_count: int) -> dict[str, Any]:
+        """The fields of an answer that lead to the next page."""
+        more = _cursor(self.end, self.sort, self.order == "desc") if self.end < total_count else None
+        return {"total_count": total_count, "next_cursor": more}
+
+
 T = TypeVar("T", bound=Struct)
 
 
+def row_page(query: PageQuery) -> RowPage | None:
+    """The page that a query asks for; None where it is ranked by name, which only the whole list can be.
+
+    Raises:
+        ApiError: a cursor of another order.
+    """
+    sort, descending, offset = _asked(query)
+    if sort == "name":
+        return None
+    return RowPage(sort, "desc" if descending else "asc", min(offset, LAST_OFFSET), int(query.limit or DEFAULT_LIMIT))
+
+
+def _asked(query: PageQuery) -> tuple[str, bool, int]:
+    """By what a list is ranked, whether the highest comes first, and how many rows come before the page."""
+    sort = query.sort or "total_cost"
+    descending = (query.order or ("asc" if sort == "name" else "desc")) == "desc"
+    chosen = f"{sort} {descending}"
+    offset, ordered = query.cursor.position() if query.cursor else (0, chosen)
+    if ordered != chosen:
+        raise ApiError(INVALID, "cursor belongs to a list in another order", ["cursor"])
+    return sort, descending, offset
+
+
+def _cursor(offset: int, sort: str, descending: bool) -> str:
+    return base64.urlsafe_b64encode(json.dumps([offset, f"{sort} {descending}"]).encode()).decode()
+
+
 ROWS_ON_THE_LOOP = 500
+LAST_OFFSET = 490_000
+"""Of a page that is ranked where the rows are kept."""
 
 
 async def paged(answer: T, query: PageQuery, key: str) -> T:
@@ -84,18 +131,12 @@ def page_of(answer: T, query: PageQuery, key: str) -> T:
     Raises:
         ApiError: a cursor of another order.
     """
-    sort = query.sort or "total_cost"
-    descending = (query.order or ("asc" if sort == "name" else "desc")) == "desc"
-    chosen = f"{sort} {descending}"
-    offset, ordered = query.cursor.position() if query.cursor else (0, chosen)
-    if ordered != chosen:
-        raise ApiError(INVALID, "cursor belongs to a list in another order", ["cursor"])
+    sort, descending, offset = _asked(query)
     named = sorted(getattr(answer, key), key=lambda row: row.name)
     known = [row for row in named if getattr(row, sort, None) is not None]
     unknown = [row for row in named if getattr(row, sort, None) is None]
     ranked = sorted(known, key=attrgetter(sort), reverse=descending) + unknown
     end = offset + int(query.limit or DEFAULT_LIMIT)
-    more = end < len(ranked)
-    cursor = base64.urlsafe_b64encode(json.dumps([end, chosen]).encode()).decode() if more else None
+    cursor = _cursor(end, sort, descending) if end < len(ranked) else None
     paging: dict[str, Any] = {key: tuple(ranked[offset:end]), "total_count": len(ranked), "next_cursor": cursor}
     return replace(answer, **paging)

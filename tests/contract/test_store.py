@@ -13,16 +13,17 @@ from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Allocation, Filte
 from metroculus.cost_model.assets import Asset
 from metroculus.cost_model.components import Costs
 from metroculus.storage.blocks import NodeKind
-from metroculus.storage.columns import TABLES
+from metroculus.storage.columns import COST_COLUMNS, TABLES
 from metroculus.storage.engine import StoreError, TooManyRows, literal
 from metroculus.storage.gaps import Gap
+from metroculus.storage.history import Page
 from metroculus.storage.jobs import Repair
 from metroculus.storage.ledger import CommittedHours, FencedWriter, HourBatch
 from metroculus.storage.store import Store, open_store
 from tests.stores import allocation, idle
 from tests.support import ACCOUNT, DAY, END, HOUR, NOW, until
 from tools.window import parse_rfc3339
-from tools.zones import Zone, zone_of
+from tools.zones import UTC_ZONE, Zone, zone_of
 
 OTHER = "00000000-0000-4000-8000-00000000000b"
 H = END - DAY
@@ -394,6 +395,25 @@ def test_many_accounts_whose_rows_are_too_many_for_one_question_are_read_in_more
     monkeypatch.setattr("metroculus.storage.history.MAX_ROWS", 9)
     with pytest.raises(TooManyRows):
         store.summaries.sums_by_account(accounts, H, END, ("pod",), Filters())
+
+
+@pytest.mark.parametrize("by", ["total", "cpu"])
+@pytest.mark.parametrize("descending", [True, False])
+def test_a_page_is_a_part_of_the_whole_list_in_order(store: Store, by: str, descending: bool) -> None:
+    accounts = [f"00000000-0000-4000-8000-{number:012x}" for number in range(1, 4)]
+    for number, account in enumerate(accounts):
+        rows = [allocation(f"é{pod}-x", float((pod * 7 + number) % 4), namespace=f"ns-{pod % 2}") for pod in range(9)]
+        hours = [batch(H + hour * HOUR, *rows, account=account, management=0.5) for hour in range(2)]
+        store.ledger.commit(hours, FencedWriter(1))
+    committed = list(store.ledger.committed_of([*accounts, OTHER], H, END).values())
+    keys, measures = ("namespace", "pod"), COST_COLUMNS
+    summed = store.history.sums_by_account(committed, keys, Filters(), measures)
+    everything = Page(by, descending, 0, 1000).ranked((account, one) for account in summed for one in summed[account])
+    assert len(everything) == 3 * 10
+    for offset in range(0, 35, 7):
+        page = Page(by, descending, offset, 7)
+        rows, counts = store.history.first_rows(committed, keys, Filters(), measures, UTC_ZONE, page)
+        assert rows == everything[: page.end] and counts == dict.fromkeys(accounts, 10)
 
 
 def test_a_purged_account_leaves_nothing_and_takes_nothing_of_others(store: Store) -> None:

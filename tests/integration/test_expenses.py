@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from math import fsum
 
 import pytest
 
 from metroculus.sources.registry.protocol import Credentials
+from optscale_client.metroculus_client import InvalidRequest
 from optscale_client.metroculus_client.structs import AccountCoverage, ExpensesWithoutLabels, SourceState, TimeWindow
 from rest_api.rest_api_server.controllers.expenses import joined
 from simulator.costs import truth
@@ -187,3 +190,46 @@ def test_parts_of_an_organization_are_one_and_never_add_two_currencies():
     assert whole.coverage == pytest.approx(1000 / 1003)
     mixed = joined([part(1000), part(3, currency="EUR")])
     assert (mixed.currency, mixed.total_cost, mixed.complete) == ("EUR, USD", None, False)
+
+
+@pytest.mark.parametrize("sort", ["total_cost", "ram_cost", "name"])
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_pages_are_the_whole_list_and_only_they_are_read(acme, sort: str, order: str) -> None:
+    path = f"{acme.path}/clean_expenses?{WINDOW}&sort={sort}&order={order}"
+    everything = acme.get(f"{path}&limit=1000").json()
+    rows, cursor, pages = [], "", 0
+    while cursor is not None:
+        page = acme.get(f"{path}&limit=3{cursor and f'&cursor={cursor}'}").json()
+        assert page["total_count"] == everything["total_count"] and page["total_cost"] == everything["total_cost"]
+        assert page["accounts"] == everything["accounts"] and len(page["clean_expenses"]) <= 3
+        rows, cursor, pages = rows + page["clean_expenses"], page["next_cursor"], pages + 1
+    assert rows == everything["clean_expenses"] and pages == -(-len(rows) // 3) and len(rows) > 6
+    assert fsum(row["cost"] for row in rows) == everything["total_cost"]
+    if sort != "name":
+        told = [row[sort] for row in rows]
+        assert told == sorted(told, reverse=order == "desc")
+
+
+def test_a_page_beyond_the_last_is_empty_and_one_of_another_order_is_refused(acme) -> None:
+    path = f"{acme.path}/clean_expenses?{WINDOW}"
+    far = base64.urlsafe_b64encode(json.dumps([10**9, "total_cost True"]).encode()).decode()
+    beyond = acme.get(f"{path}&cursor={far}").json()
+    assert beyond["clean_expenses"] == [] and beyond["next_cursor"] is None and beyond["total_count"] > 0
+    other = acme.get(f"{path}&cursor={far}&sort=cpu_cost")
+    assert other.status_code == 400 and other.json()["error"]["params"] == ["cursor"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"limit": 5, "group_by": ["namespace"]}, "group_by"),
+        ({"limit": 5, "group_by": ["cluster", "day"]}, "group_by"),
+        ({"offset": 5, "group_by": ["cluster"]}, "limit"),
+        ({"sort": "cpu_cost", "group_by": ["cluster"]}, "limit"),
+        ({"limit": 999_999, "offset": 1, "group_by": ["cluster"]}, "group_by"),
+    ],
+)
+def test_a_page_that_is_none_is_refused_by_name(acme, asked, named) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        acme.running.rest_api.metroculus.client.get_k8s_expenses(acme.ids, END - 3600, END, **asked)
+    assert named in refused.value.params

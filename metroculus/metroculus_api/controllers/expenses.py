@@ -21,7 +21,7 @@ from metroculus.metroculus_api.errors import NoHistory, cannot_group_by
 from metroculus.metroculus_api.wire import window_of, wire
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY
-from metroculus.storage.history import COSTS_AND_USAGE, CostSums, by_key
+from metroculus.storage.history import COSTS_AND_USAGE, CostSums, Page, by_key
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
@@ -29,6 +29,13 @@ from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import Window
 from tools.zones import UTC_ZONE, Period, Zone
+
+
+class _Count(Struct, frozen=True):
+    """How many rows there are, and what they come to."""
+
+    rows: int
+    total: float
 
 
 class _Stored(Struct, frozen=True):
@@ -40,6 +47,8 @@ class _Stored(Struct, frozen=True):
     """Empty where nothing is stored."""
     lacking: bool
     """Whether some hour does not tell some component."""
+    whole: _Count
+    """Of all rows, where only some of them were read."""
 
 
 PERIODS: tuple[Period, ...] = ("hour", "day", "month")
@@ -57,8 +66,9 @@ class ExpensesController:
         group_by: Sequence[str],
         filters: Filters,
         deadline: Deadline,
+        page: Page | None = None,
     ) -> structs.Expenses:
-        """Sums by ``group_by``, dearest first, or in order of time where that is asked for.
+        """Sums by ``group_by``, dearest first, or in order of time where that is asked for; or one page of them.
 
         Money in different currencies is never added: then a row is of one of them, and there is no total.
 
@@ -82,31 +92,61 @@ class ExpensesController:
             by_clusters[one.clusters.named].append(account)
 
         def read(group: Sequence[str], own: Filters) -> dict[str, _Stored]:
-            asked = (group, window.start, window.end, properties, own, COSTS_AND_USAGE, window.zone)
-            answers = store.summaries.sums_by_account(*asked)
-            return {one: _stored(one, answer, window, finest, unable[one]) for one, answer in answers.items()}
+            if page is not None:
+                answers, counts = _page_of(store, group, window, properties, own, page)
+            else:
+                asked = (group, window.start, window.end, properties, own, COSTS_AND_USAGE, window.zone)
+                answers, counts = store.summaries.sums_by_account(*asked), {}
+            return {
+                one: _stored(one, answer, window, finest, unable[one], counts.get(one))
+                for one, answer in answers.items()
+            }
 
         found: dict[str, _Stored] = {}
         for clusters, several in by_clusters.items():
             for group in in_groups(several, window.end - window.start):
                 found |= await store.ask(deadline.left(), read, group, replace(filters, clusters=clusters))
-        return await asyncio.to_thread(_expenses, [(account, found[account]) for account in sources], window, group_by)
+        answered = [(account, found[account]) for account in sources]
+        return await asyncio.to_thread(_expenses, answered, window, group_by, page)
 
 
-def _expenses(answered: Sequence[tuple[str, _Stored]], window: Window, group_by: Sequence[str]) -> structs.Expenses:
+def _page_of(
+    store: Store, accounts: Sequence[str], window: Window, properties: Sequence[str], filters: Filters, page: Page
+) -> tuple[dict[str, Answer], dict[str, _Count]]:
+    """The rows of accounts that may be on a page, with how many there are, and what all of them come to; blocks."""
+    committed = store.ledger.committed_of(accounts, window.start, window.end)
+    several, asked = list(committed.values()), (filters, COSTS_AND_USAGE, window.zone)
+    totals = store.history.sums_by_account(several, (), *asked)
+    rows, counts = store.history.first_rows(several, properties, *asked, page)
+    sums: dict[str, list[CostSums]] = {account: [] for account in accounts}
+    for account, one in rows:
+        sums[account].append(one)
+    answers = {account: Answer(one, tuple(sums[account])) for account, one in committed.items()}
+    return answers, {
+        account: _Count(counts.get(account, 0), fsum(one.total for one in totals.get(account, ())))
+        for account in accounts
+    }
+
+
+def _expenses(
+    answered: Sequence[tuple[str, _Stored]], window: Window, group_by: Sequence[str], page: Page | None
+) -> structs.Expenses:
     """What accounts have stored as one answer."""
     covered = tuple(one.coverage for _, one in answered)
     stored = [(account, one) for account, one in answered if one.currencies]
     money = {account: one.currencies for account, one in stored}
     currencies = sorted({one for several in money.values() for one in several})
     mixed = len(currencies) > 1
+    shown = stored if page is None else _on_page(stored, page)
     rows = []
     for together in sorted(set(money.values())):
-        mine = [(account, one.sums) for account, one in stored if one.currencies == together]
+        mine = [(account, one.sums) for account, one in shown if one.currencies == together]
         more = {"currency": ", ".join(together)} if mixed else {}
         rows += [more | row for row in _rows(group_by, mine, window.zone)]
     known = bool(stored)
     lacking = any(one.lacking for _, one in answered)
+    total = fsum(row["total_cost"] for row in rows) if page is None else fsum(one.whole.total for _, one in stored)
+    in_order = sorted(rows, key=lambda row: _order(row, group_by)) if page is None else _ordered(rows, page, group_by)
     return structs.Expenses(
         start_date=window.start,
         end_date=window.end,
@@ -114,10 +154,31 @@ def _expenses(answered: Sequence[tuple[str, _Stored]], window: Window, group_by:
         currency=", ".join(currencies) or DEFAULT_CURRENCY,
         complete=known and all(one.complete for one in covered) and all(len(one) < 2 for one in money.values()),
         coverage=_mean([one.coverage for one in covered]),
-        total_cost=fsum(row["total_cost"] for row in rows) if known and not mixed and not lacking else None,
-        expenses=tuple(sorted(rows, key=lambda row: _order(row, group_by))),
+        total_cost=total if known and not mixed and not lacking else None,
+        expenses=tuple(in_order),
         accounts=covered,
+        row_count=len(rows) if page is None else sum(one.whole.rows for _, one in stored),
     )
+
+
+def _on_page(stored: Sequence[tuple[str, _Stored]], page: Page) -> list[tuple[str, _Stored]]:
+    """What is stored of accounts, with those rows of each that are on the page."""
+    ranked = page.ranked((account, one) for account, of in stored for one in of.sums)
+    kept: dict[str, list[CostSums]] = defaultdict(list)
+    for account, one in ranked[page.offset : page.end]:
+        kept[account].append(one)
+    return [(account, replace(of, sums=tuple(kept[account]))) for account, of in stored]
+
+
+def _ordered(rows: Sequence[dict[str, Any]], page: Page, group_by: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a page in its order, as ``Page.ranked`` has it."""
+    sign = -1.0 if page.descending else 1.0
+    properties = _properties(group_by)
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return (sign * row[f"{page.by}_cost"], *(row[name] for name in properties), row["cluster"])
+
+    return sorted(rows, key=key)
 
 
 def _properties(group_by: Sequence[str]) -> list[str]:
@@ -137,12 +198,18 @@ def _rows(
 
 
 def _stored(
-    account: str, answer: Answer, window: Window, finest: Period | None, unable_sources: frozenset[str]
+    account: str,
+    answer: Answer,
+    window: Window,
+    finest: Period | None,
+    unable_sources: frozenset[str],
+    whole_list: _Count | None,
 ) -> _Stored:
     committed = answer.committed
     coverage = _coverage(account, committed, window, finest, unable_sources)
     lacking = any(marker.unknown for marker in committed.hours.values())
-    return _Stored(answer.sums, coverage, tuple(currencies_of(committed)), lacking)
+    whole_list = whole_list or _Count(len(answer.sums), 0.0)
+    return _Stored(answer.sums, coverage, tuple(currencies_of(committed)), lacking, whole_list)
 
 
 def _coverage(

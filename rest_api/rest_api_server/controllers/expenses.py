@@ -27,6 +27,7 @@ from rest_api.rest_api_server.controllers.costs import CostsController, asked_of
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool, failure_about, in_parts
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import failure_of
+from rest_api.rest_api_server.paging import RowPage
 from tools.window import Window
 from tools.zones import Zone
 
@@ -45,39 +46,52 @@ class ExpensesController:
         window: Window,
         filters: Mapping[str, Any],
         request_id: str,
+        page: RowPage | None = None,
     ) -> answers.CleanExpenses:
         """What is stored, and beside it what the clusters say now; the two tell the same money and are never added.
+
+        With ``page`` only its rows, which the store chooses.
 
         Args:
             filters: ``k8s_namespace``, ``k8s_node``, ``k8s_service``; they hold for both.
         """
         (stored, failure), told = await asyncio.gather(
-            self._stored(clusters, window, filters, request_id),
+            self._stored(clusters, window, filters, request_id, page),
             self._costs.statements(clusters, window, request_id, **filters),
         )
         asked = (organization_id, window)
-        return await asyncio.to_thread(_clean_expenses, *asked, clusters, stored, failure, told)
+        return await asyncio.to_thread(_clean_expenses, *asked, clusters, stored, failure, told, page)
 
     async def _stored(
-        self, clusters: Sequence[Cluster], window: Window, filters: Mapping[str, Any], request_id: str
+        self,
+        clusters: Sequence[Cluster],
+        window: Window,
+        filters: Mapping[str, Any],
+        request_id: str,
+        page: RowPage | None,
     ) -> tuple[ExpensesWithoutLabels | None, answers.Failure | None]:
         """Expenses of the store, or why it has none: that fails nothing else. Neither where there is no cluster."""
         if not clusters:
             return None, None
         ask = self._metroculus.client.get_k8s_expenses
         about = asked_of(window) | dict(filters) | {"group_by": ROW_KEYS, "request_id": request_id}
+        parts = in_parts(clusters)
+        if page is not None:
+            # Of several parts each may have all the rows of the page.
+            offset, limit = (page.offset, page.limit) if len(parts) == 1 else (0, page.end)
+            about |= {"offset": offset, "limit": limit, "sort": page.sort, "order": page.order}
         try:
             told = await asyncio.gather(
                 *(
                     self._metroculus.call(
                         part, ask, tuple(cluster.id for cluster in part), **about, shape=ExpensesWithoutLabels
                     )
-                    for part in in_parts(clusters)
+                    for part in parts
                 )
             )
         except MetroculusError as failure:
             return None, failure_of(failure)
-        return joined(told), None
+        return joined(told, page), None
 
     async def monthly(self, clusters: Sequence[Cluster], count: int, zone: Zone, request_id: str) -> answers.Monthly:
         """Month by month over all clusters, each cluster by itself, and where the running month is going."""
@@ -112,6 +126,7 @@ def _clean_expenses(
     stored: ExpensesWithoutLabels | None,
     failure: answers.Failure | None,
     told: Sequence[Statement | MetroculusError],
+    page: RowPage | None,
 ) -> answers.CleanExpenses:
     statements = [_cost_of(cluster, one) for cluster, one in zip(clusters, told, strict=True)]
     names = {cluster.id: cluster.name for cluster in clusters}
@@ -132,6 +147,7 @@ def _clean_expenses(
         error=failure,
         k8s_costs=now,
         clean_expenses=tuple(_row(row, names) for row in stored.expenses) if stored else (),
+        **({} if page is None else page.told(stored.row_count if stored else 0)),
     )
 
 
@@ -174,7 +190,7 @@ def _cost_of(cluster: Cluster, told: Statement | MetroculusError) -> answers.Clu
     )
 
 
-def joined(parts: Sequence[ExpensesWithoutLabels]) -> ExpensesWithoutLabels:
+def joined(parts: Sequence[ExpensesWithoutLabels], page: RowPage | None = None) -> ExpensesWithoutLabels:
     """Expenses of several parts of an organization's clusters as one; money in different currencies has no total."""
     if len(parts) == 1:
         return parts[0]
@@ -186,9 +202,21 @@ def joined(parts: Sequence[ExpensesWithoutLabels]) -> ExpensesWithoutLabels:
         complete=len(currencies) == 1 and all(part.complete for part in parts),
         coverage=fsum(covered) / len(covered) if covered else None,
         total_cost=total_of([part.total_cost for part in parts]) if len(currencies) == 1 else None,
-        expenses=tuple(sorted((row for part in parts for row in part.expenses), key=lambda row: -row.total_cost)),
+        expenses=_ranked([row for part in parts for row in part.expenses], page),
         accounts=tuple(one for part in parts for one in part.accounts),
+        row_count=sum(part.row_count for part in parts),
     )
+
+
+def _ranked(rows: Sequence[ExpenseRow], page: RowPage | None) -> tuple[ExpenseRow, ...]:
+    """Rows of several parts in order, those of the page where there is one."""
+    column, sign = ("total_cost", -1.0) if page is None else (page.sort, 1.0 if page.order == "asc" else -1.0)
+
+    def key(row: ExpenseRow) -> tuple[Any, ...]:
+        return (sign * getattr(row, column), row.namespace, row.controller, row.pod, row.node, row.cluster)
+
+    ranked = sorted(rows, key=key)
+    return tuple(ranked if page is None else ranked[page.offset : page.end])
 
 
 def _currencies(statements: Sequence[answers.ClusterCost]) -> set[str]:

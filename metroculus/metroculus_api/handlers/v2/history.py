@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
+from metroculus.codes import INVALID
+from metroculus.cost_model.grouping import TIMES
 from metroculus.metroculus_api.controllers.backfills import BackfillBody, BackfillsController
 from metroculus.metroculus_api.controllers.expenses import ExpensesController
 from metroculus.metroculus_api.controllers.monthly import MonthlyController
 from metroculus.metroculus_api.handlers.v2.base import AccountId, AccountsQuery, MetroculusHandler, Needs
+from metroculus.storage.history import Page
 from optscale_client.metroculus_client import structs
+from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import Text, TimeZone, Uuid
 
@@ -20,8 +26,38 @@ class GroupBy(Text):
     what = f"one of {', '.join(structs.GROUPS)}, or label:NAME"
 
 
+class RowLimit(Text):
+    pattern = r"[1-9][0-9]{0,5}"
+    what = "a whole number from 1 to 999999"
+
+
+class Offset(Text):
+    pattern = r"0|[1-9][0-9]{0,5}"
+    what = "a whole number from 0 to 999999"
+
+
 class ExpensesQuery(AccountsQuery, frozen=True, kw_only=True):
     group_by: tuple[GroupBy, ...] = ()
+    limit: RowLimit | None = None
+    offset: Offset | None = None
+    sort: (
+        Literal["total_cost", "cpu_cost", "ram_cost", "gpu_cost", "pv_cost", "network_cost", "load_balancer_cost"]
+        | None
+    ) = None
+    order: Literal["asc", "desc"] | None = None
+
+    @property
+    def page(self) -> Page | None:
+        """Raises: ApiError: a page of rows that are summed over accounts."""
+        if self.limit is None:
+            if self.offset or self.sort or self.order:
+                raise ApiError(INVALID, "offset, sort and order are of a page: give a limit", ["limit"])
+            return None
+        if "cluster" not in self.group_by or not TIMES.isdisjoint(self.group_by):
+            reason = "a page is of rows by cluster, and not by time: group_by cluster, and no hour, day or month"
+            raise ApiError(INVALID, reason, ["group_by", "limit"])
+        by = (self.sort or "total_cost").removesuffix("_cost")
+        return Page(by, self.order != "asc", int(self.offset or 0), int(self.limit))
 
 
 class K8sExpenses(MetroculusHandler):
@@ -32,7 +68,7 @@ class K8sExpenses(MetroculusHandler):
     @operation(needs=Needs.CLUSTER_SECRET, query=ExpensesQuery, answer=structs.Expenses)
     async def get(self, query: ExpensesQuery) -> structs.Expenses:
         asked = (query.cloud_account_id, self.window_of(query), query.group_by, query.filters)
-        return await self.expenses.expenses(*asked, self.deadline())
+        return await self.expenses.expenses(*asked, self.deadline(), query.page)
 
 
 class MonthCount(Text):

@@ -10,7 +10,7 @@ from rest_api.rest_api_server.auth import DEFAULT_WINDOW, Needs, RestHandler
 from rest_api.rest_api_server.controllers.expenses import ExpensesController
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import CODES, NOT_FOUND
-from rest_api.rest_api_server.paging import PageQuery, paged
+from rest_api.rest_api_server.paging import PageQuery, paged, row_page
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import FilterText, RowFilter, Text, TimeZone, Uuid, resolve_window
@@ -35,8 +35,10 @@ class OrganizationCleanExpenses(RestHandler):
         clusters = await self.chosen(query)
         asked = {"k8s_namespace": query.k8s_namespace, "k8s_node": query.k8s_node, "k8s_service": query.k8s_service}
         filters = {name: values for name, values in asked.items() if values}
-        found = await self.expenses.clean_expenses(query.organization_id, clusters, window, filters, self.request_id)
-        return await paged(found, query, "clean_expenses")
+        page = row_page(query)
+        asked_for = (query.organization_id, clusters, window, filters, self.request_id, page)
+        found = await self.expenses.clean_expenses(*asked_for)
+        return found if page is not None else await paged(found, query, "clean_expenses")
 
     async def chosen(self, query: CleanExpensesQuery) -> list[Cluster]:
         """The organization's clusters, or those of them that are named.
