@@ -154,6 +154,24 @@ def test_selectors_find_just_their_own_pods(every: dict[tuple[str, str], list[Ma
         assert len(names) == len(set(names))
 
 
+def test_the_network_is_closed_to_all_but_those_who_are_named(tmp_path: Path) -> None:
+    monitoring = {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
+    ingress = {"ipBlock": {"cidr": "10.0.0.0/8"}}
+    named = {"networkPolicy": {"metricsFrom": [monitoring], "restApiFrom": [ingress]}}
+    manifests = rendered(merged(PRODUCTION, named), tmp_path)
+    policies = {one["metadata"]["name"]: one["spec"] for one in of_kind(manifests, "NetworkPolicy")}
+    assert set(policies) == {one["metadata"]["name"] for one in workloads(manifests)}, "each workload has one"
+    assert all(one["policyTypes"] == ["Ingress"] for one in policies.values())
+    (rest_api,) = policies["release-metroculus-rest-api"]["ingress"]
+    assert ingress in rest_api["from"] and monitoring in rest_api["from"]
+    callers, metrics = policies["release-metroculus"]["ingress"]
+    assert metrics["from"] == [monitoring] and monitoring not in callers["from"]
+    assert policies["release-metroculus-worker"]["ingress"][0]["from"] == [monitoring]
+    closed = rendered(PRODUCTION, tmp_path)
+    (worker,) = [one for one in of_kind(closed, "NetworkPolicy") if one["metadata"]["name"].endswith("-worker")]
+    assert "ingress" not in worker["spec"], "nobody"
+
+
 def test_what_is_one_process_is_never_two(every: dict[tuple[str, str], list[Manifest]]) -> None:
     for (backend, feature), manifests in every.items():
         if backend in ("minimal", "claims"):
