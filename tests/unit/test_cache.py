@@ -66,7 +66,7 @@ class Basis:
         return self.remembered(account)
 
     def remembered(self, account):
-        return self._revisions.get(account), None
+        return self._revisions.get(account), ()
 
 
 async def ask(cache, work, account=ACCOUNT, question=QUESTION, seconds=20.0):
