@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import os
 import shutil
 import sys
@@ -28,6 +27,7 @@ from metroculus.metroculus_worker.task_runner import NotOurs
 from metroculus.storage.engine import StoreOwned
 from metroculus.storage.store import EMBEDDED, is_embedded
 from optscale_client.metroculus_client import Client, MetroculusError
+from tools.cli import operator
 from tools.tornado_service.listening import listen, stop_signal
 from tools.window import parse_rfc3339, parse_stamp
 
@@ -157,7 +157,7 @@ async def _fill_here(
 ) -> int:
     dependencies = make_dependencies(config)
     service = make_worker(config, dependencies, owners)
-    order = RepairOrder(str(uuid4()), getpass.getuser(), why) if why else None
+    order = RepairOrder(str(uuid4()), operator(), why) if why else None
     bar = Bar("repairing" if why else "back-filling")
     try:
         first, last = bounds(*window, int(time.time()))

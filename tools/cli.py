@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -35,6 +36,14 @@ def _shown(default: Any) -> str:
     if isinstance(default, tuple):  # an address, or a list
         return (":" if isinstance(default[-1], int) else ",").join(map(str, default))
     return str(default) if isinstance(default, (str, int, float, os.PathLike)) and str(default) else "none"
+
+
+def operator() -> str:
+    """Who runs a command, as the audit log tells it; in a container a user may have a number and no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def given(name: str, settings: Sequence[Setting], flags: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from functools import reduce
 from math import fsum
@@ -26,6 +26,7 @@ from tools.zones import UTC_ZONE, Zone
 
 __all__ = ["COSTS_AND_USAGE", "CostSums", "History"]
 
+RANKED_DIGITS = 7
 MAX_ROWS = 500_000
 """Of one answer: a question that no summary shortens could otherwise take all the memory that there is."""
 
@@ -256,7 +257,7 @@ class History:
         measures: Sequence[str],
         zone: Zone,
         page: Page,
-    ) -> tuple[list[tuple[str, CostSums]], dict[str, int]]:
+    ) -> tuple[list[Ranked], dict[str, int]]:
         """The first ``page.end`` rows of ``sums_by_account`` over all accounts, and how many there are of each account.
 
         Raises:
@@ -269,14 +270,19 @@ class History:
         if not stored:
             return [], {}
         chosen, group, keys = self._grouped(stored, group_by, zone)
-        summed = f"{chosen}{sums_of(measures, *stored)} FROM {ALLOCATIONS.name}"
         where = f" WHERE {where_committed(*stored)}{filtered(filters)}{group}"
         cost = " + ".join(f"{SUM}{name}" for name in (COST_COLUMNS if page.by == "total" else (page.by,)))
-        order = ", ".join((f"{cost} {'DESC' if page.descending else 'ASC'}", *keys, "account"))
-        rows = [
-            (str(row["account"]), CostSums.read([row[key] for key in keys], row))
-            for row in self._engine.rows(f"SELECT {summed}{where} ORDER BY {order} LIMIT {page.end}")
-        ]
+        sign = "-" if page.descending else ""
+        order = ", ".join(("ranked_by", *keys, "account"))
+        rows = []
+        ranked = f"{sign}round({cost}, {RANKED_DIGITS}) AS ranked_by"
+        for row in self._engine.rows(
+            f"SELECT {chosen}{sums_of(measures, *stored)}, {ranked} FROM {ALLOCATIONS.name}{where}"
+            f" ORDER BY {order} LIMIT {page.end}"
+        ):
+            found = tuple(row[key] for key in keys)
+            place = (row["ranked_by"], *found, row["account"])
+            rows.append(Ranked(place, str(row["account"]), CostSums.read(found, row)))
         counts = {
             str(row["account"]): int(row["there"])
             for row in self._engine.rows(
@@ -330,15 +336,17 @@ class Page(Struct, frozen=True):
     def end(self) -> int:
         return self.offset + self.limit
 
-    def cost(self, one: CostSums) -> float:
-        if self.by == "total":
-            return one.total
-        return one.management if self.by == MANAGEMENT_COMPONENT else float(getattr(one.costs, self.by))
 
-    def ranked(self, rows: Iterable[tuple[str, CostSums]]) -> list[tuple[str, CostSums]]:
-        """Rows with their accounts, in order."""
-        sign = -1.0 if self.descending else 1.0
-        return sorted(rows, key=lambda row: (sign * self.cost(row[1]), row[1].keys, row[0]))
+class Ranked(Struct, frozen=True):
+    """A row of a page: its account, its sums, and its place, by which rows of several answers are merged.
+
+    The place is the database's own, its cost rounded: a sum that is added up in another order differs in the last
+    digit, and a row could be on two pages or on none.
+    """
+
+    place: tuple[Any, ...]
+    account: str
+    sums: CostSums
 
 
 def grouped_by(keys: Sequence[str]) -> tuple[str, str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from rest_api.rest_api_server.config import SETTINGS, config_of, directory_of
 from rest_api.rest_api_server.directory.connect import open_directory
 from rest_api.rest_api_server.directory.model import AlreadyExists, Directory, DirectoryError, Missing, Role
 from rest_api.rest_api_server.server import RestApi, make_app
-from tools.cli import given, load_settings, setting_options
+from tools.cli import given, load_settings, operator, setting_options
 from tools.settings import CONFIG_URL, SettingsError, cluster_secret
 from tools.tornado_service.access import Access, audit_log_of
 from tools.tornado_service.listening import listen, stop_signal
@@ -90,6 +90,8 @@ def _directory(flags: dict[str, Any], change: str = "", **objects: str) -> Itera
     values = load_settings(DIRECTORY_SETTINGS, flags)
     try:
         audit = Access(audit_log_of(values)).audit("rest-api", time.time) if change else None
+        if audit is not None:
+            audit.stream = sys.stderr  # what the command prints is read by scripts
         directory = open_directory(directory_of(values))
     except (DirectoryError, OSError) as problem:
         raise click.ClickException(str(problem)) from None
@@ -101,7 +103,7 @@ def _directory(flags: dict[str, Any], change: str = "", **objects: str) -> Itera
         raise click.ClickException(str(problem)) from None
     finally:
         if audit is not None:
-            actor = {"kind": "command line", "user": getpass.getuser()}
+            actor = {"kind": "command line", "user": operator()}
             audit.write(actor=actor, operation=change, objects=objects, outcome=outcome)
         directory.close()
 

@@ -86,12 +86,15 @@ def row_page(query: PageQuery) -> RowPage | None:
     """The page that a query asks for; None where it is ranked by name, which only the whole list can be.
 
     Raises:
-        ApiError: a cursor of another order.
+        ApiError: a cursor of another order, or too far from the first row.
     """
     sort, descending, offset = _asked(query)
     if sort == "name":
         return None
-    return RowPage(sort, "desc" if descending else "asc", min(offset, LAST_OFFSET), int(query.limit or DEFAULT_LIMIT))
+    if offset > LAST_OFFSET:
+        reason = f"no page begins after {LAST_OFFSET} rows: name clusters, namespaces or nodes"
+        raise ApiError(INVALID, reason, ["cursor"])
+    return RowPage(sort, "desc" if descending else "asc", offset, int(query.limit or DEFAULT_LIMIT))
 
 
 def _asked(query: PageQuery) -> tuple[str, bool, int]:

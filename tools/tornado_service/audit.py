@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 
@@ -45,6 +45,8 @@ class AuditLog:
         self._size = 0
         self._flushing: asyncio.TimerHandle | None = None
         self._torn = False
+        self.stream: TextIO | None = None
+        """In place of standard output, where that is for something else."""
         self.failures = 0
 
     def check(self) -> None:
@@ -83,8 +85,9 @@ class AuditLog:
         data = b"\n" * self._torn + b"\n".join(lines) + b"\n"
         try:
             if self._where == STANDARD_OUTPUT:
-                sys.stdout.write(data.decode())
-                sys.stdout.flush()
+                stream = self.stream or sys.stdout
+                stream.write(data.decode())
+                stream.flush()
                 return
             descriptor = self._open()
             try:

@@ -21,7 +21,7 @@ from metroculus.metroculus_api.errors import NoHistory, cannot_group_by
 from metroculus.metroculus_api.wire import window_of, wire
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY
-from metroculus.storage.history import COSTS_AND_USAGE, CostSums, Page, by_key
+from metroculus.storage.history import COSTS_AND_USAGE, CostSums, Page, Ranked, by_key
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
@@ -31,11 +31,12 @@ from tools.window import Window
 from tools.zones import UTC_ZONE, Period, Zone
 
 
-class _Count(Struct, frozen=True):
-    """How many rows there are, and what they come to."""
+class _WholeList(Struct, frozen=True):
+    """How many rows an account has, what they come to, and the first of them where a page is asked for."""
 
     rows: int
     total: float
+    first: tuple[Ranked, ...] = ()
 
 
 class _Stored(Struct, frozen=True):
@@ -47,7 +48,7 @@ class _Stored(Struct, frozen=True):
     """Empty where nothing is stored."""
     lacking: bool
     """Whether some hour does not tell some component."""
-    whole: _Count
+    whole: _WholeList
     """Of all rows, where only some of them were read."""
 
 
@@ -112,18 +113,18 @@ class ExpensesController:
 
 def _page_of(
     store: Store, accounts: Sequence[str], window: Window, properties: Sequence[str], filters: Filters, page: Page
-) -> tuple[dict[str, Answer], dict[str, _Count]]:
+) -> tuple[dict[str, Answer], dict[str, _WholeList]]:
     """The rows of accounts that may be on a page, with how many there are, and what all of them come to; blocks."""
     committed = store.ledger.committed_of(accounts, window.start, window.end)
     several, asked = list(committed.values()), (filters, COSTS_AND_USAGE, window.zone)
     totals = store.history.sums_by_account(several, (), *asked)
     rows, counts = store.history.first_rows(several, properties, *asked, page)
-    sums: dict[str, list[CostSums]] = {account: [] for account in accounts}
-    for account, one in rows:
-        sums[account].append(one)
-    answers = {account: Answer(one, tuple(sums[account])) for account, one in committed.items()}
-    return answers, {
-        account: _Count(counts.get(account, 0), fsum(one.total for one in totals.get(account, ())))
+    return {account: Answer(one, ()) for account, one in committed.items()}, {
+        account: _WholeList(
+            counts.get(account, 0),
+            fsum(one.total for one in totals.get(account, ())),
+            tuple(row for row in rows if row.account == account),
+        )
         for account in accounts
     }
 
@@ -137,16 +138,13 @@ def _expenses(
     money = {account: one.currencies for account, one in stored}
     currencies = sorted({one for several in money.values() for one in several})
     mixed = len(currencies) > 1
-    shown = stored if page is None else _on_page(stored, page)
-    rows = []
-    for together in sorted(set(money.values())):
-        mine = [(account, one.sums) for account, one in shown if one.currencies == together]
-        more = {"currency": ", ".join(together)} if mixed else {}
-        rows += [more | row for row in _rows(group_by, mine, window.zone)]
+    if page is not None:
+        rows = _page_rows(stored, page, group_by, window.zone, mixed)
+    else:
+        rows = _all_rows(stored, group_by, window.zone, mixed)
     known = bool(stored)
     lacking = any(one.lacking for _, one in answered)
     total = fsum(row["total_cost"] for row in rows) if page is None else fsum(one.whole.total for _, one in stored)
-    in_order = sorted(rows, key=lambda row: _order(row, group_by)) if page is None else _ordered(rows, page, group_by)
     return structs.Expenses(
         start_date=window.start,
         end_date=window.end,
@@ -155,30 +153,34 @@ def _expenses(
         complete=known and all(one.complete for one in covered) and all(len(one) < 2 for one in money.values()),
         coverage=_mean([one.coverage for one in covered]),
         total_cost=total if known and not mixed and not lacking else None,
-        expenses=tuple(in_order),
+        expenses=tuple(rows),
         accounts=covered,
         row_count=len(rows) if page is None else sum(one.whole.rows for _, one in stored),
     )
 
 
-def _on_page(stored: Sequence[tuple[str, _Stored]], page: Page) -> list[tuple[str, _Stored]]:
-    """What is stored of accounts, with those rows of each that are on the page."""
-    ranked = page.ranked((account, one) for account, of in stored for one in of.sums)
-    kept: dict[str, list[CostSums]] = defaultdict(list)
-    for account, one in ranked[page.offset : page.end]:
-        kept[account].append(one)
-    return [(account, replace(of, sums=tuple(kept[account]))) for account, of in stored]
+def _all_rows(
+    stored: Sequence[tuple[str, _Stored]], group_by: Sequence[str], zone: Zone, mixed: bool
+) -> list[dict[str, Any]]:
+    rows = []
+    for together in sorted({one.currencies for _, one in stored}):
+        mine = [(account, one.sums) for account, one in stored if one.currencies == together]
+        more = {"currency": ", ".join(together)} if mixed else {}
+        rows += [more | row for row in _rows(group_by, mine, zone)]
+    return sorted(rows, key=lambda row: _order(row, group_by))
 
 
-def _ordered(rows: Sequence[dict[str, Any]], page: Page, group_by: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a page in its order, as ``Page.ranked`` has it."""
-    sign = -1.0 if page.descending else 1.0
+def _page_rows(
+    stored: Sequence[tuple[str, _Stored]], page: Page, group_by: Sequence[str], zone: Zone, mixed: bool
+) -> list[dict[str, Any]]:
+    """The rows of a page, in the order of their places."""
+    money = {account: ", ".join(one.currencies) for account, one in stored}
+    ranked = sorted((row for _, one in stored for row in one.whole.first), key=lambda row: row.place)
     properties = _properties(group_by)
-
-    def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        return (sign * row[f"{page.by}_cost"], *(row[name] for name in properties), row["cluster"])
-
-    return sorted(rows, key=key)
+    return [
+        ({"currency": money[row.account]} if mixed else {}) | row_of(group_by, row.account, properties, row.sums, zone)
+        for row in ranked[page.offset : page.end]
+    ]
 
 
 def _properties(group_by: Sequence[str]) -> list[str]:
@@ -203,12 +205,12 @@ def _stored(
     window: Window,
     finest: Period | None,
     unable_sources: frozenset[str],
-    whole_list: _Count | None,
+    whole_list: _WholeList | None,
 ) -> _Stored:
     committed = answer.committed
     coverage = _coverage(account, committed, window, finest, unable_sources)
     lacking = any(marker.unknown for marker in committed.hours.values())
-    whole_list = whole_list or _Count(len(answer.sums), 0.0)
+    whole_list = whole_list or _WholeList(len(answer.sums), 0.0)
     return _Stored(answer.sums, coverage, tuple(currencies_of(committed)), lacking, whole_list)
 
 

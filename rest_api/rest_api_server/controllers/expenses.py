@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from heapq import merge
 from math import fsum
 from typing import Any
 
@@ -31,6 +32,8 @@ from rest_api.rest_api_server.paging import RowPage
 from tools.window import Window
 from tools.zones import Zone
 
+RANKED_DIGITS = 7
+"""Of a cost, by which the store ranks rows."""
 ROW_KEYS = ("cluster", "namespace", "controller", "pod", "node")
 
 
@@ -202,20 +205,20 @@ def joined(parts: Sequence[ExpensesWithoutLabels], page: RowPage | None = None) 
         complete=len(currencies) == 1 and all(part.complete for part in parts),
         coverage=fsum(covered) / len(covered) if covered else None,
         total_cost=total_of([part.total_cost for part in parts]) if len(currencies) == 1 else None,
-        expenses=_ranked([row for part in parts for row in part.expenses], page),
+        expenses=_ranked(parts, page),
         accounts=tuple(one for part in parts for one in part.accounts),
         row_count=sum(part.row_count for part in parts),
     )
 
 
-def _ranked(rows: Sequence[ExpenseRow], page: RowPage | None) -> tuple[ExpenseRow, ...]:
-    """Rows of several parts in order, those of the page where there is one."""
+def _ranked(parts: Sequence[ExpensesWithoutLabels], page: RowPage | None) -> tuple[ExpenseRow, ...]:
+    """Rows of several parts in order, those of the page where there is one; each part is in that order already."""
     column, sign = ("total_cost", -1.0) if page is None else (page.sort, 1.0 if page.order == "asc" else -1.0)
 
-    def key(row: ExpenseRow) -> tuple[Any, ...]:
-        return (sign * getattr(row, column), row.namespace, row.controller, row.pod, row.node, row.cluster)
+    def place(row: ExpenseRow) -> float:
+        return sign * float(round(getattr(row, column), RANKED_DIGITS))
 
-    ranked = sorted(rows, key=key)
+    ranked = list(merge(*(part.expenses for part in parts), key=place))
     return tuple(ranked if page is None else ranked[page.offset : page.end])
 
 
