@@ -20,24 +20,33 @@ from rest_api.rest_api_server.config import SETTINGS as REST_SETTINGS
 HERE = Path(__file__).parent
 NAME = r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$"
 """Of an object, or nothing."""
-SIZE = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)$"
+SERVICE_NAME = r"^([a-z]([a-z0-9-]{0,38}[a-z0-9])?)?$"
+"""Of what is part of a Service's name, or nothing."""
+HOST = r"^(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$"
+SIZE = r"^[0-9]+(\.[0-9]+)?(K|M|G|T|Ki|Mi|Gi|Ti)$"
 BY_THE_CHART = {
     "CLUSTER_SECRET", "METROCULUS_LISTEN", "WORKER_LISTEN", "REST_API_LISTEN", "CLICKHOUSE_URL", "REGISTRY_URL",
     "ENCRYPTION_KEY", "QUEUE_URL", "REDIS_URL", "DIRECTORY_URL", "METROCULUS_URL", "DATA_DIR", "WORKER_ROLE",
-    "WORKER_LOCKS", "AUDIT_LOG", "LOG_FORMAT",
+    "WORKER_LOCKS", "AUDIT_LOG", "LOG_FORMAT", "TLS_CERT", "TLS_KEY",
 }  # fmt: skip
-"""Settings that have a value of the chart's own."""
+"""Settings that have a value of the chart's own; TLS ends at the Ingress, and probes speak HTTP."""
 
 FREE = {"type": "object"}
+TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 LIST_OF_OBJECTS = {"type": "array", "items": {"type": "object"}}
 COUNT = {"type": "integer", "minimum": 1, "maximum": 1000}
 RULES: dict[str, dict[str, Any]] = {
-    r"\.(podAnnotations|annotations|nodeSelector|affinity|labels)$": FREE,
+    r"\.(podAnnotations|annotations|nodeSelector|labels)$": TEXTS,
+    r"\.affinity$": FREE,
     r"\.(tolerations|topologySpreadConstraints|extraEnv|extraVolumes|extraVolumeMounts|parentRefs|tls|extraObjects)$": (
         LIST_OF_OBJECTS
     ),
     r"\.networkPolicy\.\w+From$": LIST_OF_OBJECTS,
-    r"\.(hosts|hostnames|imagePullSecrets)$": {"type": "array", "items": {"type": "string", "minLength": 1}},
+    r"\.(hosts|hostnames)$": {"type": "array", "items": {"type": "string", "pattern": HOST}},
+    r"\.imagePullSecrets$": {
+        "type": "array",
+        "items": {"anyOf": [{"type": "string", "minLength": 1}, {"type": "object", "required": ["name"]}]},
+    },
     r"\.resources$": {
         "type": "object",
         "additionalProperties": False,
@@ -45,19 +54,24 @@ RULES: dict[str, dict[str, Any]] = {
     },
     r"^\.settings$": {"settings": METROCULUS_SETTINGS},
     r"^\.restApi\.settings$": {"settings": REST_SETTINGS},
-    r"\.(replicas|minReplicas|maxReplicas)$": COUNT,
+    r"\.replicas$": COUNT | {"minimum": 0},
+    r"\.(minReplicas|maxReplicas)$": COUNT,
+    r"\.tag$": {"type": ["string", "integer"], "pattern": r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$"},
+    r"\.storageClass$": {"type": "string", "pattern": r"^(-|[a-z0-9]([a-z0-9.-]*[a-z0-9])?)?$"},
+    r"\.serviceAccount\.name$": {"type": "string", "pattern": NAME},
+    r"\.(fullnameOverride|nameOverride)$": {"type": "string", "pattern": SERVICE_NAME},
     r"\.targetCPU$": {"type": "integer", "minimum": 1, "maximum": 100},
     r"\.pullPolicy$": {"enum": ["Always", "IfNotPresent", "Never"]},
     r"\.digest$": {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
-    r"\.repository$": {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9._/:-]*[a-z0-9])?$"},
+    r"\.repository$": {"type": "string", "pattern": r"^([a-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*$"},
     r"^\.store\.kind$": {"enum": ["embedded", "clickhouse"]},
     r"^\.registry\.kind$": {"enum": ["sqlite", "etcd"]},
-    r"^\.registry\.etcdUrl$": {"type": "string", "pattern": r"^(etcd://[A-Za-z0-9.:\[\]-]+:[0-9]+.*)?$"},
+    r"^\.registry\.etcdUrl$": {"type": "string", "pattern": r"^(etcd://[A-Za-z0-9_.:\[\]-]+:[0-9]+)?$"},
     r"^\.directory\.kind$": {"enum": ["sqlite", "mongodb"]},
     r"^\.service\.type$": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
     r"\.size$": {"type": "string", "pattern": SIZE},
     r"\.interval$": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"},
-    r"\.(existingSecret|existingClaim|existingConfigMap|fullnameOverride|nameOverride)$": {
+    r"\.(existingSecret|existingClaim|existingConfigMap)$": {
         "type": "string",
         "pattern": NAME,
     },
@@ -76,7 +90,9 @@ def schema_of(value: Any, path: str = "") -> dict[str, Any]:
         return rule
     if isinstance(value, Mapping):
         properties = {name: schema_of(one, f"{path}.{name}") for name, one in value.items()}
-        return {"type": "object", "additionalProperties": False, "properties": properties}
+        # Each has a default, so that only a null takes one away; others' ``global`` values are none of ours.
+        closed = {"additionalProperties": False} if path != ".global" else {}
+        return {"type": "object", "required": list(value), "properties": properties} | closed
     kinds = {bool: "boolean", int: "integer", str: "string"}
     return {"type": kinds[type(value)]}
 

@@ -26,7 +26,7 @@ from optscale_client.config_client import ConfigError, EtcdConfig
 from rest_api.rest_api_server.directory.model import DirectoryError
 from standalone import demo as demonstration
 from standalone import up as machine
-from standalone.history import fill, parse_moment, tell_owner, work
+from standalone.history import fill, leave_store, parse_moment, tell_owner, work
 from standalone.running import single_machine
 from tools.cli import given, load_settings, setting_options
 from tools.settings import CONFIG_URL, SettingsError, address
@@ -121,6 +121,7 @@ async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None, with_worker:
         await working.stop()
         await metrics.stop()
     await listener.stop()
+    leave_store(config.clickhouse_url)
     service.close()
     if etcd is not None:
         etcd.stop()

@@ -58,6 +58,14 @@ def tell_owner(clickhouse_url: str | None, metroculus_url: str, secret: str | No
         opened.write(msgspec.json.encode(Owner(os.getpid(), metroculus_url, secret)))
 
 
+def leave_store(clickhouse_url: str | None) -> None:
+    """This process is about to end: nobody needs to know its secret any more."""
+    if clickhouse_url is not None and is_embedded(clickhouse_url):
+        owner = known_owner(clickhouse_url)
+        if owner is not None and owner.pid == os.getpid():
+            owner_file(clickhouse_url).unlink(missing_ok=True)
+
+
 def known_owner(clickhouse_url: str) -> Owner | None:
     """Who said last that it has the store."""
     with suppress(OSError, msgspec.DecodeError):

@@ -10,9 +10,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from metroculus.config import SETTINGS as METROCULUS_SETTINGS
 from metroculus.config import config_of as metroculus_config
+from rest_api.rest_api_server.cli import main as rest_api_main
 from rest_api.rest_api_server.config import SETTINGS as REST_SETTINGS
 from rest_api.rest_api_server.config import config_of as rest_config
 from tests.support import BIN
@@ -129,3 +131,19 @@ def test_every_test_that_the_security_page_names_is_there():
         for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
     }
     assert len(named) > 30 and named <= there, named - there
+
+
+def test_a_user_who_has_a_number_and_no_name_is_told_by_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container: the change is made, its audit line is written, and what is printed is the id alone."""
+
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 65532")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    for audit_log in ("-", str(tmp_path / "audit.jsonl")):
+        environment = {"DATA_DIR": str(tmp_path / "data"), "AUDIT_LOG": audit_log}
+        done = CliRunner(env=environment).invoke(rest_api_main, ["organization", "create", f"of {audit_log[-1]}"])
+        assert done.exit_code == 0, done.output
+        assert re.fullmatch(r"[0-9a-f-]{36}\n", done.stdout)
+        told = done.stderr if audit_log == "-" else (tmp_path / "audit.jsonl").read_text()
+        assert f'"user":"uid {os.getuid()}"' in told

@@ -13,9 +13,12 @@ from uuid import uuid4
 import pytest
 from cryptography.fernet import Fernet
 
+from metroculus.config import MetroculusConfig
+from metroculus.dependencies import open_registry
 from metroculus.sources.errors import RegistryError
 from metroculus.sources.registry.etcd import PREFIX, REMOVED, EtcdEntries
 from metroculus.sources.registry.protocol import (
+    KEY_FILE,
     Credentials,
     Entries,
     Keyring,
@@ -351,3 +354,19 @@ def test_two_services_on_two_folders_see_the_same_clusters(etcd, tmp_path) -> No
         assert requests.get(two + path, headers=headers, timeout=10).json()["url"] == body["url"]
         assert requests.delete(two + path, headers=headers, timeout=10).status_code == 200
         assert requests.get(one + path, headers=headers, timeout=10).status_code == 404
+
+
+def test_a_key_that_was_lost_stops_the_start_and_no_new_one_is_made(tmp_path: Path) -> None:
+    config = MetroculusConfig(cluster_secret="a" * 20, data_dir=tmp_path)
+    first = open_registry(config)
+    asyncio.run(first.put("a", "kubecost", "http://kubecost", Credentials({"Authorization": "Bearer s3cret"})))
+    first.close()
+    key = (tmp_path / KEY_FILE).read_text()
+    (tmp_path / KEY_FILE).unlink()
+    with pytest.raises(RegistryError, match=r"encryption\.key is missing"):
+        open_registry(config)
+    assert not (tmp_path / KEY_FILE).exists()
+    (tmp_path / KEY_FILE).write_text(key)
+    again = open_registry(config)
+    assert asyncio.run(again.get("a")) is not None
+    again.close()

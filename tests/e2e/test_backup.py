@@ -34,11 +34,14 @@ def test_what_is_restored_is_what_was_backed_up(stack: Stack, tmp_path: Path) ->
 
     *shell, serve = commands()
     assert serve.split() == ["metroculus", "serve", "--worker", "--data-dir", "restored"]
-    for line in shell:
-        subprocess.run(["sh", "-euc", line], cwd=tmp_path, check=True, timeout=60)
+    (data / "store" / "owner.json").write_text(SECRET)
+    subprocess.run(["sh", "-euc", "\n".join(shell)], cwd=tmp_path, check=True, timeout=60)
+    for file in ("metroculus-backup.tar.gz", "metroculus-encryption.key"):
+        assert (tmp_path / file).stat().st_mode & 0o077 == 0, "for nobody else"
     with tarfile.open(tmp_path / "metroculus-backup.tar.gz") as backup:
         names = backup.getnames()
-    assert {"./sources.sqlite", "./directory.sqlite", "./encryption.key", "./store"} <= set(names)
+    assert {"./sources.sqlite", "./directory.sqlite", "./store"} <= set(names)
+    assert not [name for name in names if name.endswith((".key", "owner.json"))], "no secret is in it"
     for left in data.iterdir():
         left.rename(tmp_path / left.name)  # nothing of it is where it was
 

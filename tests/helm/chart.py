@@ -49,7 +49,8 @@ def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 def run(values: dict[str, Any], folder: Path, *args: str, chart: Path = CHART) -> subprocess.CompletedProcess[str]:
     file = folder / "values.yaml"
     file.write_text(yaml.safe_dump(values))
-    asked = [helm(), "template", "release", str(chart), "--namespace", "costs", "--values", str(file), *VERSION, *args]
+    release = [] if "--name-template" in args else ["release"]
+    asked = [helm(), "template", *release, str(chart), "--namespace", "costs", "--values", str(file), *VERSION, *args]
     return subprocess.run(asked, capture_output=True, text=True, timeout=120)
 
 

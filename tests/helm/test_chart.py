@@ -42,7 +42,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "open network": {"networkPolicy": {"enabled": False}},
     "closed network": {"networkPolicy": {"restApiFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
                                          "metroculusFrom": [{"podSelector": {"matchLabels": {"app": "bills"}}}]}},
-    "mirrored": {"global": {"imageRegistry": "mirror.example.com/costs/", "imagePullSecrets": ["pull"]},
+    "mirrored": {"global": {"imageRegistry": "mirror.example.com/costs/", "imagePullSecrets": ["pull", {"name": "other"}], "storageClass": "x"},
                  "metroculus": {"image": {"digest": "sha256:" + "a" * 64}}, "restApi": {"image": {"tag": "1.2.3"}}},
     "placed": {part: {"nodeSelector": {"pool": "costs"}, "tolerations": [{"operator": "Exists"}],
                       "affinity": {"podAntiAffinity": {}}, "podAnnotations": {"a": "b"},
@@ -207,6 +207,39 @@ def test_what_is_generated_is_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_names_of_long_releases_are_short_and_told_apart(tmp_path: Path) -> None:
+    long = "team-platform-production-europe-west4-metroculus"
+    names = []
+    for release in (f"{long}-a", f"{long}-b", "costs"):
+        manifests = rendered(
+            merged(PRODUCTION, {"worker": {"separateRoles": True}}), tmp_path, "--name-template", release
+        )
+        names += [one["metadata"]["name"] for one in manifests if one["kind"] == "Service"]
+    assert len(set(names)) == len(names) and all(len(name) <= 63 for name in names)
+    for release in ("my.costs", "1costs"):
+        done = run(MINIMAL, tmp_path, "--name-template", release)
+        assert done.returncode != 0 and "fullnameOverride" in done.stderr
+
+
+def test_values_are_rendered_as_they_are_meant(tmp_path: Path) -> None:
+    values = {
+        "settings": {"BAD_TOKENS_A_MINUTE": 5000000, "CACHE_TTL": 0.5, "LOG_LEVEL": "warning"},
+        "store": {"persistence": {"storageClass": "-", "size": "20G"}},
+        "directory": {"persistence": {"storageClass": "fast"}},
+        "metroculus": {"image": {"tag": 20240101}},
+        "restApi": {"replicas": 0},
+    }
+    manifests = rendered(merged(MINIMAL, values), tmp_path)
+    (store,) = of_kind(manifests, "StatefulSet")
+    (container,) = store["spec"]["template"]["spec"]["containers"]
+    told = {one["name"]: one.get("value") for one in container["env"]}
+    assert (told["BAD_TOKENS_A_MINUTE"], told["CACHE_TTL"], told["LOG_LEVEL"]) == ("5000000", "0.5", "warning")
+    assert container["image"] == "metroculus:20240101"
+    assert store["spec"]["volumeClaimTemplates"][0]["spec"]["storageClassName"] == ""
+    (claim,) = of_kind(manifests, "PersistentVolumeClaim")
+    assert claim["spec"]["storageClassName"] == "fast"
+
+
 def test_an_upgrade_with_the_same_values_changes_nothing(tmp_path: Path) -> None:
     assert rendered(PRODUCTION, tmp_path) == rendered(PRODUCTION, tmp_path), "nothing is made up while rendering"
 
@@ -233,7 +266,26 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (MINIMAL, {"metroculs": {}}, "metroculs"),
     (MINIMAL, {"metroculus": {"replica": 2}}, "replica"),
     (MINIMAL, {"metroculus": {"replicas": 2}}, "metroculus.replicas"),
-    (MINIMAL, {"metroculus": {"replicas": 0}}, "replicas"),
+    (MINIMAL, {"metroculus": {"replicas": -1}}, "replicas"),
+    (MINIMAL, {"metroculus": {"podAnnotations": {"prometheus.io/scrape": True}}}, "prometheus.io"),
+    (MINIMAL, {"metroculus": {"nodeSelector": {"spot": True}}}, "spot"),
+    (MINIMAL, {"metroculus": {"autoscaling": None}}, "autoscaling"),
+    (MINIMAL, {"restApi": None}, "restApi"),
+    (MINIMAL, {"store": {"persistence": {"size": None}}}, "size"),
+    (MINIMAL, {"clusterSecret": {"key": None}}, "key"),
+    (MINIMAL, {"fullnameOverride": "my.costs"}, "fullnameOverride"),
+    (MINIMAL, {"nameOverride": "9costs"}, "nameOverride"),
+    (MINIMAL, {"store": {"persistence": {"storageClass": "Fast SSD"}}}, "storageClass"),
+    (MINIMAL, {"serviceAccount": {"name": "My SA"}}, "name"),
+    (MINIMAL, {"metroculus": {"image": {"tag": "a b:c"}}}, "tag"),
+    (MINIMAL, {"metroculus": {"image": {"repository": "reg:5000/x:1"}}}, "repository"),
+    (MINIMAL, {"ingress": {"enabled": True, "hosts": ["https://a.b/x"]}}, "hosts"),
+    (PRODUCTION, {"restApi": {"autoscaling": {"enabled": True, "minReplicas": 9}}}, "restApi.autoscaling.minReplicas"),
+    (PRODUCTION, {"registry": {"etcdUrl": "etcd://root:1s3cret@etcd:2379"}}, "etcdUrl"),
+    (MINIMAL, {"settings": {"THANOS_QUERY_URL": "http://user:s3cret@thanos"}}, "settings.THANOS_QUERY_URL"),
+    (MINIMAL, {"settings": {"TLS_CERT": "/x"}}, "TLS_CERT"),
+    (MINIMAL, {"metroculus": {"extraEnv": [{"name": "CLUSTER_SECRET", "value": "x"}]}}, "metroculus.extraEnv"),
+    (MINIMAL, {"restApi": {"extraVolumes": [{"name": "tmp", "emptyDir": {}}]}}, "restApi.extraVolumes"),
     (MINIMAL, {"metroculus": {"replicas": "2"}}, "replicas"),
     (MINIMAL, {"metroculus": {"autoscaling": {"enabled": True}}}, "metroculus.autoscaling.enabled"),
     (MINIMAL, {"metroculus": {"autoscaling": {"targetCPU": 0}}}, "targetCPU"),
@@ -270,7 +322,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (MINIMAL, {"ingress": {"enabled": True, "hosts": ["a.b"]}, "restApi": {"enabled": False}}, "restApi.enabled"),
     (MINIMAL, {"service": {"type": "External"}}, "type"),
     (MINIMAL, {"serviceMonitor": {"interval": "half a minute"}}, "interval"),
-    (MINIMAL, {"global": {"imagePullSecrets": [{"name": "pull"}]}}, "imagePullSecrets"),
+    (MINIMAL, {"global": {"imagePullSecrets": [5]}}, "imagePullSecrets"),
     (MINIMAL, {"networkPolicy": {"restApiFrom": "10.0.0.0/8"}}, "restApiFrom"),
     (MINIMAL, {"extraObjects": {"a": 1}}, "extraObjects"),
 ]

@@ -2,14 +2,39 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
+{{- /* At most 40 characters, for "-worker-aggregator" comes behind it; a longer one keeps what tells it apart. */ -}}
 {{- define "metroculus.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
-{{- else if contains (include "metroculus.name" .) .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name (include "metroculus.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- $name := .Values.fullnameOverride -}}
+{{- if not $name -}}
+{{- $name = contains (include "metroculus.name" .) .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name (include "metroculus.name" .)) -}}
 {{- end -}}
+{{- if gt (len $name) 40 -}}
+{{- $name = printf "%s-%s" (trunc 31 $name | trimSuffix "-" | trimSuffix ".") (sha256sum $name | trunc 8) -}}
+{{- end -}}
+{{- $name -}}
+{{- end -}}
+
+{{- /* A value as an environment variable holds it: whole numbers without an exponent. */ -}}
+{{- define "metroculus.text" -}}
+{{- kindIs "string" . | ternary . (toJson .) -}}
+{{- end -}}
+
+{{- define "metroculus.pullSecrets" -}}
+{{- with .Values.global.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ kindIs "map" . | ternary (dig "name" "" (kindIs "map" . | ternary . dict)) . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* storageClassName of a claim: empty is the cluster's default, "-" is none. */ -}}
+{{- define "metroculus.storageClass" -}}
+{{- if eq . "-" }}
+storageClassName: ""
+{{- else if . }}
+storageClassName: {{ . | quote }}
+{{- end }}
 {{- end -}}
 
 {{- define "metroculus.serviceAccount" -}}
@@ -43,7 +68,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if $image.digest -}}
 {{- printf "%s@%s" $name $image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" $name (default .root.Chart.AppVersion $image.tag) -}}
+{{- printf "%s:%s" $name (include "metroculus.text" (default .root.Chart.AppVersion $image.tag)) -}}
 {{- end -}}
 {{- end -}}
 
@@ -59,7 +84,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- define "metroculus.settings" -}}
 {{- range $name, $value := . }}
 - name: {{ $name }}
-  value: {{ $value | quote }}
+  value: {{ include "metroculus.text" $value | quote }}
 {{- end }}
 {{- end -}}
 
@@ -119,12 +144,7 @@ spec:
   enableServiceLinks: false
   # Longer than the longest request, with the pause before it.
   terminationGracePeriodSeconds: 60
-  {{- with $root.Values.global.imagePullSecrets }}
-  imagePullSecrets:
-    {{- range . }}
-    - name: {{ . }}
-    {{- end }}
-  {{- end }}
+  {{- include "metroculus.pullSecrets" $root | nindent 2 }}
   securityContext:
     runAsNonRoot: true
     runAsUser: 65532

@@ -444,6 +444,13 @@ def new_revision() -> int:
     return secrets.randbits(62)
 
 
+KEY_FILE = "encryption.key"
+
+
+def has_key_file(data_dir: Path) -> bool:
+    return (data_dir / KEY_FILE).exists()
+
+
 def load_keys(data_dir: Path, given: str | None) -> Keyring:
     """The keys given, by commas; else a key file of mode 0600, made where there is none.
 
@@ -452,7 +459,7 @@ def load_keys(data_dir: Path, given: str | None) -> Keyring:
     """
     if given is not None:
         return Keyring([key.strip() for key in given.split(",") if key.strip()] or [""])
-    file = data_dir / "encryption.key"
+    file = data_dir / KEY_FILE
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
