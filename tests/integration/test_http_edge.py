@@ -210,7 +210,7 @@ def test_framing(edge, service, name):
     if status != 200:
         assert len(edge.simulator.requests) == before
     if status == 405:
-        assert b"\r\nAllow: GET, HEAD\r\n" in found
+        assert b"\r\nAllow: GET, HEAD, OPTIONS\r\n" in found
     assert edge.alive(service)
 
 
