@@ -314,10 +314,12 @@ class History:
             f" WHERE {where_committed(*stored)}{filtered(filters)}{group} LIMIT {MAX_ROWS + 1}"
         )
         found: dict[str, list[CostSums]] = {}
-        for read, row in enumerate(rows):
-            if read == MAX_ROWS:
-                raise TooManyRows(f"more than {MAX_ROWS} rows")
+        read = 0
+        for row in rows:  # to the end: an answer that is left holds the engine
             found.setdefault(row["account"], []).append(CostSums.read([row[key] for key in keys], row))
+            read += 1
+        if read > MAX_ROWS:
+            raise TooManyRows(f"more than {MAX_ROWS} rows")
         return {account: by_period(sums, group_by, zone) for account, sums in found.items()}
 
 
