@@ -12,7 +12,7 @@ from metroculus.sources.accounts import Accounts, DefaultUpstream
 from metroculus.sources.errors import RegistryError
 from metroculus.sources.outbound.http import SourceHttp, Upstream
 from metroculus.sources.registry.etcd import EtcdEntries
-from metroculus.sources.registry.protocol import KEY_FILE, SourceRegistry, has_key_file, load_keys
+from metroculus.sources.registry.protocol import KEY_FILE, SourceRegistry, load_keys
 from metroculus.sources.registry.sqlite import SqliteEntries
 from metroculus.sources.thanos.client import Querier
 from metroculus.storage.store import Store, open_store
@@ -44,7 +44,7 @@ def open_registry(config: MetroculusConfig, clock: Callable[[], float] = time.ti
     if config.registry_url is None or not config.registry_url.startswith("etcd:"):
         file = Path(config.registry_url.partition(":")[2]) if config.registry_url else registry_file(config)
         kept = SqliteEntries(file)
-        if config.encryption_key is None and not has_key_file(config.data_dir) and kept.accounts():
+        if config.encryption_key is None and not (config.data_dir / KEY_FILE).exists() and kept.accounts():
             kept.close()
             raise RegistryError(
                 f"{config.data_dir / KEY_FILE} is missing, and {file} holds credentials that were sealed under it:"

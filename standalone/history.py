@@ -59,7 +59,7 @@ def tell_owner(clickhouse_url: str | None, metroculus_url: str, secret: str | No
 
 
 def leave_store(clickhouse_url: str | None) -> None:
-    """This process is about to end: nobody needs to know its secret any more."""
+    """Remove the address and the secret of this process from beside the store; call when it ends."""
     if clickhouse_url is not None and is_embedded(clickhouse_url):
         owner = known_owner(clickhouse_url)
         if owner is not None and owner.pid == os.getpid():

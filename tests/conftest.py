@@ -129,6 +129,18 @@ class Prometheus:
                 self.process.wait(20)
 
 
+def wait_until_listening(port: int, process: subprocess.Popen[bytes], name: str, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        assert process.poll() is None, f"{name} ended with {process.returncode}"
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            assert time.monotonic() < end, f"{name} did not become ready"
+            time.sleep(0.02)
+
+
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -303,15 +315,7 @@ class Redis:
         options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": self.folder}
         args = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         self.process = subprocess.Popen(["redis-server", *args], stdout=subprocess.DEVNULL)
-        end = time.monotonic() + 20
-        while True:
-            assert self.process.poll() is None, f"redis-server ended with {self.process.returncode}"
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                assert time.monotonic() < end, "redis-server did not become ready"
-                time.sleep(0.02)
+        wait_until_listening(self.port, self.process, "redis-server")
 
     def kill(self) -> None:
         assert self.process is not None
@@ -357,15 +361,7 @@ class Ferret:
         self.process = subprocess.Popen(
             [FERRETDB, self.folder, f"127.0.0.1:{self.port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        end = time.monotonic() + 20
-        while True:
-            assert self.process.poll() is None, f"ferretdb ended with {self.process.returncode}"
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                assert time.monotonic() < end, "ferretdb did not become ready"
-                time.sleep(0.05)
+        wait_until_listening(self.port, self.process, "ferretdb")
 
     def stop(self) -> None:
         if self.process is not None:

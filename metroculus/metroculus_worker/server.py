@@ -223,7 +223,7 @@ def make_worker(
         states = {"store": "ok" if store.failed is None else "failing"}
         if queue is not None:
             states["queue"] = "ok" if running.queue_failure is None else "failing"
-        return states | worker.told()
+        return states | worker.cluster_states()
 
     service = Service("metroculus-worker", VERSION, CODES, ready, clock=clock)
     metrics = WorkerMetrics(service.registry, clock)

@@ -141,17 +141,17 @@ class Worker:
         gaps = {account for account, state in self.states.items() if state.gaps}
         return [one for one in known if one in self._extracted_version and one in {*gaps, *self.failing, *self.silent}]
 
-    def told(self) -> dict[str, str]:
-        """How each cluster of which anything is remembered stands, in words."""
-        told = {}
+    def cluster_states(self) -> dict[str, str]:
+        """The state of each cluster that was extracted or failed, as ``/readyz`` names it."""
+        named = {}
         for account in sorted({*self.states, *self.failing}):
             state = self.states.get(account)
             lagging = state is None or state.gaps > 0
             by_fallback = state is not None and state.by_fallback > 0
             stands = "gaps" if lagging else "told by another source" if by_fallback else "ok"
             failing = account in self.failing
-            told[account] = "not answering" if account in self.silent else "failing" if failing else stands
-        return told
+            named[account] = "not answering" if account in self.silent else "failing" if failing else stands
+        return named
 
     def has_work(self) -> bool:
         """Whether a round would do anything, as far as is known without asking.

@@ -12,7 +12,7 @@ MOST_TOGETHER = 64
 
 
 class FailedTogether(Exception):
-    """A group could not be written; whose fault it was nobody knows."""
+    """A group could not be written; any of its items may be the cause."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))

@@ -26,12 +26,14 @@ from tools.zones import UTC_ZONE, Zone
 
 __all__ = ["COSTS_AND_USAGE", "CostSums", "History"]
 
-RANKED_DIGITS = 7
 MAX_ROWS = 500_000
 """Of one answer: a question that no summary shortens could otherwise take all the memory that there is."""
 
+RANKED_DIGITS = 7
+"""Digits after the point to which a cost is rounded before rows are ranked by it."""
+
 IDLE_ROWS = "idle"
-"""Groups what is idle, 1, apart from everything else, 0."""
+"""A key to group by: 1 for idle cost, 0 for everything else."""
 
 PROPERTIES = {
     "cluster": "cluster",
@@ -358,8 +360,6 @@ def grouped_by(keys: Sequence[str]) -> tuple[str, str]:
     return f"account, {chosen}", f" GROUP BY {', '.join(('account', *names))}"
 
 
-IDLE_ROWS_SQL = f"toUInt8(namespace = {literal(IDLE)})"
-
 TIMES = {
     "hour": "toUInt32(hour)",
     "day": "toUInt32(intDiv(toUInt32(hour), 86400) * 86400)",
@@ -406,7 +406,7 @@ def grouping(name: str) -> str:
     if name == "namespace":
         return "namespace"
     if name == IDLE_ROWS:
-        return IDLE_ROWS_SQL
+        return f"toUInt8(namespace = {literal(IDLE)})"
     return f"if(owned = 1, if({expression(name)} = '', {literal(UNALLOCATED)}, {expression(name)}), namespace)"
 
 

@@ -196,7 +196,7 @@ class _Committed(Struct, frozen=True):
     markers: tuple[Marker, ...]
     blocks: tuple[dict[str, Column], ...] = ()
     counted: bool = False
-    """Whether the rows were counted when they were written: the markers are those of before."""
+    """Whether the markers only confirm hours whose rows were counted before: nothing of their costs changes."""
 
 
 class Ledger:
@@ -232,16 +232,23 @@ class Ledger:
                 markers = [_marker(one, number, writer.sequence()) for one, number in numbered]
             self._commit([_Committed(account, tuple(markers))])
             return markers
+        return list(self._commit_together(lambda: self._small(account, batches, writer)).markers)
+
+    def _commit_together(self, make: Callable[[], _Committed]) -> _Committed:
+        """Commit with what others commit at the same time, or alone where the engine refuses the group.
+
+        Args:
+            make: makes what is committed; for each try anew, as rows of a try that failed may be there.
+        """
+        committed = make()
         try:
-            small = self._small(account, batches, writer)
-            self._group.commit(small)
+            self._group.commit(committed)
         except FailedTogether as failed:
             if not isinstance(failed.cause, StoreError) or failed.cause.code is None:
                 raise failed.cause from None
-            # The engine answered: it may be another's rows that it refused. Under new numbers, as some may be there.
-            small = self._small(account, batches, writer)
-            self._commit([small])
-        return list(small.markers)
+            committed = make()
+            self._commit([committed])
+        return committed
 
     def _small(self, account: str, batches: Sequence[HourBatch], writer: FencedWriter) -> _Committed:
         numbered = [(batch, self.new_batch()) for batch in batches]
@@ -256,7 +263,7 @@ class Ledger:
         new = [(one.account, marker) for one in group if not one.counted for marker in one.markers]
         counted = [(one.account, marker) for one in group if one.counted for marker in one.markers]
         with ExitStack() as changing:
-            for account in {one.account for one in group}:
+            for account in dict.fromkeys(account for account, _ in new):
                 changing.enter_context(self.versions.changing(account))
             self._mark([*self._checked(new), *counted])
 
@@ -315,15 +322,7 @@ class Ledger:
         """Say that hours were read again and are as they were: the same batches under a newer sequence."""
         again = tuple(replace(m, sequence=writer.sequence(), fetched_at=fetched_at) for m in markers)
         if again:
-            self._confirm(_Committed(account, again, counted=True))
-
-    def _confirm(self, confirmed: _Committed) -> None:
-        try:
-            self._group.commit(confirmed)
-        except FailedTogether as failed:
-            if not isinstance(failed.cause, StoreError) or failed.cause.code is None:
-                raise failed.cause from None
-            self._commit([confirmed])
+            self._commit_together(lambda: _Committed(account, again, counted=True))
 
     def _mark(self, markers: Sequence[tuple[str, Marker]]) -> None:
         names = Marker.__struct_fields__

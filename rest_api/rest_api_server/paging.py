@@ -74,7 +74,7 @@ class RowPage(Struct, frozen=True):
         return self.offset + self.limit
 
     def told(self, total_count: int) -> dict[str, Any]:
-        """The fields of an answer that lead to the next page."""
+        """``total_count`` and ``next_cursor`` of the answer."""
         more = _cursor(self.end, self.sort, self.order == "desc") if self.end < total_count else None
         return {"total_count": total_count, "next_cursor": more}
 

@@ -135,7 +135,9 @@ def test_a_marker_whose_rows_are_not_all_there_is_passed_over_and_told(store: St
 def test_a_confirmed_hour_keeps_its_rows_under_a_newer_sequence(store: Store) -> None:
     writer = FencedWriter(1)
     first = store.ledger.commit([batch(H, allocation("web-1", 8.0))], writer)
+    version = store.version(ACCOUNT)
     store.ledger.confirm(ACCOUNT, first, writer, NOW + 60)
+    assert store.version(ACCOUNT) == version, "kept answers go on: no cost has changed"
     marker = store.ledger.committed(ACCOUNT, H, END).hours[H]
     assert (marker.batch, marker.fetched_at) == (first[0].batch, NOW + 60)
     assert total(store) == 12.25

@@ -60,14 +60,20 @@ class Kept:
         return {one["cloud_account_id"]: one for one in body["accounts"]}
 
 
-def test_each_is_what_its_own_statement_says_and_the_store_is_asked_once(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = Kept(stack, clusters=9)
+def questions_of(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts what is asked of the store from now on."""
     asked: Counter[str] = Counter()
     for name in ("rows", "columns"):
         method = getattr(kept.store.engine, name)
         monkeypatch.setattr(kept.store.engine, name, lambda sql, m=method, n=name: (asked.update([n]), m(sql))[1])
+    return asked
+
+
+def test_each_is_what_its_own_statement_says_and_the_store_is_asked_once(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(stack, clusters=9)
+    asked = questions_of(kept, monkeypatch)
     upstream = sum(one.asked.total() for one in kept.simulators)
     window = {"start_date": END - DAY, "end_date": END}
     together = kept.statements(kept.accounts, **window)
@@ -96,10 +102,7 @@ def test_months_of_many_are_those_of_each_and_read_again_only_where_something_ch
     stack: Stack, monkeypatch: pytest.MonkeyPatch, timezone: str | None
 ) -> None:
     kept = Kept(stack, clusters=9)
-    asked: Counter[str] = Counter()
-    for name in ("rows", "columns"):
-        method = getattr(kept.store.engine, name)
-        monkeypatch.setattr(kept.store.engine, name, lambda sql, m=method, n=name: (asked.update([n]), m(sql))[1])
+    asked = questions_of(kept, monkeypatch)
     together = months(kept, [*kept.accounts, account(99)], months=3, timezone=timezone)
     cold = asked.total()
     assert cold <= 20, "as many questions as for one"

@@ -119,11 +119,14 @@ def _page_of(
     several, asked = list(committed.values()), (filters, COSTS_AND_USAGE, window.zone)
     totals = store.history.sums_by_account(several, (), *asked)
     rows, counts = store.history.first_rows(several, properties, *asked, page)
+    first: dict[str, list[Ranked]] = defaultdict(list)
+    for row in rows:
+        first[row.account].append(row)
     return {account: Answer(one, ()) for account, one in committed.items()}, {
         account: _WholeList(
             counts.get(account, 0),
             fsum(one.total for one in totals.get(account, ())),
-            tuple(row for row in rows if row.account == account),
+            tuple(first[account]),
         )
         for account in accounts
     }

@@ -44,7 +44,7 @@ class _Month(Struct, frozen=True, gc=False):
     month: structs.StoredMonth
     currency: str | None
     keepable: bool
-    """Whether the fingerprint of what is stored stands for it: not where rows were lacking, or may have been."""
+    """Whether it may be kept: not where rows were missing, or a replica that lags behind may have answered."""
 
 
 class _Asked(Struct, frozen=True):

@@ -35,7 +35,7 @@ HOURS_AT_ONCE = 60_000
 
 
 def in_groups(accounts: Sequence[str], seconds: int) -> Iterator[Sequence[str]]:
-    """Accounts in groups of which so many seconds may be read at once."""
+    """Split accounts into groups of which so many seconds each come to ``HOURS_AT_ONCE`` at most."""
     size = max(1, HOURS_AT_ONCE * HOUR // max(HOUR, seconds))
     return (accounts[first : first + size] for first in range(0, len(accounts), size))
 

@@ -166,7 +166,7 @@ class Entries(Protocol):
         ...
 
     def mark_removed(self, account: str, at: int | None) -> None:
-        """Say that an account's entry was removed then; None that this does not matter any more."""
+        """Keep that an account's entry was removed then (Unix seconds); with None forget it."""
         ...
 
     def wait_for_change(self, seconds: float) -> None:
@@ -445,10 +445,6 @@ def new_revision() -> int:
 
 
 KEY_FILE = "encryption.key"
-
-
-def has_key_file(data_dir: Path) -> bool:
-    return (data_dir / KEY_FILE).exists()
 
 
 def load_keys(data_dir: Path, given: str | None) -> Keyring:

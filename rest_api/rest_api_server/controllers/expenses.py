@@ -32,8 +32,6 @@ from rest_api.rest_api_server.paging import RowPage
 from tools.window import Window
 from tools.zones import Zone
 
-RANKED_DIGITS = 7
-"""Of a cost, by which the store ranks rows."""
 ROW_KEYS = ("cluster", "namespace", "controller", "pod", "node")
 
 
@@ -62,8 +60,7 @@ class ExpensesController:
             self._stored(clusters, window, filters, request_id, page),
             self._costs.statements(clusters, window, request_id, **filters),
         )
-        asked = (organization_id, window)
-        return await asyncio.to_thread(_clean_expenses, *asked, clusters, stored, failure, told, page)
+        return await asyncio.to_thread(_clean_expenses, organization_id, window, clusters, stored, failure, told, page)
 
     async def _stored(
         self,
@@ -212,11 +209,11 @@ def joined(parts: Sequence[ExpensesWithoutLabels], page: RowPage | None = None) 
 
 
 def _ranked(parts: Sequence[ExpensesWithoutLabels], page: RowPage | None) -> tuple[ExpenseRow, ...]:
-    """Rows of several parts in order, those of the page where there is one; each part is in that order already."""
+    """The rows of several parts merged, or one page of them. Each part is in order, and stays in its own."""
     column, sign = ("total_cost", -1.0) if page is None else (page.sort, 1.0 if page.order == "asc" else -1.0)
 
     def place(row: ExpenseRow) -> float:
-        return sign * float(round(getattr(row, column), RANKED_DIGITS))
+        return sign * float(getattr(row, column))
 
     ranked = list(merge(*(part.expenses for part in parts), key=place))
     return tuple(ranked if page is None else ranked[page.offset : page.end])

@@ -76,10 +76,13 @@ class MonthCount(Text):
     what = "1 to 25"
 
 
-class MonthlyQuery(Struct, frozen=True, kw_only=True):
-    cloud_account_id: Uuid
+class LastMonths(Struct, frozen=True, kw_only=True):
     months: MonthCount = MonthCount("12")
     timezone: TimeZone = TimeZone("UTC")
+
+
+class MonthlyQuery(LastMonths, frozen=True, kw_only=True):
+    cloud_account_id: Uuid
 
 
 class K8sMonthly(MetroculusHandler):
@@ -94,10 +97,8 @@ class K8sMonthly(MetroculusHandler):
         )
 
 
-class MonthsQuery(Struct, frozen=True, kw_only=True):
+class MonthsQuery(LastMonths, frozen=True, kw_only=True):
     cloud_account_id: tuple[AccountId, ...]
-    months: MonthCount = MonthCount("12")
-    timezone: TimeZone = TimeZone("UTC")
 
 
 class K8sMonths(MetroculusHandler):
@@ -107,8 +108,9 @@ class K8sMonths(MetroculusHandler):
 
     @operation(needs=Needs.CLUSTER_SECRET, query=MonthsQuery, answer=structs.MonthsOfAccounts)
     async def get(self, query: MonthsQuery) -> structs.MonthsOfAccounts:
-        accounts = tuple(dict.fromkeys(query.cloud_account_id))
-        return await self.monthly.months_of(accounts, int(query.months), query.timezone.zone, self.deadline())
+        return await self.monthly.months_of(
+            query.cloud_account_id, int(query.months), query.timezone.zone, self.deadline()
+        )
 
 
 class BackfillsQuery(Struct, frozen=True, kw_only=True):

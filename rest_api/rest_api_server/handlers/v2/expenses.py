@@ -36,8 +36,9 @@ class OrganizationCleanExpenses(RestHandler):
         asked = {"k8s_namespace": query.k8s_namespace, "k8s_node": query.k8s_node, "k8s_service": query.k8s_service}
         filters = {name: values for name, values in asked.items() if values}
         page = row_page(query)
-        asked_for = (query.organization_id, clusters, window, filters, self.request_id, page)
-        found = await self.expenses.clean_expenses(*asked_for)
+        found = await self.expenses.clean_expenses(
+            query.organization_id, clusters, window, filters, self.request_id, page
+        )
         return found if page is not None else await paged(found, query, "clean_expenses")
 
     async def chosen(self, query: CleanExpensesQuery) -> list[Cluster]:
