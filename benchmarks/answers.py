@@ -26,7 +26,7 @@ from metroculus.cost_model.reading import AssetsReading, SourceReport, judge_set
 from metroculus.cost_model.reconcile import reconcile
 from metroculus.cost_model.savings import idle_nodes, requested_by_node, unclaimed_volumes
 from metroculus.cost_model.statement import Question
-from metroculus.sources.kubecost.allocation_json import decode_allocation
+from metroculus.sources.answers.allocation_json import decode_allocation
 from simulator import answers
 from simulator.world import DAY, make_world
 from standalone.running import single_machine, start

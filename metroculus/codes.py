@@ -42,6 +42,8 @@ TOO_MANY = ErrorCode(429, "OM0028", "too many requests")
 OVERLOADED = ErrorCode(503, "OM0029", "too many requests are being answered")
 SEVERAL_CLUSTERS = ErrorCode(409, "OM0030", "the source knows several clusters: name the account's own")
 OUTDATED = ErrorCode(409, "OM0031", "whoever manages this source has written a newer one")
+NOT_PUSHED = ErrorCode(409, "OM0032", "this account's costs are not pushed: its source has another flavour, or none")
+INBOX_FULL = ErrorCode(503, "OM0033", "too much that was pushed is not stored yet")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,

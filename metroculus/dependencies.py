@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from metroculus.config import MetroculusConfig
 from metroculus.sources.accounts import Accounts, DefaultUpstream
-from metroculus.sources.errors import RegistryError
+from metroculus.sources.errors import BadAnswer, RegistryError
 from metroculus.sources.outbound.http import SourceHttp, Upstream
+from metroculus.sources.pushed import Pushed
 from metroculus.sources.registry.etcd import EtcdEntries
 from metroculus.sources.registry.protocol import KEY_FILE, SourceRegistry, load_keys
 from metroculus.sources.registry.sqlite import SqliteEntries
 from metroculus.sources.thanos.client import Querier
+from metroculus.storage.inbox import PiecesLost, PushedAnswer
 from metroculus.storage.store import Store, open_store
 from optscale_client.config_client import ConfigError, EtcdConfig
 
@@ -33,6 +36,40 @@ class Dependencies:
         self.registry.close()
         if self.store is not None:
             self.store.close()
+
+
+class StoredInbox:
+    """The store's inbox, as the source of what was pushed reads it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def answers(self, account: str, start: int, end: int) -> Sequence[Pushed]:
+        """Raises: StoreError"""
+        found = await self._store.run(self._store.inbox.overlapping, account, start, end)
+        return [
+            Pushed(
+                kind=one.kind,
+                step=one.step,
+                first=one.first,
+                last=one.last,
+                told=one.told,
+                received_at=one.received_at,
+                packed=partial(self._packed, one),
+            )
+            for one in found
+        ]
+
+    async def _packed(self, answer: PushedAnswer) -> bytes:
+        """Raises: BadAnswer, StoreError"""
+        try:
+            return await self._store.run(self._store.inbox.packed, answer)
+        except PiecesLost as failure:
+            raise BadAnswer(str(failure)) from None
+
+    async def assets_form(self, account: str) -> str:
+        """Raises: StoreError"""
+        return await self._store.run(self._store.inbox.newest_assets_form, account)
 
 
 def open_registry(config: MetroculusConfig, clock: Callable[[], float] = time.time) -> SourceRegistry:
@@ -80,6 +117,7 @@ def make_dependencies(config: MetroculusConfig, clock: Callable[[], float] = tim
     default = None
     if config.kubecost_api_url:
         default = DefaultUpstream(config.kubecost_api_url, config.kubecost_account_id, config.kubecost_flavour)
-    accounts = Accounts(registry, http, querier, default, clock)
     store = open_store(config.clickhouse_url, clock) if config.clickhouse_url else None
+    inbox = StoredInbox(store) if store is not None else None
+    accounts = Accounts(registry, http, querier, default, clock, inbox=inbox)
     return Dependencies(http, registry, accounts, store)

@@ -17,6 +17,7 @@ from metroculus.metroculus_api.controllers.costs import CostsController
 from metroculus.metroculus_api.controllers.expenses import ExpensesController
 from metroculus.metroculus_api.controllers.inventory import InventoryController
 from metroculus.metroculus_api.controllers.monthly import MonthlyController
+from metroculus.metroculus_api.controllers.push import PushController
 from metroculus.metroculus_api.controllers.savings import SavingsController
 from metroculus.metroculus_api.controllers.sources import SourcesController
 from metroculus.metroculus_api.controllers.summaries import SummariesController
@@ -29,7 +30,13 @@ from metroculus.sources.accounts import Accounts
 from metroculus.storage.store import Store
 from tools.tornado_service.application import make_application
 from tools.tornado_service.service import Service
+from tools.tornado_service.uploads import UploadRoom
 from tools.version import VERSION
+
+PUSH_PATHS = "/metroculus/v2/push/"
+MAX_PUSHED_BYTES = 64 << 20
+"""Of one packed answer."""
+PUSHED_AT_ONCE_BYTES = 256 << 20
 
 
 @dataclass
@@ -94,6 +101,8 @@ def make_app(
         "sources": SourcesController(accounts, config.upstream_allow),
         "expenses": ExpensesController(accounts, store),
         "monthly": MonthlyController(accounts, store, clock),
+        "push": PushController(accounts, store, clock),
+        "room": UploadRoom(PUSHED_AT_ONCE_BYTES, MAX_PUSHED_BYTES),
         "backfills": BackfillsController(accounts, store, worked, clock),
         "cache": cache,
     }
@@ -103,7 +112,12 @@ def make_app(
         "deadline_seconds": config.kubecost_timeout,
     }
     return Metroculus(
-        make_application(service, routes(parts, controllers)), service, secret, dependencies, cache, shared
+        make_application(service, routes(parts, controllers), {PUSH_PATHS: MAX_PUSHED_BYTES}),
+        service,
+        secret,
+        dependencies,
+        cache,
+        shared,
     )
 
 

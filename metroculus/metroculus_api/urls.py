@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metroculus.metroculus_api.handlers.v2 import cache, costs, history, sources
+from metroculus.metroculus_api.handlers.v2 import cache, costs, history, push, sources
 from tools.tornado_service.application import Route
 
 ACCOUNT = r"(?P<cloud_account_id>[^/]+)"
@@ -29,6 +29,15 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route("k8s_months", history.K8sMonths, "monthly"),
         route("backfills", history.Backfills, "backfills"),
         route(r"backfills/(?P<backfill_id>[^/]+)", history.BackfillEntry, "backfills"),
+        route("push_tokens/check", push.PushTokenCheck, "push"),
+        route(f"push_tokens/{ACCOUNT}", push.PushTokens, "push"),
+        route(f"push/{ACCOUNT}/wanted", push.PushWanted, "push"),
+        route(
+            rf"push/{ACCOUNT}/answers/(?P<kind>[^/]+)/(?P<start>[^/]+)/(?P<end>[^/]+)/(?P<step>[^/]+)",
+            push.PushAnswers,
+            "push",
+            "room",
+        ),
         route("kubecost_sources", sources.KubecostSources, "sources"),
         route(f"kubecost_sources/{ACCOUNT}", sources.KubecostSourceEntry, "sources"),
     ]

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from metroculus.metroculus_worker.extract import Extractor, Outcome, RepairOrder
 from metroculus.metroculus_worker.ownership import Owned
-from metroculus.metroculus_worker.plan import Stretch, closed, day_of, last_complete_hour
+from metroculus.plan import Stretch, closed, day_of, last_complete_hour
 from metroculus.storage.store import Store
 from tools.window import DAY, HOUR, SETTLING_SECONDS
 

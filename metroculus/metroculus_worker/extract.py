@@ -17,7 +17,7 @@ from metroculus.cost_model.components import Costs
 from metroculus.cost_model.reading import COVERAGE_THRESHOLD
 from metroculus.cost_model.settle import Spread, control, spread
 from metroculus.metroculus_worker.ownership import Owned
-from metroculus.metroculus_worker.plan import Stretch, closed
+from metroculus.plan import Stretch, closed
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY, AccountSources, HourReading, HoursRead
 from metroculus.sources.errors import SourceError

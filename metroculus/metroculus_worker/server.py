@@ -33,6 +33,8 @@ from tools.version import VERSION
 log = logging.getLogger("worker")
 
 JOBS_SECONDS = 1
+INBOX_SECONDS = 3
+"""Between two looks at whether anything was pushed."""
 SAVINGS_SECONDS = 3600
 """Between two looks at which clusters' savings of the last day are not stored yet."""
 DUE_SECONDS = 2
@@ -98,6 +100,7 @@ class WorkerService:
         if extracts:
             for run, seconds in (
                 (self.extract, DUE_SECONDS),
+                (worker.look_into_inbox, INBOX_SECONDS),
                 (worker.savings_all, SAVINGS_SECONDS),
                 (worker.work_off, JOBS_SECONDS),
             ):

@@ -17,22 +17,25 @@ from metroculus.metroculus_worker.daily import extract_assets, extract_savings, 
 from metroculus.metroculus_worker.extract import Extractor, LostOwnership, Outcome, RepairOrder
 from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics, freshness
 from metroculus.metroculus_worker.ownership import Owned, Owners
-from metroculus.metroculus_worker.plan import (
+from metroculus.metroculus_worker.tasks import Kind, Task, TaskResult, role_of
+from metroculus.plan import (
     CLOSED_AFTER_SECONDS,
+    Stretch,
+    arrived,
     day_of,
     due,
     last_complete_hour,
     next_due,
 )
-from metroculus.metroculus_worker.tasks import Kind, Task, TaskResult, role_of
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import EntryUnreadable, NoSource, RegistryError, SourceError
 from metroculus.storage.engine import StoreError
 from metroculus.storage.gaps import Gap
+from metroculus.storage.inbox import PushedAnswer
 from metroculus.storage.jobs import OPEN, Backfill, State
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
-from tools.window import DAY
+from tools.window import DAY, HOUR
 
 log = logging.getLogger("worker")
 
@@ -79,6 +82,13 @@ class _OpenDays(Struct, frozen=True):
         hours = {h: marker for h, marker in self.committed.hours.items() if h >= end - CLOSED_AFTER_SECONDS}
         tried = {h: gap for h, gap in self.gaps.items() if h >= end - CLOSED_AFTER_SECONDS}
         return freshness(hours, tried, len(self.committed.passed_over), end)
+
+
+class _Arrived(Struct, frozen=True):
+    """Answers that were pushed and are not stored yet, and what to read for their sake."""
+
+    answers: tuple[PushedAnswer, ...]
+    stretches: tuple[Stretch, ...]
 
 
 class TaskRunner:
@@ -200,6 +210,8 @@ class TaskRunner:
         shift = task.shift if task.silent else await self.extractor.day_shift(account)
         days = await self._open_days(account, shift)
         stretches = due(days.start, days.read_at, days.committed.hours, days.gaps, task.patience, shift)
+        pushed = await self._pushed(account, days.read_at)
+        stretches = sorted({*stretches, *pushed.stretches}, reverse=True)
         failures, silent, postponed = [], False, False
         for stretch in stretches:
             postponed = time.monotonic() > ends
@@ -211,6 +223,8 @@ class TaskRunner:
             silent = outcome.silent
             if outcome.failure is not None:
                 failures.append(outcome.failure)
+        if not postponed:
+            await self._take(account, owned, pushed.answers)  # as it was read: what came meanwhile is taken next
         now_open = await self._open_days(account, shift) if stretches else days
         # What became due while the task ran has not been tried yet.
         due_at = days.read_at if postponed else now_open.next_due(days.read_at)
@@ -219,6 +233,34 @@ class TaskRunner:
         if failure is not None:
             log.warning("account %s: %s", account, failure)
         self._report(task, due_at=due_at, state=now_open.freshness(), shift=shift, silent=silent, failure=failure)
+
+    async def _pushed(self, account: str, now: int) -> _Arrived:
+        """What was pushed of a cluster and is not stored yet."""
+        inbox = self._store.inbox
+        answers = await self._store.run(inbox.waiting, account)
+        hours = {h for one in answers for h in range(one.first, one.last, HOUR)}
+        told: set[int] = set()
+        if hours:
+            first, last = day_of(min(hours), 0), day_of(max(hours), 0) + DAY
+            for one in await self._store.run(inbox.overlapping, account, first, last):
+                told.update(one.told if (one.kind, one.step) == ("allocation", "hour") else ())
+        return _Arrived(tuple(answers), tuple(arrived(hours & told, told, now)))
+
+    async def _take(self, account: str, owned: Owned, answers: Sequence[PushedAnswer]) -> None:
+        """Note that these answers are stored, and store the days of assets that are among them."""
+        for one in answers:
+            if (one.kind, one.step) == ("assets", "day"):
+                window = (one.first, one.last)
+                await extract_assets(
+                    self._store, self._accounts, account, owned, window, self._clock, self._seconds_a_call
+                )
+        closed_since = day_of(int(self._clock()) - CLOSED_AFTER_SECONDS, 0)
+        old = [one for one in answers if one.first < closed_since]
+        if old:  # the rounds sum up open days alone
+            span = (min(one.first for one in old), max(one.last for one in old))
+            await self._store.run(self._store.summaries.rebuild, account, *span, owned.writer)
+        if answers:
+            await self._store.run(self._store.inbox.take, answers)
 
     async def _open_days(self, account: str, shift: int = 0) -> _OpenDays:
         """What is stored of the days that may still change, and what was asked for in vain."""

@@ -11,9 +11,9 @@ from metroculus.metroculus_worker.backfill import Progress, Report
 from metroculus.metroculus_worker.daily import settled_day
 from metroculus.metroculus_worker.extract import RepairOrder
 from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics
-from metroculus.metroculus_worker.plan import CLOSED_AFTER_SECONDS
 from metroculus.metroculus_worker.task_runner import TaskRunner
 from metroculus.metroculus_worker.tasks import Executor, Task, TaskResult
+from metroculus.plan import CLOSED_AFTER_SECONDS
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import RegistryError
 from metroculus.storage.engine import StoreError
@@ -123,6 +123,17 @@ class Worker:
                 self._due_at[account] = 0
         await self._submit(self._extraction(account) for account in known if self._may_extract(account))
         return max(int(now) + 1, min((self._due_at.get(account, now) for account in known), default=now + HOUR))
+
+    async def look_into_inbox(self) -> None:
+        """Clusters of which something was pushed are due."""
+        try:
+            pushed = await self._store.run(self._store.inbox.waiting_accounts)
+        except StoreError as failure:
+            log.info("what was pushed cannot be read: %s", failure)
+            return
+        for account in pushed:
+            if account in self._entry_versions and account not in self.failing:
+                self._due_at[account] = 0
 
     def _extraction(self, account: str) -> Task:
         version = self._entry_versions.get(account)

@@ -13,6 +13,7 @@ from metroculus.sources.clusters import Clusters
 from metroculus.sources.kubecost.client import Flavour, KubecostSource
 from metroculus.sources.outbound.addresses import AllowedAddresses, check_allowed, parse_upstream_url
 from metroculus.sources.outbound.http import SourceHttp, Upstream
+from metroculus.sources.pushed import Content, Inbox, Kind, PushedSource, Step, read_content
 from metroculus.sources.registry.protocol import Credentials, MetricsCluster, Outdated, SourceEntry, SourceRegistry
 from metroculus.sources.source import CostSource
 from metroculus.sources.thanos.client import Querier
@@ -33,7 +34,7 @@ Clock = Callable[[], float]
 MakeSource = Callable[[SourceHttp, Upstream, Clock], CostSource]
 
 PUSH = "push"
-"""The account's agent writes metrics and no upstream is asked."""
+"""The account's agent pushes metrics, or its upstream's answers, and no upstream is asked."""
 
 FLAVOURS: dict[str, MakeSource] = {
     "kubecost": lambda http, upstream, clock: KubecostSource(http, upstream, "kubecost", clock),
@@ -67,7 +68,9 @@ class Accounts:
         default: DefaultUpstream | None,
         clock: Clock,
         makers: Mapping[str, MakeSource] | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
+        self._inbox = inbox
         self.registry = registry
         self._http = http
         self._querier = querier
@@ -121,11 +124,44 @@ class Accounts:
         clusters = Clusters(known.clusters)
         behind = self._metrics(account, clusters, known.thanos)
         if entry.flavour == PUSH:
-            self._made.pop(account, None)
-            return AccountSources(behind, known.custom_prices, clusters, known.currency)
-        own = self._own(entry)
+            pushed = await self._pushed(entry)
+            if pushed is None:
+                return AccountSources(behind, known.custom_prices, clusters, known.currency)
+            own: CostSource = pushed
+        else:
+            own = self._own(entry)
         own.clusters = clusters
         return AccountSources([own, *behind], known.custom_prices, clusters, known.currency)
+
+    async def _pushed(self, entry: SourceEntry) -> CostSource | None:
+        """What the account's agent pushed; None where nothing of that is kept."""
+        inbox, account = self._inbox, entry.cloud_account_id
+        if inbox is None:
+            self._made.pop(account, None)
+            return None
+        source = self._kept(
+            account, entry.revision, lambda: PushedSource(inbox, account, self._http.offload, self._clock)
+        )
+        assert isinstance(source, PushedSource)
+        await source.learn()
+        return source
+
+    async def pushes(self, account: str) -> bool:
+        """Whether an account's costs are pushed.
+
+        Raises:
+            RegistryError
+        """
+        entry = await self.registry.get(account)
+        return entry is not None and entry.flavour == PUSH
+
+    async def read_pushed(self, kind: Kind, step: Step, first: int, last: int, packed: bytes) -> Content:
+        """What an answer that was pushed holds.
+
+        Raises:
+            TooLarge, BadAnswer
+        """
+        return await read_content(self._http.offload, kind, step, first, last, packed, int(self._clock()))
 
     def _metrics(
         self, account: str, clusters: Clusters | None = None, series: MetricsCluster | None = None

@@ -46,6 +46,7 @@ from metroculus.sources.errors import (
 from metroculus.sources.source import (
     HOURS_AT_ONCE,
     NO_CONTAINERS,
+    NOT_PUSHED,
     NOTHING_KNOWN,
     Capability,
     CostSource,
@@ -562,7 +563,7 @@ class _Hours:
         """Hours that the first source does not have: out of its days, else of the source behind it."""
         hours = [hour for hour, _ in split(self._start, self._end, HOUR)]
         reasons = {h: sets.missing.get(h, NOTHING_KNOWN) for h in hours if h not in sets.hours}
-        unknown = [hour for hour, why in reasons.items() if why in (NOTHING_KNOWN, NO_CONTAINERS)]
+        unknown = [hour for hour, why in reasons.items() if why in (NOTHING_KNOWN, NOT_PUSHED, NO_CONTAINERS)]
         if not unknown or sets.failure:
             return []
         # A day of which some hours are told and others are not may have stood still: its set is of what ran.

@@ -38,6 +38,7 @@ HOURS_AT_ONCE = 4
 """Hours of one account that a source is asked for side by side, where it tells them one by one."""
 
 NOTHING_KNOWN = "the source knows nothing of this hour"
+NOT_PUSHED = "nothing was pushed of this hour"
 NO_CONTAINERS = "the source knows nodes and no containers"
 
 

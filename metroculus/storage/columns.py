@@ -61,11 +61,17 @@ BACKFILLS = _table(
     " updated_at",
     partitioned=False,
 )
+PUSH_ANSWERS = _table(
+    "k8s_push_answers",
+    "account first last kind step answer asked_at received_at digest pieces bytes form told",
+)
+PUSH_PIECES = _table("k8s_push_pieces", "account first answer number body")
+PUSH_TAKEN = _table("k8s_push_taken", "account first answer taken_at")
 AUDIT = _table("k8s_repairs", "account hour repair who why before after before_batch repaired_at", partitioned=False)
 
 TABLES = (
     ALLOCATIONS, EXTRACTIONS, GAPS, ASSETS, ASSET_DAYS, SUMMARIES, SUMMARY_BUILDS, DAY_RESIDUALS, SAVINGS, BACKFILLS,
-    AUDIT,
+    AUDIT, PUSH_ANSWERS, PUSH_PIECES, PUSH_TAKEN,
 )  # fmt: skip
 FENCED = (EXTRACTIONS, ASSET_DAYS, SUMMARY_BUILDS, DAY_RESIDUALS, SAVINGS)
 """Tables of which the row with the highest sequence counts; a sequence begins with its writer's fence."""

@@ -15,6 +15,7 @@ from metroculus.storage.columns import (
     TABLES,
 )
 from metroculus.storage.engine import Engine, literal
+from metroculus.storage.inbox import Inbox
 from metroculus.storage.jobs import KEPT_SECONDS, Jobs
 from metroculus.storage.ledger import COUNTER_BITS, Ledger
 from tools.window import DAY, iso
@@ -67,8 +68,9 @@ BATCHED = (
 class Maintenance:
     """Cleans a store; every question is one for all accounts, a partition at a time."""
 
-    def __init__(self, engine: Engine, ledger: Ledger, jobs: Jobs) -> None:
+    def __init__(self, engine: Engine, ledger: Ledger, jobs: Jobs, inbox: Inbox) -> None:
         self._engine = engine
+        self._inbox = inbox
         self._jobs = jobs
         self._ledger = ledger
 
@@ -88,6 +90,7 @@ class Maintenance:
                     self._engine.command(f"ALTER TABLE {target} DROP PARTITION {month}")
                     dropped.add(month)
         self._jobs.forget(now - KEPT_SECONDS)
+        self._inbox.sweep(now)
         broken = self._verify()
         swept = sum(self._sweep(now, one, month) for one in BATCHED for month in self._months(one.rows))
         return Cleaned(tuple(sorted(dropped)), swept, broken)

@@ -18,6 +18,7 @@ from metroculus.storage.embedded import EmbeddedEngine
 from metroculus.storage.engine import Engine, StoreError, StoreTooNew, StoreUrlError
 from metroculus.storage.gaps import Gaps
 from metroculus.storage.history import History
+from metroculus.storage.inbox import Inbox
 from metroculus.storage.jobs import Jobs
 from metroculus.storage.ledger import COUNTER_BITS, Ledger
 from metroculus.storage.maintenance import Maintenance
@@ -58,7 +59,8 @@ class Store:
         self.gaps = Gaps(engine)
         self.followed_days = FollowedDays(engine)
         self.jobs = Jobs(engine, clock)
-        self.maintenance = Maintenance(engine, self.ledger, self.jobs)
+        self.inbox = Inbox(engine, clock)
+        self.maintenance = Maintenance(engine, self.ledger, self.jobs, self.inbox)
         self.failed: str | None = None
         """Why the last call failed; None where it did not."""
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")

@@ -385,6 +385,59 @@ class Client:
             "DELETE", _below("kubecost_sources", cloud_account_id), {}, request_id=request_id, timeout=timeout
         )
 
+    def create_push_token(
+        self, cloud_account_id: str, *, request_id: str | None = None, timeout: float | None = None
+    ) -> Answer:
+        """Make a push token of an account; the one before is good for a quarter of an hour more."""
+        path = _below("push_tokens", cloud_account_id)
+        return self._call("POST", path, {}, request_id=request_id, timeout=timeout)
+
+    def check_push_token(
+        self, push_token: str, *, request_id: str | None = None, timeout: float | None = None
+    ) -> Answer:
+        """Whose push token this is."""
+        body = {"push_token": push_token}
+        return self._call("POST", "push_tokens/check", {}, body, request_id=request_id, timeout=timeout)
+
+    def get_push_wanted(
+        self, cloud_account_id: str, *, request_id: str | None = None, timeout: float | None = None
+    ) -> Answer:
+        """What is wanted of an account's agent now."""
+        path = f"{_below('push', cloud_account_id)}/wanted"
+        return self._call("GET", path, {}, request_id=request_id, timeout=timeout)
+
+    def put_push_answer(
+        self,
+        cloud_account_id: str,
+        kind: str,
+        start: int | str,
+        end: int | str,
+        step: str,
+        body: bytes,
+        *,
+        asked_at: int | str | None = None,
+        digest: str | None = None,
+        encoding: str = "gzip",
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Push an answer of the account's own Kubecost or OpenCost, as it came.
+
+        Args:
+            kind: ``allocation`` or ``assets``.
+            start, end: what it is about (Unix seconds), with its ``step``, ``hour`` or ``day``.
+            asked_at: of the wanted answer that it is.
+            digest: ``sha-256=`` and the base64 digest of the body.
+            encoding: of the body, ``gzip`` or ``identity``.
+        """
+        path = f"{_below('push', cloud_account_id)}/answers"
+        for part in (kind, str(start), str(end), step):
+            path = _below(path, part)
+        headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+        headers |= {"Digest": digest} if digest is not None else {}
+        query = {"asked_at": asked_at}
+        return self._call("PUT", path, query, body, headers=headers, request_id=request_id, timeout=timeout)
+
     def get_cache_stats(self, *, request_id: str | None = None, timeout: float | None = None) -> Answer:
         """What Metroculus' cache of answers holds, and how often it was asked."""
         return self._call("GET", "cache_stats", {}, request_id=request_id, timeout=timeout)
@@ -394,15 +447,17 @@ class Client:
         method: str,
         path: str,
         query: Mapping[str, Any],
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | bytes | None = None,
         *,
+        headers: Mapping[str, str] | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
         validator: Validator | None = None,
     ) -> Answer:
         """One call; a refused connection is tried once more, everything else is the service's to retry."""
         ends = time.monotonic() + (self.timeout if timeout is None else timeout)
-        headers = {"Secret": self.secret, "X-Request-ID": request_id or uuid4().hex, "Accept-Encoding": "gzip"}
+        own = {"Secret": self.secret, "X-Request-ID": request_id or uuid4().hex, "Accept-Encoding": "gzip"}
+        headers = {**(headers or {}), **own}
         headers["X-Request-Timeout"] = f"{max(0.0, ends - time.monotonic()):.3f}"
         if validator is not None and validator.etag is not None:
             headers["If-None-Match"] = validator.etag
@@ -424,7 +479,7 @@ class Client:
         method: str,
         url: str,
         params: Mapping[str, str],
-        body: Mapping[str, Any] | None,
+        body: Mapping[str, Any] | bytes | None,
         headers: Mapping[str, str],
         ends: float,
         validator: Validator | None,
@@ -438,7 +493,7 @@ class Client:
                     method,
                     url,
                     params=params,
-                    json=body,
+                    **({"data": body} if isinstance(body, bytes) else {"json": body}),
                     headers=headers,
                     timeout=(min(CONNECT_SECONDS, left), left),
                     allow_redirects=False,

@@ -457,6 +457,51 @@ class Sources(Struct, frozen=True):
     after: str | None
 
 
+class PushToken(Struct, frozen=True):
+    """``push_tokens/{cloud_account_id}``: a new credential of the account's agent; it is not shown again."""
+
+    cloud_account_id: str
+    push_token: str
+
+
+class CheckedPushToken(Struct, frozen=True):
+    """``push_tokens/check``: whose token it is; None where it is nobody's, or not any more."""
+
+    cloud_account_id: str | None
+
+
+class WantedAnswer(Struct, frozen=True, kw_only=True):
+    """One question that an agent is to ask its Kubecost or OpenCost, and to push the answer to.
+
+    ``start`` and ``end`` are Unix seconds. ``asked_at`` goes back with the answer: of two the later question counts.
+    """
+
+    kind: str
+    start: int
+    end: int
+    step: str
+    aggregate: tuple[str, ...]
+    asked_at: int
+
+
+class Wanted(Struct, frozen=True):
+    """``push/{cloud_account_id}/wanted``: what is not known yet, or may have changed, the newest first."""
+
+    cloud_account_id: str
+    wanted: tuple[WantedAnswer, ...]
+
+
+class PushReceipt(Struct, frozen=True):
+    """``push/{cloud_account_id}/answers/…``: what became of an answer.
+
+    ``state`` is kept (202), known (the same is there already) or superseded (a later question was answered already).
+    ``hours`` is how many hours it tells.
+    """
+
+    state: str
+    hours: int
+
+
 class Deleted(Struct, frozen=True):
     deleted: bool
 

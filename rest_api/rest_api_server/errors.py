@@ -37,6 +37,7 @@ TOO_MANY = ErrorCode(429, "OE0913", "too many requests")
 OVERLOADED = ErrorCode(503, "OE0914", "too many requests are being answered")
 WHICH_CLUSTER = ErrorCode(409, "OE0915", "the cost source knows several clusters: name the one that is meant")
 CHANGED = ErrorCode(409, "OE0916", "somebody else has changed this cluster meanwhile: read it, and try again")
+NOT_PUSHED = ErrorCode(409, "OE0917", "this cluster's costs are not pushed: change its flavour to push first")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,
@@ -68,6 +69,8 @@ def map_error(error: BaseException) -> ApiError | None:
     if isinstance(error, NoSourceConfigured):
         if error.error_code == "OM0023":
             return ApiError(NO_HISTORY)
+        if error.error_code == "OM0032":
+            return ApiError(NOT_PUSHED)
         if error.error_code == "OM0030":
             return ApiError(WHICH_CLUSTER, error.reason, error.params)
         return ApiError(NO_SOURCE, error.reason if error.error_code == "OM0016" else "")

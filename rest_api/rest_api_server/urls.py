@@ -23,6 +23,7 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
     return [
         route(ORGANIZATION, clusters.OrganizationClusters, "costs", "links"),
         route(rf"{ORGANIZATION}/(?P<cluster_id>[^/]+)", clusters.OrganizationCluster, "links"),
+        route(rf"{ORGANIZATION}/(?P<cluster_id>[^/]+)/push_token", clusters.ClusterPushToken, "links"),
         route(rf"{OWNER}/kubecost/monthly", expenses.OrganizationMonthly, "expenses"),
         route(rf"{OWNER}/clean_expenses", expenses.OrganizationCleanExpenses, "expenses"),
         route(r"/restapi/v2/clean_expenses", expenses.CleanExpenses, "expenses"),

@@ -14,7 +14,7 @@ from tornado.web import Application, RequestHandler
 
 from metroculus.config import WorkerConfig
 from metroculus.metroculus_worker import worker as rounds
-from metroculus.metroculus_worker.plan import Stretch
+from metroculus.plan import Stretch
 from metroculus.sources.errors import RegistryError
 from metroculus.sources.outbound import http as outbound
 from metroculus.sources.registry.protocol import Credentials

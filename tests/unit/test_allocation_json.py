@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metroculus.cost_model.columns import add
+from metroculus.sources.answers.allocation_json import decode_allocation
 from metroculus.sources.errors import BadAnswer
-from metroculus.sources.kubecost.allocation_json import decode_allocation
 from tools.window import DAY, iso
 
 COMPACT, SPACED = (",", ":"), (", ", ": ")

@@ -77,7 +77,7 @@ from metroculus.cost_model.reading import judge_sets
 from metroculus.cost_model.reconcile import reconcile
 from metroculus.cost_model.statement import Question
 from metroculus.metroculus_api.controllers.expenses import row_of
-from metroculus.sources.kubecost.allocation_json import decode_allocation
+from metroculus.sources.answers.allocation_json import decode_allocation
 from metroculus.storage.ledger import FencedWriter, HourBatch
 from metroculus.storage.store import open_store
 from rest_api.rest_api_server import answers

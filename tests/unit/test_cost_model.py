@@ -26,8 +26,8 @@ from metroculus.cost_model.reading import (
 )
 from metroculus.cost_model.reconcile import reconcile
 from metroculus.cost_model.statement import Question
+from metroculus.sources.answers.allocation_json import decode_allocation
 from metroculus.sources.errors import BadAnswer
-from metroculus.sources.kubecost.allocation_json import decode_allocation
 from tools.window import DAY, HOUR, Window, iso
 
 START = 1795046400

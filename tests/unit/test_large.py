@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from metroculus.sources.answers import large
+from metroculus.sources.answers.allocation_json import decode_allocation
+from metroculus.sources.answers.large import PROCESS_BYTES, decode_allocations
 from metroculus.sources.errors import BadAnswer
-from metroculus.sources.kubecost import large
-from metroculus.sources.kubecost.allocation_json import decode_allocation
-from metroculus.sources.kubecost.large import PROCESS_BYTES, decode_allocations
 from tools.offload import Offload
 from tools.window import DAY, iso
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from metroculus.metroculus_worker.plan import Stretch, closed, due, last_complete_hour, next_due, stretches
+from metroculus.plan import Stretch, closed, due, last_complete_hour, next_due, stretches
 from metroculus.storage.gaps import Gap
 from metroculus.storage.ledger import Marker
 from tests.support import DAY, END, HOUR

@@ -13,9 +13,9 @@ from metroculus.cost_model.assets import merge, totals
 from metroculus.cost_model.reading import ManagementReading, SourceReport, judge_sets
 from metroculus.cost_model.reconcile import reconcile
 from metroculus.cost_model.statement import Question
+from metroculus.sources.answers.allocation_json import decode_allocation
+from metroculus.sources.answers.assets_json import decode_assets
 from metroculus.sources.errors import BadAnswer
-from metroculus.sources.kubecost.allocation_json import decode_allocation
-from metroculus.sources.kubecost.assets_json import decode_assets
 from metroculus.sources.kubecost.client import upstream_aggregate
 from metroculus.sources.kubecost.savings import decode_abandoned, decode_overview, decode_request_sizing
 from tools.window import DAY, Window

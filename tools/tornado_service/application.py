@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http.client import responses
 from typing import Any
 
@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 from tornado.web import Application, HTTPError, RequestHandler
 
 from tools.tornado_service.errors import ApiError, CommonCodes, error_body
-from tools.tornado_service.limits import refusal_of
+from tools.tornado_service.limits import UPLOADS, refusal_of
 from tools.tornado_service.negotiation import accepts_gzip, represent
 from tools.tornado_service.openapi import document
 from tools.tornado_service.operation import NoQuery, Operation, operation
@@ -32,6 +32,7 @@ class ServiceHandler(RequestHandler):
 
     service: Service
     _counted = False
+    _authorized = False
     _error_code: str | None = None
 
     def __init__(self, application: Application, request: Any, **parts: Any) -> None:
@@ -82,6 +83,11 @@ class ServiceHandler(RequestHandler):
         if known is None:
             known = self._request_id = request_id_of(self.request.headers)
         return known
+
+    @property
+    def authorized(self) -> bool:
+        """Whether it was asked already whether the caller may, before the body was read."""
+        return self._authorized
 
     async def authorize(self, operation: Operation, path: dict[str, str]) -> None:
         """Refuse whoever may not; handlers of a service say how.
@@ -162,7 +168,8 @@ class ServiceHandler(RequestHandler):
         if error.retry_after is not None:
             self.set_header("Retry-After", str(error.retry_after))
         if error.code.status == 401:
-            self.set_header("WWW-Authenticate", "Bearer" if self.service.name == "rest-api" else "Secret")
+            bearer = any(scheme.get("scheme") == "bearer" for scheme in self.service.security.values())
+            self.set_header("WWW-Authenticate", "Bearer" if bearer else "Secret")
         self.finish(encode(error_body(error)))
 
     def _as_api_error(self, raised: BaseException | None) -> ApiError:
@@ -299,8 +306,14 @@ class OpenApi(OpenHandler):
 Route = tuple[str, type[ServiceHandler], dict[str, Any]]
 
 
-def make_application(service: Service, routes: Sequence[Route]) -> Application:
-    """An application of a service's routes and the four that every service has."""
+def make_application(
+    service: Service, routes: Sequence[Route], uploads: Mapping[str, int] | None = None
+) -> Application:
+    """An application of a service's routes and the four that every service has.
+
+    Args:
+        uploads: bytes that a body may have, by the beginning of its path; others have the usual limit.
+    """
     shared: dict[str, Any] = {"service": service}
     own: list[Route] = [(pattern, handler, shared | parts) for pattern, handler, parts in routes]
     common: list[Route] = [
@@ -317,6 +330,7 @@ def make_application(service: Service, routes: Sequence[Route]) -> Application:
         log_function=_log,
     )
     application.settings[READY_ANSWERS] = ReadyAnswers(service)
+    application.settings[UPLOADS] = uploads or {}
     return application
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -18,10 +18,13 @@ from tools.tornado_service.ready import ReadyAnswers
 log = logging.getLogger("service")
 
 MAX_BODY_BYTES = 1 << 20
+"""Of a body, where nothing else is said of its path."""
 MAX_URL_BYTES = 64 << 10
 MAX_HEADER_BYTES = 64 << 10
 PARSED_BYTES = 256 << 10
 """What the parser takes of a header; a longer one closes the connection without a word."""
+UPLOADS = "uploads"
+"""The application's setting of how large bodies may be, by the beginning of their path."""
 DRAINED_BYTES = 8 << 20
 """A body up to this size is read to its end before it is refused, so that the refusal is read too."""
 CROWDED_SECONDS = 60.0
@@ -55,10 +58,12 @@ class LimitedServer(HTTPServer):
 
     max_connections: int
     answers: ReadyAnswers
+    uploads: Mapping[str, int]
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         self.max_connections = kwargs.pop("max_connections")
         self.answers = kwargs.pop("answers")
+        self.uploads = kwargs.pop("uploads")
         self._connected: set[IOStream] = set()
         self._idle: dict[IOStream, None] = {}
         """Connections on which nothing is asked, the longest idle first."""
@@ -94,7 +99,7 @@ class LimitedServer(HTTPServer):
         if stream in self._connected:
             self._idle.setdefault(stream)
         inner = super().start_request(server_conn, request_conn)
-        return _Weighed(inner, request_conn, lambda: self._idle.pop(stream, None), self.answers)
+        return _Weighed(inner, request_conn, lambda: self._idle.pop(stream, None), self.answers, self.uploads)
 
     def on_close(self, server_conn: object) -> None:
         self._forget(cast(HTTP1ServerConnection, server_conn).stream)
@@ -108,7 +113,10 @@ class _Weighed(HTTPMessageDelegate):
         connection: HTTPConnection,
         begun: Callable[[], None],
         answers: ReadyAnswers,
+        uploads: Mapping[str, int],
     ) -> None:
+        self._uploads = uploads
+        self._most = MAX_BODY_BYTES
         self._inner = inner
         self._answers = answers
         self._send: Callable[[], None] | None = None
@@ -127,12 +135,15 @@ class _Weighed(HTTPMessageDelegate):
         self._begun()
         declared = headers.get("Content-Length", "0")
         size = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 19 else 0
+        if isinstance(start_line, RequestStartLine):
+            larger = (most for prefix, most in self._uploads.items() if start_line.path.startswith(prefix))
+            self._most = next(larger, MAX_BODY_BYTES)
         if isinstance(start_line, RequestStartLine) and len(start_line.path) > MAX_URL_BYTES:
             self._refuse("url", MAX_URL_BYTES)
         elif sum(len(name) + len(value) + 4 for name, value in headers.get_all()) > MAX_HEADER_BYTES:
             self._refuse("headers", MAX_HEADER_BYTES)
-        elif size > MAX_BODY_BYTES:
-            self._refuse("body", MAX_BODY_BYTES)
+        elif size > self._most:
+            self._refuse("body", self._most)
         elif isinstance(start_line, RequestStartLine):
             self._send = self._answers.find(start_line, headers, self._connection)
             if self._send is not None:
@@ -144,8 +155,8 @@ class _Weighed(HTTPMessageDelegate):
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         self._size += len(chunk)
-        if self._size > MAX_BODY_BYTES and not self._refused:
-            self._refuse("body", MAX_BODY_BYTES)
+        if self._size > self._most and not self._refused:
+            self._refuse("body", self._most)
         if self._refused:
             if self._size > DRAINED_BYTES:
                 self._finish()

@@ -16,7 +16,7 @@ from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from tools.tornado_service.limits import PARSED_BYTES, LimitedServer
+from tools.tornado_service.limits import PARSED_BYTES, UPLOADS, LimitedServer
 from tools.tornado_service.ready import READY_ANSWERS
 from tools.tornado_service.service import Service
 
@@ -131,6 +131,7 @@ def listen(
         body_timeout=BODY_SECONDS,
         max_connections=_descriptors() // CONNECTIONS_SHARE,
         answers=application.settings[READY_ANSWERS],
+        uploads=application.settings[UPLOADS],
     )
     try:
         sockets = bind_sockets(port, address)

@@ -56,6 +56,9 @@ def document(
         }
         if op.needs is not None:
             entry["security"] = [{name: []} for name in security]
+        if op.raw_body:
+            anything = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+            entry["requestBody"] = {"required": True, "content": {"*/*": anything}}
         if op.body is not None:
             entry["requestBody"] = {"required": True, "content": {"application/json": {"schema": next(bodies)}}}
         paths.setdefault(path, {})[method] = entry

@@ -34,6 +34,8 @@ class Operation:
     also: tuple[int, ...] = ()
     """Other statuses that carry the same answer."""
     content: str = "application/json"
+    raw_body: bool = False
+    """Whether the method takes the body as it came, of an ``UploadHandler``."""
 
 
 def operation(
@@ -45,17 +47,21 @@ def operation(
     status: int = 200,
     also: tuple[int, ...] = (),
     content: str = "application/json",
+    raw_body: bool = False,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[None]]]:
     """Declare a handler's method: ``async def get(self, query)``, with a ``body`` behind it where one is declared."""
-    declared = Operation(needs, query, body, answer, status, also, content)
+    declared = Operation(needs, query, body, answer, status, also, content, raw_body)
     decoder: msgspec.json.Decoder[Any] | None = msgspec.json.Decoder(body) if body is not None else None
 
     def decorate(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
         @wraps(method)
         async def run(self: Any, **path: str) -> None:
-            await self.authorize(declared, path)
+            if not self.authorized:
+                await self.authorize(declared, path)
             read: list[Any] = [read_query(query, self.request.query_arguments, path, self.codes)]
-            if decoder is not None:
+            if raw_body:
+                read.append(self.raw_body)
+            elif decoder is not None:
                 read.append(_read_body(self, decoder))
             elif self.request.body:
                 raise ApiError(self.codes.invalid_parameter, "this request takes no body", ["body"])

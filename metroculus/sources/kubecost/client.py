@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from metroculus.cost_model.assets import Asset, merge, scaled
+from metroculus.cost_model.assets import merge
 from metroculus.cost_model.columns import by_owner
 from metroculus.cost_model.components import Costs
 from metroculus.cost_model.cutting import cut_into_hours
@@ -34,12 +34,12 @@ from metroculus.cost_model.reading import (
 )
 from metroculus.cost_model.settle import CONTROL_SHARE, control_rounding
 from metroculus.cost_model.statement import Question
+from metroculus.sources.answers.allocation_json import Decoded
+from metroculus.sources.answers.assets_json import FORMS, DecodedAssets, by_hour, decode_assets, form_of
+from metroculus.sources.answers.envelope import open_envelope
+from metroculus.sources.answers.large import decode_allocations, decode_elsewhere
 from metroculus.sources.errors import BadAnswer, SourceError
-from metroculus.sources.kubecost.allocation_json import Decoded
-from metroculus.sources.kubecost.assets_json import FORMS, DecodedAssets, decode_assets, form_of
 from metroculus.sources.kubecost.configuration import decode_currency
-from metroculus.sources.kubecost.envelope import open_envelope
-from metroculus.sources.kubecost.large import decode_allocations, decode_elsewhere
 from metroculus.sources.kubecost.savings import decode_abandoned, decode_overview, decode_request_sizing
 from metroculus.sources.outbound.http import SourceHttp, Upstream
 from metroculus.sources.source import NO_CONTAINERS, Capability, CostSource, HourSet, HourSets, SavingsReading, worst
@@ -461,12 +461,12 @@ class KubecostSource(CostSource):
             hours = [_Piece(a, b, "hour") for a, b in split(start, end, HOUR)]
             answers = await asyncio.gather(*(self._assets_piece(dialect, hour, deadline) for hour in hours))
             tells_management = False
-            by_hour = {hour.start: list(one.assets) for hour, one in zip(hours, answers, strict=True)}
+            hours_told = {hour.start: list(one.assets) for hour, one in zip(hours, answers, strict=True)}
             unreadable = {hour.start: frozenset(one.left_out) for hour, one in zip(hours, answers, strict=True)}
         else:
             decoded = await self._ask_assets(dialect, _Piece(start, end, "hour"), deadline)
             unreadable = dict.fromkeys((hour for hour, _ in split(start, end, HOUR)), frozenset(decoded.left_out))
-            by_hour = _by_hour(decoded, start, end)
+            hours_told = by_hour(decoded, start, end)
             tells_management = decoded.form == FORMS["kubecost"]
         source = SourceReport(name="assets", status="ok", fetched_at=int(self._clock()))
         return {
@@ -476,33 +476,30 @@ class KubecostSource(CostSource):
                 tells_management=tells_management,
                 unreadable=unreadable[hour],
             )
-            for hour, assets in by_hour.items()
+            for hour, assets in hours_told.items()
             if assets
         }
+
+    async def body(
+        self, kind: Literal["allocation", "assets"], start: int, end: int, step: Step, aggregate: Sequence[str],
+        deadline: Deadline,
+    ) -> bytes:  # fmt: skip
+        """The upstream's own answer to one question, as it came: for whoever hands it on.
+
+        Raises:
+            SourceError
+        """
+        dialect, piece = await self.dialect(deadline), _Piece(start, end, step)
+        if kind == "assets":
+            path, params = dialect.assets, _assets_params(dialect, piece)
+        else:
+            path, params = dialect.allocation, _allocation_params(dialect, piece, aggregate)
+        return await self._http.get(self._upstream, path, params, deadline)
 
     async def _ask_allocation(
         self, dialect: Dialect, piece: _Piece, aggregate: Sequence[str], deadline: Deadline
     ) -> Decoded:
-        params = {"window": f"{iso(piece.start)},{iso(piece.end)}", "shareIdle": "false", "external": "false"}
-        if aggregate:
-            params["aggregate"] = ",".join(aggregate)
-        if dialect.flavour == "kubecost":
-            params |= {
-                "accumulate": piece.step,
-                "idle": "true",
-                "splitIdle": "false",
-                "shareTenancyCosts": "false",
-                "reconcile": "true",
-            }
-        else:
-            step = {"day": "1d", "hour": "1h"}[piece.step]
-            params |= {
-                "accumulate": "false",
-                "step": step,
-                "resolution": "1m",
-                "includeIdle": "true",
-                "idleByNode": "false",
-            }
+        params = _allocation_params(dialect, piece, aggregate)
         http, name = self._http, self._upstream.name
         try:
             body = await http.get(self._upstream, dialect.allocation, params, deadline)
@@ -553,9 +550,7 @@ class KubecostSource(CostSource):
         )
 
     async def _ask_assets(self, dialect: Dialect, piece: _Piece, deadline: Deadline) -> DecodedAssets:
-        params = {"window": f"{iso(piece.start)},{iso(piece.end)}"}
-        if dialect.flavour == "kubecost":
-            params |= {"accumulate": piece.step, "aggregate": "", "reconcile": "true"}
+        params = _assets_params(dialect, piece)
         body = await self._http.get(self._upstream, dialect.assets, params, deadline)
         decoded = await decode_elsewhere(body, partial(decode_assets, self._upstream.name, body))
         if decoded.form not in (None, FORMS[dialect.flavour]):
@@ -686,6 +681,37 @@ def _holes(hours: Sequence[AllocationSet], piece: _Piece, now: int) -> int:
     return sum(HOUR for hour in range(first, settled + 1, HOUR) if hour not in told)
 
 
+def _allocation_params(dialect: Dialect, piece: _Piece, aggregate: Sequence[str]) -> dict[str, str]:
+    params = {"window": f"{iso(piece.start)},{iso(piece.end)}", "shareIdle": "false", "external": "false"}
+    if aggregate:
+        params["aggregate"] = ",".join(aggregate)
+    if dialect.flavour == "kubecost":
+        params |= {
+            "accumulate": piece.step,
+            "idle": "true",
+            "splitIdle": "false",
+            "shareTenancyCosts": "false",
+            "reconcile": "true",
+        }
+    else:
+        step = {"day": "1d", "hour": "1h"}[piece.step]
+        params |= {
+            "accumulate": "false",
+            "step": step,
+            "resolution": "1m",
+            "includeIdle": "true",
+            "idleByNode": "false",
+        }
+    return params
+
+
+def _assets_params(dialect: Dialect, piece: _Piece) -> dict[str, str]:
+    params = {"window": f"{iso(piece.start)},{iso(piece.end)}"}
+    if dialect.flavour == "kubecost":
+        params |= {"accumulate": piece.step, "aggregate": "", "reconcile": "true"}
+    return params
+
+
 def _singly(piece: _Piece) -> list[_Piece]:
     """A day as it is, hours one by one."""
     if piece.step == "day":
@@ -696,19 +722,6 @@ def _singly(piece: _Piece) -> list[_Piece]:
 def _ran(one: AllocationSet) -> Iterable[tuple[int, int]]:
     """When the rows of a set ran: a block is told under the window that was asked for."""
     return one.columns.spans(0, one.end)
-
-
-def _by_hour(decoded: DecodedAssets, start: int, end: int) -> dict[int, list[Asset]]:
-    """Assets by UTC hour; hours that begin at half past are divided by time."""
-    hours: dict[int, list[Asset]] = {}
-    told: dict[int, set[tuple[int, int]]] = {}
-    for span, asset in decoded.found:
-        if span is not None and span[1] - span[0] == HOUR:
-            for first, last in split(max(span[0], start), min(span[1], end), HOUR):
-                part = asset if last - first == HOUR else scaled(asset, (last - first) / HOUR)
-                hours.setdefault(first - first % HOUR, []).append(part)
-                told.setdefault(first - first % HOUR, set()).add((first, last))
-    return {hour: parts for hour, parts in hours.items() if sum(b - a for a, b in told[hour]) == HOUR}
 
 
 async def _no_totals() -> list[AllocationSet]:

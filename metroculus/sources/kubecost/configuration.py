@@ -7,7 +7,7 @@ import re
 import msgspec
 from msgspec import Struct
 
-from metroculus.sources.kubecost.envelope import MALFORMED, open_envelope
+from metroculus.sources.answers.envelope import MALFORMED, open_envelope
 
 CURRENCY = re.compile("[A-Z]{3}")
 US_DOLLARS = "USD"

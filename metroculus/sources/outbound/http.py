@@ -22,6 +22,7 @@ from tornado.httputil import HTTPHeaders, HTTPInputError
 from tornado.iostream import StreamClosedError
 from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient, _HTTPConnection
 
+from metroculus.sources.answers.unzip import unzip
 from metroculus.sources.errors import (
     AddressRefused,
     BadAnswer,
@@ -38,7 +39,6 @@ from tools.offload import Offload
 CONNECT_SECONDS = 3.0
 MAX_BODY_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 64 * 2**10
-UNZIPPED_AT_ONCE = 2**20
 LARGE_BODY_BYTES = 2**20
 UNLIMITED = 2**40
 """The client's own cap, never met: ours is, and is told as what it is."""
@@ -348,28 +348,6 @@ def seconds_left(deadline: Deadline) -> float:
 
 def _too_large(upstream: Upstream) -> TooLarge:
     return TooLarge(f"{upstream.name} answered with more than {MAX_BODY_BYTES >> 20} MiB")
-
-
-def unzip(body: bytes, limit: int) -> bytes | None:
-    """A gzip body unpacked, None where that is larger than the limit.
-
-    Raises:
-        zlib.error: it is not gzip, or cut short.
-    """
-    parts, size = [], 0
-    while body:
-        member = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        while not member.eof:
-            part = member.decompress(body, UNZIPPED_AT_ONCE)
-            body = member.unconsumed_tail
-            size += len(part)
-            if size > limit:
-                return None
-            parts.append(part)
-            if not part and not body and not member.eof:
-                raise zlib.error("cut short")
-        body = member.unused_data
-    return b"".join(parts)
 
 
 async def _read(upstream: Upstream, response: HTTPResponse, body: _CappedBody) -> bytes:

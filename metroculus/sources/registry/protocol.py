@@ -30,6 +30,8 @@ MARKED_SECONDS = 10 * 366 * 86400
 REVISION_SECONDS = 5.0
 """For so long nobody asks again which revision an entry has; what this process changes it knows at once."""
 MOST_REVISIONS = 100_000
+MOST_PUSH_TOKENS = 8
+"""Of one account, those that still run out included."""
 
 
 class MetricsCluster(Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,6 +39,15 @@ class MetricsCluster(Struct, frozen=True, forbid_unknown_fields=True):
 
     value: str
     label: str = "cluster_id"
+
+
+class PushToken(Struct, frozen=True):
+    """A credential of an account's agent, as it is kept."""
+
+    digest: str
+    """SHA-256, hexadecimal."""
+    until: int | None = None
+    """Until when it is good (Unix seconds); None is until it is replaced."""
 
 
 class Credentials(Struct, frozen=True):
@@ -56,6 +67,8 @@ class Credentials(Struct, frozen=True):
     """The service that wrote the entry; empty where it did not say."""
     managed_version: int = 0
     """The manager's own number: an entry is never replaced by one of the same manager with a lower number."""
+    push_tokens: tuple[PushToken, ...] = ()
+    """What the account's agent may show, the newest first; only of accounts that push."""
 
 
 class Outdated(Exception):
@@ -304,29 +317,70 @@ class SourceRegistry:
             Outdated: the same manager has written a newer one.
             RegistryError
         """
-        stored = StoredEntry(account, flavour, url, self._keys.seal(credentials), new_revision())
+        wanted = SourceEntry(account, flavour, url, credentials, new_revision())
         try:
-            await asyncio.to_thread(self._write, stored, credentials)
+            entry = await asyncio.to_thread(self._write, wanted)
             await asyncio.to_thread(self.entries.mark_removed, account, None)
         finally:
             self._changed(account)
-        return SourceEntry(account, flavour, url, credentials, stored.revision)
+        return entry
 
-    def _write(self, stored: StoredEntry, credentials: Credentials) -> None:
-        if not credentials.managed_by:
-            self.entries.write(stored)
-            return
-        written = False
-        while not written:
+    def _write(self, wanted: SourceEntry) -> SourceEntry:
+        """The entry as it was written: one that pushes keeps the tokens that it had."""
+        while True:
             try:
-                known = self.entries.read(stored.cloud_account_id)
+                known = self.entries.read(wanted.cloud_account_id)
                 before = self._keys.open(known.sealed) if known is not None else Credentials()
-            except EntryUnreadable:  # its version cannot be read
-                self.entries.write(stored)
-                return
-            if before.managed_by == credentials.managed_by and before.managed_version > credentials.managed_version:
+            except EntryUnreadable:  # neither its version nor its tokens can be read
+                self.entries.write(self._sealed(wanted))
+                return wanted
+            new = wanted.credentials
+            if new.managed_by and before.managed_by == new.managed_by and before.managed_version > new.managed_version:
                 raise Outdated
-            written = self.entries.create(stored) if known is None else self.entries.replace(stored, known.revision)
+            kept = before.push_tokens if known is not None and known.flavour == wanted.flavour else ()
+            entry = msgspec.structs.replace(wanted, credentials=msgspec.structs.replace(new, push_tokens=kept))
+            stored = self._sealed(entry)
+            if self.entries.create(stored) if known is None else self.entries.replace(stored, known.revision):
+                return entry
+
+    async def add_push_token(self, account: str, digest: str, good_for: int, flavour: str) -> bool:
+        """Give an account that pushes a new token; those that it had are good for so many seconds more.
+
+        Returns:
+            whether there is such an account.
+
+        Raises:
+            RegistryError
+        """
+
+        def add() -> bool:
+            now = int(self._now())
+            while True:
+                known = self.entries.read(account)
+                if known is None or known.flavour != flavour:
+                    return False
+                entry = self._opened(known)
+                older = (
+                    PushToken(one.digest, now + good_for if one.until is None else one.until)
+                    for one in entry.credentials.push_tokens
+                )
+                tokens = (PushToken(digest), *(one for one in older if one.until is None or one.until > now))
+                changed = msgspec.structs.replace(
+                    entry,
+                    credentials=msgspec.structs.replace(entry.credentials, push_tokens=tokens[:MOST_PUSH_TOKENS]),
+                    revision=new_revision(),
+                )
+                if self.entries.replace(self._sealed(changed), known.revision):
+                    return True
+
+        try:
+            return await asyncio.to_thread(add)
+        finally:
+            self._changed(account)
+
+    def _sealed(self, entry: SourceEntry) -> StoredEntry:
+        sealed = self._keys.seal(entry.credentials)
+        return StoredEntry(entry.cloud_account_id, entry.flavour, entry.url, sealed, entry.revision)
 
     async def page(self, after: str, limit: int) -> tuple[list[SourceEntry], str | None]:
         """Entries of the accounts that come after one, in order, and the last account where there are more of them.

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from metroculus.storage.migrations import n0001, n0002, n0003, n0004
+from metroculus.storage.migrations import n0001, n0002, n0003, n0004, n0005
 from metroculus.storage.migrations.steps import Migration
 
-MIGRATIONS: tuple[Migration, ...] = (n0001.MIGRATION, n0002.MIGRATION, n0003.MIGRATION, n0004.MIGRATION)
+MIGRATIONS: tuple[Migration, ...] = (
+    n0001.MIGRATION,
+    n0002.MIGRATION,
+    n0003.MIGRATION,
+    n0004.MIGRATION,
+    n0005.MIGRATION,
+)

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 from msgspec import Struct, to_builtins
+from msgspec.structs import asdict
 
 from optscale_client.metroculus_client import InvalidRequest, NoSourceConfigured, NotFound, structs
 from rest_api.rest_api_server.auth import Gate
@@ -83,6 +84,18 @@ class LinkedCluster(Struct, frozen=True):
     state: str
 
 
+class ChangedCluster(LinkedCluster, frozen=True, omit_defaults=True):
+    """A cluster that was linked or changed; with the token of its agent where it pushes from now on."""
+
+    push_token: str = ""
+
+
+class PushToken(Struct, frozen=True):
+    """What a cluster's agent shows; it is not shown again."""
+
+    push_token: str
+
+
 class ClustersController:
     def __init__(self, gate: Gate, metroculus: MetroculusPool, answers: KeptAnswers) -> None:
         self._gate = gate
@@ -98,7 +111,7 @@ class ClustersController:
             self._gate.forget(cluster.id)
             self._answers.forget(cluster.id, existed)
 
-    async def link(self, organization_id: str, body: LinkBody, request_id: str) -> LinkedCluster:
+    async def link(self, organization_id: str, body: LinkBody, request_id: str) -> ChangedCluster:
         """Link a cluster, or finish a link of that name that got half way.
 
         Raises:
@@ -121,9 +134,25 @@ class ClustersController:
             except (ApiError, InvalidRequest):
                 await self._gate.ask(lambda directory: directory.delete_cluster(cluster.id))
                 raise
-            return await self._store(reserved, name, body.flavour, body.url, request_id)
+            # Before the link is done: one that failed here is finished by the next try, token and all.
+            token = await self._token(reserved, body.flavour == "push", request_id)
+            linked = await self._store(reserved, name, body.flavour, body.url, request_id)
+            return ChangedCluster(**asdict(linked), push_token=token)
 
-    async def change(self, cluster: Cluster, body: ChangeBody, request_id: str) -> LinkedCluster:
+    async def push_token(self, cluster: Cluster, request_id: str) -> PushToken:
+        """A new token of a cluster that pushes; the one before is good for a quarter of an hour more.
+
+        Raises:
+            MetroculusError
+        """
+        make = self._metroculus.client.create_push_token
+        made = await self._metroculus.call(cluster, make, cluster.id, request_id=request_id, shape=structs.PushToken)
+        return PushToken(made.push_token)
+
+    async def _token(self, cluster: Cluster, pushes: bool, request_id: str) -> str:
+        return (await self.push_token(cluster, request_id)).push_token if pushes else ""
+
+    async def change(self, cluster: Cluster, body: ChangeBody, request_id: str) -> ChangedCluster:
         """Rename a cluster, or point it elsewhere.
 
         Raises:
@@ -139,7 +168,10 @@ class ClustersController:
             reserved = await self._reserve(cluster)
             if elsewhere or cluster.state != "linked":
                 await self._write(reserved, _source(flavour, url, body), request_id)
-            return await self._store(reserved, name, flavour, url, request_id)
+            begins = flavour == "push" and cluster.flavour != "push"
+            token = await self._token(reserved, begins, request_id)
+            changed = await self._store(reserved, name, flavour, url, request_id)
+            return ChangedCluster(**asdict(changed), push_token=token)
 
     async def unlink(self, cluster: Cluster, request_id: str) -> None:
         """Forget a cluster; Metroculus first, so that what got half way can be tried again.

@@ -12,9 +12,11 @@ from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.auth import DEFAULT_WINDOW, Needs, RestHandler, ViewHandler
 from rest_api.rest_api_server.controllers.clusters import (
     ChangeBody,
+    ChangedCluster,
     ClustersController,
     LinkBody,
     LinkedCluster,
+    PushToken,
     shown,
 )
 from rest_api.rest_api_server.controllers.costs import CostsController
@@ -63,8 +65,8 @@ class OrganizationClusters(RestHandler):
         overview = await self.costs.overview(query.organization_id, clusters, window, self.request_id)
         return await paged(overview, query, "clusters")
 
-    @operation(needs=Needs.MANAGE_CLUSTERS, query=OrganizationQuery, body=LinkBody, answer=LinkedCluster, status=201)
-    async def post(self, query: OrganizationQuery, body: LinkBody) -> LinkedCluster:
+    @operation(needs=Needs.MANAGE_CLUSTERS, query=OrganizationQuery, body=LinkBody, answer=ChangedCluster, status=201)
+    async def post(self, query: OrganizationQuery, body: LinkBody) -> ChangedCluster:
         linked = await self.links.link(query.organization_id, body, self.request_id)
         self.tell_audit(cluster_id=linked.cluster_id)
         return linked
@@ -83,14 +85,24 @@ class OrganizationCluster(RestHandler):
     async def get(self, query: ClusterQuery) -> LinkedCluster:
         return shown(self.cluster)
 
-    @operation(needs=Needs.MANAGE_CLUSTERS, query=ClusterQuery, body=ChangeBody, answer=LinkedCluster)
-    async def patch(self, query: ClusterQuery, body: ChangeBody) -> LinkedCluster:
+    @operation(needs=Needs.MANAGE_CLUSTERS, query=ClusterQuery, body=ChangeBody, answer=ChangedCluster)
+    async def patch(self, query: ClusterQuery, body: ChangeBody) -> ChangedCluster:
         return await self.links.change(self.cluster, body, self.request_id)
 
     @operation(needs=Needs.MANAGE_CLUSTERS, query=ClusterQuery, answer=Deleted)
     async def delete(self, query: ClusterQuery) -> Deleted:
         await self.links.unlink(self.cluster, self.request_id)
         return Deleted(True)
+
+
+class ClusterPushToken(RestHandler):
+    """A new token for the agent of a cluster that pushes; the one before is good for a quarter of an hour more."""
+
+    links: ClustersController
+
+    @operation(needs=Needs.MANAGE_CLUSTERS, query=ClusterQuery, answer=PushToken, status=201)
+    async def post(self, query: ClusterQuery) -> PushToken:
+        return await self.links.push_token(self.cluster, self.request_id)
 
 
 class ViewQuery(WindowQuery, frozen=True, kw_only=True):

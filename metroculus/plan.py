@@ -5,8 +5,8 @@ So a schedule that was missed, for an hour or for eight days, is caught up by th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Mapping, Set
+from itertools import groupby, islice
 
 from msgspec import Struct
 
@@ -22,6 +22,31 @@ CLOSED_AFTER_SECONDS = 7 * DAY
 
 FIRST_RETRY_SECONDS = MINUTE
 LAST_RETRY_SECONDS = DAY
+
+
+FILLING_SECONDS = 5 * MINUTE
+"""After its end an hour is not asked of a tenant's upstream for so long: it may still be filling it."""
+DAY_AGGREGATE = ("cluster", "namespace")
+"""What a day is asked for by where it is the control of its hours."""
+MOST_WANTED = 200
+"""Questions that one agent is told at once."""
+
+
+class Seen(Struct, frozen=True):
+    """An hour that a tenant's upstream told, and when it was asked for."""
+
+    fetched_at: int
+    source: str = ""
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """A question that a tenant's agent is to ask its upstream."""
+
+    kind: str
+    step: str
+    start: int
+    end: int
+    aggregate: tuple[str, ...] = ()
 
 
 class Stretch(Struct, frozen=True, order=True):
@@ -53,7 +78,7 @@ def closed(hour: int, now: int) -> bool:
 def due(
     start: int,
     now: int,
-    stored: Mapping[int, Marker],
+    stored: Mapping[int, Marker | Seen],
     gaps: Mapping[int, Gap],
     patience: bool = True,
     shift: int = 0,
@@ -102,8 +127,56 @@ def next_due(
     return min(one for one in moments if one >= since)
 
 
+def wanted(
+    now: int,
+    told: Mapping[int, int],
+    tried: Mapping[int, int],
+    asked_for: Iterable[tuple[int, int]] = (),
+    stored: Mapping[int, Marker] | None = None,
+) -> list[Wanted]:
+    """What a tenant's agent is to ask its upstream for, the newest first: open days, then what a back-fill lacks.
+
+    Of each stretch the hours come last: an agent that was stopped half way is asked for all of it again.
+
+    Args:
+        told: when each hour that the upstream told was asked for, by hour.
+        tried: the same of each hour that it was asked for in vain.
+        asked_for: stretches of the past to fill where hours lack.
+        stored: committed hours of these stretches.
+    """
+    settled = now - FILLING_SECONDS
+    seen: dict[int, Marker | Seen] = {hour: Seen(min(at, settled)) for hour, at in told.items()}
+    gaps = {hour: Gap(hour, min(at, settled), "") for hour, at in tried.items()}
+    first = day_of(now - CLOSED_AFTER_SECONDS, 0)
+    found = due(first, settled, seen, gaps)
+    for start, end in asked_for:
+        past = due(start, settled, {**(stored or {}), **seen}, gaps)
+        found += [one for one in past if one.start < min(end, first) and one not in found]
+    questions = (question for stretch in sorted(set(found), reverse=True) for question in _questions(stretch))
+    return list(islice(questions, MOST_WANTED))
+
+
+def _questions(stretch: Stretch) -> Iterator[Wanted]:
+    """What is asked of an upstream about a stretch."""
+    start, end = stretch.start, stretch.end
+    if stretch.whole:
+        yield Wanted(kind="assets", step="day", start=start, end=end)
+        yield Wanted(kind="allocation", step="day", start=start, end=end, aggregate=DAY_AGGREGATE)
+    yield Wanted(kind="assets", step="hour", start=start, end=end)
+    yield Wanted(kind="allocation", step="hour", start=start, end=end)
+
+
+def arrived(hours: Iterable[int], told: Set[int], now: int) -> list[Stretch]:
+    """What to read where answers were pushed: a day that is over and all there in one go, else the hours."""
+    found: list[Stretch] = []
+    for day, members in groupby(sorted(set(hours)), key=lambda hour: day_of(hour, 0)):
+        whole = day + DAY + SETTLING_SECONDS <= now and told >= set(range(day, day + DAY, HOUR))
+        found += [Stretch(day, day + DAY, whole=True)] if whole else stretches(list(members))
+    return sorted(found, reverse=True)
+
+
 def _of_past_day(
-    day: int, start: int, now: int, stored: Mapping[int, Marker], gaps: Mapping[int, Gap], patience: bool
+    day: int, start: int, now: int, stored: Mapping[int, Marker | Seen], gaps: Mapping[int, Gap], patience: bool
 ) -> Iterator[Stretch]:
     """A day that is over is read whole: when hours of it lack, and at its ages."""
     hours = range(start, day + DAY, HOUR)
@@ -121,7 +194,7 @@ def _of_past_day(
         yield Stretch(day, day + DAY, whole=True)
 
 
-def _hour_due(hour: int, now: int, marker: Marker | None, gap: Gap | None, patience: bool) -> bool:
+def _hour_due(hour: int, now: int, marker: Marker | Seen | None, gap: Gap | None, patience: bool) -> bool:
     if marker is None:
         return not patience or _may_retry(hour, now, gap)
     if _fallback_due(hour, now, marker, gap, patience):
@@ -132,14 +205,14 @@ def _hour_due(hour: int, now: int, marker: Marker | None, gap: Gap | None, patie
     return any(over + age * HOUR <= now and asked < over + age * HOUR for age in READ_AGAIN_HOURS)
 
 
-def _fallback_due(hour: int, now: int, marker: Marker, gap: Gap | None, patience: bool) -> bool:
+def _fallback_due(hour: int, now: int, marker: Marker | Seen, gap: Gap | None, patience: bool) -> bool:
     """Whether to ask again for an hour that another source told instead: as for a gap, until the first one has it."""
     if not marker.source:
         return False
     return not patience or _may_retry(hour, now, Gap(hour, _asked(marker, gap, now), ""))
 
 
-def _asked(marker: Marker, gap: Gap | None, now: int) -> int:
+def _asked(marker: Marker | Seen, gap: Gap | None, now: int) -> int:
     """When a stored hour was last asked for, answered or not; 0 where only a clock that was ahead says when."""
     stamps = (marker.fetched_at, gap.asked_at if gap else 0)
     return max((at for at in stamps if at <= now), default=0)

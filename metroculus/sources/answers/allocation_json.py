@@ -29,9 +29,8 @@ from metroculus.cost_model.columns import BITS, Allocations, Bits, Coded, Floats
 from metroculus.cost_model.components import COMPONENTS, MEASURES
 from metroculus.cost_model.reading import AllocationSet
 from metroculus.cost_model.settle import ROUNDING_USD
-from metroculus.sources.errors import BadAnswer
-from metroculus.sources.kubecost.allocation_texts import NULL, Texts, read_texts
-from metroculus.sources.kubecost.envelope import (
+from metroculus.sources.answers.allocation_texts import NULL, Texts, read_texts
+from metroculus.sources.answers.envelope import (
     MALFORMED,
     Envelope,
     Span,
@@ -40,6 +39,7 @@ from metroculus.sources.kubecost.envelope import (
     open_envelope,
     warnings_of,
 )
+from metroculus.sources.errors import BadAnswer
 from metroculus.sources.numbers import MAX_QUANTITY, MAX_USD
 from tools.window import parse_rfc3339
 

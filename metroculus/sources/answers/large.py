@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from metroculus.sources.answers.allocation_json import Decoded, decode_allocation
 from metroculus.sources.errors import BadAnswer
-from metroculus.sources.kubecost.allocation_json import Decoded, decode_allocation
 from tools.offload import Offload, OffloadFailed
 
 log = logging.getLogger("sources")

@@ -10,12 +10,12 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.structs import replace
 
-from metroculus.cost_model.assets import UPSTREAM_TYPES, Asset, AssetType
+from metroculus.cost_model.assets import UPSTREAM_TYPES, Asset, AssetType, scaled
 from metroculus.cost_model.settle import ROUNDING_USD
+from metroculus.sources.answers.envelope import MALFORMED, Span, Window, malformed, open_envelope
 from metroculus.sources.errors import BadAnswer
-from metroculus.sources.kubecost.envelope import MALFORMED, Span, Window, malformed, open_envelope
 from metroculus.sources.numbers import Quantity, Usd
-from tools.window import parse_rfc3339
+from tools.window import HOUR, parse_rfc3339, split
 
 
 class _Breakdown(Struct):
@@ -160,6 +160,19 @@ def form_of(source: str, body: bytes) -> Form | None:
     if found is None:
         return None
     return "list" if found[1].startswith(b"[") else "object"
+
+
+def by_hour(decoded: DecodedAssets, start: int, end: int) -> dict[int, list[Asset]]:
+    """Assets by UTC hour; hours that begin at half past are divided by time."""
+    hours: dict[int, list[Asset]] = {}
+    told: dict[int, set[tuple[int, int]]] = {}
+    for span, asset in decoded.found:
+        if span is not None and span[1] - span[0] == HOUR:
+            for first, last in split(max(span[0], start), min(span[1], end), HOUR):
+                part = asset if last - first == HOUR else scaled(asset, (last - first) / HOUR)
+                hours.setdefault(first - first % HOUR, []).append(part)
+                told.setdefault(first - first % HOUR, set()).add((first, last))
+    return {hour: parts for hour, parts in hours.items() if sum(b - a for a, b in told[hour]) == HOUR}
 
 
 def _kind(raw: Raw) -> str | None:

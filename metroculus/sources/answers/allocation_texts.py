@@ -15,7 +15,7 @@ from msgspec import Raw, Struct
 from msgspec.structs import astuple
 
 from metroculus.cost_model.columns import EMPTY, Coded, Mask, idle_rows, key_of
-from metroculus.sources.kubecost.envelope import MALFORMED
+from metroculus.sources.answers.envelope import MALFORMED
 
 MAX_NAME_LENGTH = 1024
 MAX_NAMESPACE_LENGTH = 253

@@ -1,0 +1,114 @@
+"""Whose push token is shown: Metroculus is asked, and remembered for as long as it cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from msgspec import Struct
+from tornado.httputil import HTTPHeaders
+
+from diproxy.diproxy_server.calls import Calls
+from diproxy.diproxy_server.errors import NO_METROCULUS, RETRY_SECONDS, UNAUTHORIZED
+from optscale_client.metroculus_client import MetroculusError, structs
+from tools.tornado_service.errors import ApiError
+
+GOOD_SECONDS = 60.0
+"""For so long nobody asks again about a token that was good: what is revoked is refused so soon."""
+BAD_SECONDS = 5.0
+AWAY_SECONDS = 15 * 60.0
+"""While Metroculus cannot be asked, a token that was good is taken for so long."""
+ASK_AGAIN_SECONDS = 2.0
+MOST_TOKENS = 10_000
+MOST_TOKEN_BYTES = 1024
+
+
+class _Known(Struct):
+    account: str | None
+    said_at: float
+    tried_at: float
+
+
+class TokenGate:
+    """Remembers what Metroculus said of tokens, by their digests.
+
+    Args:
+        clock: seconds that only rise.
+    """
+
+    def __init__(self, calls: Calls, clock: Callable[[], float] = time.monotonic) -> None:
+        self._calls = calls
+        self._clock = clock
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._asking: dict[bytes, asyncio.Future[_Known | None]] = {}
+
+    async def account_of(self, token: str, request_id: str) -> str:
+        """The account that a token is of.
+
+        Raises:
+            ApiError: 401: it is nobody's; 503: Metroculus cannot be asked, and it is not known well enough.
+        """
+        digest = hashlib.sha256(token.encode()).digest()
+        known, now = self._known.get(digest), self._clock()
+        if known is None or not self._fresh(known, now):
+            known = await self._asked(digest, token, request_id) or known
+        if known is None or (known.account is not None and self._clock() - known.said_at > AWAY_SECONDS):
+            raise ApiError(NO_METROCULUS, retry_after=RETRY_SECONDS)
+        if known.account is None:
+            raise ApiError(UNAUTHORIZED)
+        return known.account
+
+    @staticmethod
+    def _fresh(known: _Known, now: float) -> bool:
+        good_for = BAD_SECONDS if known.account is None else GOOD_SECONDS
+        return now - known.said_at < good_for or now - known.tried_at < ASK_AGAIN_SECONDS
+
+    async def _asked(self, digest: bytes, token: str, request_id: str) -> _Known | None:
+        """What Metroculus says; None where it cannot be asked. Who shows the same token waits for one answer."""
+        asking = self._asking.get(digest)
+        if asking is None:
+            asking = self._asking[digest] = asyncio.ensure_future(self._ask(digest, token, request_id))
+            asking.add_done_callback(lambda _: self._asking.pop(digest, None))
+        return await asyncio.shield(asking)
+
+    async def _ask(self, digest: bytes, token: str, request_id: str) -> _Known | None:
+        check = self._calls.client.check_push_token
+        try:
+            said = await self._calls.call("", check, token, request_id=request_id, shape=structs.CheckedPushToken)
+        except MetroculusError:
+            known = self._known.get(digest)
+            if known is not None:
+                known.tried_at = self._clock()
+            return None
+        now = self._clock()
+        known = self._known[digest] = _Known(said.cloud_account_id, now, now)
+        self._known.move_to_end(digest)
+        while len(self._known) > MOST_TOKENS:
+            self._known.popitem(last=False)
+        return known
+
+
+def token_of(headers: HTTPHeaders) -> str:
+    """The push token of a request: a bearer token, or the password of basic credentials.
+
+    Raises:
+        ApiError
+    """
+    given = headers.get_list("Authorization")
+    scheme, _, value = (given[0] if len(given) == 1 else "").partition(" ")
+    token = value.strip()
+    if scheme.lower() == "basic":
+        try:
+            token = base64.b64decode(token, validate=True).decode().partition(":")[2]
+        except (binascii.Error, ValueError):
+            token = ""
+    elif scheme.lower() != "bearer":
+        token = ""
+    if not token or len(token) > MOST_TOKEN_BYTES or not token.isascii() or not token.isprintable():
+        raise ApiError(UNAUTHORIZED)
+    return token

@@ -1,0 +1,108 @@
+"""The way on to Thanos Receive: the body as it came, under the account's own tenant header."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tornado.httpclient import HTTPRequest, HTTPResponse
+from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
+
+from diproxy.diproxy_server.errors import NO_RECEIVER, RETRY_SECONDS
+from tools.tornado_service.errors import ApiError
+
+log = logging.getLogger("receiver")
+
+CONNECT_SECONDS = 3.0
+RECEIVE_SECONDS = 30.0
+AT_ONCE = 64
+"""Requests to the receiver; the next is told to come again, so that memory does not grow with a slow one."""
+MOST_SAID_BYTES = 4096
+THROUGH = frozenset({400, 409, 413, 429})
+"""What the receiver says of the samples themselves goes through as it is; everything else may be cured."""
+TOLD = ("X-Prometheus-Remote-Write-Samples-Written", "X-Prometheus-Remote-Write-Histograms-Written",
+        "X-Prometheus-Remote-Write-Exemplars-Written", "Retry-After")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """What the receiver answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+
+class Receiver:
+    """One Thanos Receive (or another receiver of remote write 1.0).
+
+    Args:
+        url: where it takes samples; None where there is none.
+        ca: PEM file of the authority that signed its certificate.
+    """
+
+    def __init__(self, url: str | None, ca: str | None = None) -> None:
+        self._url = url
+        self._ca = ca
+        self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=AT_ONCE)
+        self._under_way = 0
+        self.seen = "none" if url is None else "unknown"
+        """What the last request saw: ``ok``, ``failing``; ``none`` where there is no receiver."""
+
+    async def write(self, account: str, body: bytes, request_id: str) -> Forwarded:
+        """Hand a request on.
+
+        Raises:
+            ApiError: 503: it is not known to be written, and may come again.
+        """
+        if self._url is None:
+            raise ApiError(NO_RECEIVER, "no receiver of metrics is configured", retry_after=RETRY_SECONDS)
+        if self._under_way >= AT_ONCE:
+            raise ApiError(NO_RECEIVER, "the receiver of metrics is busy", retry_after=RETRY_SECONDS)
+        self._under_way += 1
+        try:
+            answer = await self._fetch(self._url, account, body, request_id)
+        finally:
+            self._under_way -= 1
+        text = answer.body[:MOST_SAID_BYTES].decode("utf-8", "replace") if answer.body else ""
+        if answer.code // 100 == 2 or answer.code in THROUGH:
+            self.seen = "ok"
+            headers = {name: answer.headers[name] for name in TOLD if name in answer.headers}
+            return Forwarded(answer.code, headers, text)
+        self.seen = "failing"
+        log.warning("the receiver answered %d request_id=%s: %.200r", answer.code, request_id, text)
+        raise ApiError(NO_RECEIVER, f"the receiver of metrics answered {answer.code}", retry_after=RETRY_SECONDS)
+
+    async def _fetch(self, url: str, account: str, body: bytes, request_id: str) -> HTTPResponse:
+        request = HTTPRequest(
+            url,
+            method="POST",
+            body=body,
+            headers={
+                "Content-Type": "application/x-protobuf",
+                "Content-Encoding": "snappy",
+                "X-Prometheus-Remote-Write-Version": "0.1.0",
+                "User-Agent": "diproxy",
+                "THANOS-TENANT": account,
+                "X-Request-ID": request_id,
+            },
+            connect_timeout=CONNECT_SECONDS,
+            request_timeout=RECEIVE_SECONDS,
+            follow_redirects=False,
+            ssl_options=ssl.create_default_context(cafile=self._ca) if url.startswith("https:") else None,
+        )
+        try:
+            async with asyncio.timeout(RECEIVE_SECONDS + 1.0):
+                return await self._client.fetch(request, raise_error=False)
+        except (TimeoutError, HTTPTimeoutError, OSError, ValueError) as failure:
+            self.seen = "failing"
+            late = isinstance(failure, (TimeoutError, HTTPTimeoutError))
+            log.warning("the receiver failed request_id=%s: %s", request_id, type(failure).__name__)
+            what = "did not answer in time" if late else "could not be reached"
+            raise ApiError(NO_RECEIVER, f"the receiver of metrics {what}", retry_after=RETRY_SECONDS) from None
+
+    def close(self) -> None:
+        self._client.close()

@@ -1,0 +1,91 @@
+"""The gateway's wiring: the one place where its parts are put together."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import Counter as Count
+from tornado.web import Application
+
+from diproxy.diproxy_server.calls import Calls
+from diproxy.diproxy_server.config import GatewayConfig
+from diproxy.diproxy_server.errors import CODES, map_error
+from diproxy.diproxy_server.gate import TokenGate
+from diproxy.diproxy_server.handlers import Answers, RemoteWrite, Wanted
+from diproxy.diproxy_server.receiver import Receiver
+from diproxy.diproxy_server.remote_write import Limits
+from optscale_client.metroculus_client import Client
+from tools.tornado_service.application import Route, make_application
+from tools.tornado_service.service import Service
+from tools.tornado_service.uploads import UploadRoom
+from tools.version import VERSION
+
+WRITE_PATH = "/storage/api/v2/write"
+PUSH_PATHS = "/push/v2/"
+UNPACKED = 4
+"""A body of metrics may unpack to so many times what it may have packed."""
+ROOM = 8
+"""So many bodies of the largest size are held at once, unpacked ones counted with what they unpack to."""
+
+
+@dataclass
+class Gateway:
+    """A wired service; ``close`` gives back what it holds."""
+
+    application: Application
+    service: Service
+    calls: Calls
+    receiver: Receiver
+
+    def close(self) -> None:
+        self.calls.close()
+        self.receiver.close()
+
+
+def make_app(config: GatewayConfig, clock: Callable[[], float] = time.time) -> Gateway:
+    """Put the service together.
+
+    Raises:
+        OSError: where the audit log cannot be written.
+    """
+    client = Client(url=config.metroculus_url, secret=config.cluster_secret or "", verify=config.metroculus_ca or True)
+    calls = Calls(client)
+    receiver = Receiver(config.thanos_receive_url, config.thanos_receive_ca)
+    service = Service(
+        "diproxy",
+        VERSION,
+        CODES,
+        lambda: {"metroculus": calls.seen, "receiver": receiver.seen},
+        map_error,
+        clock,
+        security={"push token": {"type": "http", "scheme": "bearer"}},
+        audit=config.access.audit("diproxy", clock),
+        proxies=config.access.proxies,
+    )
+    samples = Count("diproxy_samples", "Samples that the receiver has taken", registry=service.registry)
+    room = UploadRoom(ROOM * config.push_max_bytes, config.push_max_bytes)
+    parts: dict[str, Any] = {
+        "gate": TokenGate(calls),
+        "slowdown": config.access.slowdown(),
+        "flying": Counter(),
+    }
+    metrics = parts | {
+        "receiver": receiver,
+        "limits": Limits(config.push_max_series, config.push_max_samples),
+        "tenant_label": config.tenant_label,
+        "most_unpacked": UNPACKED * config.push_max_bytes,
+        "samples": samples,
+        "room": room,
+    }
+    answer = r"/push/v2/answers/(?P<kind>[^/]+)/(?P<start>[^/]+)/(?P<end>[^/]+)/(?P<step>[^/]+)"
+    routes: list[Route] = [
+        (WRITE_PATH, RemoteWrite, metrics),
+        (r"/push/v2/wanted", Wanted, parts | {"calls": calls}),
+        (answer, Answers, parts | {"calls": calls, "room": room}),
+    ]
+    uploads = {WRITE_PATH: config.push_max_bytes, PUSH_PATHS: config.push_max_bytes}
+    return Gateway(make_application(service, routes, uploads), service, calls, receiver)

@@ -1,0 +1,226 @@
+"""What the agent does: asks what is wanted, asks its upstream for it, pushes the answers, and keeps nothing.
+
+What was not delivered is still wanted, so that an agent may be stopped at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from metroculus.metroculus_agent.gateway import GatewayError, Wanted
+from metroculus.metroculus_agent.metrics import AgentMetrics
+from metroculus.sources.errors import BadAnswer, DeadlineExceeded, SourceError, TooLarge
+from tools.window import HOUR
+
+log = logging.getLogger("agent")
+
+POLL_SECONDS = 60.0
+"""Between two looks at what is wanted, where nothing was."""
+FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 5.0, 300.0
+"""After a failure; the pause doubles each time."""
+LATER_SECONDS = 3600.0
+"""What cannot be asked for, or is refused, is left alone for so long."""
+DELIVERIES = 3
+"""Of one answer, while the gateway cannot take it."""
+BODY_BYTES = 24 << 20
+"""What answers are kept below, by asking for fewer hours at once."""
+HOURS_A_DAY = 24
+FIRST_HOURS = 2
+"""That are asked for at once, until it is known how large answers are."""
+
+
+class Upstream(Protocol):
+    """The cluster's Kubecost or OpenCost."""
+
+    one_by_one: bool
+    """Whether hours are asked for singly: OpenCost answers longer windows out of other blocks."""
+
+    async def ask(self, wanted: Wanted) -> bytes:
+        """Its own answer.
+
+        Raises:
+            SourceError
+        """
+        ...
+
+
+class GatewayProtocol(Protocol):
+    async def wanted(self) -> Sequence[Wanted]: ...
+
+    async def deliver(self, wanted: Wanted, body: bytes) -> int: ...
+
+
+class _GivenUp(Exception):
+    """This round ends here; the next one begins after so many seconds."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+
+class Agent:
+    """Pushes what is wanted, one answer after the other.
+
+    Args:
+        clock: seconds that only rise.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        gateway: GatewayProtocol,
+        metrics: AgentMetrics,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._upstream = upstream
+        self._gateway = gateway
+        self._metrics = metrics
+        self._clock = clock
+        self._sleep = sleep
+        self._at_once = 1 if upstream.one_by_one else FIRST_HOURS
+        self._later: dict[tuple[str, str, int, int], float] = {}
+        """Until when a question is left alone."""
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        failures = 0
+        while True:
+            try:
+                pushed = await self.round()
+            except _GivenUp as given_up:
+                pause = min(FIRST_PAUSE_SECONDS * 2**failures, LAST_PAUSE_SECONDS)
+                failures = min(failures + 1, 10)
+                await self._sleep(max(pause, given_up.seconds or 0.0) * random.uniform(0.8, 1.2))
+                continue
+            failures = 0
+            if not pushed:
+                await self._sleep(POLL_SECONDS * random.uniform(0.8, 1.2))
+
+    async def round(self) -> int:
+        """Push everything that is wanted now.
+
+        Returns:
+            how many answers were pushed.
+
+        Raises:
+            _GivenUp
+        """
+        now = self._clock()
+        self._later = {question: until for question, until in self._later.items() if until > now}
+        try:
+            wanted = await self._gateway.wanted()
+        except GatewayError as failure:
+            raise self._given_up(failure) from None
+        self._metrics.gateway_is("ok")
+        self._metrics.wanted.set(len(wanted))
+        pushed = 0
+        for one in wanted:
+            if _question(one) not in self._later:
+                pushed += await self._push(one)
+        return pushed
+
+    async def _push(self, wanted: Wanted) -> int:
+        """Push the answers to one question, part by part; one that fails leaves the rest of it for later."""
+        pushed = 0
+        for part in self._parts(wanted):
+            if not await self._push_part(part):
+                self._later[_question(wanted)] = self._clock() + LATER_SECONDS
+                break
+            pushed += 1
+        return pushed
+
+    def _parts(self, wanted: Wanted) -> Iterator[Wanted]:
+        """A question by as many hours as are asked for at once, the newest first."""
+        if wanted.step == "day":
+            yield wanted
+            return
+        end = wanted.end
+        while end > wanted.start:
+            start = max(wanted.start, end - self._at_once * HOUR)
+            yield replace(wanted, start=start, end=end)
+            end = start
+
+    async def _push_part(self, wanted: Wanted) -> bool:
+        """Whether an answer was pushed; False where this question is to be left alone for a while.
+
+        Raises:
+            _GivenUp
+        """
+        try:
+            body = await self._upstream.ask(wanted)
+            self._metrics.upstream_is("ok")
+            self._fit(wanted, len(body))
+            await self._deliver(wanted, body)
+        except TooLarge as failure:
+            return await self._halved(wanted, failure)
+        except GatewayError as refusal:
+            if refusal.status == 413:
+                return await self._halved(wanted, refusal)
+            log.error("an answer was refused, and is asked for again in an hour: %s", refusal)
+            return False
+        except DeadlineExceeded as failure:
+            self._failed(failure)
+            if self._at_once > 1 and wanted.step == "hour":
+                self._at_once //= 2
+                raise _GivenUp from None
+            return False
+        except BadAnswer as failure:  # it is there, and does not answer this
+            self._failed(failure)
+            return False
+        except SourceError as failure:
+            self._failed(failure)
+            raise _GivenUp from None
+        return True
+
+    async def _halved(self, wanted: Wanted, failure: Exception) -> bool:
+        hours = (wanted.end - wanted.start) // HOUR
+        if wanted.step == "day" or hours < 2:
+            log.error("an answer is too large, and is asked for again in an hour: %s", failure)
+            return False
+        middle = wanted.start + hours // 2 * HOUR
+        self._at_once = max(1, hours // 2)
+        halves = (replace(wanted, start=middle), replace(wanted, end=middle))
+        return all([await self._push_part(half) for half in halves])
+
+    def _fit(self, wanted: Wanted, size: int) -> None:
+        """Ask for as many hours at once as keep answers small."""
+        if wanted.step == "hour" and not self._upstream.one_by_one:
+            hours = (wanted.end - wanted.start) // HOUR
+            self._at_once = max(1, min(HOURS_A_DAY, hours * BODY_BYTES // max(1, size)))
+
+    async def _deliver(self, wanted: Wanted, body: bytes) -> None:
+        """Raises: _GivenUp; GatewayError: this answer is refused."""
+        for attempt in range(DELIVERIES):
+            try:
+                size = await self._gateway.deliver(wanted, body)
+            except GatewayError as failure:
+                if failure.of_the_answer:
+                    raise
+                if attempt + 1 == DELIVERIES or failure.status in (401, 403, 409):
+                    raise self._given_up(failure) from None
+                await self._sleep(failure.retry_after or FIRST_PAUSE_SECONDS)
+            else:
+                self._metrics.delivered(wanted.kind, size)
+                return
+
+    def _given_up(self, failure: GatewayError) -> _GivenUp:
+        self._metrics.failed("gateway")
+        self._metrics.gateway_is("failing")
+        log.warning("%s", failure)
+        return _GivenUp(failure.retry_after)
+
+    def _failed(self, failure: SourceError) -> None:
+        self._metrics.failed("upstream")
+        self._metrics.upstream_is("failing")
+        log.warning("%s", failure)
+
+
+def _question(wanted: Wanted) -> tuple[str, str, int, int]:
+    return wanted.kind, wanted.step, wanted.start, wanted.end

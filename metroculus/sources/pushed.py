@@ -1,0 +1,329 @@
+"""Costs that a tenant's agent pushes: its upstream's own answers, read out of an inbox instead of over HTTP.
+
+Nothing is asked of anybody: what was not pushed is not known, and says so. Bodies were decoded once before they were
+kept, so that a tenant hears of one that cannot be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from metroculus.cost_model.assets import Asset, merge
+from metroculus.cost_model.columns import by_owner
+from metroculus.cost_model.components import Costs
+from metroculus.cost_model.cutting import cut_into_hours
+from metroculus.cost_model.reading import (
+    COVERAGE_THRESHOLD,
+    AllocationReading,
+    AllocationSet,
+    AssetsReading,
+    SourceReport,
+    Status,
+    judge_sets,
+)
+from metroculus.cost_model.statement import Question
+from metroculus.sources.answers.allocation_json import Decoded
+from metroculus.sources.answers.assets_json import FORMS, DecodedAssets, by_hour, decode_assets
+from metroculus.sources.answers.large import decode_allocations, decode_elsewhere
+from metroculus.sources.answers.unzip import unzip
+from metroculus.sources.errors import BadAnswer, SourceError, TooLarge
+from metroculus.sources.source import NO_CONTAINERS, NOT_PUSHED, Capability, CostSource, HourSet, HourSets
+from tools.deadline import Deadline
+from tools.offload import Offload
+from tools.window import DAY, HOUR, SETTLING_SECONDS, Window, split
+
+Kind = Literal["allocation", "assets"]
+Step = Literal["hour", "day"]
+
+NAME = "the pushed answer"
+MAX_BODY_BYTES = 256 << 20
+"""Of an unpacked answer."""
+LEARNED_SECONDS = 60.0
+DAY_AGGREGATE = ("cluster", "namespace")
+"""What a day is asked for by: it is the control of its hours."""
+
+_BASIC = frozenset({Capability.ALLOCATIONS, Capability.DAY_SET, Capability.ASSETS, Capability.PLACEMENT})
+
+
+class Pushed(Struct, frozen=True, kw_only=True):
+    """An answer that was pushed, with what was seen in it, and how to read its body (as gzip)."""
+
+    kind: Kind
+    step: Step
+    first: int
+    last: int
+    told: tuple[int, ...]
+    received_at: int
+    packed: Callable[[], Awaitable[bytes]]
+
+
+class Inbox(Protocol):
+    """Where answers are kept."""
+
+    async def answers(self, account: str, start: int, end: int) -> Sequence[Pushed]:
+        """Those about some of ``[start, end)``, the one that counts before the others."""
+        ...
+
+    async def assets_form(self, account: str) -> str:
+        """``list`` or ``object``, as the account's last assets were told; empty where there are none."""
+        ...
+
+
+class Content(Struct, frozen=True):
+    """What an answer holds: the hours that it tells, and the form of its assets."""
+
+    digest: str
+    """SHA-256 of the unpacked body, hexadecimal."""
+    told: tuple[int, ...]
+    form: str = ""
+
+
+async def read_content(
+    offload: Offload, kind: Kind, step: Step, first: int, last: int, packed: bytes, now: int
+) -> Content:
+    """What a pushed answer about ``[first, last)`` holds. An hour that its upstream may still be filling is not told.
+
+    Raises:
+        TooLarge: it unpacks to more than is read.
+        BadAnswer: it is no such answer, or of another time.
+    """
+    body = await _unpacked(packed)
+    digest = await decode_elsewhere(body, lambda: hashlib.sha256(body).hexdigest())
+    if kind == "assets":
+        assets = await decode_elsewhere(body, partial(decode_assets, NAME, body))
+        return Content(digest, tuple(_asset_hours(assets, step, first, last)), assets.form or "")
+    if step == "day":
+        decoded = await decode_allocations(offload, NAME, body, DAY_AGGREGATE)
+        whole = _day_of(decoded, first, last) is not None
+        return Content(digest, tuple(range(first, last, HOUR)) if whole else ())
+    decoded = await decode_allocations(offload, NAME, body, ())
+    hours = _hours_of(decoded, first, last)
+    if decoded.sets and not any(first < one.end and one.start < last for one in decoded.sets):
+        raise BadAnswer(f"{NAME} is of another time than it says")
+    if decoded.sets and not hours and last - first > HOUR:
+        raise BadAnswer(f"{NAME} has no sets of hours: ask the upstream by the hour")
+    return Content(digest, tuple(hour for hour, one in sorted(hours.items()) if not _filling(hour, one, now)))
+
+
+async def _unpacked(packed: bytes) -> bytes:
+    """Raises: TooLarge, BadAnswer"""
+    try:
+        body = await decode_elsewhere(packed, partial(unzip, packed, MAX_BODY_BYTES))
+    except zlib.error:
+        raise BadAnswer(f"{NAME} is not gzip, or cut short") from None
+    if body is None:
+        raise TooLarge(f"{NAME} unpacks to more than {MAX_BODY_BYTES >> 20} MiB: push fewer hours at once")
+    return body
+
+
+def _filling(hour: int, one: HourSet, now: int) -> bool:
+    return one.seconds < COVERAGE_THRESHOLD * HOUR and now < hour + HOUR + SETTLING_SECONDS
+
+
+def _hours_of(decoded: Decoded, first: int, last: int) -> dict[int, HourSet]:
+    """The hours that an allocation answer tells; those of an upstream of another zone are cut from two."""
+    sets = [one for one in decoded.sets if len(one.columns)]
+    if any(one.end - one.start == HOUR and one.start % HOUR for one in sets):
+        return {hour: HourSet.cut(hour, one) for hour, one in cut_into_hours(sets, first, last).items()}
+    hours = (one for one in sets if one.end - one.start == HOUR and first <= one.start < last)
+    return {one.start: HourSet(set=one, seconds=one.covered(one.end)) for one in hours}
+
+
+def _day_of(decoded: Decoded, first: int, last: int) -> AllocationSet | None:
+    """The one set that is exactly of the time that was asked for."""
+    sets = [one for one in decoded.sets if (one.start, one.end) == (first, last)]
+    return sets[0] if len(sets) == len(decoded.sets) == 1 else None
+
+
+def _asset_hours(decoded: DecodedAssets, step: Step, first: int, last: int) -> Mapping[int, list[Asset]]:
+    """Assets by hour, as far as an answer tells hours apart."""
+    if step == "day":
+        return {}
+    if decoded.form == FORMS["opencost"]:
+        return {first: list(decoded.assets)} if last - first == HOUR else {}
+    return by_hour(decoded, first, last)
+
+
+class PushedSource(CostSource):
+    """One account's inbox.
+
+    Args:
+        clock: Unix seconds.
+    """
+
+    name = "allocation"
+
+    def __init__(self, inbox: Inbox, account: str, offload: Offload, clock: Callable[[], float]) -> None:
+        self._inbox = inbox
+        self._account = account
+        self._offload = offload
+        self._clock = clock
+        self._form = ""
+        self._learned_at = float("-inf")
+
+    async def capabilities(self, deadline: Deadline) -> frozenset[Capability]:
+        await self.learn()
+        return self.known_capabilities
+
+    @property
+    def known_capabilities(self) -> frozenset[Capability]:
+        return _BASIC | ({Capability.MANAGEMENT} if self._form == FORMS["kubecost"] else frozenset())
+
+    async def learn(self) -> None:
+        """Find out whether the assets are Kubecost's, which have cluster management."""
+        if self._clock() - self._learned_at >= LEARNED_SECONDS:
+            self._form = await self._inbox.assets_form(self._account) or self._form
+            self._learned_at = self._clock()
+
+    async def allocations(self, question: Question, window: Window, deadline: Deadline) -> AllocationReading:
+        """The hours of a window that were pushed, container by container."""
+        sets: list[AllocationSet] = []
+        failures: list[str] = []
+        received: list[int] = []
+        for start, end in window.days():
+            read = await self._hours(start, end)
+            sets += [one.set for hour, one in read.hours.items() if start <= hour]
+            failures += [read.failure] if read.failure else []
+            received += [read.received_at] if read.received_at else []
+        failed = failures[0] if failures else None
+        reading = judge_sets(self.name, sets, window, max(received, default=int(self._clock())), (), failed)
+        return reading
+
+    async def hour_sets(self, start: int, end: int, seconds_a_call: float) -> HourSets:
+        read = await self._hours(start, end)
+        told = {hour: one for hour, one in read.hours.items() if not one.set.without_containers}
+        blind = {hour: NO_CONTAINERS for hour, one in read.hours.items() if one.set.without_containers}
+        unread = dict.fromkeys(read.unread, read.failure or "")
+        absent = dict.fromkeys(read.absent, NOT_PUSHED)
+        return HourSets(told, {**absent, **unread, **blind}, read.failure)
+
+    async def _hours(self, start: int, end: int) -> _Hours:
+        """The hours that begin in ``[start, end)``, each of the answer that counts."""
+        wanted = set(range(start - start % HOUR, end, HOUR))
+        found: dict[int, HourSet] = {}
+        unread, absent = set[int](), set(wanted)
+        failure, received_at = None, 0
+        for answer in await self._inbox.answers(self._account, min(wanted, default=start), end):
+            hours = wanted.intersection(answer.told) - found.keys()
+            if (answer.kind, answer.step) != ("allocation", "hour"):
+                continue
+            absent -= set(range(answer.first, answer.last, HOUR))
+            if not hours:
+                continue
+            try:
+                decoded = await decode_allocations(self._offload, NAME, await _unpacked(await answer.packed()), ())
+            except SourceError as problem:
+                failure, unread = str(problem), unread | hours
+                continue
+            read = _hours_of(decoded, answer.first, answer.last)
+            found |= {hour: one for hour, one in read.items() if hour in hours}
+            received_at = max(received_at, answer.received_at)
+        return _Hours(found, unread - found.keys(), absent, failure, received_at)
+
+    async def day_set(self, day: int, deadline: Deadline) -> dict[str, Costs] | None:
+        """What was pushed of a day by itself."""
+        for answer in await self._inbox.answers(self._account, day, day + DAY):
+            if (answer.kind, answer.step, answer.first, answer.last) != ("allocation", "day", day, day + DAY):
+                continue
+            body = await _unpacked(await answer.packed())
+            one = _day_of(await decode_allocations(self._offload, NAME, body, DAY_AGGREGATE), day, day + DAY)
+            if one is None:
+                return None
+            reading = self.clusters.of_reading(
+                judge_sets(self.name, [one], Window.past(day, day + DAY), answer.received_at)
+            )
+            whole = reading.source.status == "ok" and reading.has_idle()
+            return by_owner(reading.allocations()) if whole else None
+        return None
+
+    async def assets(self, window: Window, deadline: Deadline) -> AssetsReading:
+        """Assets of a window: of whole days as they were told, of the rest by the hour."""
+        listed: list[Asset] = []
+        left_out: list[object] = []
+        lacking, received, forms = 0, list[int](), set[str]()
+        for start, end in window.days():
+            parts = await self._asset_parts(start, end)
+            covered = 0
+            for part in parts:
+                listed += part.assets
+                left_out += part.decoded.left_out
+                covered += part.seconds
+                received.append(part.received_at)
+                forms |= {part.decoded.form} if part.decoded.form else set()
+            lacking += max(0, min(end, window.final_until) - start - covered)
+        status: Status = "ok" if listed or window.still_running else "no_data"
+        if listed and (lacking or left_out):
+            status = "partial"
+        warnings = [f"{len(left_out)} assets could not be read and are not counted"] if left_out else []
+        if listed and lacking:
+            warnings.append(f"{lacking / HOUR:g} hours were not pushed")
+        source = SourceReport(
+            name=self.assets_name,
+            status=status,
+            fetched_at=max(received, default=int(self._clock())),
+            coverage=1.0 - lacking / window.seconds if listed and lacking else None,
+            warnings=tuple(warnings),
+        )
+        return AssetsReading(
+            source=source,
+            assets=merge(listed),
+            tells_management=bool(forms) and forms == {FORMS["kubecost"]},
+            unreadable=frozenset(left_out),  # type: ignore[arg-type]
+        )
+
+    async def asset_hours(self, start: int, end: int, deadline: Deadline) -> Mapping[int, AssetsReading]:
+        found = {}
+        for part in await self._asset_parts(start, end, days=False):
+            source = SourceReport(name=self.assets_name, status="ok", fetched_at=part.received_at)
+            found[part.hour] = AssetsReading(
+                source=source,
+                assets=tuple(part.assets),
+                tells_management=part.decoded.form == FORMS["kubecost"],
+                unreadable=frozenset(part.decoded.left_out),
+            )
+        return found
+
+    async def _asset_parts(self, start: int, end: int, days: bool = True) -> list[_AssetPart]:
+        """The assets of one whole day, else those of each hour that lies in ``[start, end)``."""
+        hours = {hour for hour, _ in split(start, end, HOUR) if hour % HOUR == 0 and hour + HOUR <= end}
+        found: dict[int, _AssetPart] = {}
+        for answer in await self._inbox.answers(self._account, start, end):
+            whole = days and answer.step == "day" and (answer.first, answer.last) == (start, end)
+            wanted = hours.intersection(answer.told) - found.keys()
+            if answer.kind != "assets" or not (whole or (wanted and answer.step == "hour")):
+                continue
+            body = await _unpacked(await answer.packed())
+            decoded = await decode_elsewhere(body, partial(decode_assets, NAME, body))
+            if whole:
+                return [_AssetPart(start, list(decoded.assets), end - start, answer.received_at, decoded)]
+            read = _asset_hours(decoded, "hour", answer.first, answer.last)
+            for hour in wanted.intersection(read):
+                found[hour] = _AssetPart(hour, read[hour], HOUR, answer.received_at, decoded)
+        return [found[hour] for hour in sorted(found)]
+
+
+class _Hours(Struct, frozen=True):
+    hours: dict[int, HourSet]
+    unread: Iterable[int]
+    """Hours of which an answer is there and could not be read."""
+    absent: Iterable[int]
+    """Hours of which no answer is there."""
+    failure: str | None
+    received_at: int
+    """When the newest of the answers came; 0 where there are none."""
+
+
+class _AssetPart(Struct, frozen=True):
+    """Assets of a day or of an hour, and the answer that they are out of."""
+
+    hour: int
+    assets: list[Asset]
+    seconds: int
+    received_at: int
+    decoded: DecodedAssets
