@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import answers, compare, document, history, organizations, rounds, scale, service, walls
+from benchmarks import answers, compare, document, gateway, history, organizations, rounds, scale, service, walls
 from benchmarks.figures import Declared, table
 
 OUT = Path("build/bench.json")
@@ -21,6 +21,7 @@ SECTIONS: dict[str, tuple[tuple[Declared, ...], Callable[[], dict[str, float]]]]
     "history": (history.FIGURES, history.measure),
     "rounds": (rounds.FIGURES, rounds.measure),
     "scale": (scale.FIGURES, scale.measure),
+    "gateway": (gateway.FIGURES, gateway.measure),
     "organizations": (organizations.FIGURES, organizations.measure),
 }
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 CONNECTIONS = 16
 SECONDS = 2
@@ -25,8 +26,13 @@ class Load:
     p99_ms: float
 
 
-def run(url: str, headers: Mapping[str, str] | None = None, connections: int = CONNECTIONS) -> Load:
+def run(
+    url: str, headers: Mapping[str, str] | None = None, connections: int = CONNECTIONS, script: Path | None = None
+) -> Load:
     """Ask one URL for some seconds.
+
+    Args:
+        script: Lua that says what is sent, where that is no GET.
 
     Raises:
         LoadError: ``wrk`` is not installed, or an answer was neither 2xx nor 304.
@@ -37,6 +43,7 @@ def run(url: str, headers: Mapping[str, str] | None = None, connections: int = C
     command = [wrk, "-t1", f"-c{connections}", f"-d{SECONDS}s", "--latency"]
     for name, value in (headers or {}).items():
         command += ["-H", f"{name}: {value}"]
+    command += ["-s", str(script)] if script is not None else []
     pinned = ["taskset", "-c", str(load_core())] if shutil.which("taskset") else []
     done = subprocess.run([*pinned, *command, url], capture_output=True, text=True, check=True)
     if "Non-2xx" in done.stdout or "Socket errors" in done.stdout:

@@ -17,18 +17,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from benchmarks.load import server_core
+from diproxy.diproxy_server.config import GatewayConfig
+from diproxy.diproxy_server.server import make_app as make_gateway
+from metroculus.sources.registry.protocol import Credentials
 from rest_api.rest_api_server.directory.model import Role
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, make_world
 from standalone.demo import serve_simulator
 from standalone.running import single_machine, start
 from tools.tornado_service.access import Access
+from tools.tornado_service.listening import listen
 from tools.tornado_service.logs import set_up
 
 END = 1795219200
@@ -110,7 +115,30 @@ async def product() -> None:
     await running.stop()
 
 
-async def _until_closed(where: dict[str, str]) -> None:
+async def gateway(receive_url: str) -> None:
+    """Metroculus and a gateway before a receiver."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    access = Access(audit_log=str(FOLDER / "audit.jsonl"))
+    running = start(single_machine(FOLDER, SECRET, access=access, rounds=False))
+    account = str(uuid4())
+    await running.metroculus.dependencies.registry.put(account, "push", "", Credentials())
+    config = GatewayConfig(
+        cluster_secret=SECRET,
+        metroculus_url=running.metroculus_listener.url,
+        thanos_receive_url=receive_url,
+        access=access,
+    )
+    made = make_gateway(config)
+    listener = listen(made.application, made.service, "127.0.0.1", 0)
+    token = await asyncio.to_thread(made.calls.client.create_push_token, account)
+    where = {"url": f"{listener.url}/storage/api/v2/write", "token": token[1]["push_token"], "pid": os.getpid()}
+    await _until_closed(where)
+    await listener.stop()
+    made.close()
+    await running.stop()
+
+
+async def _until_closed(where: dict[str, Any]) -> None:
     print(json.dumps(where), flush=True)
     await asyncio.to_thread(sys.stdin.read)
 
@@ -118,4 +146,5 @@ async def _until_closed(where: dict[str, str]) -> None:
 if __name__ == "__main__":
     os.sched_setaffinity(0, {server_core()})
     set_up("info", "text")
-    asyncio.run(bare(Path(sys.argv[2]).read_bytes()) if sys.argv[1] == "bare" else product())
+    kind, given = sys.argv[1], sys.argv[2:]
+    asyncio.run(bare(Path(given[0]).read_bytes()) if kind == "bare" else gateway(given[0]) if given else product())

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import groupby, islice
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from metroculus.storage.gaps import Gap
 from metroculus.storage.ledger import Marker
@@ -144,15 +145,16 @@ def wanted(
         asked_for: stretches of the past to fill where hours lack.
         stored: committed hours of these stretches.
     """
-    settled = now - FILLING_SECONDS
-    seen: dict[int, Marker | Seen] = {hour: Seen(min(at, settled)) for hour, at in told.items()}
-    gaps = {hour: Gap(hour, min(at, settled), "") for hour, at in tried.items()}
+    seen: dict[int, Marker | Seen] = {hour: Seen(at) for hour, at in told.items()}
+    gaps = {hour: Gap(hour, at, "") for hour, at in tried.items()}
     first = day_of(now - CLOSED_AFTER_SECONDS, 0)
-    found = due(first, settled, seen, gaps)
+    found = set(due(first, now, seen, gaps))
     for start, end in asked_for:
-        past = due(start, settled, {**(stored or {}), **seen}, gaps)
-        found += [one for one in past if one.start < min(end, first) and one not in found]
-    questions = (question for stretch in sorted(set(found), reverse=True) for question in _questions(stretch))
+        past = due(start, now, {**(stored or {}), **seen}, gaps)
+        found |= {one for one in past if one.start < min(end, first)}
+    filled = last_complete_hour(now - FILLING_SECONDS)
+    over = (replace(one, end=min(one.end, filled)) for one in found if one.start < filled)
+    questions = (question for stretch in sorted(over, reverse=True) for question in _questions(stretch))
     return list(islice(questions, MOST_WANTED))
 
 

@@ -100,10 +100,10 @@ class Prometheus:
         lines = openmetrics.lines(world, extra, interval, recording=recording)
         self.load(list(lines), f"{world.cluster_id}-{tenant}")
 
-    def start(self, *flags: str) -> None:
-        port = free_port()
+    def start(self, *flags: str, port: int | None = None, configuration: str = "") -> None:
+        port = port or free_port()
         config = self.folder / "prometheus.yml"
-        config.write_text("")
+        config.write_text(configuration)
         self.url = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
             [

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import requests
+from prometheus_client import CollectorRegistry
 
 from diproxy.diproxy_server.config import GatewayConfig
 from diproxy.diproxy_server.server import Gateway, make_app
@@ -21,11 +22,11 @@ from metroculus.sources.kubecost.client import Flavour, KubecostSource
 from metroculus.sources.outbound.addresses import AllowedAddresses
 from metroculus.sources.outbound.http import SourceHttp, Upstream
 from metroculus.sources.registry.protocol import Credentials
-from prometheus_client import CollectorRegistry
 from simulator.server import Habits, Simulator
 from simulator.world import World
 from standalone.running import Running
 from tests.support import DAY, NOW, SECRET, Stack
+from tools.tornado_service.access import Access
 from tools.tornado_service.listening import listen
 
 
@@ -78,6 +79,7 @@ class Door:
             cluster_secret=SECRET,
             metroculus_url=metroculus_url or self.running.metroculus_listener.url,
             thanos_receive_url=self.receive_url,
+            access=Access(bad_tokens_a_minute=9999),
             **self.limits,
         )
 

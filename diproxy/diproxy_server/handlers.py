@@ -25,7 +25,7 @@ from tools.tornado_service.params import Text
 from tools.tornado_service.slowdown import Slowdown
 from tools.tornado_service.uploads import FULL_SECONDS, UploadHandler
 
-REQUESTS_OF_AN_ACCOUNT = 16
+REQUESTS_OF_AN_ACCOUNT = 100
 """At once; the next is told to come again."""
 THREAD_BYTES = 1 << 20
 """From this size on a body is checked on a thread."""

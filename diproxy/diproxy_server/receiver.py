@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tornado.httpclient import HTTPRequest, HTTPResponse
-from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
+from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError
 
 from diproxy.diproxy_server.errors import NO_RECEIVER, RETRY_SECONDS
+from tools.http_client import HttpClient
 from tools.tornado_service.errors import ApiError
 
 log = logging.getLogger("receiver")
 
 CONNECT_SECONDS = 3.0
 RECEIVE_SECONDS = 30.0
-AT_ONCE = 64
+AT_ONCE = 256
 """Requests to the receiver; the next is told to come again, so that memory does not grow with a slow one."""
 MOST_SAID_BYTES = 4096
 THROUGH = frozenset({400, 409, 413, 429})
@@ -47,7 +48,7 @@ class Receiver:
     def __init__(self, url: str | None, ca: str | None = None) -> None:
         self._url = url
         self._ca = ca
-        self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=AT_ONCE)
+        self._client = HttpClient(force_instance=True, max_clients=AT_ONCE)
         self._under_way = 0
         self.seen = "none" if url is None else "unknown"
         """What the last request saw: ``ok``, ``failing``; ``none`` where there is no receiver."""
@@ -97,7 +98,7 @@ class Receiver:
         try:
             async with asyncio.timeout(RECEIVE_SECONDS + 1.0):
                 return await self._client.fetch(request, raise_error=False)
-        except (TimeoutError, HTTPTimeoutError, OSError, ValueError) as failure:
+        except (TimeoutError, HTTPTimeoutError, HTTPStreamClosedError, OSError, ValueError) as failure:
             self.seen = "failing"
             late = isinstance(failure, (TimeoutError, HTTPTimeoutError))
             log.warning("the receiver failed request_id=%s: %s", request_id, type(failure).__name__)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -24,13 +25,14 @@ POLL_SECONDS = 60.0
 """Between two looks at what is wanted, where nothing was."""
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 5.0, 300.0
 """After a failure; the pause doubles each time."""
-LATER_SECONDS = 3600.0
-"""What cannot be asked for, or is refused, is left alone for so long."""
+LATER_SECONDS, LATEST_SECONDS = 30.0, 3600.0
+"""A question that fails is left alone for so long, while others go on; the time doubles with each failure."""
 DELIVERIES = 3
 """Of one answer, while the gateway cannot take it."""
 BODY_BYTES = 24 << 20
 """What answers are kept below, by asking for fewer hours at once."""
 HOURS_A_DAY = 24
+MOST_FAILURES = 10_000
 FIRST_HOURS = 2
 """That are asked for at once, until it is known how large answers are."""
 
@@ -77,16 +79,19 @@ class Agent:
         gateway: GatewayProtocol,
         metrics: AgentMetrics,
         clock: Callable[[], float],
+        poll_seconds: float = POLL_SECONDS,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._upstream = upstream
         self._gateway = gateway
         self._metrics = metrics
         self._clock = clock
+        self._poll_seconds = poll_seconds
         self._sleep = sleep
         self._at_once = 1 if upstream.one_by_one else FIRST_HOURS
         self._later: dict[tuple[str, str, int, int], float] = {}
         """Until when a question is left alone."""
+        self._failures: Counter[tuple[str, str, int, int]] = Counter()
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -101,7 +106,7 @@ class Agent:
                 continue
             failures = 0
             if not pushed:
-                await self._sleep(POLL_SECONDS * random.uniform(0.8, 1.2))
+                await self._sleep(self._poll_seconds * random.uniform(0.8, 1.2))
 
     async def round(self) -> int:
         """Push everything that is wanted now.
@@ -114,6 +119,8 @@ class Agent:
         """
         now = self._clock()
         self._later = {question: until for question, until in self._later.items() if until > now}
+        if len(self._failures) > MOST_FAILURES:  # of questions that nobody asks any more
+            self._failures.clear()
         try:
             wanted = await self._gateway.wanted()
         except GatewayError as failure:
@@ -131,10 +138,16 @@ class Agent:
         pushed = 0
         for part in self._parts(wanted):
             if not await self._push_part(part):
-                self._later[_question(wanted)] = self._clock() + LATER_SECONDS
-                break
+                self._leave_alone(_question(wanted))
+                return pushed
             pushed += 1
+        self._failures.pop(_question(wanted), None)
         return pushed
+
+    def _leave_alone(self, question: tuple[str, str, int, int]) -> None:
+        seconds = min(LATER_SECONDS * 2 ** min(self._failures[question], 10), LATEST_SECONDS)
+        self._failures[question] += 1
+        self._later[question] = self._clock() + seconds
 
     def _parts(self, wanted: Wanted) -> Iterator[Wanted]:
         """A question by as many hours as are asked for at once, the newest first."""
@@ -163,7 +176,7 @@ class Agent:
         except GatewayError as refusal:
             if refusal.status == 413:
                 return await self._halved(wanted, refusal)
-            log.error("an answer was refused, and is asked for again in an hour: %s", refusal)
+            log.error("an answer was refused, and is asked for again later: %s", refusal)
             return False
         except DeadlineExceeded as failure:
             self._failed(failure)
@@ -182,7 +195,7 @@ class Agent:
     async def _halved(self, wanted: Wanted, failure: Exception) -> bool:
         hours = (wanted.end - wanted.start) // HOUR
         if wanted.step == "day" or hours < 2:
-            log.error("an answer is too large, and is asked for again in an hour: %s", failure)
+            log.error("an answer is too large, and is asked for again later: %s", failure)
             return False
         middle = wanted.start + hours // 2 * HOUR
         self._at_once = max(1, hours // 2)

@@ -42,6 +42,14 @@ PREFIX = "METROCULUS_AGENT_"
     "--timeout", default=120.0, show_default=True, envvar=f"{PREFIX}TIMEOUT", help="Seconds for one call upstream."
 )
 @click.option(
+    "--poll",
+    default=60.0,
+    show_default=True,
+    envvar=f"{PREFIX}POLL",
+    type=click.FloatRange(min=1.0),
+    help="Seconds between two looks at what is wanted.",
+)
+@click.option(
     "--log-format", default="text", show_default=True, envvar="LOG_FORMAT", type=click.Choice(["text", "json"])
 )
 def agent(
@@ -53,6 +61,7 @@ def agent(
     ca_file: Path | None,
     listen_on: str,
     timeout: float,
+    poll: float,
     log_format: str,
 ) -> None:
     """Push what this cluster's OpenCost or Kubecost says to a gateway; connections go out alone."""
@@ -73,6 +82,7 @@ def agent(
             ca_file=ca_file,
             listen=address(listen_on),
             seconds=timeout,
+            poll_seconds=poll,
         )
     except ValueError as problem:
         raise click.ClickException(str(problem)) from None

@@ -13,7 +13,9 @@ from urllib.parse import urlencode
 import msgspec
 from msgspec import Struct
 from tornado.httpclient import HTTPRequest, HTTPResponse
-from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
+from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError
+
+from tools.http_client import HttpClient
 
 CONNECT_SECONDS = 10.0
 REQUEST_SECONDS = 120.0
@@ -68,7 +70,7 @@ class Gateway:
         self._account = account
         self._token_file = token_file
         self._ca_file = ca_file
-        self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=4, max_body_size=MAX_ANSWER_BYTES)
+        self._client = HttpClient(force_instance=True, max_clients=4, max_body_size=MAX_ANSWER_BYTES)
 
     async def wanted(self) -> list[Wanted]:
         """Raises: GatewayError"""
@@ -114,7 +116,7 @@ class Gateway:
         try:
             async with asyncio.timeout(REQUEST_SECONDS + CONNECT_SECONDS):
                 answer = await self._client.fetch(request, raise_error=False)
-        except (TimeoutError, HTTPTimeoutError, OSError, ValueError) as failure:
+        except (TimeoutError, HTTPTimeoutError, HTTPStreamClosedError, OSError, ValueError) as failure:
             raise GatewayError(f"the gateway could not be reached: {failure or type(failure).__name__}") from None
         if answer.code not in (200, 202):
             raise GatewayError(f"the gateway answered {answer.code}: {_reason(answer)}", answer.code, _seconds(answer))

@@ -11,7 +11,7 @@ from typing import Literal, cast
 from tornado.web import Application
 
 from metroculus.codes import CODES
-from metroculus.metroculus_agent.agent import Agent
+from metroculus.metroculus_agent.agent import POLL_SECONDS, Agent
 from metroculus.metroculus_agent.gateway import Gateway, Wanted
 from metroculus.metroculus_agent.metrics import AgentMetrics
 from metroculus.sources.errors import BadAnswer
@@ -36,6 +36,7 @@ class AgentConfig:
     ca_file: Path | None = None
     listen: tuple[str, int] = ("127.0.0.1", 8936)
     seconds: float = 120.0
+    poll_seconds: float = POLL_SECONDS
 
 
 class AskedUpstream:
@@ -83,5 +84,5 @@ def make_agent(config: AgentConfig) -> AgentService:
     source = KubecostSource(http, upstream, config.flavour, time.time)
     gateway = Gateway(config.to, config.account, config.token_file, config.ca_file)
     asked = AskedUpstream(source, config.flavour, config.seconds)
-    agent = Agent(asked, gateway, metrics, time.monotonic)
+    agent = Agent(asked, gateway, metrics, time.monotonic, config.poll_seconds)
     return AgentService(make_application(service, []), service, agent, http, gateway)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from metroculus.sources.source import NOT_PUSHED
 from simulator.server import Habits
-from tests.pushing import Door
+from simulator.world import World
+from tests.pushing import Clock, Door, Pusher
 from tests.support import DAY, END, HOUR, NOW, Metroculus, Stack, exact_world
 
 pytestmark = pytest.mark.push
 
-WORLD = exact_world(prime=7, days=9)
-OTHER = exact_world(prime=11, days=9)
+WORLD: World = exact_world(prime=7, days=9)
+MINUTE = 60
 
 
 @pytest.fixture
@@ -23,21 +29,206 @@ def door(stack: Stack) -> Iterator[Door]:
     made.close()
 
 
-@pytest.mark.parametrize("flavour", ["kubecost", "opencost"])
-def test_a_week_is_pushed_and_stored_to_the_cent(door: Door, flavour: str) -> None:
-    one = door.pusher(WORLD, flavour)  # type: ignore[arg-type]
-    while door.pushed(one):
-        pass
+def everything(door: Door, *pushers: Pusher) -> None:
+    """Push and store until nothing more is wanted."""
+    for _ in range(20):
+        if not door.pushed(*pushers):
+            break
+    else:
+        pytest.fail("something is wanted for ever")
     door.worked()
+
+
+def statement(door: Door, account: str, start: int, end: int) -> Any:
+    asked = {"cloud_account_id": account, "start_date": start, "end_date": end, "detail_level": "namespace"}
+    return Metroculus(door.running).get("kubecost_cluster_costs", **asked).json()
+
+
+@pytest.mark.parametrize("flavour", ["kubecost", "opencost"])
+def test_a_week_is_pushed_and_stored_to_the_cent(door: Door, flavour: Any) -> None:
+    one = door.pusher(WORLD, flavour)
+    everything(door, one)
     start = END - 7 * DAY
     assert set(range(start, END, HOUR)) <= set(door.hours(one.account))
     exact = one.true(start, END)
-    assert door.total(one.account, start, END) == pytest.approx(
-        exact["total_cost" if flavour == "kubecost" else "allocation_total"], abs=1e-9
-    )
-    asked = {"cloud_account_id": one.account, "start_date": start, "end_date": END}
-    body = Metroculus(door.running).get("kubecost_cluster_costs", **asked, detail_level="namespace").json()
+    kind = "total_cost" if flavour == "kubecost" else "allocation_total"
+    assert door.total(one.account, start, END) == pytest.approx(exact[kind], abs=1e-9)
+    body = statement(door, one.account, start, END)
     assert body["complete"], body["sources"]
     rows = {row["namespace"]: row["total_cost"] for row in body["breakdown_by_namespace"]}
     assert rows == {name: pytest.approx(usd, abs=1e-6) for name, usd in exact["namespaces"].items()}
-    assert not door.pushed(one), "nothing more is wanted"
+    assert ("management" in body["not_covered"]) == (flavour == "opencost"), "OpenCost has no management to tell"
+    assets = Metroculus(door.running).get("kubecost_assets", cloud_account_id=one.account, start_date=END - DAY,
+                                          end_date=END).json()  # fmt: skip
+    assert assets["total_cost"] == pytest.approx(one.true(END - DAY, END)["total_cost"], rel=0.2), assets
+
+
+def test_every_answer_twice_and_in_any_order_is_the_same_store(door: Door) -> None:
+    one = door.pusher(WORLD)
+    kept: list[tuple[Any, bytes]] = []
+    deliver = one.agent._gateway.deliver
+
+    async def noted(wanted: Any, body: bytes) -> int:
+        kept.append((wanted, body))
+        return await deliver(wanted, body)
+
+    one.agent._gateway.deliver = noted  # type: ignore[method-assign]
+    everything(door, one)
+    before = {hour: (marker.batch, marker.digest) for hour, marker in door.hours(one.account).items()}
+    rng = random.Random(5)
+    for wanted, body in rng.sample(kept, len(kept)) + rng.sample(kept, len(kept)):
+        door.stack.thread.run(deliver(wanted, body))
+    door.worked()
+    after = {hour: (marker.batch, marker.digest) for hour, marker in door.hours(one.account).items()}
+    assert after == before and not door.store.inbox.waiting(one.account)
+
+
+def test_an_answer_that_was_held_up_does_not_replace_a_later_one(door: Door) -> None:
+    account, token = door.link()
+    world_then, world_now = (exact_world(prime=prime, days=1) for prime in (7, 11))
+    bodies = [_hour_body(door, world) for world in (world_then, world_now)]
+    path = f"/push/v2/answers/allocation/{END - HOUR}/{END}/hour"
+    later = door.push("PUT", f"{path}?asked_at={NOW - 10}", token, data=bodies[1], headers=PACKED)
+    held_up = door.push("PUT", f"{path}?asked_at={NOW - 600}", token, data=bodies[0], headers=PACKED)
+    assert (later.status_code, held_up.status_code) == (202, 200)
+    assert held_up.json()["state"] == "superseded"
+    door.worked()
+    expected = json.loads(gzip.decompress(bodies[1]))["data"][0]
+    assert door.total(account, END - HOUR, END) == pytest.approx(
+        sum(row["totalCost"] for row in expected.values()), abs=1e-9
+    )
+
+
+PACKED = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+
+
+def _hour_body(door: Door, world: World) -> bytes:
+    """A Kubecost's answer about the last hour of its world."""
+    import requests
+
+    _, url = door.stack.simulate(world, Habits(serves=frozenset({"kubecost"})), door.clock)
+    window = {"window": f"{END - HOUR},{END}", "accumulate": "hour", "idle": "true", "shareIdle": "false"}
+    answer = requests.get(f"{url}/model/allocation", params=window, timeout=30)
+    assert answer.ok
+    return gzip.compress(answer.content)
+
+
+def test_restatements_are_pushed_at_their_ages(stack: Stack) -> None:
+    """Hour after hour for six days: bills arrive a day late, and every hour ends as the last of them says."""
+    clock = Clock(END - 3 * DAY + 10 * MINUTE)
+    door = Door(stack, clock)
+    one = door.pusher(WORLD)
+    rng = random.Random(7)
+    while clock.now < END + 3 * DAY + HOUR:
+        if rng.random() < 0.8:  # the agent is away now and then
+            door.pushed(one)
+        if rng.random() < 0.8:
+            door.worked()
+        clock.now += HOUR
+    everything(door, one)
+    for day in range(END - 3 * DAY, END, DAY):
+        exact = one.true(day, day + DAY, clock.now)["total_cost"]
+        assert door.total(one.account, day, day + DAY) == pytest.approx(exact, abs=1e-9), day
+    door.close()
+
+
+def test_what_was_not_pushed_is_not_known_and_says_so(door: Door) -> None:
+    account, _ = door.link()
+    door.worked()
+    body = statement(door, account, END - DAY, END)
+    assert not body["complete"] and body["total_cost"] is None
+    gaps = door.store.gaps.of(account, END - DAY, END)
+    assert {gap.reason for gap in gaps.values()} == {NOT_PUSHED}
+
+
+def test_an_hour_that_is_still_filling_is_asked_for_again(door: Door) -> None:
+    """Its set covers a half of it: the upstream is not done with it, and nothing is stored of it."""
+    account, token = door.link()
+    door.clock.now = END + 6 * MINUTE
+    half = json.loads(gzip.decompress(_hour_body(door, exact_world(prime=7, days=1))))
+    for row in half["data"][0].values():
+        row["end"] = "2026-11-20T23:20:00Z"
+    path = f"/push/v2/answers/allocation/{END - HOUR}/{END}/hour"
+    answer = door.push("PUT", path, token, data=gzip.compress(json.dumps(half).encode()), headers=PACKED)
+    assert (answer.status_code, answer.json()["hours"]) == (202, 0)
+    door.worked()
+    assert END - HOUR not in door.hours(account)
+    door.clock.now += 5 * MINUTE
+    wanted = door.push("GET", "/push/v2/wanted", token).json()
+    assert any(one["start"] <= END - HOUR < one["end"] and one["kind"] == "allocation" for one in wanted)
+
+
+def test_assets_that_come_after_the_hours_complete_them(door: Door) -> None:
+    one = door.pusher(WORLD)
+    deliver = one.agent._gateway.deliver
+    later: list[tuple[Any, bytes]] = []
+
+    async def held(wanted: Any, body: bytes) -> int:
+        if wanted.kind == "assets":
+            later.append((wanted, body))
+            return len(body)
+        return await deliver(wanted, body)
+
+    one.agent._gateway.deliver = held  # type: ignore[method-assign]
+    everything(door, one)
+    assert "management" in statement(door, one.account, END - DAY, END)["not_covered"]
+    for wanted, body in later:
+        door.stack.thread.run(deliver(wanted, body))
+    door.clock.now += 2 * MINUTE  # what its assets look like is asked again once a minute
+    door.worked()
+    body = statement(door, one.account, END - DAY, END)
+    assert body["complete"] and body["summary"]["management_cost"] == pytest.approx(
+        one.true(END - DAY, END)["management_cost"], abs=1e-9
+    )
+
+
+def test_two_agents_of_one_cluster_count_it_once(door: Door) -> None:
+    one = door.pusher(WORLD)
+    twin = door.stack.thread.call(door._agent, one.account, WORLD, one.simulator, one.url, one.flavour, one.token_file)
+    everything(door, one, twin)
+    assert door.total(one.account, END - DAY, END) == pytest.approx(one.true(END - DAY, END)["total_cost"], abs=1e-9)
+
+
+def test_a_backfill_is_asked_of_the_agent(door: Door) -> None:
+    one = door.pusher(WORLD)
+    everything(door, one)
+    start, end = END - 9 * DAY, END - 8 * DAY
+    assert not set(range(start, end, HOUR)) & set(door.hours(one.account))
+    asked = {"cloud_account_id": one.account, "start_date": start, "end_date": end}
+    assert door.metroculus("POST", "backfills", json=asked).status_code == 202
+    everything(door, one)
+    assert door.total(one.account, start, end) == pytest.approx(one.true(start, end)["total_cost"], abs=1e-9)
+    assert door.expenses(one.account, start, end) == pytest.approx(one.true(start, end)["allocation_total"], abs=1e-9)
+    assert not door.pushed(one)
+
+
+def test_hours_that_the_upstream_keeps_no_longer_stay_as_they_were(door: Door) -> None:
+    one = door.pusher(WORLD)
+    everything(door, one)
+    day = (END - 2 * DAY, END - DAY)
+    before = door.total(one.account, *day)
+    one.simulator.habits = Habits(serves=frozenset({"kubecost"}), hours_kept=2)
+    door.clock.now = NOW + 25 * HOUR
+    everything(door, one)
+    assert set(range(END - 3 * DAY, END, HOUR)) <= set(door.hours(one.account))
+    assert door.total(one.account, *day) in (before, one.true(*day, door.clock.now)["total_cost"])
+
+
+def test_the_inbox_lets_go_of_what_is_settled(door: Door) -> None:
+    one = door.pusher(WORLD)
+    everything(door, one)
+    inbox = door.store.inbox
+    assert inbox.size(one.account) > 0
+    assert door.store.run is not None
+    swept = inbox.sweep(int(door.clock.now) + 20 * DAY)
+    assert swept > 0 and inbox.size(one.account) == 0
+    left = list(door.store.engine.rows("SELECT count() AS n FROM k8s_push_pieces"))
+    assert left[0]["n"] == 0
+
+
+def test_a_cluster_that_was_unlinked_is_refused(door: Door) -> None:
+    account, token = door.link()
+    assert door.push("GET", "/push/v2/wanted", token).status_code == 200
+    assert door.metroculus("DELETE", f"kubecost_sources/{account}").status_code == 200
+    refused = door.push("GET", "/push/v2/wanted", token)
+    assert refused.status_code == 409 and "not pushed" in refused.json()["error"]["reason"]

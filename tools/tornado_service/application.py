@@ -32,7 +32,6 @@ class ServiceHandler(RequestHandler):
 
     service: Service
     _counted = False
-    _authorized = False
     _error_code: str | None = None
 
     def __init__(self, application: Application, request: Any, **parts: Any) -> None:
@@ -84,10 +83,13 @@ class ServiceHandler(RequestHandler):
             known = self._request_id = request_id_of(self.request.headers)
         return known
 
-    @property
-    def authorized(self) -> bool:
-        """Whether it was asked already whether the caller may, before the body was read."""
-        return self._authorized
+    async def admit(self, operation: Operation, path: dict[str, str]) -> None:
+        """``authorize``, where that has not been asked already.
+
+        Raises:
+            ApiError
+        """
+        await self.authorize(operation, path)
 
     async def authorize(self, operation: Operation, path: dict[str, str]) -> None:
         """Refuse whoever may not; handlers of a service say how.

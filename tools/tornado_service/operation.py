@@ -56,8 +56,7 @@ def operation(
     def decorate(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
         @wraps(method)
         async def run(self: Any, **path: str) -> None:
-            if not self.authorized:
-                await self.authorize(declared, path)
+            await self.admit(declared, path)
             read: list[Any] = [read_query(query, self.request.query_arguments, path, self.codes)]
             if raw_body:
                 read.append(self.raw_body)

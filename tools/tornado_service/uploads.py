@@ -1,6 +1,6 @@
-"""Bodies that are larger than a request's usual limit: who sends one is known before any of it is read.
+"""Bodies that are larger than a request's usual limit: who sends one is known before any of it is kept.
 
-What is read at once is bounded over all requests, so that memory does not grow with their number.
+What is kept at once is bounded over all requests, so that memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from tornado.web import RequestHandler, stream_request_body
 
 from tools.tornado_service.application import ServiceHandler, declared_of
 from tools.tornado_service.errors import ApiError
+from tools.tornado_service.limits import DRAINED_BYTES
+from tools.tornado_service.operation import Operation
 
 FULL_SECONDS = 2
 """After which whoever finds no room is told to come again."""
@@ -40,11 +42,15 @@ class UploadRoom:
 
 @stream_request_body
 class UploadHandler(ServiceHandler):
-    """A handler whose methods take the raw body (``operation(raw_body=True)``)."""
+    """A handler whose methods take the raw body (``operation(raw_body=True)``).
+
+    A request that is refused is read to its end without being kept, where it is not too long for that: whoever closes
+    a connection on which the other side still sends is not heard.
+    """
 
     room: UploadRoom
     _held = 0
-    _without_room = False
+    _refusal: ApiError | None = None
     _whole = False
     """Whether the body was received to its end."""
 
@@ -54,28 +60,31 @@ class UploadHandler(ServiceHandler):
         declared = declared_of(type(self), self.request.method)
         if declared is None or self.request.method == "OPTIONS":
             return
-        await self.authorize(declared, self.path_kwargs)
-        self._authorized = True
         length = self.request.headers.get("Content-Length", "0")
-        if length.isascii() and length.isdigit() and len(length) < 19:
-            self._hold(int(length))
-        self._refuse_without_room()
+        size = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0
+        try:
+            await self.authorize(declared, self.path_kwargs)
+            self._hold(size)
+        except ApiError as refusal:
+            if size > DRAINED_BYTES:
+                raise
+            self._refusal = refusal
+
+    async def admit(self, operation: Operation, path: dict[str, str]) -> None:
+        if self._refusal is not None:
+            raise self._refusal
 
     def _hold(self, size: int) -> None:
-        """Take room for so many bytes; where there is none, what was received is let go."""
-        more = size - self._held
-        if more <= 0 or self._without_room:
-            return
-        if self.room.take(more):
-            self._held += more
-        else:
-            self._without_room = True
-            self._drop()
+        """Take room for so many bytes.
 
-    def _refuse_without_room(self) -> None:
-        """Raises: ApiError"""
-        if self._without_room:
+        Raises:
+            ApiError: there is none now.
+        """
+        more = size - self._held
+        if more > 0 and not self.room.take(more):
+            self._drop()
             raise ApiError(self.codes.overloaded, "too much is being received; come again", retry_after=FULL_SECONDS)
+        self._held += max(0, more)
 
     def _drop(self) -> None:
         self._body.clear()
@@ -83,10 +92,13 @@ class UploadHandler(ServiceHandler):
         self._held = 0
 
     def data_received(self, chunk: bytes) -> None:
-        if self._finished:
+        if self._finished or self._refusal is not None:
             return
-        self._hold(len(self._body) + len(chunk))
-        if not self._without_room:
+        try:
+            self._hold(len(self._body) + len(chunk))
+        except ApiError as refusal:
+            self._refusal = refusal
+        else:
             self._body += chunk
 
     @property
@@ -94,10 +106,9 @@ class UploadHandler(ServiceHandler):
         """What was received.
 
         Raises:
-            ApiError: it is too large, or there is no room for it now.
+            ApiError: it is too large.
         """
         self.refuse_what_is_too_large()
-        self._refuse_without_room()
         self._whole = True
         return bytes(self._body)
 

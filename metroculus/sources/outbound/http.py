@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 from tornado.httpclient import HTTPRequest, HTTPResponse
 from tornado.httputil import HTTPHeaders, HTTPInputError
 from tornado.iostream import StreamClosedError
-from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient, _HTTPConnection
+from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError
 
 from metroculus.sources.answers.unzip import unzip
 from metroculus.sources.errors import (
@@ -34,6 +34,7 @@ from metroculus.sources.errors import (
 )
 from metroculus.sources.outbound.addresses import AllowedAddresses, GuardedResolver
 from tools.deadline import Deadline
+from tools.http_client import HttpClient
 from tools.offload import Offload
 
 CONNECT_SECONDS = 3.0
@@ -50,18 +51,6 @@ BREAKER_WINDOW_SECONDS, BREAKER_CALLS, BREAKER_SHARE, PROBE_SECONDS = 10.0, 10, 
 LATE_IN_A_ROW = 5
 """So many calls that were not answered in time open the breaker, however far apart: ten of them take minutes."""
 BUDGET_WINDOW_SECONDS, BUDGET_SHARE, BUDGET_FLOOR = 60.0, 0.1, 3
-
-
-class _Connection(_HTTPConnection):
-    """Tornado's own waits for its timeout where a connection is reset half way: it raises where nobody catches it."""
-
-    def on_connection_close(self) -> None:
-        self._handle_exception(HTTPStreamClosedError, HTTPStreamClosedError("Connection closed"), None)
-
-
-class _HttpClient(SimpleAsyncHTTPClient):
-    def _connection_class(self) -> type:
-        return _Connection
 
 
 @dataclass
@@ -162,8 +151,8 @@ class SourceHttp:
             "max_body_size": UNLIMITED,
             "max_header_size": MAX_HEADER_BYTES,
         }
-        self._trusted = _HttpClient(force_instance=True, **limits)
-        self._guarded = _HttpClient(force_instance=True, resolver=GuardedResolver(allowed=allowed), **limits)
+        self._trusted = HttpClient(force_instance=True, **limits)
+        self._guarded = HttpClient(force_instance=True, resolver=GuardedResolver(allowed=allowed), **limits)
         self._health: dict[str, _Health] = {}
         self.offload = Offload()
         """Where answers are decoded that would hold the loop."""

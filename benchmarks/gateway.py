@@ -1,0 +1,129 @@
+"""Metrics through the gateway, to the same straight into its receiver: a real Prometheus, batches as it sends them."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import cramjam
+import requests
+
+from benchmarks import load
+from benchmarks.figures import Declared
+from benchmarks.servers import serving
+from standalone.demo import free_port
+
+ROUNDS, BODIES, SERIES = 3, 60, 2000
+"""A batch of 2,000 samples is what Prometheus sends by default."""
+SENDERS = 64
+
+FIGURES = (
+    Declared("gateway_to_direct", "ratio", "samples a second through the gateway, to those that its receiver takes "
+             "directly", at_least=0.5),
+    Declared("gateway_memory_growth_mib", "MiB", "memory of the gateway after 64 senders, to before", at_most=64),
+)  # fmt: skip
+
+SCRIPT = """
+local bodies = {}
+for number = 1, %d do
+  local file = io.open("%s/" .. number, "rb")
+  bodies[number] = file:read("*a")
+  file:close()
+end
+local headers = {
+  ["Content-Type"] = "application/x-protobuf", ["Content-Encoding"] = "snappy", ["Authorization"] = "Bearer %s"
+}
+local sent = 0
+request = function()
+  sent = sent + 1
+  return wrk.format("POST", nil, headers, bodies[(sent - 1) %% #bodies + 1])
+end
+"""
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def _part(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _batch(milliseconds: int) -> bytes:
+    """One sample each of 2,000 series, as an exporter of pods' costs labels them."""
+    stamp = _part(2, b"\x09" + struct.pack("<d", 0.25) + b"\x10" + _varint(milliseconds))
+    series = []
+    for number in range(SERIES):
+        labels = {
+            "__name__": "container_cpu_allocation", "cluster_id": "prod", "container": "app",
+            "instance": "10.0.0.1:9003", "job": "opencost", "namespace": f"team-{number % 40}",
+            "node": f"node-{number % 50}",
+            "pod": f"app-{number}-7d9f8b6c5d-x2x{number % 10}", "uid": f"6f1c2c1e-6d1a-4a51-9d5e-{number:012d}",
+        }  # fmt: skip
+        named = b"".join(_part(1, _part(1, k.encode()) + _part(2, v.encode())) for k, v in sorted(labels.items()))
+        series.append(_part(1, named + stamp))
+    return bytes(cramjam.snappy.compress_raw(b"".join(series)))
+
+
+@contextmanager
+def _receiver(folder: Path) -> Iterator[str]:
+    if shutil.which("prometheus") is None:
+        raise load.LoadError("prometheus is not installed: apt-get install prometheus")
+    port = free_port()
+    configuration = folder / "prometheus.yml"
+    configuration.write_text("storage: {tsdb: {out_of_order_time_window: 1d}}")
+    process = subprocess.Popen(
+        ["prometheus", f"--config.file={configuration}", f"--storage.tsdb.path={folder / 'data'}",
+         f"--web.listen-address=127.0.0.1:{port}", "--web.enable-remote-write-receiver", "--log.level=error"],
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            try:
+                if requests.get(f"{url}/-/ready", timeout=1).ok:
+                    break
+            except requests.ConnectionError:
+                time.sleep(0.05)
+        yield f"{url}/api/v1/write"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def measure() -> dict[str, float]:
+    folder = Path(tempfile.mkdtemp(prefix="bench-gateway-"))
+    try:
+        begin = (int(time.time()) - 3600) * 1000
+        for number in range(BODIES):
+            (folder / str(number + 1)).write_bytes(_batch(begin + 15_000 * number))
+        with _receiver(folder) as direct, serving("gateway", direct) as gateway:
+            script = folder / "send.lua"
+            script.write_text(SCRIPT % (BODIES, folder, gateway["token"]))
+            load.run(gateway["url"], script=script)  # the receiver knows every series from now on
+            before = _resident(gateway["pid"])
+            ratios = []
+            for _ in range(ROUNDS):
+                through = load.run(gateway["url"], script=script).requests_per_second
+                ratios.append(through / load.run(direct, script=script).requests_per_second)
+            load.run(gateway["url"], connections=SENDERS, script=script)
+            growth = _resident(gateway["pid"]) - before
+        return {"gateway_to_direct": median(ratios), "gateway_memory_growth_mib": growth}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _resident(pid: int) -> float:
+    """MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * 4096 / (1 << 20)
