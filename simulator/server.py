@@ -105,7 +105,12 @@ class Simulator:
                 (r"/model/assets", KubecostAssets, {"simulator": self}),
                 (r"/model/savings(/[A-Za-z0-9]+)?", KubecostSavings, {"simulator": self}),
             ]
-        return Application(routes, default_handler_class=NotFound, default_handler_args={"simulator": self})
+        return Application(
+            routes,
+            default_handler_class=NotFound,
+            default_handler_args={"simulator": self},
+            log_function=lambda handler: None,  # what a cluster is asked is counted, and nobody's log
+        )
 
 
 def parse_flag(text: str | None, default: bool) -> bool:

@@ -1,4 +1,4 @@
-"""``make demo``: the product against two simulated clusters, one Kubecost and one OpenCost, on embedded parts."""
+"""``make demo``: the product against three simulated clusters, on embedded parts; the third one pushes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from simulator.server import Habits, Simulator
 from simulator.world import DAY, World
 from standalone.check import Check, DemoCluster, check_everything, check_store_alone
 from standalone.history import tell_owner
+from standalone.pushed import PushedCluster, begin_pushing, taken_up
 from standalone.running import Running, single_machine, start
 from standalone.up import cost_table, fill_history, how_to_ask, new_secret, unless
 from tools.tornado_service.access import Access
@@ -114,8 +115,8 @@ def serve_simulator(simulator: Simulator) -> tuple[HTTPServer, str]:
     return server, f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
 
 
-def link(running: Running, token: str, organization_id: str, name: str, flavour: str, url: str) -> str:
-    """Link a cluster as a user would; returns its id."""
+def link(running: Running, token: str, organization_id: str, name: str, flavour: str, url: str) -> dict[str, str]:
+    """Link a cluster as a user would; its id, and the token of its agent where it pushes."""
     answer = requests.post(
         f"{running.rest_api_listener.url}/restapi/v2/organizations/{organization_id}/kubecost/clusters",
         headers={"Authorization": f"Bearer {token}"},
@@ -123,8 +124,8 @@ def link(running: Running, token: str, organization_id: str, name: str, flavour:
         timeout=20,
     )
     answer.raise_for_status()
-    cluster_id: str = answer.json()["cluster_id"]
-    return cluster_id
+    linked: dict[str, str] = answer.json()
+    return linked
 
 
 @dataclass
@@ -142,12 +143,15 @@ class Demo:
     stranger: str = ""
     organization_id: str = ""
     clusters: list[DemoCluster] = field(default_factory=list)
+    pushed: PushedCluster | None = None
 
     @property
     def store_url(self) -> str:
         return _store_url(self.folder)
 
     async def stop(self) -> None:
+        if self.pushed is not None:
+            await self.pushed.stop()
         await self.running.stop()
         for server, _ in self.served:
             server.stop()
@@ -186,17 +190,21 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
 
 
 def _started(folder: Path, ports: tuple[int, int]) -> Demo:
-    """Two simulated clusters, a Prometheus where there is one, and the services."""
+    """Three simulated clusters, a Prometheus where there is one, and the services."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     now = int(time.time())
     end = now - now % DAY + AHEAD_DAYS * DAY
     worlds = [
         make_field_world(HARDSHIPS, seed=seed, days=HISTORY_DAYS + AHEAD_DAYS, end=end, cluster_id=name)
-        for seed, name in ((1, "cluster-one"), (2, "cluster-two"))
+        for seed, name in ((1, "cluster-one"), (2, "cluster-two"), (3, "cluster-three"))
     ]
-    click.echo("starting two simulated clusters: cluster-one behind Kubecost, cluster-two behind OpenCost …")
-    simulators = [Simulator(worlds[0], Habits()), Simulator(worlds[1], Habits(serves=frozenset({"opencost"})))]
+    click.echo(
+        "starting three simulated clusters: cluster-one behind Kubecost, cluster-two behind OpenCost,"
+        " cluster-three behind a Kubecost that only its own agent can reach …"
+    )
+    serves = (Habits(), Habits(serves=frozenset({"opencost"})), Habits(serves=frozenset({"kubecost"})))
+    simulators = [Simulator(world, habits) for world, habits in zip(worlds, serves, strict=True)]
     served = [serve_simulator(simulator) for simulator in simulators]
     prometheus = None
     if shutil.which("prometheus") and shutil.which("promtool"):
@@ -237,17 +245,29 @@ def _make_tenants(demo: Demo) -> None:
 async def _link_and_fill(demo: Demo, stopped: asyncio.Event) -> None:
     """Link the clusters as a user would, load their metrics, and store two weeks of hours."""
     click.echo("linking the clusters through the API …")
-    for world, flavour, (_, url) in zip(demo.worlds, ("kubecost", "opencost"), demo.served, strict=True):
-        asked = (demo.running, demo.token, demo.organization_id, world.cluster_id, flavour, url)
-        demo.clusters.append(DemoCluster(await asyncio.to_thread(link, *asked), world, flavour, url))
+    for world, flavour, (_, url) in zip(demo.worlds, ("kubecost", "opencost", "push"), demo.served, strict=True):
+        pushes = flavour == "push"
+        asked = (demo.running, demo.token, demo.organization_id, world.cluster_id, flavour, "" if pushes else url)
+        linked = await asyncio.to_thread(link, *asked)
+        shown = "kubecost" if pushes else flavour
+        demo.clusters.append(DemoCluster(linked["cluster_id"], world, shown, url, pushes))
+        if pushes:
+            account, token = linked["cluster_id"], linked["push_token"]
+            demo.pushed = begin_pushing(demo.folder, demo.running, demo.secret, account, token, url)
     if demo.prometheus is not None:
         click.echo("writing two weeks of metrics into a Prometheus …")
         for cluster in demo.clusters:
             await asyncio.to_thread(demo.prometheus.load, cluster.world, cluster.id, demo.now)
         await demo.prometheus.start()
     for cluster in demo.clusters:
-        what = f"storing two weeks of {cluster.world.cluster_id}"
-        await unless(stopped, filled(demo.running, cluster.id, what))
+        name = cluster.world.cluster_id
+        if cluster.pushed:
+            end = int(time.time())
+            window = (end - end % DAY - HISTORY_DAYS * DAY, end)
+            what = f"storing two weeks that the agent of {name} pushes"
+            await unless(stopped, taken_up(demo.running, cluster.id, window, what))
+        else:
+            await unless(stopped, filled(demo.running, cluster.id, f"storing two weeks of {name}"))
 
 
 def _write_connection(demo: Demo) -> Path:
@@ -255,6 +275,7 @@ def _write_connection(demo: Demo) -> Path:
     running = demo.running
     assert running.worker_listener is not None
     connection = {
+        "gateway_url": demo.pushed.listener.url if demo.pushed is not None else None,
         "worker_url": running.worker_listener.url,
         "metroculus_url": running.metroculus_listener.url,
         "rest_api_url": running.rest_api_listener.url,
@@ -276,6 +297,8 @@ async def _checks(demo: Demo) -> list[Check]:
     asked = (base, demo.token, demo.stranger, demo.organization_id, demo.clusters, demo.prometheus is not None)
     checks = await asyncio.to_thread(check_everything, *asked)
     click.echo("stopping the clusters and asking again …")
+    if demo.pushed is not None:
+        await asyncio.to_thread(demo.pushed.stop_agent)
     for server, _ in demo.served:
         server.stop()
         await server.close_all_connections()
