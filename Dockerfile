@@ -18,6 +18,11 @@ FROM build AS build-rest-api
 ARG PIP_ARGS=""
 RUN /opt/metroculus/bin/pip install ${PIP_ARGS} --no-build-isolation ".[etcd,mongo]"
 
+# Neither store nor directory nor queue: the gateway and the agent.
+FROM build AS build-alone
+ARG PIP_ARGS=""
+RUN /opt/metroculus/bin/pip install ${PIP_ARGS} --no-build-isolation ".[etcd]"
+
 FROM ${PYTHON_IMAGE} AS runtime
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="Metroculus" \
@@ -44,3 +49,19 @@ COPY --from=build-rest-api /opt/metroculus /opt/metroculus
 EXPOSE 8999
 ENTRYPOINT ["rest-api"]
 CMD ["serve"]
+
+# The gateway, to which tenants' agents push.
+FROM runtime AS diproxy
+ENV DIPROXY_LISTEN=0.0.0.0:8935
+COPY --from=build-alone /opt/metroculus /opt/metroculus
+EXPOSE 8935
+ENTRYPOINT ["diproxy"]
+CMD ["serve"]
+
+# The tenant's agent.
+FROM runtime AS agent
+ENV METROCULUS_AGENT_LISTEN=0.0.0.0:8936
+COPY --from=build-alone /opt/metroculus /opt/metroculus
+EXPOSE 8936
+ENTRYPOINT ["metroculus"]
+CMD ["agent"]

@@ -10,7 +10,7 @@ CODE := metroculus rest_api optscale_client tools standalone
 .PHONY: help setup parts tools soak demo test test-long scale dist helm-test lint bench clean
 
 help:
-	@echo "make demo    the product against two simulated clusters (DEMO_ARGS=--check compares with the truth)"
+	@echo "make demo    the product against three simulated clusters (DEMO_ARGS=--check compares with the truth)"
 	@echo "make test    every test, on real Prometheus, etcd and ClickHouse (PYTEST_ARGS=... goes to pytest)"
 	@echo "make test-long  longer outages, more kills, more generated requests, and the tests at awkward times"
 	@echo "make lint    ruff, mypy --strict, import rules, bandit, semgrep, floors of versions"

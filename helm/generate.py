@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from diproxy.diproxy_server.config import SETTINGS as GATEWAY_SETTINGS
 from metroculus.config import SETTINGS as METROCULUS_SETTINGS
 from rest_api.rest_api_server.config import SETTINGS as REST_SETTINGS
 
@@ -23,9 +24,11 @@ NAME = r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$"
 SERVICE_NAME = r"^([a-z]([a-z0-9-]{0,38}[a-z0-9])?)?$"
 """Of what is part of a Service's name, or nothing."""
 HOST = r"^(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$"
+UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 SIZE = r"^[0-9]+(\.[0-9]+)?(K|M|G|T|Ki|Mi|Gi|Ti)$"
 BY_THE_CHART = {
-    "CLUSTER_SECRET", "METROCULUS_LISTEN", "WORKER_LISTEN", "REST_API_LISTEN", "CLICKHOUSE_URL", "REGISTRY_URL",
+    "CLUSTER_SECRET", "METROCULUS_LISTEN", "WORKER_LISTEN", "REST_API_LISTEN", "DIPROXY_LISTEN",
+    "CLICKHOUSE_URL", "REGISTRY_URL",
     "ENCRYPTION_KEY", "QUEUE_URL", "REDIS_URL", "DIRECTORY_URL", "METROCULUS_URL", "DATA_DIR", "WORKER_ROLE",
     "WORKER_LOCKS", "AUDIT_LOG", "LOG_FORMAT", "TLS_CERT", "TLS_KEY",
 }  # fmt: skip
@@ -38,6 +41,11 @@ COUNT = {"type": "integer", "minimum": 1, "maximum": 1000}
 RULES: dict[str, dict[str, Any]] = {
     r"\.(podAnnotations|annotations|nodeSelector|labels)$": TEXTS,
     r"\.affinity$": FREE,
+    r"^\.kubecost$": {"type": "object", "required": ["enabled"], "properties": {"enabled": {"type": "boolean"}}},
+    r"^\.gateway\.url$": {"type": "string", "pattern": r"^(https?://[A-Za-z0-9_.:\[\]-]+(/[A-Za-z0-9_./-]*)?)?$"},
+    r"^\.agent\.(opencost|kubecost)Url$": {"type": "string", "pattern": r"^(https?://[^ @?#]+)?$"},
+    r"^\.gateway\.account$": {"type": "string", "pattern": f"^({UUID})?$"},
+    r"Seconds$": {"type": "integer", "minimum": 1, "maximum": 3600},
     r"\.(tolerations|topologySpreadConstraints|extraEnv|extraVolumes|extraVolumeMounts|parentRefs|tls|extraObjects)$": (
         LIST_OF_OBJECTS
     ),
@@ -54,6 +62,7 @@ RULES: dict[str, dict[str, Any]] = {
     },
     r"^\.settings$": {"settings": METROCULUS_SETTINGS},
     r"^\.restApi\.settings$": {"settings": REST_SETTINGS},
+    r"^\.diproxy\.settings$": {"settings": GATEWAY_SETTINGS},
     r"\.replicas$": COUNT | {"minimum": 0},
     r"\.(minReplicas|maxReplicas)$": COUNT,
     r"\.tag$": {"type": ["string", "integer"], "pattern": r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$"},
@@ -68,7 +77,7 @@ RULES: dict[str, dict[str, Any]] = {
     r"^\.registry\.kind$": {"enum": ["sqlite", "etcd"]},
     r"^\.registry\.etcdUrl$": {"type": "string", "pattern": r"^(etcd://[A-Za-z0-9_.:\[\]-]+:[0-9]+)?$"},
     r"^\.directory\.kind$": {"enum": ["sqlite", "mongodb"]},
-    r"^\.service\.type$": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
+    r"\.service\.type$": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
     r"\.size$": {"type": "string", "pattern": SIZE},
     r"\.interval$": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"},
     r"\.(existingSecret|existingClaim|existingConfigMap)$": {

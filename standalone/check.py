@@ -176,7 +176,7 @@ def _months(ask: Asker, path: str, clusters: Sequence[DemoCluster], with_metrics
     start, end = parse_rfc3339(month["start"]), parse_rfc3339(month["end"])
     assert start is not None and end is not None
     checks = []
-    by_id = {one["cluster_id"]: one for one in month["clusters"]}
+    by_id = {one["cloud_account_id"]: one for one in month["clusters"]}
     for cluster in clusters:
         month_of_cluster = by_id[cluster.id]
         stored_until = end - month_of_cluster["projection"]["hours_left"] * HOUR

@@ -282,6 +282,6 @@ def up(
 @click.option("--metroculus-port", default=0, help="Default: a free one.")
 @click.option("--rest-api-port", default=0, help="Default: a free one.")
 def demo(check: bool, folder: str, metroculus_port: int, rest_api_port: int) -> None:
-    """The product against two simulated clusters with two weeks of history."""
+    """The product against three simulated clusters with two weeks of history."""
     set_up("warning", "text")
     raise SystemExit(asyncio.run(demonstration.run(Path(folder), check, (metroculus_port, rest_api_port))))

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.support import SECRET, until
+from tests.support import ACCOUNT, SECRET, until
 
 ROOT = Path(__file__).parent.parent.parent
-TARGETS = ("metroculus", "rest-api") if os.environ.get("IMAGES") == "all" else ("rest-api",)
+EVERY = ("metroculus", "rest-api", "diproxy", "agent")
+TARGETS = EVERY if os.environ.get("IMAGES") == "all" else ("agent",)
 """``make test-long`` follows them all; the store alone is 300 MB to install."""
 
 
@@ -94,12 +95,18 @@ def test_a_target_installs_and_serves(target: str, tmp_path: Path) -> None:
     settings = {name: value for stage in image for name, value in stage.env.items() if name != "PATH"}
     listens = {name: "127.0.0.1:0" for name in settings if name.endswith("_LISTEN")}
     data = tmp_path / "data"
+    given = {"DATA_DIR": str(data), "CLUSTER_SECRET": SECRET}
+    if target == "agent":
+        (tmp_path / "token").write_text("a token")
+        given = {"METROCULUS_AGENT_TO": "http://127.0.0.1:9", "METROCULUS_AGENT_ACCOUNT": ACCOUNT,
+                 "METROCULUS_AGENT_TOKEN_FILE": str(tmp_path / "token"),
+                 "METROCULUS_AGENT_OPENCOST": "http://127.0.0.1:9"}  # fmt: skip
     log = tmp_path / "log"
     with log.open("w") as output:
         serving = subprocess.Popen(
             [programs / "bin" / known[target].start[0], *known[target].start[1:]],
             cwd=tmp_path,
-            env=clean | settings | listens | {"DATA_DIR": str(data), "CLUSTER_SECRET": SECRET},
+            env=clean | settings | listens | given,
             stdout=output,
             stderr=output,
         )
@@ -115,7 +122,7 @@ def test_a_target_installs_and_serves(target: str, tmp_path: Path) -> None:
 def test_targets_are_not_root_and_their_base_can_be_pinned() -> None:
     text, known = (ROOT / "Dockerfile").read_text(), stages()
     assert "ARG PYTHON_IMAGE=" in text and text.count("FROM ${PYTHON_IMAGE}") == 2, "one base, by an argument"
-    for target in ("metroculus", "rest-api"):
+    for target in EVERY:
         user = next(stage.user for stage in reversed(line_of(target, known)) if stage.user)
         assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user), "numbers, so that runAsNonRoot can be checked"
         listening = [value for name, value in known[target].env.items() if name.endswith("_LISTEN")]

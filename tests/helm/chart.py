@@ -28,6 +28,7 @@ PRODUCTION: dict[str, Any] = MINIMAL | {
     "metroculus": {"replicas": 2},
     "worker": {"replicas": 3},
     "restApi": {"replicas": 2},
+    "diproxy": {"replicas": 2},
 }
 
 
@@ -52,6 +53,25 @@ def run(values: dict[str, Any], folder: Path, *args: str, chart: Path = CHART) -
     release = [] if "--name-template" in args else ["release"]
     asked = [helm(), "template", *release, str(chart), "--namespace", "costs", "--values", str(file), *VERSION, *args]
     return subprocess.run(asked, capture_output=True, text=True, timeout=120)
+
+
+INTEGRATION = ROOT / "helm" / "kubecost-integration"
+
+
+def integration(folder: Path) -> Path:
+    """The tenant's chart with a stub of its dependency, which prints the values that it was given."""
+    chart = folder / "kubecost-integration"
+    if not chart.exists():
+        shutil.copytree(INTEGRATION, chart, ignore=shutil.ignore_patterns("charts"))
+        stub = chart / "charts" / "cost-analyzer"
+        (stub / "templates").mkdir(parents=True)
+        (stub / "Chart.yaml").write_text("apiVersion: v2\nname: cost-analyzer\nversion: 2.7.2\n")
+        (stub / "values.yaml").write_text("{}\n")
+        (stub / "templates" / "given.yaml").write_text(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: given}\ndata:\n"
+            '  values: {{ omit .Values "global" | toJson | quote }}\n  globals: {{ .Values.global | toJson | quote }}\n'
+        )
+    return chart
 
 
 def rendered(values: dict[str, Any], folder: Path, *args: str, chart: Path = CHART) -> list[Manifest]:

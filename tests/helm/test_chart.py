@@ -41,6 +41,7 @@ FEATURES: dict[str, dict[str, Any]] = {
                   "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]}},
     "open network": {"networkPolicy": {"enabled": False}},
     "closed network": {"networkPolicy": {"restApiFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
+                                         "diproxyFrom": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
                                          "metroculusFrom": [{"podSelector": {"matchLabels": {"app": "bills"}}}]}},
     "mirrored": {"global": {"imageRegistry": "mirror.example.com/costs/", "imagePullSecrets": ["pull", {"name": "other"}], "storageClass": "x"},
                  "metroculus": {"image": {"digest": "sha256:" + "a" * 64}}, "restApi": {"image": {"tag": "1.2.3"}}},
@@ -49,15 +50,19 @@ FEATURES: dict[str, dict[str, Any]] = {
                       "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone",
                                                      "whenUnsatisfiable": "ScheduleAnyway",
                                                      "labelSelector": {"matchLabels": {"a": "b"}}}]}
-               for part in ("metroculus", "worker", "restApi")},
+               for part in ("metroculus", "worker", "restApi", "diproxy")},
     "extended": {part: {"extraEnv": [{"name": "A", "value": "b"}], "extraVolumes": [{"name": "x", "emptyDir": {}}],
                         "extraVolumeMounts": [{"name": "x", "mountPath": "/x"}]}
-                 for part in ("metroculus", "worker", "restApi")} | {
+                 for part in ("metroculus", "worker", "restApi", "diproxy")} | {
         "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-more"}}]},
     "authorities": {"caBundle": {"existingConfigMap": "ca"}},
     "set": {"settings": {"THANOS_QUERY_URL": "http://thanos:9090", "CACHE_TTL": 60},
-            "restApi": {"settings": {"CORS_ORIGINS": "https://costs.example.com"}}},
-    "alone": {"restApi": {"enabled": False}},
+            "restApi": {"settings": {"CORS_ORIGINS": "https://costs.example.com"}},
+            "diproxy": {"settings": {"THANOS_RECEIVE_URL": "http://receive:19291", "PUSH_MAX_BYTES": 1000000}}},
+    "gateway": {"diproxy": {"service": {"type": "LoadBalancer"},
+                            "ingress": {"enabled": True, "className": "nginx", "hosts": ["push.example.com"],
+                                        "tls": [{"secretName": "tls", "hosts": ["push.example.com"]}]}}},
+    "alone": {"restApi": {"enabled": False}, "diproxy": {"enabled": False}},
     "named": {"fullnameOverride": "costs", "serviceAccount": {"create": False, "name": "mine"}},
 }  # fmt: skip
 BACKENDS: dict[str, dict[str, Any]] = {
@@ -65,7 +70,8 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "production": PRODUCTION,
     "roles": merged(PRODUCTION, {"worker": {"separateRoles": True}}),
     "scaled": merged(PRODUCTION, {"metroculus": {"autoscaling": {"enabled": True}},
-                                  "restApi": {"autoscaling": {"enabled": True, "maxReplicas": 9}}}),
+                                  "restApi": {"autoscaling": {"enabled": True, "maxReplicas": 9}},
+                                  "diproxy": {"autoscaling": {"enabled": True}}}),
     "claims": merged(MINIMAL, {"store": {"persistence": {"existingClaim": "store"}},
                                "directory": {"persistence": {"existingClaim": "directory"}}}),
 }  # fmt: skip
@@ -180,7 +186,9 @@ def test_what_is_one_process_is_never_two(every: dict[tuple[str, str], list[Mani
             assert store["spec"]["template"]["spec"]["containers"][0]["args"] == ["serve", "--worker"]
             assert not [one for one in workloads(manifests) if "worker" in one["metadata"]["name"]]
             for one in of_kind(manifests, "Deployment"):
-                assert one["spec"]["replicas"] == 1 and one["spec"]["strategy"]["type"] == "Recreate"
+                assert one["spec"]["replicas"] == 1
+                holds_a_file = one["metadata"]["name"].endswith("-rest-api")
+                assert (one["spec"].get("strategy", {}).get("type") == "Recreate") is holds_a_file
         else:
             assert not of_kind(manifests, "StatefulSet") and not of_kind(manifests, "PersistentVolumeClaim"), feature
 
@@ -199,7 +207,11 @@ def test_images_are_as_they_are_asked_for(every: dict[tuple[str, str], list[Mani
         one["spec"]["template"]["spec"]["containers"][0]["image"] for one in workloads(every["production", "mirrored"])
     }
     mirror = "mirror.example.com/costs"
-    assert images == {f"{mirror}/metroculus@sha256:{'a' * 64}", f"{mirror}/metroculus-rest-api:1.2.3"}
+    assert images == {
+        f"{mirror}/metroculus@sha256:{'a' * 64}",
+        f"{mirror}/metroculus-rest-api:1.2.3",
+        f"{mirror}/metroculus-diproxy:0.1.0",
+    }
 
 
 def test_what_is_generated_is_up_to_date() -> None:
@@ -325,6 +337,12 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (MINIMAL, {"global": {"imagePullSecrets": [5]}}, "imagePullSecrets"),
     (MINIMAL, {"networkPolicy": {"restApiFrom": "10.0.0.0/8"}}, "restApiFrom"),
     (MINIMAL, {"extraObjects": {"a": 1}}, "extraObjects"),
+    (MINIMAL, {"diproxy": {"settings": {"CACHE_TTL": 5}}}, "CACHE_TTL"),
+    (MINIMAL, {"diproxy": {"settings": {"THANOS_RECEIVE_URL": "http://u:pw@receive"}}}, "diproxy.settings"),
+    (MINIMAL, {"diproxy": {"ingress": {"enabled": True}}}, "diproxy.ingress.hosts"),
+    (MINIMAL, {"diproxy": {"enabled": False, "ingress": {"enabled": True, "hosts": ["a.b"]}}}, "diproxy.enabled"),
+    (MINIMAL, {"diproxy": {"service": {"type": "External"}}}, "type"),
+    (MINIMAL, {"diproxy": {"autoscaling": {"minReplicas": 9}}}, "diproxy.autoscaling.minReplicas"),
 ]
 
 

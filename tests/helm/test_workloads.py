@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,12 +18,20 @@ from uuid import uuid4
 import pytest
 import requests
 
+from simulator.costs import truth
+from simulator.server import Habits
+from simulator.world import make_world
 from tests.conftest import ClickHouse, Ferret, Rabbit, Redis
 from tests.e2e.test_images import line_of, stages
-from tests.helm.chart import MINIMAL, PRODUCTION, Manifest, merged, rendered, workloads
-from tests.support import ACCOUNT, BIN, SECRET, until
+from tests.helm.chart import CHART, MINIMAL, PRODUCTION, Manifest, integration, merged, rendered, workloads
+from tests.support import ACCOUNT, BIN, DAY, SECRET, Stack, until
 
-TARGET_OF = {"metroculus": "metroculus", "metroculus-rest-api": "rest-api"}
+TARGET_OF = {
+    "metroculus": "metroculus",
+    "metroculus-rest-api": "rest-api",
+    "metroculus-diproxy": "diproxy",
+    "metroculus-agent": "agent",
+}
 """The image's target, by the name of the repository."""
 
 
@@ -45,6 +54,10 @@ class Pod:
         mounts = {one["mountPath"]: folder / one["name"] for one in self.container["volumeMounts"]}
         for mount in mounts.values():
             mount.mkdir(parents=True)
+        for volume in spec["volumes"]:
+            for item in volume.get("secret", {}).get("items", ()):
+                held = values[volume["secret"]["secretName"], item["key"]]
+                (folder / volume["name"] / item["path"]).write_text(held)
         target = TARGET_OF[self.container["image"].rsplit("/", 1)[-1].partition(":")[0]]
         image = line_of(target, stages())
         environment = {name: value for stage in image for name, value in stage.env.items() if name != "PATH"}
@@ -53,8 +66,8 @@ class Pod:
             text = values[source["name"], source["key"]] if source else variable["value"]
             for url, here in urls.items():
                 text = text.replace(url, here)
-            for mount, place in mounts.items():
-                text = re.sub(rf"(^|:){mount}(?=/|$)", rf"\1{place}", text)
+            paths = "|".join(map(re.escape, mounts))  # in one pass: a folder of the tests is below /tmp, too
+            text = re.sub(rf"(^|:)({paths})(?=/|$)", lambda found: f"{found[1]}{mounts[found[2]]}", text)
             environment[variable["name"]] = text
         self.listens = {name: "127.0.0.1:0" for name in environment if name.endswith("_LISTEN")}
         clean = {key: value for key, value in os.environ.items() if key not in environment}
@@ -62,7 +75,7 @@ class Pod:
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
                 [BIN / stages()[target].start[0], *self.container["args"]],
-                cwd=mounts["/data"],
+                cwd=mounts.get("/data", folder),
                 env=clean | environment | self.listens,
                 stdout=output,
                 stderr=output,
@@ -105,14 +118,21 @@ class Pod:
         return time.monotonic() - began
 
 
+def _by_need(manifest: Manifest) -> bool:
+    """Those that are told where Metroculus is come after it."""
+    return manifest["metadata"]["name"].endswith(("-rest-api", "-diproxy"))
+
+
 @pytest.fixture
 def pods(tmp_path: Path) -> Iterator[Any]:
     started: list[Pod] = []
 
-    def start(values: dict[str, Any], held: dict[tuple[str, str], str], urls: dict[str, str]) -> dict[str, Pod]:
+    def start(
+        values: dict[str, Any], held: dict[tuple[str, str], str], urls: dict[str, str], chart: Path = CHART
+    ) -> dict[str, Pod]:
         own = dict(urls)
         found: dict[str, Pod] = {}
-        manifests = sorted(workloads(rendered(values, tmp_path)), key=lambda one: "rest-api" in one["metadata"]["name"])
+        manifests = sorted(workloads(rendered(values, tmp_path, chart=chart)), key=_by_need)
         for manifest in manifests:
             pod = Pod(manifest, tmp_path, held, own)
             started.append(pod)
@@ -134,7 +154,7 @@ def ask(pod: Pod, path: str) -> requests.Response:
 
 def test_the_default_install_serves_and_stops(pods: Any) -> None:
     found = pods(MINIMAL, {("metroculus", "cluster-secret"): SECRET}, {})
-    assert sorted(found) == ["release-metroculus", "release-metroculus-rest-api"]
+    assert sorted(found) == ["release-metroculus", "release-metroculus-diproxy", "release-metroculus-rest-api"]
     for pod in found.values():
         pod.become_ready()
     metroculus, rest_api = found["release-metroculus"], found["release-metroculus-rest-api"]
@@ -170,7 +190,7 @@ def test_a_production_install_serves_and_stops(pods: Any, servers: dict[tuple[st
     found = pods(values, servers, {"etcd://etcd:2379": servers["etcd", "url"]})
     workers = ["worker-aggregator", "worker-extractor"] if roles else ["worker"]
     assert sorted(found) == sorted(
-        ["release-metroculus", "release-metroculus-rest-api", *(f"release-metroculus-{one}" for one in workers)]
+        ["release-metroculus", *(f"release-metroculus-{one}" for one in ("diproxy", "rest-api", *workers))]
     )
     for pod in found.values():
         pod.become_ready()
@@ -189,3 +209,41 @@ def test_a_production_install_serves_and_stops(pods: Any, servers: dict[tuple[st
     ] == [account]
     for pod in found.values():
         assert pod.stop() < pod.grace - 10, pod.name
+
+
+def test_a_cluster_joins_by_the_two_charts(pods: Any, tmp_path: Path) -> None:
+    """The backend and the agent as their charts have them: what a cluster's Kubecost says arrives to the cent."""
+    end = int(time.time()) - int(time.time()) % DAY
+    world = replace(make_world(seed=1, days=2, end=end, prime=7), discount=0.0)
+    stack = Stack(tmp_path)
+    _, url = stack.simulate(world, Habits(serves=frozenset({"kubecost"})), time.time)
+    secret = {("metroculus", "cluster-secret"): SECRET}
+    backend = pods(MINIMAL, secret, {})
+    for pod in backend.values():
+        pod.become_ready()
+    asked, gateway = backend["release-metroculus"].url(), backend["release-metroculus-diproxy"].url()
+
+    def metroculus(method: str, path: str, **more: Any) -> Any:
+        answer = requests.request(
+            method, f"{asked}/metroculus/v2/{path}", headers={"Secret": SECRET}, timeout=60, **more
+        )
+        assert answer.ok, answer.text
+        return answer.json()
+
+    metroculus("PUT", f"kubecost_sources/{ACCOUNT}", json={"flavour": "push"})
+    token = metroculus("POST", f"push_tokens/{ACCOUNT}")["push_token"]
+    values = {
+        "gateway": {"url": "https://push.example.com", "account": ACCOUNT, "token": {"existingSecret": "push"}},
+        "agent": {"kubecostUrl": "http://kubecost:9090", "pollSeconds": 1},
+    }
+    here = {"https://push.example.com": gateway, "http://kubecost:9090": url}
+    (agent,) = pods(values, {("push", "token"): token}, here, integration(tmp_path)).values()
+    agent.become_ready()
+    window = {"cloud_account_id": ACCOUNT, "start_date": end - DAY, "end_date": end}
+    assert until(lambda: metroculus("GET", "kubecost_cluster_costs", params=window)["complete"], 60), agent.text
+    exact: Any = truth(world, end - DAY, end, now=int(time.time()), adjusted=True)["total_cost"]
+    assert metroculus("GET", "kubecost_cluster_costs", params=window)["total_cost"] == pytest.approx(exact, abs=1e-6)
+    assert agent.stop() < agent.grace - 10
+    for pod in backend.values():
+        assert pod.stop() < pod.grace - 10, pod.name
+    stack.close()

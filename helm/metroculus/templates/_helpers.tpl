@@ -268,3 +268,19 @@ spec:
 {{- end }}
 {{- include "metroculus.settings" $values.restApi.settings }}
 {{- end -}}
+
+{{- define "metroculus.diproxyEnvironment" -}}
+{{- $values := .Values -}}
+{{ include "metroculus.fromSecret" (dict "name" "CLUSTER_SECRET" "from" $values.clusterSecret) }}
+- name: METROCULUS_URL
+  value: http://{{ include "metroculus.fullname" . }}:8969
+- name: AUDIT_LOG
+  value: "-"
+- name: LOG_FORMAT
+  value: json
+{{- if $values.caBundle.existingConfigMap }}
+- name: SSL_CERT_FILE
+  value: /etc/metroculus-ca/ca.crt
+{{- end }}
+{{- include "metroculus.settings" $values.diproxy.settings }}
+{{- end -}}
