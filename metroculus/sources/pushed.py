@@ -176,8 +176,11 @@ class PushedSource(CostSource):
         return _BASIC | ({Capability.MANAGEMENT} if self._form == FORMS["kubecost"] else frozenset())
 
     async def learn(self) -> None:
-        """Find out whether the assets are Kubecost's, which have cluster management."""
-        if self._clock() - self._learned_at >= LEARNED_SECONDS:
+        """Find out whether the assets are Kubecost's, which have cluster management.
+
+        As long as there are none it is asked each time: hours are stored seconds after the first of them came.
+        """
+        if not self._form or not 0 <= self._clock() - self._learned_at < LEARNED_SECONDS:
             self._form = await self._inbox.assets_form(self._account) or self._form
             self._learned_at = self._clock()
 
