@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 from tornado.web import Application
 
@@ -76,7 +77,6 @@ def make_app(
     dependencies = dependencies or make_dependencies(config, clock)
     store, accounts = dependencies.store, dependencies.accounts
     savings = SavingsController(accounts, store)
-
     service = Service(
         "metroculus",
         VERSION,
@@ -93,7 +93,7 @@ def make_app(
     cache = AnswerCache(_Basis(accounts, store), config.cache_ttl, config.kubecost_timeout, config.cache_bytes, shared)
     CacheCollector(cache, service.registry)
     costs = CostsController(accounts, savings, store)
-    controllers = {
+    controllers: dict[str, Any] = {
         "costs": costs,
         "summaries": SummariesController(costs, cache, ClusterCosts.key_of_statement),
         "savings": savings,
@@ -102,7 +102,6 @@ def make_app(
         "expenses": ExpensesController(accounts, store),
         "monthly": MonthlyController(accounts, store, clock),
         "push": PushController(accounts, store, clock),
-        "room": UploadRoom(PUSHED_AT_ONCE_BYTES, MAX_PUSHED_BYTES),
         "backfills": BackfillsController(accounts, store, worked, clock),
         "cache": cache,
     }
@@ -111,14 +110,9 @@ def make_app(
         "slowdown": config.access.slowdown(),
         "deadline_seconds": config.kubecost_timeout,
     }
-    return Metroculus(
-        make_application(service, routes(parts, controllers), {PUSH_PATHS: MAX_PUSHED_BYTES}),
-        service,
-        secret,
-        dependencies,
-        cache,
-        shared,
-    )
+    controllers["room"] = UploadRoom(PUSHED_AT_ONCE_BYTES, MAX_PUSHED_BYTES)
+    application = make_application(service, routes(parts, controllers), {PUSH_PATHS: MAX_PUSHED_BYTES})
+    return Metroculus(application, service, secret, dependencies, cache, shared)
 
 
 def _scope(config: MetroculusConfig) -> Hashable:

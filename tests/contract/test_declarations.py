@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 from tornado.web import RequestHandler
 
+from diproxy.diproxy_server import errors as gateway_errors
+from diproxy.diproxy_server.config import SETTINGS as GATEWAY_SETTINGS
+from diproxy.diproxy_server.config import GatewayConfig
+from diproxy.diproxy_server.handlers import GatewayHandler
+from diproxy.diproxy_server.handlers import Needs as GatewayNeeds
+from diproxy.diproxy_server.server import make_app as make_gateway
 from metroculus import codes as metroculus_errors
 from metroculus.config import SETTINGS as METROCULUS_SETTINGS
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
@@ -32,10 +38,15 @@ class Anything(dict):
 
 METROCULUS = metroculus_routes({}, Anything())
 REST = rest_routes({}, Anything())
+GATEWAY = [
+    (rule.matcher.regex.pattern.rstrip("$"), rule.target)
+    for rule in make_gateway(GatewayConfig()).application.wildcard_router.rules
+]
+GATEWAY = [(pattern, handler) for pattern, handler in GATEWAY if issubclass(handler, GatewayHandler)]
 OPEN = {"KubecentHealth"}
 
 
-@pytest.mark.parametrize(("pattern", "handler"), [(r[0], r[1]) for r in [*METROCULUS, *REST]])
+@pytest.mark.parametrize(("pattern", "handler"), [(r[0], r[1]) for r in [*METROCULUS, *REST, *GATEWAY]])
 def test_every_method_of_every_route_declares_what_it_needs(pattern, handler):
     own = [
         getattr(handler, m.lower())
@@ -49,11 +60,13 @@ def test_every_method_of_every_route_declares_what_it_needs(pattern, handler):
             assert issubclass(handler, OpenHandler)
         elif issubclass(handler, MetroculusHandler):
             assert one.needs is Needs.CLUSTER_SECRET
+        elif issubclass(handler, GatewayHandler):
+            assert one.needs is GatewayNeeds.PUSH_TOKEN
         else:
             assert issubclass(handler, RestHandler) and isinstance(one.needs, RestNeeds)
 
 
-@pytest.mark.parametrize("routes", [METROCULUS, REST])
+@pytest.mark.parametrize("routes", [METROCULUS, REST, GATEWAY])
 def test_openapi_lists_every_route_with_its_parameters(routes):
     found = document("x", "1", routes)
     assert len(found["paths"]) == len(routes)
@@ -71,7 +84,7 @@ def codes(module):
 
 def test_error_codes_are_told_apart_and_stand_in_the_docs():
     text = (DOCS / "errors.md").read_text()
-    for module in (metroculus_errors, rest_errors):
+    for module in (metroculus_errors, rest_errors, gateway_errors):
         listed = codes(module)
         assert len({one.code for one in listed}) == len(listed)
         for one in listed:
@@ -80,13 +93,13 @@ def test_error_codes_are_told_apart_and_stand_in_the_docs():
 
 def test_every_setting_stands_in_the_docs():
     text = (DOCS / "settings.md").read_text()
-    for setting in {*METROCULUS_SETTINGS, *REST_SETTINGS}:
+    for setting in {*METROCULUS_SETTINGS, *REST_SETTINGS, *GATEWAY_SETTINGS}:
         assert f"`{setting.name}`" in text, setting.name
 
 
 def test_every_route_stands_in_the_docs():
     text = (DOCS / "api.md").read_text()
-    for pattern, *_ in [*METROCULUS, *REST]:
+    for pattern, *_ in [*METROCULUS, *REST, *GATEWAY]:
         path = re.sub(r"\(\?P<(\w+)>[^)]*\)", r"{\1}", pattern)
         assert f"`{path}`" in text, path
 

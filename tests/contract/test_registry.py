@@ -200,7 +200,7 @@ def test_an_entry_that_no_key_opens_is_named_and_stops_nobody_else(open_entries:
 
 def test_what_others_seal_under_an_older_key_meanwhile_is_sealed_anew_or_told(open_entries: Open) -> None:
     entries = open_entries()
-    older, ours = registry(entries, FIRST, SECOND), registry(entries, SECOND, FIRST)
+    older, ours = registry(open_entries(), FIRST, SECOND), registry(entries, SECOND, FIRST)
     asyncio.run(older.put("a", "kubecost", "http://kubecost", Credentials()))
     replaced, again = entries.replace, [3]
 

@@ -37,7 +37,7 @@ def test_the_demo_agrees_with_the_truth_in_every_view(tmp_path):
     assert "WRONG" not in done.stdout and re.search(r"(\d+) of \1 agree", done.stdout)
     connection = json.loads((tmp_path / ".demo" / "connection.json").read_text())
     assert set(connection) == {
-        "metroculus_url", "rest_api_url", "secret", "token", "organization_id", "cluster_ids", "simulator_url",
+        "metroculus_url", "rest_api_url", "secret", "token", "organization_id", "cluster_ids", "simulator_url", "gateway_url",
         "worker_url",
     }  # fmt: skip
 
