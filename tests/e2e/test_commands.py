@@ -56,7 +56,7 @@ def test_the_demo_needs_no_server_installed(tmp_path):
     assert "without a Prometheus, 409" in done.stdout
 
 
-def read_until(process, text, seconds=60):
+def read_until(process, text, seconds=150):
     """Lines of a process until one holds the text."""
     lines: list[str] = []
     timer = threading.Timer(seconds, process.kill)
@@ -239,6 +239,8 @@ def test_sigterm_lets_what_is_in_flight_finish(tmp_path, stack):
         ["metroculus", "--help"],
         ["metroculus", "up", "--help"],
         ["metroculus", "serve", "--help"],
+        ["metroculus", "agent", "--help"],
+        ["diproxy", "serve", "--help"],
         ["rest-api", "token", "create", "--help"],
     ],
 )
@@ -291,7 +293,7 @@ def test_a_command_of_the_docs_is_one_that_there_is(file, line):
     if program == "make":
         done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    elif program in ("metroculus", "rest-api") or words[:3] == ["python", "-m", "simulator"]:
+    elif program in ("metroculus", "rest-api", "diproxy") or words[:3] == ["python", "-m", "simulator"]:
         own = [sys.executable, "-m", "simulator"] if program == "python" else [str(BIN / program)]
         rest = words[3:] if program == "python" else words[1:]
         commands = [word for word in rest if not word.startswith("-")]
