@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := build/parts/tools/.installed
 
-CODE := metroculus rest_api optscale_client tools standalone
+CODE := metroculus rest_api diproxy optscale_client tools standalone
 
 .PHONY: help setup parts tools soak demo test test-long scale dist helm-test lint bench clean
 

@@ -44,6 +44,7 @@ SEVERAL_CLUSTERS = ErrorCode(409, "OM0030", "the source knows several clusters: 
 OUTDATED = ErrorCode(409, "OM0031", "whoever manages this source has written a newer one")
 NOT_PUSHED = ErrorCode(409, "OM0032", "this account's costs are not pushed: its source has another flavour, or none")
 INBOX_FULL = ErrorCode(503, "OM0033", "too much that was pushed is not stored yet")
+TOO_MANY_TOKENS = ErrorCode(429, "OM0034", "too many push tokens of this account are still good: use one of them")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,

@@ -1,8 +1,25 @@
-"""Tornado's own HTTP client, which hears of a connection that is reset half way."""
+"""Tornado's own HTTP client, which hears of a connection that is reset half way; and TLS whose authority may change."""
 
 from __future__ import annotations
 
-from tornado.simple_httpclient import HTTPStreamClosedError, SimpleAsyncHTTPClient, _HTTPConnection
+import ssl
+from pathlib import Path
+
+from tornado.httputil import HTTPInputError
+from tornado.iostream import StreamClosedError, UnsatisfiableReadError
+from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient, _HTTPConnection
+
+CLIENT_FAILURES = (
+    TimeoutError,
+    HTTPTimeoutError,
+    HTTPStreamClosedError,
+    HTTPInputError,
+    StreamClosedError,
+    UnsatisfiableReadError,
+    OSError,
+    ValueError,
+)
+"""What a request may fail with that is nobody's defect here: no connection, no time, no HTTP, too much of it."""
 
 
 class _Connection(_HTTPConnection):
@@ -17,3 +34,26 @@ class HttpClient(SimpleAsyncHTTPClient):
 
     def _connection_class(self) -> type:
         return _Connection
+
+
+class TlsContext:
+    """What a client trusts: the authorities of a PEM file, read again when it changes, or the system's."""
+
+    def __init__(self, file: str | Path | None) -> None:
+        self._file = Path(file) if file is not None else None
+        self._made: tuple[float, ssl.SSLContext] | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Of a file that cannot be read now, as it was before.
+
+        Raises:
+            OSError: it was never read.
+        """
+        try:
+            changed_at = self._file.stat().st_mtime if self._file is not None else 0.0
+            if self._made is None or self._made[0] != changed_at:
+                self._made = changed_at, ssl.create_default_context(cafile=self._file)
+        except OSError:  # an SSLError is one
+            if self._made is None:
+                raise
+        return self._made[1]

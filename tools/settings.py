@@ -6,6 +6,7 @@ names are not judged: Kubernetes puts its own there.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -152,6 +153,15 @@ def existing_file(text: str) -> str:
     """The path of a file that is there."""
     if not Path(text).is_file():
         raise ValueError("is no file")
+    return text
+
+
+def authority_file(text: str) -> str:
+    """The path of a PEM file with certificates that can be trusted."""
+    try:
+        ssl.create_default_context(cafile=existing_file(text))
+    except (OSError, ssl.SSLError) as problem:
+        raise ValueError(f"holds no certificates in PEM ({type(problem).__name__})") from None
     return text
 
 

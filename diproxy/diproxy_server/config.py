@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,10 @@ from urllib.parse import urlsplit
 from tools.settings import (
     Setting,
     address,
+    authority_file,
     base_url,
     cluster_secret,
-    count,
     declared,
-    existing_file,
     folder,
     settings_of,
     values_of,
@@ -24,6 +24,18 @@ from tools.tornado_service.access import SERVING_SETTINGS, Access, access_of, tl
 
 RECEIVE_PATH = "/api/v1/receive"
 DEFAULT_MAX_BYTES = 32 << 20
+
+
+def _most(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) > 0):
+        raise ValueError("must be a whole number above 0")
+    return int(text)
+
+
+def _label(text: str) -> str:
+    if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", text, re.ASCII):
+        raise ValueError("must be the name of a label")
+    return text
 
 
 def _receive_url(text: str) -> str:
@@ -45,7 +57,7 @@ class GatewayConfig:
         Setting(
             "METROCULUS_CA",
             "Authority (PEM file) that signed Metroculus' certificate; without it the system's.",
-            existing_file,
+            authority_file,
         )
     )
     thanos_receive_url: str | None = declared(
@@ -59,22 +71,22 @@ class GatewayConfig:
         Setting(
             "THANOS_RECEIVE_CA",
             "Authority (PEM file) that signed the receiver's certificate; without it the system's.",
-            existing_file,
+            authority_file,
         )
     )
     tenant_label: str = declared(
         Setting(
-            "TENANT_LABEL", "Label that tells tenants apart; no series that is pushed may have it.", str, "tenant_id"
+            "TENANT_LABEL", "Label that tells tenants apart; no series that is pushed may have it.", _label, "tenant_id"
         )
     )
     push_max_bytes: int = declared(
-        Setting("PUSH_MAX_BYTES", "Packed bytes that one request may have.", count, DEFAULT_MAX_BYTES)
+        Setting("PUSH_MAX_BYTES", "Packed bytes that one request may have.", _most, DEFAULT_MAX_BYTES)
     )
     push_max_series: int = declared(
-        Setting("PUSH_MAX_SERIES", "Series that one request of remote write may have.", count, 50_000)
+        Setting("PUSH_MAX_SERIES", "Series that one request of remote write may have.", _most, 50_000)
     )
     push_max_samples: int = declared(
-        Setting("PUSH_MAX_SAMPLES", "Samples that one request of remote write may have.", count, 500_000)
+        Setting("PUSH_MAX_SAMPLES", "Samples that one request of remote write may have.", _most, 500_000)
     )
     data_dir: Path = declared(
         Setting("DATA_DIR", "Folder for every file that has no setting of its own.", folder, Path(".metroculus"))

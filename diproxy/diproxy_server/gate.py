@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from tornado.httputil import HTTPHeaders
 
 from diproxy.diproxy_server.calls import Calls
 from diproxy.diproxy_server.errors import NO_METROCULUS, RETRY_SECONDS, UNAUTHORIZED
-from optscale_client.metroculus_client import MetroculusError, structs
+from optscale_client.metroculus_client import MetroculusError
 from tools.tornado_service.errors import ApiError
 
 GOOD_SECONDS = 60.0
@@ -24,6 +25,9 @@ BAD_SECONDS = 5.0
 AWAY_SECONDS = 15 * 60.0
 """While Metroculus cannot be asked, a token that was good is taken for so long."""
 ASK_AGAIN_SECONDS = 2.0
+PATIENCE_SECONDS = 1.0
+"""Whoever shows a token that was good waits no longer for what Metroculus says of it now."""
+TOKEN = re.compile(r"mpt_[0-9a-f]{32}_[A-Za-z0-9_-]{43}")
 MOST_TOKENS = 10_000
 MOST_TOKEN_BYTES = 1024
 
@@ -44,7 +48,9 @@ class TokenGate:
     def __init__(self, calls: Calls, clock: Callable[[], float] = time.monotonic) -> None:
         self._calls = calls
         self._clock = clock
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._good: OrderedDict[bytes, _Known] = OrderedDict()
+        self._bad: OrderedDict[bytes, _Known] = OrderedDict()
+        """Apart, so that no flood of bad ones takes the place of a good one."""
         self._asking: dict[bytes, asyncio.Future[_Known | None]] = {}
 
     async def account_of(self, token: str, request_id: str) -> str:
@@ -53,10 +59,14 @@ class TokenGate:
         Raises:
             ApiError: 401: it is nobody's; 503: Metroculus cannot be asked, and it is not known well enough.
         """
+        if not TOKEN.fullmatch(token):
+            raise ApiError(UNAUTHORIZED)
         digest = hashlib.sha256(token.encode()).digest()
-        known, now = self._known.get(digest), self._clock()
+        known, now = self._good.get(digest) or self._bad.get(digest), self._clock()
         if known is None or not self._fresh(known, now):
-            known = await self._asked(digest, token, request_id) or known
+            asking = self._asked(digest, token, request_id)
+            good = known is not None and known.account is not None and now - known.said_at <= AWAY_SECONDS
+            known = await _within(PATIENCE_SECONDS if good else None, asking) or known
         if known is None or (known.account is not None and self._clock() - known.said_at > AWAY_SECONDS):
             raise ApiError(NO_METROCULUS, retry_after=RETRY_SECONDS)
         if known.account is None:
@@ -68,29 +78,37 @@ class TokenGate:
         good_for = BAD_SECONDS if known.account is None else GOOD_SECONDS
         return now - known.said_at < good_for or now - known.tried_at < ASK_AGAIN_SECONDS
 
-    async def _asked(self, digest: bytes, token: str, request_id: str) -> _Known | None:
+    def _asked(self, digest: bytes, token: str, request_id: str) -> asyncio.Future[_Known | None]:
         """What Metroculus says; None where it cannot be asked. Who shows the same token waits for one answer."""
         asking = self._asking.get(digest)
         if asking is None:
             asking = self._asking[digest] = asyncio.ensure_future(self._ask(digest, token, request_id))
             asking.add_done_callback(lambda _: self._asking.pop(digest, None))
-        return await asyncio.shield(asking)
+        return asking
 
     async def _ask(self, digest: bytes, token: str, request_id: str) -> _Known | None:
-        check = self._calls.client.check_push_token
         try:
-            said = await self._calls.call("", check, token, request_id=request_id, shape=structs.CheckedPushToken)
+            said = await self._calls.check(token, request_id)
         except MetroculusError:
-            known = self._known.get(digest)
+            known = self._good.get(digest)
             if known is not None:
                 known.tried_at = self._clock()
             return None
         now = self._clock()
-        known = self._known[digest] = _Known(said.cloud_account_id, now, now)
-        self._known.move_to_end(digest)
-        while len(self._known) > MOST_TOKENS:
-            self._known.popitem(last=False)
+        known = _Known(said.cloud_account_id, now, now)
+        kept, other = (self._bad, self._good) if known.account is None else (self._good, self._bad)
+        other.pop(digest, None)
+        kept[digest] = known
+        kept.move_to_end(digest)
+        while len(kept) > MOST_TOKENS:
+            kept.popitem(last=False)
         return known
+
+
+async def _within(seconds: float | None, asked: asyncio.Future[_Known | None]) -> _Known | None:
+    """What is said in time; the question goes on, for whoever comes next."""
+    done, _ = await asyncio.wait({asked}, timeout=seconds)
+    return asked.result() if done else None
 
 
 def token_of(headers: HTTPHeaders) -> str:
@@ -100,15 +118,19 @@ def token_of(headers: HTTPHeaders) -> str:
         ApiError
     """
     given = headers.get_list("Authorization")
-    scheme, _, value = (given[0] if len(given) == 1 else "").partition(" ")
-    token = value.strip()
-    if scheme.lower() == "basic":
-        try:
-            token = base64.b64decode(token, validate=True).decode().partition(":")[2]
-        except (binascii.Error, ValueError):
-            token = ""
-    elif scheme.lower() != "bearer":
-        token = ""
-    if not token or len(token) > MOST_TOKEN_BYTES or not token.isascii() or not token.isprintable():
+    shown = _shown(*given[0].partition(" ")[::2]) if len(given) == 1 else None
+    if not shown or len(shown) > MOST_TOKEN_BYTES or not shown.isascii() or not shown.isprintable():
         raise ApiError(UNAUTHORIZED)
-    return token
+    return shown
+
+
+def _shown(scheme: str, value: str) -> str | None:
+    """The token in one ``Authorization``; None where it holds none."""
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
+    except (binascii.Error, ValueError):
+        return None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 from msgspec import Struct
 from prometheus_client import Counter as Count
@@ -27,8 +29,8 @@ from tools.tornado_service.uploads import FULL_SECONDS, UploadHandler
 
 REQUESTS_OF_AN_ACCOUNT = 100
 """At once; the next is told to come again."""
-THREAD_BYTES = 1 << 20
-"""From this size on a body is checked on a thread."""
+LOOP_BYTES = 32 << 10
+"""Up to this unpacked size a body is checked on the loop."""
 _CONTENT_TYPE = re.compile(
     r"application/x-protobuf\s*(;\s*proto\s*=\s*\"?prometheus\.WriteRequest\"?\s*)?", re.IGNORECASE
 )
@@ -58,8 +60,8 @@ class GatewayHandler(ServiceHandler):
             if refusal.code is UNAUTHORIZED and (self.slowdown.crowded(key) or await self.slowdown.failed(key)):
                 raise slowed from None
             raise
-        named = self.request.headers.get_list("Cloud-Account-Id")
-        if any(one.strip() != account for one in named):
+        named = [one.strip() for one in self.request.headers.get_list("Cloud-Account-Id")]
+        if any(one and one.lower() != account for one in named):
             raise ApiError(FOREIGN, params=["Cloud-Account-Id"])
         if self.flying[account] >= REQUESTS_OF_AN_ACCOUNT:
             raise ApiError(OVERLOADED, "too many requests of this account at once", retry_after=FULL_SECONDS)
@@ -75,6 +77,10 @@ class GatewayHandler(ServiceHandler):
             self.account = ""
 
     @property
+    def sharer(self) -> str:
+        return self.account
+
+    @property
     def actor(self) -> dict[str, str]:
         return {"kind": "push token", "cloud_account_id": self.account} if self.account else {"kind": "anonymous"}
 
@@ -87,6 +93,9 @@ class RemoteWrite(UploadHandler, GatewayHandler):
     tenant_label: str
     most_unpacked: int
     samples: Count
+    walkers: ThreadPoolExecutor
+    walks: WeakValueDictionary[str, asyncio.Lock]
+    """By account, held while a body of it is checked on a thread."""
 
     @operation(needs=Needs.PUSH_TOKEN, answer=str, content="text/plain", raw_body=True, also=(204,))
     async def post(self, query: Struct, body: bytes) -> Forwarded:
@@ -116,19 +125,23 @@ class RemoteWrite(UploadHandler, GatewayHandler):
             raise ApiError(INVALID, f"body: {problem}", ["body"]) from None
         if size > self.most_unpacked:
             raise ApiError(TOO_LARGE, f"body: unpacks to more than {self.most_unpacked >> 20} MiB", ["body"])
-        if not self.room.take(size):
+        if not self.room.take(size, self.account):
             raise ApiError(OVERLOADED, "too much is being received; come again", retry_after=FULL_SECONDS)
 
         def counted() -> int:
             return check(unpack(body), self.limits, self.tenant_label).samples
 
+        who = self.account
         try:
-            return await asyncio.to_thread(counted) if size > THREAD_BYTES else counted()
+            if size <= LOOP_BYTES:
+                return counted()
+            async with self.walks.setdefault(who, asyncio.Lock()):  # one of each account: nobody has all threads
+                return await asyncio.get_running_loop().run_in_executor(self.walkers, counted)
         except (Refused, NotSnappy) as problem:
             code = TOO_LARGE if isinstance(problem, Refused) and problem.too_large else INVALID
             raise ApiError(code, f"body: {problem}", ["body"]) from None
         finally:
-            self.room.give_back(size)
+            self.room.give_back(size, who)
 
     async def send(self, value: Any) -> None:
         if not isinstance(value, Forwarded):

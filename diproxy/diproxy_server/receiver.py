@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tornado.httpclient import HTTPRequest, HTTPResponse
-from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError
+from tornado.simple_httpclient import HTTPTimeoutError
 
 from diproxy.diproxy_server.errors import NO_RECEIVER, RETRY_SECONDS
-from tools.http_client import HttpClient
+from tools.http_client import CLIENT_FAILURES, HttpClient, TlsContext
 from tools.tornado_service.errors import ApiError
 
 log = logging.getLogger("receiver")
@@ -21,9 +20,14 @@ CONNECT_SECONDS = 3.0
 RECEIVE_SECONDS = 30.0
 AT_ONCE = 256
 """Requests to the receiver; the next is told to come again, so that memory does not grow with a slow one."""
+MOST_ANSWER_BYTES = 1 << 20
 MOST_SAID_BYTES = 4096
 THROUGH = frozenset({400, 409, 413, 429})
-"""What the receiver says of the samples themselves goes through as it is; everything else may be cured."""
+"""What the receiver says of the samples themselves goes through as it is; everything else may be cured.
+
+A proxy before it, or an address that is something else, answers 400 and 413, too: what has never taken anything, and
+what answers with a page, says nothing of samples.
+"""
 TOLD = ("X-Prometheus-Remote-Write-Samples-Written", "X-Prometheus-Remote-Write-Histograms-Written",
         "X-Prometheus-Remote-Write-Exemplars-Written", "Retry-After")  # fmt: skip
 
@@ -47,8 +51,10 @@ class Receiver:
 
     def __init__(self, url: str | None, ca: str | None = None) -> None:
         self._url = url
-        self._ca = ca
-        self._client = HttpClient(force_instance=True, max_clients=AT_ONCE)
+        self._client = HttpClient(force_instance=True, max_clients=AT_ONCE, max_body_size=MOST_ANSWER_BYTES)
+        self._tls = TlsContext(ca)
+        self._has_taken = False
+        """Whether it ever took something: only then is it one, and its refusals are about samples."""
         self._under_way = 0
         self.seen = "none" if url is None else "unknown"
         """What the last request saw: ``ok``, ``failing``; ``none`` where there is no receiver."""
@@ -69,7 +75,10 @@ class Receiver:
         finally:
             self._under_way -= 1
         text = answer.body[:MOST_SAID_BYTES].decode("utf-8", "replace") if answer.body else ""
-        if answer.code // 100 == 2 or answer.code in THROUGH:
+        taken = answer.code // 100 == 2
+        self._has_taken |= taken
+        html = answer.headers.get("Content-Type", "").lower().startswith("text/html")
+        if taken or (answer.code in THROUGH and self._has_taken and not html):
             self.seen = "ok"
             headers = {name: answer.headers[name] for name in TOLD if name in answer.headers}
             return Forwarded(answer.code, headers, text)
@@ -93,15 +102,15 @@ class Receiver:
             connect_timeout=CONNECT_SECONDS,
             request_timeout=RECEIVE_SECONDS,
             follow_redirects=False,
-            ssl_options=ssl.create_default_context(cafile=self._ca) if url.startswith("https:") else None,
         )
         try:
+            request.ssl_options = self._tls.context() if url.startswith("https:") else None
             async with asyncio.timeout(RECEIVE_SECONDS + 1.0):
                 return await self._client.fetch(request, raise_error=False)
-        except (TimeoutError, HTTPTimeoutError, HTTPStreamClosedError, OSError, ValueError) as failure:
+        except CLIENT_FAILURES as failure:
             self.seen = "failing"
             late = isinstance(failure, (TimeoutError, HTTPTimeoutError))
-            log.warning("the receiver failed request_id=%s: %s", request_id, type(failure).__name__)
+            log.warning("the receiver failed request_id=%s: %s: %s", request_id, type(failure).__name__, failure)
             what = "did not answer in time" if late else "could not be reached"
             raise ApiError(NO_RECEIVER, f"the receiver of metrics {what}", retry_after=RETRY_SECONDS) from None
 

@@ -13,10 +13,13 @@ MOST_LABELS = 256
 """Of one series."""
 MOST_LABEL_BYTES = 64 << 10
 """Of one label, name and value."""
+MOST_FIELDS = 1_000_000
+"""Of one request, labels and all: two bytes may be a field, and each costs time."""
 _REQUEST_FIELDS = frozenset({1, 2, 3})
 """Series, what Cortex keeps there, metadata."""
 _TIMED = frozenset({2, 4})
 """Samples and histograms, of a series."""
+_LAST_FIELD = (1 << 29) - 1
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
@@ -64,9 +67,10 @@ def check(data: bytes, limits: Limits, tenant_label: str) -> Written:
 def _check(data: bytes, limits: Limits, tenant_label: bytes) -> Written:
     suspicious = tenant_label if tenant_label in data else b""
     at, end = 0, len(data)
-    series = samples = 0
+    series = samples = fields = 0
     while at < end:
         field, wire, at = _key(data, at)
+        fields += 1
         if field not in _REQUEST_FIELDS:
             raise Refused("the body is no WriteRequest of remote write 1.0")
         start, at = _content(data, at, end, wire)
@@ -74,18 +78,23 @@ def _check(data: bytes, limits: Limits, tenant_label: bytes) -> Written:
             if wire != _LENGTH:
                 raise Refused("the body is no WriteRequest of remote write 1.0")
             series += 1
-            samples += _series(data, start, at, suspicious)
+            counted, within = _series(data, start, at, suspicious, MOST_FIELDS - fields)
+            samples += counted
+            fields += within
             if series > limits.series:
                 raise Refused(f"more than {limits.series} series", too_large=True)
             if samples > limits.samples:
                 raise Refused(f"more than {limits.samples} samples", too_large=True)
+        if fields > MOST_FIELDS:
+            raise Refused(f"more than {MOST_FIELDS} fields", too_large=True)
     return Written(series, samples)
 
 
-def _series(data: bytes, at: int, end: int, tenant_label: bytes) -> int:
-    """How many samples a series has."""
-    labels = samples = 0
-    while at < end:
+def _series(data: bytes, at: int, end: int, tenant_label: bytes, most: int) -> tuple[int, int]:
+    """How many samples and fields a series has, of at most so many fields."""
+    labels = samples = fields = 0
+    while at < end and fields <= most:
+        fields += 1
         key, size = data[at], data[at + 1]
         if key & 7 == _LENGTH and key < 128 and size < 128:  # nearly every field
             field, start, at = key >> 3, at + 2, at + 2 + size
@@ -104,7 +113,7 @@ def _series(data: bytes, at: int, end: int, tenant_label: bytes) -> int:
             samples += 1
     if labels > MOST_LABELS:
         raise Refused(f"a series with more than {MOST_LABELS} labels")
-    return samples
+    return samples, fields
 
 
 def _names(data: bytes, at: int, end: int) -> list[bytes]:
@@ -119,8 +128,13 @@ def _names(data: bytes, at: int, end: int) -> list[bytes]:
 
 
 def _key(data: bytes, at: int) -> tuple[int, int, int]:
-    """Number and wire type of a field, and where its content begins."""
+    """Number and wire type of a field, and where its content begins.
+
+    A number that is too large is refused: other readers cut it down to 32 bits, and take the field for another one.
+    """
     key, at = _varint(data, at)
+    if key >> 3 > _LAST_FIELD:
+        raise Refused("the body is no protobuf")
     return key >> 3, key & 7, at
 
 
@@ -150,5 +164,5 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return number, at
         shift += 7
-        if shift > 63:
+        if shift > 63 or (shift == 63 and data[at] > 1):  # more than 64 bits: others drop those that are too many
             raise Refused("the body is no protobuf")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from prometheus_client import Counter as Count
 from tornado.web import Application
@@ -28,6 +30,8 @@ WRITE_PATH = "/storage/api/v2/write"
 PUSH_PATHS = "/push/v2/"
 UNPACKED = 4
 """A body of metrics may unpack to so many times what it may have packed."""
+WALKERS = 2
+"""Threads that check bodies of metrics."""
 ROOM = 8
 """So many bodies of the largest size are held at once, unpacked ones counted with what they unpack to."""
 
@@ -40,8 +44,10 @@ class Gateway:
     service: Service
     calls: Calls
     receiver: Receiver
+    walkers: ThreadPoolExecutor
 
     def close(self) -> None:
+        self.walkers.shutdown(wait=False, cancel_futures=True)
         self.calls.close()
         self.receiver.close()
 
@@ -67,6 +73,7 @@ def make_app(config: GatewayConfig, clock: Callable[[], float] = time.time) -> G
         proxies=config.access.proxies,
     )
     samples = Count("diproxy_samples", "Samples that the receiver has taken", registry=service.registry)
+    walkers = ThreadPoolExecutor(WALKERS, thread_name_prefix="bodies")
     room = UploadRoom(ROOM * config.push_max_bytes, config.push_max_bytes)
     parts: dict[str, Any] = {
         "gate": TokenGate(calls),
@@ -79,6 +86,8 @@ def make_app(config: GatewayConfig, clock: Callable[[], float] = time.time) -> G
         "tenant_label": config.tenant_label,
         "most_unpacked": UNPACKED * config.push_max_bytes,
         "samples": samples,
+        "walkers": walkers,
+        "walks": WeakValueDictionary(),
         "room": room,
     }
     answer = r"/push/v2/answers/(?P<kind>[^/]+)/(?P<start>[^/]+)/(?P<end>[^/]+)/(?P<step>[^/]+)"
@@ -88,4 +97,4 @@ def make_app(config: GatewayConfig, clock: Callable[[], float] = time.time) -> G
         (answer, Answers, parts | {"calls": calls, "room": room}),
     ]
     uploads = {WRITE_PATH: config.push_max_bytes, PUSH_PATHS: config.push_max_bytes}
-    return Gateway(make_application(service, routes, uploads), service, calls, receiver)
+    return Gateway(make_application(service, routes, uploads), service, calls, receiver, walkers)

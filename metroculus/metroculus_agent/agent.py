@@ -27,9 +27,14 @@ FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 5.0, 300.0
 """After a failure; the pause doubles each time."""
 LATER_SECONDS, LATEST_SECONDS = 30.0, 3600.0
 """A question that fails is left alone for so long, while others go on; the time doubles with each failure."""
+DELIVERED_SECONDS = 30.0
+"""A question that was answered is not answered again so soon, whatever is wanted."""
+BETWEEN_SECONDS = 0.2
+IN_A_ROW = 3
+"""So many questions one after the other for which nobody answered end a round: it is not the question."""
 DELIVERIES = 3
 """Of one answer, while the gateway cannot take it."""
-BODY_BYTES = 24 << 20
+BODY_BYTES = 8 << 20
 """What answers are kept below, by asking for fewer hours at once."""
 HOURS_A_DAY = 24
 MOST_FAILURES = 10_000
@@ -71,6 +76,7 @@ class Agent:
 
     Args:
         clock: seconds that only rise.
+        tidy: called after each question, to give memory back.
     """
 
     def __init__(
@@ -81,7 +87,9 @@ class Agent:
         clock: Callable[[], float],
         poll_seconds: float = POLL_SECONDS,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        tidy: Callable[[], None] = lambda: None,
     ) -> None:
+        self._tidy = tidy
         self._upstream = upstream
         self._gateway = gateway
         self._metrics = metrics
@@ -92,21 +100,28 @@ class Agent:
         self._later: dict[tuple[str, str, int, int], float] = {}
         """Until when a question is left alone."""
         self._failures: Counter[tuple[str, str, int, int]] = Counter()
+        self._in_a_row = 0
+        """Questions of this round for which the upstream or the gateway did not answer, one after the other."""
+        self._asked_to_wait: float | None = None
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Until it is cancelled; a defect costs a pause, and is told."""
         failures = 0
         while True:
             try:
                 pushed = await self.round()
             except _GivenUp as given_up:
-                pause = min(FIRST_PAUSE_SECONDS * 2**failures, LAST_PAUSE_SECONDS)
-                failures = min(failures + 1, 10)
-                await self._sleep(max(pause, given_up.seconds or 0.0) * random.uniform(0.8, 1.2))
+                pause = given_up.seconds or 0.0
+            except Exception:
+                log.exception("a round failed")
+                pause = 0.0
+            else:
+                failures = 0
+                await self._sleep(BETWEEN_SECONDS if pushed else self._poll_seconds * _jitter())
                 continue
-            failures = 0
-            if not pushed:
-                await self._sleep(self._poll_seconds * random.uniform(0.8, 1.2))
+            again = min(FIRST_PAUSE_SECONDS * 2**failures, LAST_PAUSE_SECONDS)
+            failures = min(failures + 1, 10)
+            await self._sleep(max(again, pause) * _jitter())
 
     async def round(self) -> int:
         """Push everything that is wanted now.
@@ -127,10 +142,11 @@ class Agent:
             raise self._given_up(failure) from None
         self._metrics.gateway_is("ok")
         self._metrics.wanted.set(len(wanted))
-        pushed = 0
+        pushed, self._in_a_row = 0, 0
         for one in wanted:
             if _question(one) not in self._later:
                 pushed += await self._push(one)
+                self._tidy()
         return pushed
 
     async def _push(self, wanted: Wanted) -> int:
@@ -139,9 +155,13 @@ class Agent:
         for part in self._parts(wanted):
             if not await self._push_part(part):
                 self._leave_alone(_question(wanted))
+                if self._in_a_row >= IN_A_ROW:
+                    raise _GivenUp(self._asked_to_wait)
                 return pushed
+            self._in_a_row = 0
             pushed += 1
         self._failures.pop(_question(wanted), None)
+        self._later[_question(wanted)] = self._clock() + DELIVERED_SECONDS
         return pushed
 
     def _leave_alone(self, question: tuple[str, str, int, int]) -> None:
@@ -176,20 +196,21 @@ class Agent:
         except GatewayError as refusal:
             if refusal.status == 413:
                 return await self._halved(wanted, refusal)
-            log.error("an answer was refused, and is asked for again later: %s", refusal)
-            return False
-        except DeadlineExceeded as failure:
-            self._failed(failure)
-            if self._at_once > 1 and wanted.step == "hour":
-                self._at_once //= 2
-                raise _GivenUp from None
+            if not refusal.of_the_answer:
+                self._in_a_row += 1
+                self._asked_to_wait = refusal.retry_after
+            log.error("an answer was not taken, and is asked for again later: %s", refusal)
             return False
         except BadAnswer as failure:  # it is there, and does not answer this
             self._failed(failure)
             return False
         except SourceError as failure:
             self._failed(failure)
-            raise _GivenUp from None
+            self._in_a_row += 1
+            self._asked_to_wait = None
+            if isinstance(failure, DeadlineExceeded) and wanted.step == "hour":
+                self._at_once = max(1, self._at_once // 2)
+            return False
         return True
 
     async def _halved(self, wanted: Wanted, failure: Exception) -> bool:
@@ -216,8 +237,12 @@ class Agent:
             except GatewayError as failure:
                 if failure.of_the_answer:
                     raise
-                if attempt + 1 == DELIVERIES or failure.status in (401, 403, 409):
+                self._metrics.failed("gateway")
+                self._metrics.gateway_is("failing")
+                if failure.status in (401, 403, 409):  # the same of every answer
                     raise self._given_up(failure) from None
+                if attempt + 1 == DELIVERIES:
+                    raise
                 await self._sleep(failure.retry_after or FIRST_PAUSE_SECONDS)
             else:
                 self._metrics.delivered(wanted.kind, size)
@@ -233,6 +258,10 @@ class Agent:
         self._metrics.failed("upstream")
         self._metrics.upstream_is("failing")
         log.warning("%s", failure)
+
+
+def _jitter() -> float:
+    return random.uniform(0.8, 1.2)
 
 
 def _question(wanted: Wanted) -> tuple[str, str, int, int]:

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
 from metroculus.metroculus_agent.server import AgentConfig, make_agent
 from metroculus.sources.kubecost.client import Flavour
 from metroculus.sources.outbound.addresses import parse_upstream_url
-from tools.settings import address, base_url
+from tools.settings import address, authority_file, base_url
 from tools.tornado_service.listening import listen, stop_signal
 from tools.tornado_service.logs import set_up
 from tools.tornado_service.params import Uuid
 
 PREFIX = "METROCULUS_AGENT_"
+T = TypeVar("T")
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not 1.0 <= value <= 86400.0:
+        raise click.BadParameter("must be from 1 to 86400 seconds")
+    return value
+
+
+def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem), param_hint=option) from None
 
 
 @click.command()
@@ -34,19 +50,24 @@ PREFIX = "METROCULUS_AGENT_"
     "--ca",
     "ca_file",
     envvar=f"{PREFIX}CA",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Authority (PEM file) that signed the gateway's certificate; without it the system's.",
 )
 @click.option("--listen", "listen_on", default="127.0.0.1:8936", show_default=True, envvar=f"{PREFIX}LISTEN")
 @click.option(
-    "--timeout", default=120.0, show_default=True, envvar=f"{PREFIX}TIMEOUT", help="Seconds for one call upstream."
+    "--timeout",
+    default=120.0,
+    show_default=True,
+    envvar=f"{PREFIX}TIMEOUT",
+    callback=_seconds,
+    help="Seconds for one call upstream.",
 )
 @click.option(
     "--poll",
     default=60.0,
     show_default=True,
     envvar=f"{PREFIX}POLL",
-    type=click.FloatRange(min=1.0),
+    callback=_seconds,
     help="Seconds between two looks at what is wanted.",
 )
 @click.option(
@@ -72,20 +93,20 @@ def agent(
         given.append(("kubecost", kubecost_url))
     if len(given) != 1:
         raise click.UsageError("give --opencost URL or --kubecost URL, one of them")
-    try:
-        config = AgentConfig(
-            flavour=given[0][0],
-            upstream_url=parse_upstream_url(given[0][1]).text,
-            to=base_url(to),
-            account=Uuid.parse(account),
-            token_file=token_file,
-            ca_file=ca_file,
-            listen=address(listen_on),
-            seconds=timeout,
-            poll_seconds=poll,
-        )
-    except ValueError as problem:
-        raise click.ClickException(str(problem)) from None
+    flavour, url = given[0]
+    config = AgentConfig(
+        flavour=flavour,
+        upstream_url=_parsed(f"--{flavour}", parse_upstream_url, url).text,
+        to=_parsed("--to", base_url, to),
+        account=_parsed("--account", Uuid.parse, account),
+        token_file=token_file,
+        ca_file=_parsed("--ca", authority_file, str(ca_file)) if ca_file is not None else None,
+        listen=_parsed("--listen", address, listen_on),
+        seconds=timeout,
+        poll_seconds=poll,
+    )
+    if not token_file.exists():
+        click.echo(f"{token_file} is not there yet; it is looked for again and again", err=True)
     set_up("info", log_format)
 
     async def run() -> None:
@@ -94,6 +115,7 @@ def agent(
         listener = listen(service.application, service.service, *config.listen)
         pushing = service.start()
         click.echo(f"agent of {config.account} at {listener.url}")
+        pushing.add_done_callback(lambda _: stopped.set())  # it never ends by itself
         await stopped.wait()
         pushing.cancel()
         await asyncio.gather(pushing, return_exceptions=True)

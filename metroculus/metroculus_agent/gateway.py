@@ -6,21 +6,22 @@ import asyncio
 import base64
 import gzip
 import hashlib
-import ssl
 from pathlib import Path
 from urllib.parse import urlencode
 
 import msgspec
 from msgspec import Struct
 from tornado.httpclient import HTTPRequest, HTTPResponse
-from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError
 
-from tools.http_client import HttpClient
+from tools.http_client import CLIENT_FAILURES, HttpClient, TlsContext
+from tools.window import DAY, HOUR
 
 CONNECT_SECONDS = 10.0
 REQUEST_SECONDS = 120.0
 MAX_ANSWER_BYTES = 4 << 20
 PACKING_LEVEL = 4
+FIRST_STAMP, LAST_STAMP = 946684800, 4102444800
+"""The years 2000 to 2100."""
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -32,6 +33,12 @@ class Wanted(Struct, frozen=True, kw_only=True):
     step: str
     aggregate: tuple[str, ...] = ()
     asked_at: int | None = None
+
+    @property
+    def makes_sense(self) -> bool:
+        """Whether it is about whole hours of at most a day, of our time."""
+        whole = self.start % HOUR == 0 and self.end % HOUR == 0
+        return whole and FIRST_STAMP <= self.start < self.end <= min(self.start + DAY, LAST_STAMP)
 
 
 class GatewayError(Exception):
@@ -65,20 +72,23 @@ class Gateway:
         ca_file: PEM of the authority that signed its certificate; None is the system's.
     """
 
-    def __init__(self, url: str, account: str, token_file: Path, ca_file: Path | None = None) -> None:
+    def __init__(self, url: str, account: str, token_file: Path, ca_file: str | Path | None = None) -> None:
         self._url = url.rstrip("/")
         self._account = account
         self._token_file = token_file
-        self._ca_file = ca_file
+        self._tls = TlsContext(ca_file)
         self._client = HttpClient(force_instance=True, max_clients=4, max_body_size=MAX_ANSWER_BYTES)
 
     async def wanted(self) -> list[Wanted]:
         """Raises: GatewayError"""
         answer = await self._request("GET", "/push/v2/wanted", None, {})
         try:
-            return _WANTED.decode(answer.body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            wanted = _WANTED.decode(answer.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise GatewayError("the gateway answered with something that is not its JSON") from None
+        if not all(one.makes_sense for one in wanted):
+            raise GatewayError("the gateway wants what is no hours of one day")
+        return wanted
 
     async def deliver(self, wanted: Wanted, body: bytes) -> int:
         """Push an answer of the upstream; it is kept once this returns.
@@ -100,9 +110,11 @@ class Gateway:
     async def _request(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> HTTPResponse:
         try:
             token = self._token_file.read_text().strip()
-            tls = ssl.create_default_context(cafile=self._ca_file) if self._url.startswith("https:") else None
+            tls = self._tls.context() if self._url.startswith("https:") else None
         except (OSError, UnicodeDecodeError) as problem:
             raise GatewayError(f"the token or the CA cannot be read: {problem}") from None
+        if not token or not token.isascii() or not token.isprintable():
+            raise GatewayError(f"{self._token_file} holds no push token: it must be one line")
         request = HTTPRequest(
             self._url + path,
             method=method,
@@ -116,8 +128,8 @@ class Gateway:
         try:
             async with asyncio.timeout(REQUEST_SECONDS + CONNECT_SECONDS):
                 answer = await self._client.fetch(request, raise_error=False)
-        except (TimeoutError, HTTPTimeoutError, HTTPStreamClosedError, OSError, ValueError) as failure:
-            raise GatewayError(f"the gateway could not be reached: {failure or type(failure).__name__}") from None
+        except CLIENT_FAILURES as failure:  # what they say may hold what was sent
+            raise GatewayError(f"the gateway could not be reached: {type(failure).__name__}") from None
         if answer.code not in (200, 202):
             raise GatewayError(f"the gateway answered {answer.code}: {_reason(answer)}", answer.code, _seconds(answer))
         return answer
@@ -135,7 +147,7 @@ def _packed(body: bytes) -> tuple[bytes, str]:
 def _reason(answer: HTTPResponse) -> str:
     try:
         return str(msgspec.json.decode(answer.body)["error"]["reason"])[:500]
-    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
         return "(no reason given)"
 
 

@@ -14,7 +14,14 @@ from metroculus.sources.kubecost.client import Flavour, KubecostSource
 from metroculus.sources.outbound.addresses import AllowedAddresses, check_allowed, parse_upstream_url
 from metroculus.sources.outbound.http import SourceHttp, Upstream
 from metroculus.sources.pushed import Content, Inbox, Kind, PushedSource, Step, read_content
-from metroculus.sources.registry.protocol import Credentials, MetricsCluster, Outdated, SourceEntry, SourceRegistry
+from metroculus.sources.registry.protocol import (
+    Credentials,
+    MetricsCluster,
+    Outdated,
+    SourceEntry,
+    SourceRegistry,
+    TooManyTokens,
+)
 from metroculus.sources.source import CostSource
 from metroculus.sources.thanos.client import Querier
 from metroculus.sources.thanos.source import MetricsSource
@@ -27,6 +34,7 @@ __all__ = [
     "MetricsCluster",
     "Outdated",
     "SourceEntry",
+    "TooManyTokens",
     "flavours",
 ]
 

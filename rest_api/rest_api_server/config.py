@@ -12,11 +12,11 @@ from rest_api.rest_api_server.directory.connect import SQLITE, check_url
 from tools.settings import (
     Setting,
     address,
+    authority_file,
     base_url,
     cluster_secret,
     count,
     declared,
-    existing_file,
     folder,
     seconds,
     settings_of,
@@ -39,7 +39,7 @@ class RestApiConfig:
         Setting(
             "METROCULUS_CA",
             "Authority (PEM file) that signed Metroculus' certificate; without it the system's.",
-            existing_file,
+            authority_file,
         )
     )
     directory_url: str | None = declared(

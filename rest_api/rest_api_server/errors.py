@@ -38,6 +38,7 @@ OVERLOADED = ErrorCode(503, "OE0914", "too many requests are being answered")
 WHICH_CLUSTER = ErrorCode(409, "OE0915", "the cost source knows several clusters: name the one that is meant")
 CHANGED = ErrorCode(409, "OE0916", "somebody else has changed this cluster meanwhile: read it, and try again")
 NOT_PUSHED = ErrorCode(409, "OE0917", "this cluster's costs are not pushed: change its flavour to push first")
+TOO_MANY_TOKENS = ErrorCode(429, "OE0918", "too many push tokens of this cluster are still good: use one of them")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,
@@ -74,6 +75,8 @@ def map_error(error: BaseException) -> ApiError | None:
         if error.error_code == "OM0030":
             return ApiError(WHICH_CLUSTER, error.reason, error.params)
         return ApiError(NO_SOURCE, error.reason if error.error_code == "OM0016" else "")
+    if isinstance(error, MetroculusError) and error.error_code == "OM0034":
+        return ApiError(TOO_MANY_TOKENS, retry_after=error.retry_after)
     if isinstance(error, InvalidRequest):
         return ApiError(INVALID, error.reason, error.params)
     if isinstance(error, ServiceUnavailable):

@@ -6,8 +6,10 @@ import asyncio
 import base64
 import gzip
 import json
+import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -21,6 +23,7 @@ from diproxy.diproxy_server import gate as gates
 from diproxy.diproxy_server import handlers
 from tests.pushing import Door
 from tests.support import DAY, END, HOUR, NOW, Stack, ask, exact_world, make_tenant, until
+from tools.tornado_service.uploads import UploadRoom
 
 pytestmark = pytest.mark.push
 
@@ -71,6 +74,7 @@ class Receiver:
                 outer.requests.append((dict(self.request.headers.get_all()), self.request.body))
                 status, text, headers = outer.answer()
                 self.set_status(status)
+                self.set_header("Content-Type", "text/plain; charset=utf-8")
                 for name, value in headers.items():
                     self.set_header(name, value)
                 self.finish(text)
@@ -116,9 +120,29 @@ def test_metrics_go_on_under_the_tokens_own_tenant(door: Door, receiver: Receive
 @pytest.mark.parametrize("status", [400, 409, 413, 429])
 def test_what_the_receiver_says_of_samples_goes_through(door: Door, receiver: Receiver, status: int) -> None:
     _, token = door.link()
+    assert door.push("POST", WRITE, token, data=packed(one_series()), headers=METRICS).status_code == 200
     receiver.answer = lambda: (status, "out of order sample", {"Retry-After": "7"})
     answer = door.push("POST", WRITE, token, data=packed(one_series()), headers=METRICS)
     assert (answer.status_code, answer.text, answer.headers["Retry-After"]) == (status, "out of order sample", "7")
+
+
+def test_what_never_took_anything_says_nothing_of_samples(door: Door, receiver: Receiver) -> None:
+    """A TLS port that is spoken to without TLS, and a proxy's page, answer 400 and 413 as well."""
+    _, token = door.link()
+    write = {"data": packed(one_series()), "headers": METRICS}
+    receiver.answer = lambda: (400, "Client sent an HTTP request to an HTTPS server.", {})
+    assert door.push("POST", WRITE, token, **write).status_code == 503  # type: ignore[arg-type]
+    receiver.answer = lambda: (200, "", {})
+    assert door.push("POST", WRITE, token, **write).status_code == 200  # type: ignore[arg-type]
+    receiver.answer = lambda: (413, "<html>Request Entity Too Large</html>", {"Content-Type": "text/html"})
+    assert door.push("POST", WRITE, token, **write).status_code == 503  # type: ignore[arg-type]
+
+
+def test_an_answer_without_end_is_not_held(door: Door, receiver: Receiver) -> None:
+    _, token = door.link()
+    receiver.answer = lambda: (200, "x" * (3 << 20), {})
+    answer = door.push("POST", WRITE, token, data=packed(one_series()), headers=METRICS)
+    assert answer.status_code == 503
 
 
 @pytest.mark.parametrize("status", [301, 401, 403, 404, 405, 415, 422, 500, 502, 503, 504])
@@ -138,6 +162,7 @@ def test_a_receiver_that_is_away_or_none_is_a_503(stack: Stack) -> None:
         door.close()
 
 
+TENANT = part(1, b"tenant_id") + part(2, b"victim")
 HOSTILE: dict[str, tuple[bytes, dict[str, str], int]] = {
     "gzip": (gzip.compress(one_series()), METRICS | {"Content-Encoding": "gzip"}, 415),
     "zstd": (b"\x28\xb5\x2f\xfd", METRICS | {"Content-Encoding": "zstd"}, 415),
@@ -181,6 +206,17 @@ HOSTILE: dict[str, tuple[bytes, dict[str, str], int]] = {
     "tenant_id in the last of many": (
         packed(one_series() * 500 + one_series(tenant_id="other")), METRICS, 400,
     ),
+    "tenant_id, field number beyond 32 bits": (
+        packed(part(1, varint((1 << 35) | 10) + varint(len(TENANT)) + TENANT + sample(1, NOW))), METRICS, 400,
+    ),
+    "tenant_id, name's number beyond 32 bits": (
+        packed(part(1, part(1, varint((1 << 35) | 10) + b"\x09tenant_id" + part(2, b"v")) + sample(1, NOW))), METRICS, 400,
+    ),
+    "tenant_id, key of more than 64 bits": (
+        packed(part(1, b"\x8a" + b"\x80" * 8 + b"\x02" + varint(len(TENANT)) + TENANT)), METRICS, 400,
+    ),
+    "empty metadata without end": (packed(b"\x1a\x00" * 1_000_001), METRICS, 413),
+    "a million fields": (packed(part(1, b"\x7a\x00" * 1_000_001)), METRICS, 413),
     "a huge label": (packed(one_series(big="x" * 70_000)), METRICS, 400),
     "too many labels": (packed(one_series(**{f"l{n}": "v" for n in range(300)})), METRICS, 400),
     "too many series": (packed(one_series() * 1001), METRICS, 413),
@@ -234,7 +270,8 @@ def test_tokens(door: Door) -> None:
         assert requests.get(door.url + path, headers={"Authorization": scheme}, timeout=20).status_code == 401
     assert requests.get(door.url + path, timeout=20).status_code == 401
     assert door.push("GET", path, token, headers={"Cloud-Account-Id": other}).status_code == 403
-    assert door.push("GET", path, token, headers={"Cloud-Account-Id": account}).status_code == 200
+    for same in (account, account.upper(), ""):
+        assert door.push("GET", path, token, headers={"Cloud-Account-Id": same}).status_code == 200
     assert door.push("GET", path, foreign).status_code == 200
 
 
@@ -246,9 +283,12 @@ def test_a_renewed_token_leaves_time_for_the_old_one(door: Door, monkeypatch: py
     assert [door.push("GET", "/push/v2/wanted", one).status_code for one in (old, new)] == [200, 200]
     door.clock.now += 15 * 60 + 1
     assert [door.push("GET", "/push/v2/wanted", one).status_code for one in (old, new)] == [401, 200]
-    for _ in range(12):
-        newest = door.renewed(account)
-    assert door.push("GET", "/push/v2/wanted", newest).status_code == 200
+    made = [new, *(door.renewed(account) for _ in range(7))]
+    refused = door.metroculus("POST", f"push_tokens/{account}")
+    assert refused.status_code == 429 and refused.json()["error"]["error_code"] == "OM0034"
+    assert {door.push("GET", "/push/v2/wanted", one).status_code for one in made} == {200}, "none ends before its time"
+    door.clock.now += 15 * 60 + 1
+    assert door.renewed(account)
 
 
 def test_a_change_of_the_source_leaves_the_token(door: Door) -> None:
@@ -286,6 +326,35 @@ def test_while_metroculus_is_away(door: Door, receiver: Receiver, monkeypatch: p
     assert answer.status_code == 503 and answer.headers["Retry-After"]
     door.stack.thread.run(listener.stop())
     door.stack.thread.call(gateway.close)
+
+
+def test_a_metroculus_that_hangs_keeps_nobody_waiting_who_is_known(
+    door: Door, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, token = door.link()
+    headers = METRICS | {"Authorization": f"Bearer {token}"}
+    gateway, listener, url = door.open_gateway()
+    write = {"data": packed(one_series()), "timeout": 40, "headers": headers}
+    assert requests.post(url + WRITE, **write).status_code == 200  # type: ignore[arg-type]
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        gateway.calls.client._base = f"http://127.0.0.1:{silent.getsockname()[1]}/metroculus/v2"
+        monkeypatch.setattr(gates, "GOOD_SECONDS", 0.0)
+        for _ in range(3):
+            began = time.monotonic()
+            assert requests.post(url + WRITE, **write).status_code == 200  # type: ignore[arg-type]
+            assert time.monotonic() - began < 4
+    door.stack.thread.run(listener.stop())
+    door.stack.thread.call(gateway.close)
+
+
+def test_a_flood_of_bad_tokens_forgets_no_good_one(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "MOST_TOKENS", 3)
+    _, token = door.link()
+    assert door.push("GET", "/push/v2/wanted", token).status_code == 200
+    for number in range(8):
+        assert door.push("GET", "/push/v2/wanted", f"{token[:-4]}{number:04d}").status_code == 401
+    known: Any = door.gateway.application.wildcard_router.rules[0].target_kwargs["gate"]
+    assert len(known._good) == 1 and len(known._bad) == 3
 
 
 PACKED = {"Content-Encoding": "gzip"}
@@ -345,6 +414,37 @@ def test_a_stranger_sends_no_body(door: Door) -> None:
             answer = session.post(door.url + WRITE, data=bytes(900_000), headers=METRICS, timeout=20)
             assert answer.status_code == 401
         assert session.get(f"{door.url}/healthz", timeout=20).status_code == 200
+
+
+def test_a_promise_takes_no_room(door: Door, receiver: Receiver) -> None:
+    """Connections that declare much and send nothing, and bodies to a method that takes none, are in nobody's way."""
+    _, token = door.link()
+    _, other = door.link()
+    host, port = door.listener.address, door.listener.port
+    idle = []
+    for method, headers in (("POST", f"Authorization: Bearer {token}\r\n"), ("OPTIONS", ""), ("GET", "")):
+        for _ in range(20):
+            one = socket.create_connection((host, port), 5)
+            one.sendall(
+                f"{method} {WRITE} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: 1048576\r\n\r\n".encode()
+                + (b"" if method == "POST" else bytes(1_000_000))
+            )
+            idle.append(one)
+    answer = door.push("POST", WRITE, other, data=packed(one_series()), headers=METRICS)
+    assert answer.status_code == 200, answer.text
+    for one in idle:
+        one.close()
+    handlers_room = door.gateway.application.wildcard_router.rules[0].target_kwargs["room"]
+    assert until(lambda: not handlers_room.taken.total())
+    assert until(lambda: not door.gateway.application.wildcard_router.rules[0].target_kwargs["flying"])
+
+
+def test_half_of_the_room_is_left_to_others() -> None:
+    room = UploadRoom(80, 10)
+    assert all(room.take(10, "one") for _ in range(4)) and not room.take(1, "one")
+    assert room.take(40, "two") and not room.take(1, "three")
+    room.give_back(40, "two")
+    assert room.take(1, "three")
 
 
 def test_no_account_takes_all_places(door: Door, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:

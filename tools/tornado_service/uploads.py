@@ -5,13 +5,16 @@ What is kept at once is bounded over all requests, so that memory does not grow 
 
 from __future__ import annotations
 
+from collections import Counter
+
 from tornado.web import RequestHandler, stream_request_body
 
 from tools.tornado_service.application import ServiceHandler, declared_of
 from tools.tornado_service.errors import ApiError
-from tools.tornado_service.limits import DRAINED_BYTES
 from tools.tornado_service.operation import Operation
 
+SHARERS = 2
+"""One caller has this part of the room at most."""
 FULL_SECONDS = 2
 """After which whoever finds no room is told to come again."""
 
@@ -27,17 +30,20 @@ class UploadRoom:
     def __init__(self, total: int, each: int) -> None:
         self.total = max(total, each)
         self.each = each
-        self.taken = 0
+        self.share = max(self.total // SHARERS, each)
+        self.taken: Counter[str] = Counter()
 
-    def take(self, size: int) -> bool:
-        """Whether there is room for so many more; takes it."""
-        if self.taken + size > self.total:
+    def take(self, size: int, who: str = "") -> bool:
+        """Whether there is room for so many more of somebody's; takes it. Nobody has all of it."""
+        if self.taken.total() + size > self.total or self.taken[who] + size > self.share:
             return False
-        self.taken += size
+        self.taken[who] += size
         return True
 
-    def give_back(self, size: int) -> None:
-        self.taken -= size
+    def give_back(self, size: int, who: str = "") -> None:
+        self.taken[who] -= size
+        if not self.taken[who]:
+            del self.taken[who]
 
 
 @stream_request_body
@@ -50,23 +56,30 @@ class UploadHandler(ServiceHandler):
 
     room: UploadRoom
     _held = 0
+    _holder = ""
+    _keeps = True
+    """Whether the method takes a body at all."""
     _refusal: ApiError | None = None
     _whole = False
     """Whether the body was received to its end."""
 
+    @property
+    def sharer(self) -> str:
+        """Whose the body is, once that is known."""
+        return ""
+
     async def prepare(self) -> None:
-        await super().prepare()
         self._body = bytearray()
-        declared = declared_of(type(self), self.request.method)
-        if declared is None or self.request.method == "OPTIONS":
-            return
-        length = self.request.headers.get("Content-Length", "0")
-        size = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0
         try:
+            await super().prepare()
+            declared = declared_of(type(self), self.request.method)
+            if declared is None or not declared.raw_body:
+                self._keeps = False
+                return
             await self.authorize(declared, self.path_kwargs)
-            self._hold(size)
         except ApiError as refusal:
-            if size > DRAINED_BYTES:
+            length = self.request.headers.get("Content-Length", "0")
+            if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.room.each):
                 raise
             self._refusal = refusal
 
@@ -74,32 +87,24 @@ class UploadHandler(ServiceHandler):
         if self._refusal is not None:
             raise self._refusal
 
-    def _hold(self, size: int) -> None:
-        """Take room for so many bytes.
-
-        Raises:
-            ApiError: there is none now.
-        """
-        more = size - self._held
-        if more > 0 and not self.room.take(more):
-            self._drop()
-            raise ApiError(self.codes.overloaded, "too much is being received; come again", retry_after=FULL_SECONDS)
-        self._held += max(0, more)
-
     def _drop(self) -> None:
-        self._body.clear()
-        self.room.give_back(self._held)
+        self._body = bytearray()
+        if self._held:
+            self.room.give_back(self._held, self._holder)
         self._held = 0
 
     def data_received(self, chunk: bytes) -> None:
-        if self._finished or self._refusal is not None:
+        """Room is taken by what has come, not by what was promised: a promise costs nothing."""
+        if self._finished or self._refusal is not None or not self._keeps:
             return
-        try:
-            self._hold(len(self._body) + len(chunk))
-        except ApiError as refusal:
-            self._refusal = refusal
-        else:
+        self._holder = self.sharer
+        if self.room.take(len(chunk), self._holder):
+            self._held += len(chunk)
             self._body += chunk
+            return
+        self._drop()
+        reason = "too much is being received; come again"
+        self._refusal = ApiError(self.codes.overloaded, reason, retry_after=FULL_SECONDS)
 
     @property
     def raw_body(self) -> bytes:
@@ -110,7 +115,8 @@ class UploadHandler(ServiceHandler):
         """
         self.refuse_what_is_too_large()
         self._whole = True
-        return bytes(self._body)
+        body, self._body = bytes(self._body), bytearray()  # its room is given back with the answer
+        return body
 
     def on_finish(self) -> None:
         if hasattr(self, "_body"):

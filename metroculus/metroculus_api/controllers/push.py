@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from metroculus import plan
-from metroculus.codes import INBOX_FULL, INVALID, NOT_PUSHED, ONE_CLUSTER, TOO_LARGE
+from metroculus.codes import INBOX_FULL, INVALID, NOT_PUSHED, ONE_CLUSTER, TOO_LARGE, TOO_MANY_TOKENS
 from metroculus.metroculus_api.errors import NoHistory
-from metroculus.sources.accounts import PUSH, Accounts
+from metroculus.sources.accounts import PUSH, Accounts, TooManyTokens
 from metroculus.sources.errors import BadAnswer, TooLarge
 from metroculus.storage.inbox import PIECE_BYTES, Inbox, Kind, PushedAnswer, Step
 from metroculus.storage.ledger import Marker
@@ -70,7 +70,11 @@ class PushController:
         if self._accounts.one_cluster:
             raise ApiError(ONE_CLUSTER)
         token = f"mpt_{UUID(account).hex}_{secrets.token_urlsafe(TOKEN_BYTES)}"
-        if not await self._accounts.registry.add_push_token(account, _digest(token), OLD_TOKEN_SECONDS, PUSH):
+        try:
+            added = await self._accounts.registry.add_push_token(account, _digest(token), OLD_TOKEN_SECONDS, PUSH)
+        except TooManyTokens:
+            raise ApiError(TOO_MANY_TOKENS, retry_after=OLD_TOKEN_SECONDS) from None
+        if not added:
             raise ApiError(NOT_PUSHED)
         return structs.PushToken(account, token)
 
@@ -84,7 +88,8 @@ class PushController:
         if said is None:
             return structs.CheckedPushToken(None)
         account = str(UUID(said[1]))
-        entry = await self._accounts.registry.get(account)
+        # What is remembered of an entry says nothing of tokens that were made or revoked since: better no answer.
+        entry = await self._accounts.registry.read_now(account)
         if entry is None or entry.flavour != PUSH:
             return structs.CheckedPushToken(None)
         digest, now = _digest(token), self._clock()

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 from tornado.httpclient import HTTPRequest, HTTPResponse
 from tornado.httputil import HTTPHeaders, HTTPInputError
-from tornado.iostream import StreamClosedError
+from tornado.iostream import StreamClosedError, UnsatisfiableReadError
 from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError
 
 from metroculus.sources.answers.unzip import unzip
@@ -268,7 +268,7 @@ class SourceHttp:
                 raise _too_large(upstream) from None
             how = "broke off its answer" if body.size else "could not be reached"
             raise _Retryable(Unreachable(f"{upstream.name} {how}")) from None
-        except (HTTPInputError, ValueError):
+        except (HTTPInputError, UnsatisfiableReadError, ValueError):
             raise BadAnswer(f"{upstream.name} answered with something that is not HTTP") from None
 
 

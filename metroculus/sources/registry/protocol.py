@@ -71,6 +71,10 @@ class Credentials(Struct, frozen=True):
     """What the account's agent may show, the newest first; only of accounts that push."""
 
 
+class TooManyTokens(Exception):
+    """Too many of an account's push tokens are still good."""
+
+
 class Outdated(Exception):
     """The entry was written already by the same manager with a higher version."""
 
@@ -226,6 +230,15 @@ class SourceRegistry:
         stored = await self._read(account)
         return None if stored is None else self._opened(stored)
 
+    async def read_now(self, account: str) -> SourceEntry | None:
+        """The entry as it is at this moment; nothing that is remembered stands in.
+
+        Raises:
+            RegistryError
+        """
+        stored = await asyncio.to_thread(self.entries.read, account)
+        return None if stored is None else self._opened(stored)
+
     async def revision(self, account: str) -> int | None:
         """Of the account's entry, without opening what is sealed in it.
 
@@ -350,6 +363,7 @@ class SourceRegistry:
             whether there is such an account.
 
         Raises:
+            TooManyTokens: others are still good, and none of them ends before its time.
             RegistryError
         """
 
@@ -365,9 +379,11 @@ class SourceRegistry:
                     for one in entry.credentials.push_tokens
                 )
                 tokens = (PushToken(digest), *(one for one in older if one.until is None or one.until > now))
+                if len(tokens) > MOST_PUSH_TOKENS:
+                    raise TooManyTokens
                 changed = msgspec.structs.replace(
                     entry,
-                    credentials=msgspec.structs.replace(entry.credentials, push_tokens=tokens[:MOST_PUSH_TOKENS]),
+                    credentials=msgspec.structs.replace(entry.credentials, push_tokens=tokens),
                     revision=new_revision(),
                 )
                 if self.entries.replace(self._sealed(changed), known.revision):

@@ -70,6 +70,10 @@ class PushAnswers(UploadHandler, MetroculusHandler):
 
     push: PushController
 
+    @property
+    def sharer(self) -> str:
+        return str(self.path_kwargs.get("cloud_account_id", ""))
+
     @operation(
         needs=Needs.CLUSTER_SECRET,
         query=AnswerQuery,
