@@ -165,7 +165,8 @@ class Agent:
         return pushed
 
     def _leave_alone(self, question: tuple[str, str, int, int]) -> None:
-        seconds = min(LATER_SECONDS * 2 ** min(self._failures[question], 10), LATEST_SECONDS)
+        most = LAST_PAUSE_SECONDS if self._in_a_row else LATEST_SECONDS  # nobody answered: it need not be the question
+        seconds = min(LATER_SECONDS * 2 ** min(self._failures[question], 10), most)
         self._failures[question] += 1
         self._later[question] = self._clock() + seconds
 
@@ -196,13 +197,13 @@ class Agent:
         except GatewayError as refusal:
             if refusal.status == 413:
                 return await self._halved(wanted, refusal)
-            if not refusal.of_the_answer:
-                self._in_a_row += 1
-                self._asked_to_wait = refusal.retry_after
+            self._in_a_row = 0 if refusal.of_the_answer else self._in_a_row + 1
+            self._asked_to_wait = refusal.retry_after
             log.error("an answer was not taken, and is asked for again later: %s", refusal)
             return False
         except BadAnswer as failure:  # it is there, and does not answer this
             self._failed(failure)
+            self._in_a_row = 0
             return False
         except SourceError as failure:
             self._failed(failure)
