@@ -54,6 +54,7 @@ class StoredInbox:
                 first=one.first,
                 last=one.last,
                 told=one.told,
+                asked_at=one.asked_at,
                 received_at=one.received_at,
                 packed=partial(self._packed, one),
             )
@@ -70,6 +71,10 @@ class StoredInbox:
     async def assets_form(self, account: str) -> str:
         """Raises: StoreError"""
         return await self._store.run(self._store.inbox.newest_assets_form, account)
+
+    async def currency(self, account: str) -> str:
+        """Raises: StoreError"""
+        return await self._store.run(self._store.inbox.currency, account)
 
 
 def open_registry(config: MetroculusConfig, clock: Callable[[], float] = time.time) -> SourceRegistry:

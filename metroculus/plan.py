@@ -27,8 +27,6 @@ LAST_RETRY_SECONDS = DAY
 
 FILLING_SECONDS = 5 * MINUTE
 """After its end an hour is not asked of a tenant's upstream for so long: it may still be filling it."""
-DAY_AGGREGATE = ("cluster", "namespace")
-"""What a day is asked for by where it is the control of its hours."""
 MOST_WANTED = 200
 """Questions that one agent is told at once."""
 
@@ -163,17 +161,24 @@ def _questions(stretch: Stretch) -> Iterator[Wanted]:
     start, end = stretch.start, stretch.end
     if stretch.whole:
         yield Wanted(kind="assets", step="day", start=start, end=end)
-        yield Wanted(kind="allocation", step="day", start=start, end=end, aggregate=DAY_AGGREGATE)
+        yield Wanted(kind="allocation", step="day", start=start, end=end)
     yield Wanted(kind="assets", step="hour", start=start, end=end)
     yield Wanted(kind="allocation", step="hour", start=start, end=end)
 
 
-def arrived(hours: Iterable[int], told: Set[int], now: int) -> list[Stretch]:
-    """What to read where answers were pushed: a day that is over and all there in one go, else the hours."""
+def arrived(hours: Iterable[int], told: Set[int], days: Set[int], now: int) -> list[Stretch]:
+    """What to read where answers were pushed: a day that is over and all there in one go, else the hours.
+
+    Args:
+        hours: of which there are new answers.
+        told: hours that answers tell one by one.
+        days: first seconds of days of which there are new answers about the day itself.
+    """
     found: list[Stretch] = []
     for day, members in groupby(sorted(set(hours)), key=lambda hour: day_of(hour, 0)):
-        whole = day + DAY + SETTLING_SECONDS <= now and told >= set(range(day, day + DAY, HOUR))
-        found += [Stretch(day, day + DAY, whole=True)] if whole else stretches(list(members))
+        whole = day in days or told >= set(range(day, day + DAY, HOUR))
+        over = day + DAY + SETTLING_SECONDS <= now
+        found += [Stretch(day, day + DAY, whole=True)] if over and whole else stretches(sorted(told & set(members)))
     return sorted(found, reverse=True)
 
 

@@ -163,12 +163,18 @@ class Stamp(Text):
     what = "Unix seconds"
 
 
+class Currency(Text):
+    pattern = "[A-Z]{3}"
+    what = "a currency (ISO 4217)"
+
+
 class AnswerQuery(Struct, frozen=True):
     kind: Literal["allocation", "assets"]
     start: Stamp
     end: Stamp
     step: Literal["hour", "day"]
     asked_at: Stamp | None = None
+    currency: Currency | None = None
 
 
 class Wanted(GatewayHandler):
@@ -202,6 +208,7 @@ class Answers(UploadHandler, GatewayHandler):
             query.step,
             body,
             asked_at=query.asked_at,
+            currency=query.currency,
             digest=headers.get("Digest"),
             encoding=headers.get("Content-Encoding", "identity").strip().lower(),
             request_id=self.request_id,

@@ -56,11 +56,15 @@ class Upstream(Protocol):
         """
         ...
 
+    async def currency(self) -> str | None:
+        """Of its money; None where it does not say, or not now."""
+        ...
+
 
 class GatewayProtocol(Protocol):
     async def wanted(self) -> Sequence[Wanted]: ...
 
-    async def deliver(self, wanted: Wanted, body: bytes) -> int: ...
+    async def deliver(self, wanted: Wanted, body: bytes, currency: str | None = None) -> int: ...
 
 
 class _GivenUp(Exception):
@@ -96,7 +100,8 @@ class Agent:
         self._clock = clock
         self._poll_seconds = poll_seconds
         self._sleep = sleep
-        self._at_once = 1 if upstream.one_by_one else FIRST_HOURS
+        self._at_once: dict[str, int] = {}
+        """Hours that are asked for at once, by the kind of answer: of one kind they are far larger than of the other."""
         self._later: dict[tuple[str, str, int, int], float] = {}
         """Until when a question is left alone."""
         self._failures: Counter[tuple[str, str, int, int]] = Counter()
@@ -150,19 +155,26 @@ class Agent:
         return pushed
 
     async def _push(self, wanted: Wanted) -> int:
-        """Push the answers to one question, part by part; one that fails leaves the rest of it for later."""
-        pushed = 0
+        """Push the answers to one question, part by part; one that fails is left for later, and the others are pushed."""
+        pushed, failed = 0, False
         for part in self._parts(wanted):
-            if not await self._push_part(part):
+            if await self._push_part(part):
+                self._in_a_row = 0
+                pushed += 1
+                continue
+            failed = True
+            if self._in_a_row >= IN_A_ROW:
                 self._leave_alone(_question(wanted))
-                if self._in_a_row >= IN_A_ROW:
-                    raise _GivenUp(self._asked_to_wait)
-                return pushed
-            self._in_a_row = 0
-            pushed += 1
+                raise _GivenUp(self._asked_to_wait)
+        if failed:
+            self._leave_alone(_question(wanted))
+            return pushed
         self._failures.pop(_question(wanted), None)
         self._later[_question(wanted)] = self._clock() + DELIVERED_SECONDS
         return pushed
+
+    def _hours_at_once(self, kind: str) -> int:
+        return 1 if self._upstream.one_by_one else self._at_once.get(kind, FIRST_HOURS)
 
     def _leave_alone(self, question: tuple[str, str, int, int]) -> None:
         most = LAST_PAUSE_SECONDS if self._in_a_row else LATEST_SECONDS  # nobody answered: it need not be the question
@@ -177,7 +189,7 @@ class Agent:
             return
         end = wanted.end
         while end > wanted.start:
-            start = max(wanted.start, end - self._at_once * HOUR)
+            start = max(wanted.start, end - self._hours_at_once(wanted.kind) * HOUR)
             yield replace(wanted, start=start, end=end)
             end = start
 
@@ -201,26 +213,27 @@ class Agent:
             self._asked_to_wait = refusal.retry_after
             log.error("an answer was not taken, and is asked for again later: %s", refusal)
             return False
-        except BadAnswer as failure:  # it is there, and does not answer this
+        except BadAnswer as failure:  # it is there, and does not answer this: perhaps for the sake of one hour
             self._failed(failure)
             self._in_a_row = 0
-            return False
+            return await self._halved(wanted, failure)
         except SourceError as failure:
             self._failed(failure)
             self._in_a_row += 1
             self._asked_to_wait = None
             if isinstance(failure, DeadlineExceeded) and wanted.step == "hour":
-                self._at_once = max(1, self._at_once // 2)
+                self._at_once[wanted.kind] = max(1, self._hours_at_once(wanted.kind) // 2)
             return False
         return True
 
     async def _halved(self, wanted: Wanted, failure: Exception) -> bool:
         hours = (wanted.end - wanted.start) // HOUR
         if wanted.step == "day" or hours < 2:
-            log.error("an answer is too large, and is asked for again later: %s", failure)
+            log.error("an answer is not to be had as it is, and is asked for again later: %s", failure)
             return False
         middle = wanted.start + hours // 2 * HOUR
-        self._at_once = max(1, hours // 2)
+        if not isinstance(failure, BadAnswer) or isinstance(failure, TooLarge):
+            self._at_once[wanted.kind] = max(1, hours // 2)
         halves = (replace(wanted, start=middle), replace(wanted, end=middle))
         return all([await self._push_part(half) for half in halves])
 
@@ -228,13 +241,15 @@ class Agent:
         """Ask for as many hours at once as keep answers small."""
         if wanted.step == "hour" and not self._upstream.one_by_one:
             hours = (wanted.end - wanted.start) // HOUR
-            self._at_once = max(1, min(HOURS_A_DAY, hours * BODY_BYTES // max(1, size)))
+            fitting = max(1, min(HOURS_A_DAY, hours * BODY_BYTES // max(1, size)))
+            self._at_once[wanted.kind] = min(fitting, 2 * self._hours_at_once(wanted.kind))
 
     async def _deliver(self, wanted: Wanted, body: bytes) -> None:
         """Raises: _GivenUp; GatewayError: this answer is refused."""
+        currency = await self._upstream.currency()
         for attempt in range(DELIVERIES):
             try:
-                size = await self._gateway.deliver(wanted, body)
+                size = await self._gateway.deliver(wanted, body, currency)
             except GatewayError as failure:
                 if failure.of_the_answer:
                     raise

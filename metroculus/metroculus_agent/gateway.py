@@ -90,8 +90,8 @@ class Gateway:
             raise GatewayError("the gateway wants what is no hours of one day")
         return wanted
 
-    async def deliver(self, wanted: Wanted, body: bytes) -> int:
-        """Push an answer of the upstream; it is kept once this returns.
+    async def deliver(self, wanted: Wanted, body: bytes, currency: str | None = None) -> int:
+        """Push an answer of the upstream, with the currency of its money where that is known; it is kept after this.
 
         Returns:
             the bytes that were sent.
@@ -101,8 +101,8 @@ class Gateway:
         """
         packed, digest = await asyncio.to_thread(_packed, body)
         path = f"/push/v2/answers/{wanted.kind}/{wanted.start}/{wanted.end}/{wanted.step}"
-        if wanted.asked_at is not None:
-            path += "?" + urlencode({"asked_at": wanted.asked_at})
+        query = {"asked_at": wanted.asked_at, "currency": currency}
+        path += "?" + urlencode({name: value for name, value in query.items() if value is not None})
         headers = {"Content-Type": "application/json", "Content-Encoding": "gzip", "Digest": f"sha-256={digest}"}
         await self._request("PUT", path, packed, headers)
         return len(packed)

@@ -16,7 +16,7 @@ from metroculus.codes import CODES
 from metroculus.metroculus_agent.agent import POLL_SECONDS, Agent
 from metroculus.metroculus_agent.gateway import Gateway, Wanted
 from metroculus.metroculus_agent.metrics import AgentMetrics
-from metroculus.sources.errors import BadAnswer
+from metroculus.sources.errors import BadAnswer, SourceError
 from metroculus.sources.kubecost.client import Flavour, KubecostSource
 from metroculus.sources.outbound.addresses import AllowedAddresses
 from metroculus.sources.outbound.http import SourceHttp, Upstream
@@ -24,6 +24,9 @@ from tools.deadline import Deadline
 from tools.tornado_service.application import make_application
 from tools.tornado_service.service import Service
 from tools.version import VERSION
+
+
+CURRENCY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,13 @@ class AskedUpstream:
         step = cast(Literal["hour", "day"], wanted.step)
         deadline = Deadline(self._seconds)
         return await self._source.body(kind, wanted.start, wanted.end, step, wanted.aggregate, deadline)
+
+    async def currency(self) -> str | None:
+        """As it was said within the hour."""
+        try:
+            return await self._source.currency(Deadline(min(self._seconds, CURRENCY_SECONDS)))
+        except SourceError:
+            return None
 
 
 @dataclass

@@ -35,6 +35,7 @@ _ENCODER = msgspec.json.Encoder()
 
 HOURS_A_DAY = 24
 CLOSED = "the hour is closed, and changes only by a repair"
+NOTHING_NEWER = "nothing newer was pushed of this hour"
 KEPT_NO_LONGER = "the source keeps this hour no longer, and what it told of it stays"
 
 
@@ -126,7 +127,8 @@ class Extractor:
         missing |= {h: "the source has not filled this hour yet" for h in read.hours if h not in whole}
         committed = (await self._store.run(self._store.ledger.committed, account, stretch.start, stretch.end)).hours
         better = {h for h, r in whole.items() if h in committed and not _may_replace(r, committed[h])}
-        whole = {hour: reading for hour, reading in whole.items() if hour not in better}
+        older = {h for h, r in whole.items() if h in committed and 0 < r.told_at < committed[h].fetched_at}
+        whole = {hour: reading for hour, reading in whole.items() if hour not in better | older}
         # A day of which another source told hours is the first one's set of what it has: it is no control of them.
         by_first = sum(not reading.source or reading.cut_from is not None for reading in whole.values())
         day, why = await self._day(sources, stretch, by_first)
@@ -135,13 +137,15 @@ class Extractor:
         readings = [whole[hour] for hour in sorted(whole)]
         currency = await self._currency(sources, account, committed)
         batches, followed = await self._store.run(assemble, account, readings, day, now, currency)
-        done = await self._commit(account, owned, batches, committed, order, asked)
+        done = await self._commit(account, owned, batches, committed, order, asked, now)
         if followed is not None and done.all_of_them:
             sequence = owned.writer.sequence()
             await self._store.run(
                 self._store.followed_days.record, account, stretch.start, followed.residuals, sequence, now
             )
         unchanged = dict.fromkeys(staying.keys() - missing.keys(), why) | dict.fromkeys(better, KEPT_NO_LONGER)
+        told_before = {hour for hour, reading in whole.items() if reading.told_at} - {one.hour for one in done.written}
+        unchanged |= dict.fromkeys(older | told_before, NOTHING_NEWER)
         asked_again = unchanged | dict.fromkeys(done.kept, CLOSED)
         # Of a source that does not answer it is not known what it lacks: its hours are due again with the next round.
         tried = {} if read.silent else missing
@@ -183,14 +187,16 @@ class Extractor:
         committed: Mapping[int, Marker],
         order: RepairOrder | None,
         asked: range | None,
+        asked_at: int,
     ) -> _Committed:
-        """Store what differs from what is stored, and confirm the rest.
+        """Store what differs from what is stored, and confirm the rest as far as it was asked for now.
 
         Raises:
             StoreError, LostOwnership
         """
         now = int(self._clock())
         same = [committed[b.hour] for b in batches if b.hour in committed and committed[b.hour].digest == b.digest]
+        asked_now = {batch.hour for batch in batches if batch.fetched_at >= asked_at}
         changed = [b for b in batches if b.hour not in committed or committed[b.hour].digest != b.digest]
         kept = [b.hour for b in changed if b.hour in committed and closed(b.hour, now) and order is None]
         wanted = [b for b in changed if b.hour not in kept and (asked is None or b.hour in asked)]
@@ -199,7 +205,8 @@ class Extractor:
         if order is not None:  # first: a change that nobody knows of would be worse than one that did not come about
             await self._audit(order, committed, wanted, now)
         written = await self._store.run(self._store.ledger.commit, wanted, owned.writer)
-        await self._store.run(self._store.ledger.confirm, account, same, owned.writer, now)
+        confirmed = [marker for marker in same if marker.hour in asked_now]
+        await self._store.run(self._store.ledger.confirm, account, confirmed, owned.writer, now)
         hours = tuple(marker.hour for marker in same)
         return _Committed(tuple(written), hours, tuple(kept), len(wanted) == len(changed))
 
@@ -291,7 +298,7 @@ def assemble(
                 quarantined=reading.quarantined,
                 unknown=reading.unknown,
                 not_covered=reading.not_covered,
-                fetched_at=now,
+                fetched_at=reading.told_at or now,
                 currency=currency,
                 source=reading.source,
                 told_from=reading.cut_from[0] if reading.cut_from else 0,

@@ -240,20 +240,24 @@ class TaskRunner:
         answers = await self._store.run(inbox.waiting, account)
         hours = {h for one in answers for h in range(one.first, one.last, HOUR)}
         told: set[int] = set()
+        days = {one.first for one in answers if (one.kind, one.step) == ("allocation", "day")}
         if hours:
             first, last = day_of(min(hours), 0), day_of(max(hours), 0) + DAY
             for one in await self._store.run(inbox.overlapping, account, first, last):
                 told.update(one.told if (one.kind, one.step) == ("allocation", "hour") else ())
-        return _Arrived(tuple(answers), tuple(arrived(hours & told, told, now)))
+        return _Arrived(tuple(answers), tuple(arrived(hours, told, days, now)))
 
     async def _take(self, account: str, owned: Owned, answers: Sequence[PushedAnswer]) -> None:
         """Note that these answers are stored, and store the days of assets that are among them."""
         for one in answers:
             if (one.kind, one.step) == ("assets", "day"):
                 window = (one.first, one.last)
-                await extract_assets(
-                    self._store, self._accounts, account, owned, window, self._clock, self._seconds_a_call
-                )
+                try:
+                    await extract_assets(
+                        self._store, self._accounts, account, owned, window, self._clock, self._seconds_a_call
+                    )
+                except SourceError as failure:
+                    log.warning("account %s: assets that were pushed cannot be read: %s", account, failure)
         closed_since = day_of(int(self._clock()) - CLOSED_AFTER_SECONDS, 0)
         old = [one for one in answers if one.first < closed_since]
         if old:  # the rounds sum up open days alone
@@ -261,6 +265,19 @@ class TaskRunner:
             await self._store.run(self._store.summaries.rebuild, account, *span, owned.writer)
         if answers:
             await self._store.run(self._store.inbox.take, answers)
+            await self._advance_backfills(account)
+
+    async def _advance_backfills(self, account: str) -> None:
+        """Count anew what back-fills of the past had to leave to the cluster's agent."""
+        for job in await self._store.run(self._store.jobs.of, account):
+            if job.state != "incomplete" or job.repair:
+                continue
+            committed = await self._store.run(self._store.ledger.committed, account, job.first, job.last)
+            done = len(committed.hours)
+            if done > job.hours_done:
+                state: State = "done" if done >= job.hours_total else "incomplete"
+                sofar = (job.hours_total, done, max(0, job.hours_total - done))
+                await self._store.run(self._store.jobs.advance, job, state, *sofar)
 
     async def _open_days(self, account: str, shift: int = 0) -> _OpenDays:
         """What is stored of the days that may still change, and what was asked for in vain."""

@@ -110,6 +110,8 @@ class HourReading(Struct, frozen=True, kw_only=True):
     """Who told it, where that was not the first source hour by hour."""
     cut_from: tuple[int, int] | None = None
     """The longer time that it is a part of, where it was cut from that."""
+    told_at: int = 0
+    """When its upstream was asked (Unix seconds), where that was not just now."""
 
 
 class HoursRead(Struct, frozen=True):
@@ -522,7 +524,7 @@ class _Hours:
                 hour, said, whole, management.get(hour), self._management_covered, assets.get(hour), control,
                 self._sources.clusters.all,
             )  # fmt: skip
-            found[hour] = replace(reading, source=who[2], cut_from=said.cut_from)
+            found[hour] = replace(reading, source=who[2], cut_from=said.cut_from, told_at=said.told_at)
         return HoursRead(found, missing, sets.failure, sets.silent, sets.silent)
 
     async def _told_by(self, source: CostSource) -> tuple[HourSets, Mapping[int, AssetsReading]]:

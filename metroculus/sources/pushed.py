@@ -6,6 +6,7 @@ kept, so that a tenant hears of one that cannot be read.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from functools import partial
 from typing import Literal, Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from metroculus.cost_model.assets import Asset, merge
 from metroculus.cost_model.columns import by_owner
@@ -45,8 +47,6 @@ NAME = "the pushed answer"
 MAX_BODY_BYTES = 256 << 20
 """Of an unpacked answer."""
 LEARNED_SECONDS = 60.0
-DAY_AGGREGATE = ("cluster", "namespace")
-"""What a day is asked for by: it is the control of its hours."""
 
 _BASIC = frozenset({Capability.ALLOCATIONS, Capability.DAY_SET, Capability.ASSETS, Capability.PLACEMENT})
 
@@ -59,6 +59,7 @@ class Pushed(Struct, frozen=True, kw_only=True):
     first: int
     last: int
     told: tuple[int, ...]
+    asked_at: int
     received_at: int
     packed: Callable[[], Awaitable[bytes]]
 
@@ -72,6 +73,10 @@ class Inbox(Protocol):
 
     async def assets_form(self, account: str) -> str:
         """``list`` or ``object``, as the account's last assets were told; empty where there are none."""
+        ...
+
+    async def currency(self, account: str) -> str:
+        """Of the account's money, as its upstream says; empty where it does not."""
         ...
 
 
@@ -99,14 +104,14 @@ async def read_content(
         assets = await decode_elsewhere(body, partial(decode_assets, NAME, body))
         return Content(digest, tuple(_asset_hours(assets, step, first, last)), assets.form or "")
     if step == "day":
-        decoded = await decode_allocations(offload, NAME, body, DAY_AGGREGATE)
+        decoded = await decode_allocations(offload, NAME, body, ())
         whole = _day_of(decoded, first, last) is not None
         return Content(digest, tuple(range(first, last, HOUR)) if whole else ())
     decoded = await decode_allocations(offload, NAME, body, ())
     hours = _hours_of(decoded, first, last)
     if decoded.sets and not any(first < one.end and one.start < last for one in decoded.sets):
         raise BadAnswer(f"{NAME} is of another time than it says")
-    if decoded.sets and not hours and last - first > HOUR:
+    if decoded.sets and not hours and not any(one.end - one.start == HOUR for one in decoded.sets):
         raise BadAnswer(f"{NAME} has no sets of hours: ask the upstream by the hour")
     return Content(digest, tuple(hour for hour, one in sorted(hours.items()) if not _filling(hour, one, now)))
 
@@ -144,10 +149,15 @@ def _day_of(decoded: Decoded, first: int, last: int) -> AllocationSet | None:
 def _asset_hours(decoded: DecodedAssets, step: Step, first: int, last: int) -> Mapping[int, list[Asset]]:
     """Assets by hour, as far as an answer tells hours apart."""
     if step == "day":
-        return {}
+        return {hour: [] for hour in range(first, last, HOUR)} if _all_inside(decoded, first, last) else {}
     if decoded.form == FORMS["opencost"]:
         return {first: list(decoded.assets)} if last - first == HOUR else {}
     return by_hour(decoded, first, last)
+
+
+def _all_inside(decoded: DecodedAssets, first: int, last: int) -> bool:
+    """Whether there are assets, and all of them are of the time that was asked for: other zones have other days."""
+    return bool(decoded.found) and all(first <= start and end <= last for start, end in decoded.spans)
 
 
 class PushedSource(CostSource):
@@ -225,25 +235,44 @@ class PushedSource(CostSource):
                 failure, unread = str(problem), unread | hours
                 continue
             read = _hours_of(decoded, answer.first, answer.last)
-            found |= {hour: one for hour, one in read.items() if hour in hours}
+            found |= {hour: replace(one, told_at=answer.asked_at) for hour, one in read.items() if hour in hours}
             received_at = max(received_at, answer.received_at)
         return _Hours(found, unread - found.keys(), absent, failure, received_at)
 
     async def day_set(self, day: int, deadline: Deadline) -> dict[str, Costs] | None:
-        """What was pushed of a day by itself."""
-        for answer in await self._inbox.answers(self._account, day, day + DAY):
-            if (answer.kind, answer.step, answer.first, answer.last) != ("allocation", "day", day, day + DAY):
-                continue
-            body = await _unpacked(await answer.packed())
-            one = _day_of(await decode_allocations(self._offload, NAME, body, DAY_AGGREGATE), day, day + DAY)
-            if one is None:
-                return None
-            reading = self.clusters.of_reading(
-                judge_sets(self.name, [one], Window.past(day, day + DAY), answer.received_at)
-            )
-            whole = reading.source.status == "ok" and reading.has_idle()
-            return by_owner(reading.allocations()) if whole else None
-        return None
+        """What was pushed of a day by itself; None where its hours were asked for later, and may say something else."""
+        answers = await self._inbox.answers(self._account, day, day + DAY)
+        decoded, answer = await self._day(answers, day)
+        hours = [one.asked_at for one in answers if (one.kind, one.step) == ("allocation", "hour") and one.told]
+        one = _day_of(decoded, day, day + DAY) if decoded is not None else None
+        if answer is None or one is None or answer.asked_at < max(hours, default=0):
+            return None
+        reading = self.clusters.of_reading(
+            judge_sets(self.name, [one], Window.past(day, day + DAY), answer.received_at)
+        )
+        whole = reading.source.status == "ok" and reading.has_idle()
+        return by_owner(reading.allocations()) if whole else None
+
+    async def hours_of_days(self, start: int, end: int, seconds_a_call: float) -> Mapping[int, HourSet]:
+        """Kubecost keeps days far longer than hours: a day that was pushed by itself, cut into hours."""
+        decoded, answer = await self._day(await self._inbox.answers(self._account, start, end), start)
+        if decoded is None or answer is None or end - start != DAY:
+            return {}
+        told = [one for one in decoded.sets if len(one.columns) and not one.without_containers]
+        cut = await asyncio.to_thread(cut_into_hours, told, start, end)
+        return {hour: replace(HourSet.cut(hour, one), told_at=answer.asked_at) for hour, one in cut.items()}
+
+    async def _day(self, answers: Sequence[Pushed], day: int) -> tuple[Decoded | None, Pushed | None]:
+        """The answer about one UTC day that counts, container by container."""
+        wanted = ("allocation", "day", day, day + DAY)
+        answer = next((one for one in answers if (one.kind, one.step, one.first, one.last) == wanted), None)
+        if answer is None:
+            return None, None
+        body = await _unpacked(await answer.packed())
+        return await decode_allocations(self._offload, NAME, body, ()), answer
+
+    async def currency(self, deadline: Deadline) -> str | None:
+        return await self._inbox.currency(self._account) or None
 
     async def assets(self, window: Window, deadline: Deadline) -> AssetsReading:
         """Assets of a window: of whole days as they were told, of the rest by the hour."""
@@ -297,7 +326,7 @@ class PushedSource(CostSource):
         hours = {hour for hour, _ in split(start, end, HOUR) if hour % HOUR == 0 and hour + HOUR <= end}
         found: dict[int, _AssetPart] = {}
         for answer in await self._inbox.answers(self._account, start, end):
-            whole = days and answer.step == "day" and (answer.first, answer.last) == (start, end)
+            whole = days and answer.step == "day" and (answer.first, answer.last) == (start, end) and bool(answer.told)
             wanted = hours.intersection(answer.told) - found.keys()
             if answer.kind != "assets" or not (whole or (wanted and answer.step == "hour")):
                 continue

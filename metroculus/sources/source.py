@@ -73,6 +73,8 @@ class HourSet(Struct, frozen=True, kw_only=True):
     """Components that it has no means to tell."""
     cut_from: tuple[int, int] | None = None
     """The longer time that it was cut from; None where the source told the hour itself."""
+    told_at: int = 0
+    """When the upstream was asked (Unix seconds), where that was not just now."""
 
     @staticmethod
     def cut(hour: int, of: CutHour, control: Allocations | None = None) -> HourSet:

@@ -63,10 +63,10 @@ BACKFILLS = _table(
 )
 PUSH_ANSWERS = _table(
     "k8s_push_answers",
-    "account first last kind step answer asked_at received_at digest pieces bytes form told",
+    "account first last kind step answer asked_at received_at digest pieces bytes form told currency",
 )
 PUSH_PIECES = _table("k8s_push_pieces", "account first answer number body")
-PUSH_TAKEN = _table("k8s_push_taken", "account first answer taken_at")
+PUSH_TAKEN = _table("k8s_push_taken", "account first answer asked_at taken_at")
 AUDIT = _table("k8s_repairs", "account hour repair who why before after before_batch repaired_at", partitioned=False)
 
 TABLES = (

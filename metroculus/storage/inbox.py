@@ -54,6 +54,8 @@ class PushedAnswer(Struct, frozen=True, kw_only=True):
     """Of assets: ``list`` (Kubecost) or ``object`` (OpenCost); empty where it cannot be told."""
     told: tuple[int, ...]
     """The hours that it tells, by their first second."""
+    currency: str = ""
+    """Of its money, as the upstream's configuration says; empty where it does not."""
 
     @property
     def age_key(self) -> tuple[int, int]:
@@ -106,13 +108,13 @@ class Inbox:
 
     def waiting(self, account: str) -> list[PushedAnswer]:
         """The answers that nobody has taken yet, those that count first."""
-        return self._ordered(account, f"answer NOT IN ({_taken(account)})")
+        return self._ordered(account, f"(answer, asked_at) NOT IN ({_taken(account)})")
 
     def waiting_accounts(self) -> list[str]:
         """The accounts of which there are answers that nobody has taken yet."""
         rows = self._engine.rows(
-            f"SELECT DISTINCT account FROM {PUSH_ANSWERS.name} WHERE answer NOT IN"
-            f" (SELECT answer FROM {PUSH_TAKEN.name})"
+            f"SELECT DISTINCT account FROM {PUSH_ANSWERS.name} WHERE (answer, asked_at) NOT IN"
+            f" (SELECT answer, asked_at FROM {PUSH_TAKEN.name})"
         )
         return sorted(str(row["account"]) for row in rows)
 
@@ -125,6 +127,22 @@ class Inbox:
             )
         )
         return str(rows[0]["latest"]) if rows else ""
+
+    def currency(self, account: str) -> str:
+        """What money the account's last answers are in; empty where none says it."""
+        rows = list(
+            self._engine.rows(
+                f"SELECT argMax(currency, asked_at) AS latest FROM {PUSH_ANSWERS.name}"
+                f" WHERE account = {literal(account)} AND currency != ''"
+            )
+        )
+        return str(rows[0]["latest"]) if rows else ""
+
+    def whole(self, answer: PushedAnswer) -> bool:
+        """Whether all pieces of an answer are there."""
+        here = f"account = {literal(answer.account)} AND first = {moment(answer.first)} AND answer = {answer.answer}"
+        rows = list(self._engine.rows(f"SELECT count() AS there FROM {PUSH_PIECES.name} WHERE {here}"))
+        return int(rows[0]["there"]) == answer.pieces
 
     def last_received(self, account: str) -> int | None:
         """When the account was heard of last."""
@@ -160,7 +178,7 @@ class Inbox:
     def take(self, answers: Iterable[PushedAnswer]) -> None:
         """Note that what these tell is stored as far as it can be."""
         now = int(self._clock())
-        rows = [(one.account, one.first, one.answer, now) for one in answers]
+        rows = [(one.account, one.first, one.answer, one.asked_at, now) for one in answers]
         self._engine.insert(PUSH_TAKEN.name, PUSH_TAKEN.names, rows)
 
     def sweep(self, now: int) -> int:
@@ -174,13 +192,14 @@ class Inbox:
         """
         gone: dict[str, list[PushedAnswer]] = {}
         for account in self._accounts():
-            taken = {int(row["answer"]) for row in self._engine.rows(_taken(account))}
-            seen: set[tuple[str, str, int, int]] = set()
+            taken = {(int(row["answer"]), int(row["asked_at"])) for row in self._engine.rows(_taken(account))}
+            told: dict[tuple[str, str, int, int], set[int]] = {}
             for one in self._ordered(account, "1"):
                 settled = one.last < now - KEPT_SECONDS and one.received_at < now - KEPT_SECONDS
-                replaced = one.question in seen and one.received_at < now - ORPHANED_SECONDS
-                seen.add(one.question)
-                if one.answer in taken and (settled or replaced):
+                later = told.setdefault(one.question, set())
+                replaced = bool(later) and later.issuperset(one.told) and one.received_at < now - ORPHANED_SECONDS
+                later.update(one.told)
+                if (one.answer, one.asked_at) in taken and (settled or replaced):
                     gone.setdefault(account, []).append(one)
         for account, answers in gone.items():
             named = f"account = {literal(account)} AND answer IN ({numbers([one.answer for one in answers])})"
@@ -231,5 +250,5 @@ def _near(start: int) -> str:
 
 
 def _taken(account: str) -> str:
-    """SQL of the numbers of an account's answers that were taken."""
-    return f"SELECT answer FROM {PUSH_TAKEN.name} WHERE account = {literal(account)}"
+    """SQL of an account's answers that were taken: one that was given again to a later question counts anew."""
+    return f"SELECT answer, asked_at FROM {PUSH_TAKEN.name} WHERE account = {literal(account)}"

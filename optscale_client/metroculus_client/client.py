@@ -416,6 +416,7 @@ class Client:
         body: bytes,
         *,
         asked_at: int | str | None = None,
+        currency: str | None = None,
         digest: str | None = None,
         encoding: str = "gzip",
         request_id: str | None = None,
@@ -427,6 +428,7 @@ class Client:
             kind: ``allocation`` or ``assets``.
             start, end: what it is about (Unix seconds), with its ``step``, ``hour`` or ``day``.
             asked_at: of the wanted answer that it is.
+            currency: of its money (ISO 4217), where the upstream says it.
             digest: ``sha-256=`` and the base64 digest of the body.
             encoding: of the body, ``gzip`` or ``identity``.
         """
@@ -435,7 +437,7 @@ class Client:
             path = _below(path, part)
         headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
         headers |= {"Digest": digest} if digest is not None else {}
-        query = {"asked_at": asked_at}
+        query = {"asked_at": asked_at, "currency": currency}
         return self._call("PUT", path, query, body, headers=headers, request_id=request_id, timeout=timeout)
 
     def get_cache_stats(self, *, request_id: str | None = None, timeout: float | None = None) -> Answer:

@@ -55,7 +55,10 @@ class Scene:
     async def wanted(self) -> list[Wanted]:
         return [one for one in self.wants if one.start not in self.pushed]
 
-    async def deliver(self, wanted: Wanted, body: bytes) -> int:
+    async def currency(self) -> str | None:
+        return None
+
+    async def deliver(self, wanted: Wanted, body: bytes, currency: str | None = None) -> int:
         if wanted.start in self.refused:
             raise self.refused[wanted.start]
         self.pushed.append(wanted.start)
@@ -120,6 +123,39 @@ def test_what_is_wanted_again_and_again_is_not_pushed_without_a_pause() -> None:
     scene.wanted = forgetful  # type: ignore[method-assign]
     scene.run(1000.0 + 300)
     assert len(scene.pushed) < 40
+
+
+def test_small_answers_of_one_kind_do_not_make_the_others_large() -> None:
+    """Assets are a thousandth of allocations, and come first."""
+    day = [Wanted(kind=kind, step="hour", start=END - 24 * HOUR, end=END) for kind in ("assets", "allocation")]
+    scene = Scene(day)
+    sizes: list[int] = []
+
+    async def ask(wanted: Wanted) -> bytes:
+        hours = (wanted.end - wanted.start) // HOUR
+        size = hours * (10_000 if wanted.kind == "assets" else 6 << 20)
+        sizes.append(size)
+        return bytes(size)
+
+    scene.ask = ask  # type: ignore[method-assign]
+    asyncio.run(scene.agent.round())
+    assert max(sizes) <= 13 << 20
+
+
+def test_one_bad_hour_costs_no_other() -> None:
+    scene = Scene([Wanted(kind="allocation", step="hour", start=END - 24 * HOUR, end=END)])
+    bad = END - 10 * HOUR
+    told: set[int] = set()
+
+    async def ask(wanted: Wanted) -> bytes:
+        if wanted.start <= bad < wanted.end:
+            raise BadAnswer("status 500", 500)
+        told.update(range(wanted.start, wanted.end, HOUR))
+        return b"{}"
+
+    scene.ask = ask  # type: ignore[method-assign]
+    asyncio.run(scene.agent.round())
+    assert told == set(range(END - 24 * HOUR, END, HOUR)) - {bad}
 
 
 ODD: dict[str, tuple[Any, Any]] = {

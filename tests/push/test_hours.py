@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from metroculus.sources.errors import BadAnswer
 from metroculus.sources.source import NOT_PUSHED
 from simulator.server import Habits
 from simulator.world import World
 from tests.pushing import Clock, Door, Pusher
-from tests.support import DAY, END, HOUR, NOW, Metroculus, Stack, exact_world
+from tests.support import DAY, END, HOUR, NOW, Metroculus, Stack, exact_world, until
 
 pytestmark = pytest.mark.push
 
@@ -68,7 +69,7 @@ def test_every_answer_twice_and_in_any_order_is_the_same_store(door: Door) -> No
     kept: list[tuple[Any, bytes]] = []
     deliver = one.agent._gateway.deliver
 
-    async def noted(wanted: Any, body: bytes) -> int:
+    async def noted(wanted: Any, body: bytes, currency: Any = None) -> int:
         kept.append((wanted, body))
         return await deliver(wanted, body)
 
@@ -163,7 +164,7 @@ def test_assets_that_come_after_the_hours_complete_them(door: Door) -> None:
     deliver = one.agent._gateway.deliver
     later: list[tuple[Any, bytes]] = []
 
-    async def held(wanted: Any, body: bytes) -> int:
+    async def held(wanted: Any, body: bytes, currency: Any = None) -> int:
         if wanted.kind == "assets":
             later.append((wanted, body))
             return len(body)
@@ -199,6 +200,135 @@ def test_a_backfill_is_asked_of_the_agent(door: Door) -> None:
     assert door.total(one.account, start, end) == pytest.approx(one.true(start, end)["total_cost"], abs=1e-9)
     assert door.expenses(one.account, start, end) == pytest.approx(one.true(start, end)["allocation_total"], abs=1e-9)
     assert not door.pushed(one)
+    (job,) = door.metroculus("GET", "backfills", params={"cloud_account_id": one.account}).json()["backfills"]
+    assert job["state"] in ("queued", "done")
+    refused = door.metroculus("POST", "backfills", json=asked | {"repair": "a late bill"})
+    assert refused.status_code == 400 and refused.json()["error"]["params"] == ["repair"]
+
+
+def test_money_is_in_the_currency_that_the_upstream_says(door: Door) -> None:
+    one = door.pusher(WORLD, habits=Habits(serves=frozenset({"kubecost"}), currency="EUR"))
+    everything(door, one)
+    assert statement(door, one.account, END - DAY, END)["currency"] == "EUR"
+    assert {marker.currency for marker in door.hours(one.account).values()} == {"EUR"}
+
+
+@pytest.mark.parametrize("offset", [2, -7, 5.5])
+def test_days_of_another_zone_double_no_asset(door: Door, offset: float) -> None:
+    one = door.pusher(WORLD, habits=Habits(serves=frozenset({"kubecost"}), utc_offset_hours=offset))
+    everything(door, one)
+    asked = {"cloud_account_id": one.account, "start_date": END - 2 * DAY, "end_date": END - DAY}
+    body = Metroculus(door.running).get("kubecost_assets", **asked).json()
+    exact = one.true(END - 2 * DAY, END - DAY)["total_cost"]
+    assert body["total_cost"] is None or body["total_cost"] <= exact * 1.01, (body["total_cost"], exact)
+    if offset % 1 == 0:  # hours that begin at half past are told as partial
+        assert door.total(one.account, END - 2 * DAY, END - DAY) == pytest.approx(exact, abs=1e-3)
+
+
+def test_an_older_day_does_not_rule_newer_hours(door: Door) -> None:
+    """The day is told once and fails from then on; a bill takes something off the hours, which are told again."""
+    one = door.pusher(WORLD)
+    everything(door, one)
+
+    ask = one.agent._upstream.ask
+
+    async def hours_alone(wanted: Any) -> bytes:
+        if wanted.step == "day":
+            raise BadAnswer("status 500", 500)
+        return await ask(wanted)
+
+    one.agent._upstream.ask = hours_alone  # type: ignore[method-assign]
+    door.clock.now = NOW + 30 * HOUR
+    for _ in range(5):
+        door.pushed(one)
+    door.worked()
+    day = (END - DAY, END)
+    before, after = one.true(*day)["total_cost"], one.true(*day, door.clock.now)["total_cost"]
+    assert before != after
+    stored = door.total(one.account, *day)
+    assert stored in (pytest.approx(before, abs=1e-9), pytest.approx(after, abs=1e-9)), "never something between"
+
+
+def test_an_answer_that_comes_back_is_taken_again(door: Door) -> None:
+    """X tells a day, Y one hour of it anew, then X comes again, byte for byte: the last question counts."""
+    account, token = door.link()
+    first, other = (exact_world(prime=prime, days=1) for prime in (7, 11))
+    bodies = [_hour_body(door, world) for world in (first, other)]
+    path = f"/push/v2/answers/allocation/{END - HOUR}/{END}/hour"
+    wide = f"/push/v2/answers/allocation/{END - 2 * HOUR}/{END}/hour"
+    totals = []
+    for where, body, asked_at in (
+        (wide, bodies[0], NOW - 30),
+        (path, bodies[1], NOW - 20),
+        (wide, bodies[0], NOW - 10),
+    ):
+        answer = door.push("PUT", f"{where}?asked_at={asked_at}", token, data=body, headers=PACKED)
+        assert answer.status_code in (200, 202), answer.text
+        door.worked()
+        totals.append(door.total(account, END - HOUR, END))
+    assert totals[0] == totals[2] != totals[1]
+
+
+def test_what_was_told_and_could_not_be_stored_is_asked_for_again(door: Door) -> None:
+    """An old OpenCost without idle, whose assets fail at first: the hours wait for them, and are not given up."""
+    one = door.pusher(WORLD, "opencost", Habits(serves=frozenset({"opencost"}), no_idle=True))
+    ask = one.agent._upstream.ask
+
+    async def without_assets(wanted: Any) -> bytes:
+        if wanted.kind == "assets":
+            raise BadAnswer("status 500", 500)
+        return await ask(wanted)
+
+    one.agent._upstream.ask = without_assets  # type: ignore[method-assign]
+    for _ in range(4):
+        door.pushed(one)
+    door.worked()
+    assert not door.hours(one.account)
+    one.agent._upstream.ask = ask  # type: ignore[method-assign]
+    door.clock.now = NOW + 26 * HOUR
+    everything(door, one)
+    assert set(range(END - 2 * DAY, END, HOUR)) <= set(door.hours(one.account))
+
+
+def test_pieces_that_are_lost_are_pushed_again(door: Door) -> None:
+    one = door.pusher(WORLD)
+    everything(door, one)
+    door.store.engine.command(f"ALTER TABLE k8s_push_pieces DELETE WHERE account = '{one.account}'")
+    assert until(
+        lambda: not any(door.store.inbox.whole(a) for a in door.store.inbox.overlapping(one.account, END - DAY, END))
+    )
+    door.clock.now = NOW + 25 * HOUR
+    everything(door, one)
+    day = (END - DAY, END)
+    assert door.total(one.account, *day) == pytest.approx(one.true(*day, door.clock.now)["total_cost"], abs=1e-9)
+
+
+def test_the_inbox_of_before_does_not_replace_what_was_asked_directly(door: Door) -> None:
+    one = door.pusher(WORLD)
+    everything(door, one)
+    direct = {"flavour": "kubecost", "url": one.url}
+    assert door.metroculus("PUT", f"kubecost_sources/{one.account}", json=direct).status_code == 200
+    door.clock.now = NOW + 30 * HOUR
+    door.worked()
+    day = (END - 2 * DAY, END - DAY)
+    told = door.total(one.account, *day)
+    assert told == pytest.approx(one.true(*day, door.clock.now)["total_cost"], abs=1e-9)
+    assert door.metroculus("PUT", f"kubecost_sources/{one.account}", json={"flavour": "push"}).status_code == 200
+    for hours in (1, 20, 30):
+        door.clock.now = NOW + (30 + hours) * HOUR
+        door.worked()
+        assert door.total(one.account, *day) == told
+
+
+def test_days_are_told_by_the_day_where_hours_are_not_kept(door: Door) -> None:
+    """A default Kubecost keeps hours for 49 hours: the days before are cut into hours, and it is said."""
+    one = door.pusher(WORLD, habits=Habits(serves=frozenset({"kubecost"}), hours_kept=49, days_kept=91))
+    everything(door, one)
+    start, end = END - 5 * DAY, END - 4 * DAY
+    assert set(range(start, end, HOUR)) <= set(door.hours(one.account))
+    assert door.total(one.account, start, end) == pytest.approx(one.true(start, end)["total_cost"], abs=2e-3)
+    store = next(one for one in statement(door, one.account, start, end)["sources"] if one["name"] == "store")
+    assert "by the day" in str(store["warnings"])
 
 
 def test_hours_that_the_upstream_keeps_no_longer_stay_as_they_were(door: Door) -> None:

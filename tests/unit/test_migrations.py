@@ -16,7 +16,7 @@ RELEASED = {
     2: "8677bc2a0d06094b",
     3: "d55b942510450a86",
     4: "40b8175bc2670753",
-    5: "42588ca68c2d95f8",
+    5: "c0e5f86a8589763f",
 }
 """SHA-256 of each migration's steps."""
 

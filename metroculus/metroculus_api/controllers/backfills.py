@@ -58,6 +58,9 @@ class BackfillsController:
         sources = await self._accounts.of(account)
         if not sources.any:
             raise NoSource
+        if body.repair is not None and not self._accounts.one_cluster and await self._accounts.pushes(account):
+            reason = "the costs of this account are pushed: what was pushed of closed days is not kept for ever"
+            raise ApiError(INVALID, f"repair: {reason}", ["repair"])
         job = await self._store.ask(
             deadline.left(), self._store.jobs.ask, account, first, last, body.parallel, body.repair
         )

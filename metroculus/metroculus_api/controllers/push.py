@@ -10,7 +10,7 @@ import hmac
 import logging
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence, Set
 from uuid import UUID
 
 from metroculus import plan
@@ -111,11 +111,9 @@ class PushController:
         spans = [(job.first, job.last) for job in jobs if not job.repair and job.state in FILLING]
         first = min([plan.day_of(now - plan.CLOSED_AFTER_SECONDS, 0), *(start for start, _ in spans)])
         answers = await store.run(self._inbox.overlapping, account, first, now)
-        stored: dict[int, Marker] = {}
-        if spans:
-            committed = await store.run(store.ledger.committed, account, first, max(last for _, last in spans))
-            stored = dict(committed.hours)
-        told, tried = _hours_of(answers)
+        waiting = {one.answer for one in await store.run(self._inbox.waiting, account)}
+        stored: dict[int, Marker] = dict((await store.run(store.ledger.committed, account, first, now)).hours)
+        told, tried = _hours_of(answers, waiting, stored)
         found = plan.wanted(now, told, tried, spans, stored)
         return structs.Wanted(
             account,
@@ -135,6 +133,7 @@ class PushController:
         encoding: str,
         digest: str | None,
         asked_at: int | None,
+        currency: str = "",
     ) -> structs.PushReceipt:
         """Keep an answer; it is durable when this returns.
 
@@ -169,11 +168,14 @@ class PushController:
             bytes=len(packed),
             form=content.form,
             told=content.told,
+            currency=currency,
         )
         newest = await store.run(self._inbox.newest, account, kind, step, first, last)
-        if newest is not None and newest.asked_at > answer.asked_at:
+        # One that tells less than this does not replace it, however late it was asked for.
+        if newest is not None and newest.asked_at > answer.asked_at and set(newest.told) >= set(content.told):
             return structs.PushReceipt("superseded", len(content.told))
-        if newest is not None and newest.digest == answer.digest and newest.told == answer.told:
+        same = newest is not None and (newest.digest, newest.told) == (answer.digest, answer.told)
+        if newest is not None and same and await store.run(self._inbox.whole, newest):
             await store.run(self._inbox.ask_again, newest, answer.asked_at, now)
             return structs.PushReceipt("known", len(content.told))
         if await store.run(self._inbox.size, account) + len(packed) > MOST_INBOX_BYTES:
@@ -201,8 +203,17 @@ class PushController:
             raise ApiError(INVALID, f"start: hours of more than {OLDEST_SECONDS // DAY} days ago", ["start"])
 
 
-def _hours_of(answers: Sequence[PushedAnswer]) -> tuple[dict[int, int], dict[int, int]]:
-    """When each hour that was told was asked for last, and each that was asked for in vain."""
+def _hours_of(
+    answers: Sequence[PushedAnswer], waiting: Set[int], stored: Container[int]
+) -> tuple[dict[int, int], dict[int, int]]:
+    """When each hour that was told was asked for last, and each that was asked for in vain.
+
+    What was told and taken, and is not stored, was in vain: something that it takes was lacking.
+
+    Args:
+        waiting: the answers that nobody has taken yet.
+        stored: committed hours.
+    """
     told: set[int] = set()
     tried: dict[int, int] = {}
     for one in answers:
@@ -210,7 +221,7 @@ def _hours_of(answers: Sequence[PushedAnswer]) -> tuple[dict[int, int], dict[int
             continue
         for hour in range(one.first, one.last, HOUR):
             tried[hour] = max(tried.get(hour, 0), one.asked_at)
-        told.update(one.told)
+        told.update(hour for hour in one.told if one.answer in waiting or hour in stored)
     # An hour that was told once is known, whatever later answers lack: they say when it was asked for last.
     known = {hour: tried[hour] for hour in told if hour in tried}
     return known, {hour: at for hour, at in tried.items() if hour not in told}

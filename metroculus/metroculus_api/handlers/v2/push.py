@@ -23,12 +23,18 @@ class Stamp(Text):
     what = "Unix seconds"
 
 
+class Currency(Text):
+    pattern = "[A-Z]{3}"
+    what = "a currency (ISO 4217)"
+
+
 class AnswerQuery(AccountQuery, frozen=True):
     kind: Literal["allocation", "assets"]
     start: Stamp
     end: Stamp
     step: Literal["hour", "day"]
     asked_at: Stamp | None = None
+    currency: Currency | None = None
 
 
 class PushTokenBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,6 +97,7 @@ class PushAnswers(UploadHandler, MetroculusHandler):
             headers.get("Content-Encoding", "identity").strip().lower(),
             headers.get("Digest"),
             int(query.asked_at) if query.asked_at is not None else None,
+            query.currency or "",
         )
         self.set_status(202 if receipt.state == "kept" else 200)
         return receipt
