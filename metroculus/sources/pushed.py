@@ -102,7 +102,9 @@ async def read_content(
     digest = await decode_elsewhere(body, lambda: hashlib.sha256(body).hexdigest())
     if kind == "assets":
         assets = await decode_elsewhere(body, partial(decode_assets, NAME, body))
-        return Content(digest, tuple(_asset_hours(assets, step, first, last)), assets.form or "")
+        of_the_day = range(first, last, HOUR) if _all_inside(assets, first, last) else ()
+        told = of_the_day if step == "day" else _asset_hours(assets, first, last)
+        return Content(digest, tuple(told), assets.form or "")
     if step == "day":
         decoded = await decode_allocations(offload, NAME, body, ())
         whole = _day_of(decoded, first, last) is not None
@@ -146,10 +148,8 @@ def _day_of(decoded: Decoded, first: int, last: int) -> AllocationSet | None:
     return sets[0] if len(sets) == len(decoded.sets) == 1 else None
 
 
-def _asset_hours(decoded: DecodedAssets, step: Step, first: int, last: int) -> Mapping[int, list[Asset]]:
+def _asset_hours(decoded: DecodedAssets, first: int, last: int) -> Mapping[int, list[Asset]]:
     """Assets by hour, as far as an answer tells hours apart."""
-    if step == "day":
-        return {hour: [] for hour in range(first, last, HOUR)} if _all_inside(decoded, first, last) else {}
     if decoded.form == FORMS["opencost"]:
         return {first: list(decoded.assets)} if last - first == HOUR else {}
     return by_hour(decoded, first, last)
@@ -205,8 +205,7 @@ class PushedSource(CostSource):
             failures += [read.failure] if read.failure else []
             received += [read.received_at] if read.received_at else []
         failed = failures[0] if failures else None
-        reading = judge_sets(self.name, sets, window, max(received, default=int(self._clock())), (), failed)
-        return reading
+        return judge_sets(self.name, sets, window, max(received, default=int(self._clock())), (), failed)
 
     async def hour_sets(self, start: int, end: int, seconds_a_call: float) -> HourSets:
         read = await self._hours(start, end)
@@ -334,7 +333,7 @@ class PushedSource(CostSource):
             decoded = await decode_elsewhere(body, partial(decode_assets, NAME, body))
             if whole:
                 return [_AssetPart(start, list(decoded.assets), end - start, answer.received_at, decoded)]
-            read = _asset_hours(decoded, "hour", answer.first, answer.last)
+            read = _asset_hours(decoded, answer.first, answer.last)
             for hour in wanted.intersection(read):
                 found[hour] = _AssetPart(hour, read[hour], HOUR, answer.received_at, decoded)
         return [found[hour] for hour in sorted(found)]

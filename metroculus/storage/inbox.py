@@ -144,16 +144,6 @@ class Inbox:
         rows = list(self._engine.rows(f"SELECT count() AS there FROM {PUSH_PIECES.name} WHERE {here}"))
         return int(rows[0]["there"]) == answer.pieces
 
-    def last_received(self, account: str) -> int | None:
-        """When the account was heard of last."""
-        where = f"account = {literal(account)}"
-        rows = list(
-            self._engine.rows(
-                f"SELECT count() AS there, max(received_at) AS newest FROM {PUSH_ANSWERS.name} WHERE {where}"
-            )
-        )
-        return int(rows[0]["newest"]) if rows[0]["there"] else None
-
     def size(self, account: str) -> int:
         """Bytes that are kept of an account."""
         each = f"SELECT answer, max(bytes) AS one FROM {PUSH_ANSWERS.name} WHERE account = {literal(account)}"
