@@ -50,7 +50,13 @@ REST_IDS = [f"{method} {path}" for path, method, _ in REST]
 
 LINKS = "/restapi/v2/organizations/{organization_id}/kubecost/clusters"
 NEEDS_MANAGER = {("GET", f"{LINKS}/{{cluster_id}}")}
-NEEDS_ADMIN = {("POST", LINKS), ("PATCH", f"{LINKS}/{{cluster_id}}"), ("DELETE", f"{LINKS}/{{cluster_id}}")}
+PUSH_TOKEN = ("POST", f"{LINKS}/{{cluster_id}}/push_token")
+NEEDS_ADMIN = {
+    ("POST", LINKS),
+    ("PATCH", f"{LINKS}/{{cluster_id}}"),
+    ("DELETE", f"{LINKS}/{{cluster_id}}"),
+    PUSH_TOKEN,
+}
 """What more than a viewer is needed for; all that changes anything is in the second."""
 
 
@@ -195,7 +201,7 @@ def expected(caller, thing, path, method):
         return {404}
     if role < needed(path, method) or ("reading" in caller and (method, path) in NEEDS_ADMIN):
         return {403}
-    return {200, 201}
+    return {409} if (method, path) == PUSH_TOKEN else {200, 201}  # this cluster is asked, and has no agent
 
 
 def target(world, path, thing):
@@ -229,7 +235,7 @@ def test_who_may_what_of_the_rest_api(world, path, method, handler, caller, thin
         sacrificed = str(uuid4())
         world.link(world.organization, sacrificed, sacrificed)
         filled = filled.replace(MY_CLUSTER, sacrificed)
-    if method in ("POST", "PATCH"):
+    if method in ("POST", "PATCH") and (method, path) != PUSH_TOKEN:
         body = {"name": str(uuid4()), "flavour": "push"} if method == "POST" else {}
     url = world.running.rest_api_listener.url + filled + ("?" + urlencode(query) if query else "")
     counts = {name: len(one.requests) for name, one in world.simulators.items()}
@@ -274,7 +280,8 @@ def total_of(world, name):
 @pytest.mark.parametrize(("path", "method", "handler"), METROCULUS, ids=[f"{m} {p}" for p, m, _ in METROCULUS])
 def test_no_token_opens_metroculus(world, path, method, handler, caller, thing):
     _, cluster, _ = world.objects[thing]
-    url = world.running.metroculus_listener.url + path.format(cloud_account_id=cluster, backfill_id=cluster)
+    stretch = {"kind": "allocation", "start": END - HOUR, "end": END, "step": "hour"}
+    url = world.running.metroculus_listener.url + path.format(cloud_account_id=cluster, backfill_id=cluster, **stretch)
     headers = {"Secret": "garbage"} if caller == "garbage" else world.callers[caller]
     counts = {name: len(one.requests) for name, one in world.simulators.items()}
     status, text = world.request(method, f"{url}?cloud_account_id={cluster}&{urlencode(WINDOW)}", headers)
