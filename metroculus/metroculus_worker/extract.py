@@ -126,9 +126,8 @@ class Extractor:
         whole = {h: r for h, r in read.hours.items() if not _still_filling(r, now)}
         missing |= {h: "the source has not filled this hour yet" for h in read.hours if h not in whole}
         committed = (await self._store.run(self._store.ledger.committed, account, stretch.start, stretch.end)).hours
-        better = {h for h, r in whole.items() if h in committed and not _may_replace(r, committed[h])}
-        older = {h for h, r in whole.items() if h in committed and 0 < r.told_at < committed[h].fetched_at}
-        whole = {hour: reading for hour, reading in whole.items() if hour not in better | older}
+        stays = _no_better(whole, committed)
+        whole = {hour: reading for hour, reading in whole.items() if hour not in stays}
         # A day of which another source told hours is the first one's set of what it has: it is no control of them.
         by_first = sum(not reading.source or reading.cut_from is not None for reading in whole.values())
         day, why = await self._day(sources, stretch, by_first)
@@ -143,9 +142,9 @@ class Extractor:
             await self._store.run(
                 self._store.followed_days.record, account, stretch.start, followed.residuals, sequence, now
             )
-        unchanged = dict.fromkeys(staying.keys() - missing.keys(), why) | dict.fromkeys(better, KEPT_NO_LONGER)
+        unchanged = dict.fromkeys(staying.keys() - missing.keys(), why) | stays
         told_before = {hour for hour, reading in whole.items() if reading.told_at} - {one.hour for one in done.written}
-        unchanged |= dict.fromkeys(older | told_before, NOTHING_NEWER)
+        unchanged |= dict.fromkeys(told_before, NOTHING_NEWER)
         asked_again = unchanged | dict.fromkeys(done.kept, CLOSED)
         # Of a source that does not answer it is not known what it lacks: its hours are due again with the next round.
         tried = {} if read.silent else missing
@@ -307,6 +306,18 @@ def assemble(
             )
         )
     return batches, followed
+
+
+def _no_better(readings: Mapping[int, HourReading], committed: Mapping[int, Marker]) -> dict[int, str]:
+    """The stored hours that readings of them do not replace, and why: of a longer time, or asked for earlier."""
+    found = {}
+    for hour, reading in readings.items():
+        stored = committed.get(hour)
+        if stored is not None and not _may_replace(reading, stored):
+            found[hour] = KEPT_NO_LONGER
+        elif stored is not None and 0 < reading.told_at < stored.fetched_at:
+            found[hour] = NOTHING_NEWER
+    return found
 
 
 def _may_replace(reading: HourReading, stored: Marker) -> bool:
