@@ -68,6 +68,10 @@ class StoredInbox:
         except PiecesLost as failure:
             raise BadAnswer(str(failure)) from None
 
+    async def accounts(self) -> Sequence[str]:
+        """Raises: StoreError"""
+        return await self._store.run(self._store.inbox.accounts)
+
     async def assets_form(self, account: str) -> str:
         """Raises: StoreError"""
         return await self._store.run(self._store.inbox.newest_assets_form, account)

@@ -101,7 +101,7 @@ class Agent:
         self._poll_seconds = poll_seconds
         self._sleep = sleep
         self._at_once: dict[str, int] = {}
-        """Hours that are asked for at once, by the kind of answer: of one kind they are far larger than of the other."""
+        """Hours that are asked for at once, by the kind of answer: one kind is far larger than the other."""
         self._later: dict[tuple[str, str, int, int], float] = {}
         """Until when a question is left alone."""
         self._failures: Counter[tuple[str, str, int, int]] = Counter()
@@ -155,7 +155,7 @@ class Agent:
         return pushed
 
     async def _push(self, wanted: Wanted) -> int:
-        """Push the answers to one question, part by part; one that fails is left for later, and the others are pushed."""
+        """Push the answers to one question, part by part; one that fails is left for later, the others go on."""
         pushed, failed = 0, False
         for part in self._parts(wanted):
             if await self._push_part(part):

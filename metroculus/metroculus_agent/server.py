@@ -25,7 +25,6 @@ from tools.tornado_service.application import make_application
 from tools.tornado_service.service import Service
 from tools.version import VERSION
 
-
 CURRENCY_SECONDS = 10.0
 
 

@@ -238,6 +238,8 @@ class TaskRunner:
         """What was pushed of a cluster and is not stored yet."""
         inbox = self._store.inbox
         answers = await self._store.run(inbox.waiting, account)
+        if answers:
+            self._accounts.note_pushed(account)
         hours = {h for one in answers for h in range(one.first, one.last, HOUR)}
         told: set[int] = set()
         days = {one.first for one in answers if (one.kind, one.step) == ("allocation", "day")}

@@ -44,6 +44,9 @@ MakeSource = Callable[[SourceHttp, Upstream, Clock], CostSource]
 PUSH = "push"
 """The account's agent pushes metrics, or its upstream's answers, and no upstream is asked."""
 
+PUSHING_SECONDS = 5.0
+"""For so long nobody looks again which accounts have pushed something."""
+
 FLAVOURS: dict[str, MakeSource] = {
     "kubecost": lambda http, upstream, clock: KubecostSource(http, upstream, "kubecost", clock),
     "opencost": lambda http, upstream, clock: KubecostSource(http, upstream, "opencost", clock),
@@ -79,6 +82,9 @@ class Accounts:
         inbox: Inbox | None = None,
     ) -> None:
         self._inbox = inbox
+        self._pushing: set[str] = set()
+        """Accounts whose upstream's answers were pushed, as far as that is known here."""
+        self._pushing_at = -PUSHING_SECONDS
         self.registry = registry
         self._http = http
         self._querier = querier
@@ -132,7 +138,8 @@ class Accounts:
         clusters = Clusters(known.clusters)
         behind = self._metrics(account, clusters, known.thanos)
         if entry.flavour == PUSH:
-            pushed = await self._pushed(entry)
+            # Of an account that pushes metrics alone these are the first source.
+            pushed = await self._pushed(entry) if not behind or await self._has_pushed(account) else None
             if pushed is None:
                 return AccountSources(behind, known.custom_prices, clusters, known.currency)
             own: CostSource = pushed
@@ -153,6 +160,20 @@ class Accounts:
         assert isinstance(source, PushedSource)
         await source.learn()
         return source
+
+    def note_pushed(self, account: str) -> None:
+        """Something was pushed of an account: it is known at once, and not after the next look."""
+        self._pushing.add(account)
+
+    async def _has_pushed(self, account: str) -> bool:
+        """Whether an upstream's answers were ever pushed; one question for all accounts answers it for some seconds."""
+        if self._inbox is None or account in self._pushing:
+            return account in self._pushing
+        now = self._clock()
+        if not 0 <= now - self._pushing_at < PUSHING_SECONDS:
+            self._pushing_at = now
+            self._pushing.update(await self._inbox.accounts())
+        return account in self._pushing
 
     async def pushes(self, account: str) -> bool:
         """Whether an account's costs are pushed.

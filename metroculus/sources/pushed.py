@@ -71,6 +71,10 @@ class Inbox(Protocol):
         """Those about some of ``[start, end)``, the one that counts before the others."""
         ...
 
+    async def accounts(self) -> Sequence[str]:
+        """Those of which there are answers."""
+        ...
+
     async def assets_form(self, account: str) -> str:
         """``list`` or ``object``, as the account's last assets were told; empty where there are none."""
         ...

@@ -181,7 +181,7 @@ class Inbox:
             StoreError
         """
         gone: dict[str, list[PushedAnswer]] = {}
-        for account in self._accounts():
+        for account in self.accounts():
             taken = {(int(row["answer"]), int(row["asked_at"])) for row in self._engine.rows(_taken(account))}
             told: dict[tuple[str, str, int, int], set[int]] = {}
             for one in self._ordered(account, "1"):
@@ -204,7 +204,8 @@ class Inbox:
             self._delete(PUSH_PIECES.name, f"answer IN ({numbers(lost)})")
         return sum(map(len, gone.values()))
 
-    def _accounts(self) -> list[str]:
+    def accounts(self) -> list[str]:
+        """Those of which there are answers."""
         return [str(row["account"]) for row in self._engine.rows(f"SELECT DISTINCT account FROM {PUSH_ANSWERS.name}")]
 
     def _delete(self, table: str, where: str) -> None:

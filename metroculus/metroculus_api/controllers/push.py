@@ -182,6 +182,7 @@ class PushController:
             log.error("account %s: the inbox is full", account)
             raise ApiError(INBOX_FULL, retry_after=RETRY_SECONDS)
         await store.run(self._inbox.put, answer, packed)
+        self._accounts.note_pushed(account)
         return structs.PushReceipt("kept", len(content.told))
 
     async def _require_push(self, account: str) -> None:
