@@ -20,7 +20,7 @@ from simulator.costs import truth
 from simulator.server import Habits
 from simulator.world import World, make_world
 from tests.conftest import free_port, wait_until_ready
-from tests.support import BIN, DAY, SECRET, Stack, until
+from tests.support import BIN, DAY, HOUR, SECRET, Stack, until
 
 pytestmark = pytest.mark.push
 
@@ -100,7 +100,7 @@ class Platform:
 
 @pytest.fixture
 def platform(stack: Stack, tmp_path: Path) -> Iterator[Platform]:
-    end = int(time.time()) - int(time.time()) % DAY
+    end = (int(time.time()) - HOUR) // DAY * DAY  # the last hour of a day is told some minutes after it
     ports = [free_port() for _ in range(3 + len(FLAVOURS))]
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     environment = {"CLUSTER_SECRET": SECRET, "DATA_DIR": str(tmp_path / "data"), "LOG_LEVEL": "warning"}
