@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import struct
 import subprocess
 import tempfile
 import time
@@ -12,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-import cramjam
 import requests
 
 from benchmarks import load
 from benchmarks.figures import Declared
 from benchmarks.servers import serving
+from simulator.remote_write import field, labels, packed, sample
 from standalone.demo import free_port
 
 ROUNDS, BODIES, SERIES = 3, 60, 2000
@@ -48,32 +47,19 @@ end
 """
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def _part(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
 def _batch(milliseconds: int) -> bytes:
     """One sample each of 2,000 series, as an exporter of pods' costs labels them."""
-    stamp = _part(2, b"\x09" + struct.pack("<d", 0.25) + b"\x10" + _varint(milliseconds))
+    stamp = sample(0.25, milliseconds)
     series = []
     for number in range(SERIES):
-        labels = {
+        named = {
             "__name__": "container_cpu_allocation", "cluster_id": "prod", "container": "app",
             "instance": "10.0.0.1:9003", "job": "opencost", "namespace": f"team-{number % 40}",
             "node": f"node-{number % 50}",
             "pod": f"app-{number}-7d9f8b6c5d-x2x{number % 10}", "uid": f"6f1c2c1e-6d1a-4a51-9d5e-{number:012d}",
         }  # fmt: skip
-        named = b"".join(_part(1, _part(1, k.encode()) + _part(2, v.encode())) for k, v in sorted(labels.items()))
-        series.append(_part(1, named + stamp))
-    return bytes(cramjam.snappy.compress_raw(b"".join(series)))
+        series.append(field(1, labels(named) + stamp))
+    return packed(b"".join(series))
 
 
 @contextmanager

@@ -18,13 +18,13 @@ from metroculus.sources.thanos.client import REPLICA_LABELS
 from metroculus.storage.store import EMBEDDED, check_url
 from optscale_client.config_client.client import ConfigError, host_and_port
 from tools.settings import (
+    DATA_DIR,
     Setting,
     address,
     cluster_secret,
     count,
     declared,
     duration,
-    folder,
     listed,
     one_of,
     seconds,
@@ -230,9 +230,7 @@ class MetroculusConfig:
             "UPSTREAM_ALLOW", "Networks and host suffixes that tenants' URLs may reach.", _allowed, AllowedAddresses()
         )
     )
-    data_dir: Path = declared(
-        Setting("DATA_DIR", "Folder for every file that has no setting of its own.", folder, Path(".metroculus"))
-    )
+    data_dir: Path = declared(DATA_DIR)
     encryption_key: str | None = declared(
         Setting(
             "ENCRYPTION_KEY",

@@ -74,7 +74,7 @@ class StoredInbox:
 
     async def assets_form(self, account: str) -> str:
         """Raises: StoreError"""
-        return await self._store.run(self._store.inbox.newest_assets_form, account)
+        return await self._store.run(self._store.inbox.assets_form, account)
 
     async def currency(self, account: str) -> str:
         """Raises: StoreError"""

@@ -28,7 +28,7 @@ from standalone import demo as demonstration
 from standalone import up as machine
 from standalone.history import fill, leave_store, parse_moment, tell_owner, work
 from standalone.running import single_machine
-from tools.cli import given, load_settings, setting_options
+from tools.cli import given, load_service_settings, setting_options
 from tools.settings import CONFIG_URL, SettingsError, address
 from tools.tornado_service.access import Access
 from tools.tornado_service.listening import listen, stop_signal
@@ -42,10 +42,8 @@ def configured(flags: dict[str, Any]) -> tuple[MetroculusConfig, EtcdConfig | No
     Raises:
         click.ClickException
     """
-    config_url = load_settings((CONFIG_URL,), {"config_url": flags["config_url"]})["config_url"]
+    values, etcd = load_service_settings(SETTINGS, flags, EtcdConfig, ConfigError)
     try:
-        etcd = EtcdConfig(config_url) if config_url != "env:" else None
-        values = load_settings((*SETTINGS, CONFIG_URL), flags, etcd.get if etcd else None)
         if etcd is not None and values["thanos_query_url"] is None:
             values["thanos_query_url"] = etcd.thanos_query_url()
         config = config_of(values)

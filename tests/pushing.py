@@ -25,19 +25,10 @@ from metroculus.sources.registry.protocol import Credentials
 from simulator.server import Habits, Simulator
 from simulator.world import World
 from standalone.running import Running
+from tests.integration.test_history import Clock
 from tests.support import DAY, NOW, SECRET, Stack
 from tools.tornado_service.access import Access
 from tools.tornado_service.listening import listen
-
-
-@dataclass
-class Clock:
-    """Unix seconds, as the test sets them."""
-
-    now: float = NOW
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass
@@ -89,6 +80,10 @@ class Door:
 
         gateway, listener = self.stack.thread.call(opened)
         return gateway, listener, listener.url
+
+    def part(self, name: str) -> Any:
+        """What the gateway's door of metrics was made with: ``gate``, ``budget``, ``in_flight`` …"""
+        return self.gateway.application.wildcard_router.rules[0].target_kwargs[name]
 
     def close(self) -> None:
         self.stack.thread.run(self.listener.stop())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
-from tools.settings import Setting, SettingsError, load
+from tools.settings import CONFIG_URL, Setting, SettingsError, cluster_secret, load
+
+log = logging.getLogger("settings")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,6 +57,49 @@ def given(name: str, settings: Sequence[Setting], flags: dict[str, Any]) -> bool
     """
     setting = next(one for one in settings if one.name == name)
     return load_settings(settings, flags)[setting.key] is not None
+
+
+class Etcd(Protocol):
+    """Keys of an etcd."""
+
+    def get(self, key: str) -> str | None: ...
+
+
+E = TypeVar("E", bound=Etcd)
+
+
+def load_service_settings(
+    settings: Sequence[Setting], flags: dict[str, Any], open_etcd: Callable[[str], E], failure: type[Exception]
+) -> tuple[dict[str, Any], E | None]:
+    """Settings of a service, and the etcd that ``CONFIG_URL`` names; None for ``env:``.
+
+    Args:
+        open_etcd: opens the etcd of a URL.
+        failure: what it and its keys raise.
+
+    Raises:
+        click.ClickException
+    """
+    config_url = load_settings((CONFIG_URL,), {CONFIG_URL.key: flags[CONFIG_URL.key]})[CONFIG_URL.key]
+    try:
+        etcd = open_etcd(config_url) if config_url != CONFIG_URL.default else None
+        return load_settings((*settings, CONFIG_URL), flags, etcd.get if etcd else None), etcd
+    except failure as problem:
+        raise click.ClickException(str(problem)) from None
+
+
+class Caller(Protocol):
+    """A client that sends the cluster secret."""
+
+    secret: str
+
+
+def take_over_secret(caller: Caller, secret: str) -> None:
+    """Send a rotated secret from now on; a text that is no secret changes nothing."""
+    try:
+        caller.secret = cluster_secret(secret)
+    except ValueError as problem:
+        log.warning("the secret was not taken over: it %s", problem)
 
 
 def load_settings(

@@ -142,11 +142,19 @@ def duration(text: str) -> float:
     return 0.0 if text.strip() == "0" else seconds(text)
 
 
-def count(text: str) -> int:
-    """A whole number from 1 to 9999."""
-    if not text.isascii() or not text.isdigit() or not 0 < int(text[:5]) < 10_000:
-        raise ValueError("must be a whole number from 1 to 9999")
-    return int(text)
+def whole_number(most: int) -> Callable[[str], int]:
+    """Parses a whole number from 1 to ``most``."""
+
+    def parse(text: str) -> int:
+        digits = text.isascii() and text.isdigit() and len(text) < 20
+        if not digits or not 0 < int(text) <= most:
+            raise ValueError(f"must be a whole number from 1 to {most}")
+        return int(text)
+
+    return parse
+
+
+count = whole_number(9999)
 
 
 def existing_file(text: str) -> str:
@@ -205,3 +213,7 @@ def base_url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or not plain:
         raise ValueError("must be http:// or https:// with a host, and no user, query or fragment")
     return text.rstrip("/")
+
+
+DATA_DIR = Setting("DATA_DIR", "Folder for every file that has no setting of its own.", folder, Path(".metroculus"))
+"""What every service has."""

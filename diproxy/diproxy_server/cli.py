@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from diproxy.diproxy_server.config import SETTINGS, config_of
-from diproxy.diproxy_server.server import Gateway, make_app
+from diproxy.diproxy_server.server import make_app
 from optscale_client.config_client import ConfigError, EtcdConfig
-from tools.cli import given, load_settings, setting_options
-from tools.settings import CONFIG_URL, SettingsError, cluster_secret
+from tools.cli import given, load_service_settings, setting_options, take_over_secret
+from tools.settings import CONFIG_URL, SettingsError
 from tools.tornado_service.listening import listen, stop_signal
 from tools.tornado_service.logs import set_up
 
@@ -30,12 +30,10 @@ def main() -> None:
 @setting_options((*SETTINGS, CONFIG_URL))
 def serve(**flags: Any) -> None:
     """Serve the gateway."""
-    values = load_settings((CONFIG_URL,), {k: flags[k] for k in ("config_url",)})
+    values, etcd = load_service_settings(SETTINGS, flags, EtcdConfig, ConfigError)
     try:
-        etcd = EtcdConfig(values["config_url"]) if values["config_url"] != "env:" else None
-        values = load_settings((*SETTINGS, CONFIG_URL), flags, etcd.get if etcd else None)
         config = config_of(values)
-    except (ConfigError, SettingsError) as problem:
+    except SettingsError as problem:
         raise click.ClickException(str(problem)) from None
     set_up(values["log_level"], values["log_format"])
     if not config.cluster_secret:
@@ -46,7 +44,7 @@ def serve(**flags: Any) -> None:
         stopped = stop_signal()
         gateway = make_app(config)
         if etcd is not None and not told:
-            etcd.watch("/secret/cluster", partial(_take_over_secret, gateway))
+            etcd.watch("/secret/cluster", partial(take_over_secret, gateway.calls.client))
         address, port = config.listen
         listener = listen(gateway.application, gateway.service, address, port, config.tls)
         click.echo(f"gateway at {listener.url}")
@@ -58,14 +56,6 @@ def serve(**flags: Any) -> None:
         asyncio.run(run())
     except OSError as problem:
         raise click.ClickException(str(problem)) from None
-
-
-def _take_over_secret(gateway: Gateway, secret: str) -> None:
-    """A rotated secret; what is none changes nothing."""
-    try:
-        gateway.calls.client.secret = cluster_secret(secret)
-    except ValueError as problem:
-        log.warning("the secret was not taken over: it %s", problem)
 
 
 if __name__ == "__main__":

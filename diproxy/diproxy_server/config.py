@@ -10,26 +10,23 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tools.settings import (
+    DATA_DIR,
     Setting,
     address,
     authority_file,
     base_url,
     cluster_secret,
     declared,
-    folder,
     settings_of,
     values_of,
+    whole_number,
 )
 from tools.tornado_service.access import SERVING_SETTINGS, Access, access_of, tls_of
 
 RECEIVE_PATH = "/api/v1/receive"
 DEFAULT_MAX_BYTES = 32 << 20
-
-
-def _most(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) > 0):
-        raise ValueError("must be a whole number above 0")
-    return int(text)
+MOST = 9_999_999_999
+"""Of bytes, series and samples; memory ends before."""
 
 
 def _label(text: str) -> str:
@@ -80,17 +77,15 @@ class GatewayConfig:
         )
     )
     push_max_bytes: int = declared(
-        Setting("PUSH_MAX_BYTES", "Packed bytes that one request may have.", _most, DEFAULT_MAX_BYTES)
+        Setting("PUSH_MAX_BYTES", "Packed bytes that one request may have.", whole_number(MOST), DEFAULT_MAX_BYTES)
     )
     push_max_series: int = declared(
-        Setting("PUSH_MAX_SERIES", "Series that one request of remote write may have.", _most, 50_000)
+        Setting("PUSH_MAX_SERIES", "Series that one request of remote write may have.", whole_number(MOST), 50_000)
     )
     push_max_samples: int = declared(
-        Setting("PUSH_MAX_SAMPLES", "Samples that one request of remote write may have.", _most, 500_000)
+        Setting("PUSH_MAX_SAMPLES", "Samples that one request of remote write may have.", whole_number(MOST), 500_000)
     )
-    data_dir: Path = declared(
-        Setting("DATA_DIR", "Folder for every file that has no setting of its own.", folder, Path(".metroculus"))
-    )
+    data_dir: Path = declared(DATA_DIR)
     tls: tuple[str, str] | None = None
     access: Access = field(default_factory=Access)
 

@@ -5,7 +5,7 @@ A sender of metrics drops for ever what gets a 4xx other than 429: these are for
 
 from __future__ import annotations
 
-from optscale_client.metroculus_client import DeadlineExceeded, MetroculusError
+from optscale_client.metroculus_client import MetroculusError
 from tools.tornado_service.errors import ApiError, CommonCodes, ErrorCode
 
 INVALID = ErrorCode(400, "OD0001", "a parameter is invalid")
@@ -45,8 +45,8 @@ RETRY_SECONDS = 5
 
 def map_error(error: BaseException) -> ApiError | None:
     """Metroculus' failures as the gateway's: what it says of the answer itself goes through, the rest comes again."""
-    if isinstance(error, DeadlineExceeded) or not isinstance(error, MetroculusError):
-        return ApiError(NO_METROCULUS, retry_after=RETRY_SECONDS) if isinstance(error, MetroculusError) else None
+    if not isinstance(error, MetroculusError):
+        return None
     if error.status == 400:
         return ApiError(INVALID, error.reason, error.params)
     if error.status == 413:

@@ -20,13 +20,15 @@ from optscale_client.metroculus_client import MetroculusError
 from tools.tornado_service.errors import ApiError
 
 GOOD_SECONDS = 60.0
-"""For so long nobody asks again about a token that was good: what is revoked is refused so soon."""
+"""How long a good token is taken without asking: a revoked one is refused after this."""
 BAD_SECONDS = 5.0
+"""How long a bad token is refused without asking."""
 AWAY_SECONDS = 15 * 60.0
-"""While Metroculus cannot be asked, a token that was good is taken for so long."""
+"""How long a good token is taken while Metroculus cannot be asked."""
 ASK_AGAIN_SECONDS = 2.0
+"""Between two questions about one token while Metroculus cannot be asked."""
 PATIENCE_SECONDS = 1.0
-"""Whoever shows a token that was good waits no longer for what Metroculus says of it now."""
+"""How long a request with a token that was good waits for an answer of Metroculus."""
 TOKEN = re.compile(r"mpt_[0-9a-f]{32}_[A-Za-z0-9_-]{43}")
 MOST_TOKENS = 10_000
 MOST_TOKEN_BYTES = 1024

@@ -23,7 +23,7 @@ from optscale_client.metroculus_client import structs
 from tools.tornado_service.application import ServiceHandler
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import Operation, operation
-from tools.tornado_service.params import Text
+from tools.tornado_service.params import Currency, Stamp
 from tools.tornado_service.slowdown import Slowdown
 from tools.tornado_service.uploads import FULL_SECONDS, UploadHandler
 
@@ -47,7 +47,7 @@ class GatewayHandler(ServiceHandler):
 
     gate: TokenGate
     slowdown: Slowdown
-    flying: Counter[str]
+    in_flight: Counter[str]
     """Requests of each account that are being answered."""
     account = ""
 
@@ -63,21 +63,21 @@ class GatewayHandler(ServiceHandler):
         named = [one.strip() for one in self.request.headers.get_list("Cloud-Account-Id")]
         if any(one and one.lower() != account for one in named):
             raise ApiError(FOREIGN, params=["Cloud-Account-Id"])
-        if self.flying[account] >= REQUESTS_OF_AN_ACCOUNT:
+        if self.in_flight[account] >= REQUESTS_OF_AN_ACCOUNT:
             raise ApiError(OVERLOADED, "too many requests of this account at once", retry_after=FULL_SECONDS)
         self.account = account
-        self.flying[account] += 1
+        self.in_flight[account] += 1
 
     def _leave(self) -> None:
         super()._leave()
         if self.account:
-            self.flying[self.account] -= 1
-            if not self.flying[self.account]:
-                del self.flying[self.account]
+            self.in_flight[self.account] -= 1
+            if not self.in_flight[self.account]:
+                del self.in_flight[self.account]
             self.account = ""
 
     @property
-    def sharer(self) -> str:
+    def uploader(self) -> str:
         return self.account
 
     @property
@@ -93,8 +93,8 @@ class RemoteWrite(UploadHandler, GatewayHandler):
     tenant_label: str
     most_unpacked: int
     samples: Count
-    walkers: ThreadPoolExecutor
-    walks: WeakValueDictionary[str, asyncio.Lock]
+    checkers: ThreadPoolExecutor
+    checking: WeakValueDictionary[str, asyncio.Lock]
     """By account, held while a body of it is checked on a thread."""
 
     @operation(needs=Needs.PUSH_TOKEN, answer=str, content="text/plain", raw_body=True, also=(204,))
@@ -125,7 +125,7 @@ class RemoteWrite(UploadHandler, GatewayHandler):
             raise ApiError(INVALID, f"body: {problem}", ["body"]) from None
         if size > self.most_unpacked:
             raise ApiError(TOO_LARGE, f"body: unpacks to more than {self.most_unpacked >> 20} MiB", ["body"])
-        if not self.room.take(size, self.account):
+        if not self.budget.take(size, self.account):
             raise ApiError(OVERLOADED, "too much is being received; come again", retry_after=FULL_SECONDS)
 
         def counted() -> int:
@@ -135,13 +135,13 @@ class RemoteWrite(UploadHandler, GatewayHandler):
         try:
             if size <= LOOP_BYTES:
                 return counted()
-            async with self.walks.setdefault(who, asyncio.Lock()):  # one of each account: nobody has all threads
-                return await asyncio.get_running_loop().run_in_executor(self.walkers, counted)
+            async with self.checking.setdefault(who, asyncio.Lock()):  # one of each account: nobody has all threads
+                return await asyncio.get_running_loop().run_in_executor(self.checkers, counted)
         except (Refused, NotSnappy) as problem:
             code = TOO_LARGE if isinstance(problem, Refused) and problem.too_large else INVALID
             raise ApiError(code, f"body: {problem}", ["body"]) from None
         finally:
-            self.room.give_back(size, who)
+            self.budget.give_back(size, who)
 
     async def send(self, value: Any) -> None:
         if not isinstance(value, Forwarded):
@@ -156,16 +156,6 @@ class RemoteWrite(UploadHandler, GatewayHandler):
             return
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(value.text)
-
-
-class Stamp(Text):
-    pattern = r"[1-9][0-9]{0,9}"
-    what = "Unix seconds"
-
-
-class Currency(Text):
-    pattern = "[A-Z]{3}"
-    what = "a currency (ISO 4217)"
 
 
 class AnswerQuery(Struct, frozen=True):

@@ -22,13 +22,13 @@ AT_ONCE = 256
 """Requests to the receiver; the next is told to come again, so that memory does not grow with a slow one."""
 MOST_ANSWER_BYTES = 1 << 20
 MOST_SAID_BYTES = 4096
-THROUGH = frozenset({400, 409, 413, 429})
+PASSED_ON = frozenset({400, 409, 413, 429})
 """What the receiver says of the samples themselves goes through as it is; everything else may be cured.
 
 A proxy before it, or an address that is something else, answers 400 and 413, too: what has never taken anything, and
 what answers with a page, says nothing of samples.
 """
-TOLD = ("X-Prometheus-Remote-Write-Samples-Written", "X-Prometheus-Remote-Write-Histograms-Written",
+PASSED_HEADERS = ("X-Prometheus-Remote-Write-Samples-Written", "X-Prometheus-Remote-Write-Histograms-Written",
         "X-Prometheus-Remote-Write-Exemplars-Written", "Retry-After")  # fmt: skip
 
 
@@ -53,8 +53,8 @@ class Receiver:
         self._url = url
         self._client = HttpClient(force_instance=True, max_clients=AT_ONCE, max_body_size=MOST_ANSWER_BYTES)
         self._tls = TlsContext(ca)
-        self._has_taken = False
-        """Whether it ever took something: only then is it one, and its refusals are about samples."""
+        self._has_accepted = False
+        """Whether it ever accepted a request; until then its refusals may come from something else at this address."""
         self._under_way = 0
         self.seen = "none" if url is None else "unknown"
         """What the last request saw: ``ok``, ``failing``; ``none`` where there is no receiver."""
@@ -76,11 +76,11 @@ class Receiver:
             self._under_way -= 1
         text = answer.body[:MOST_SAID_BYTES].decode("utf-8", "replace") if answer.body else ""
         taken = answer.code // 100 == 2
-        self._has_taken |= taken
+        self._has_accepted |= taken
         html = answer.headers.get("Content-Type", "").lower().startswith("text/html")
-        if taken or (answer.code in THROUGH and self._has_taken and not html):
+        if taken or (answer.code in PASSED_ON and self._has_accepted and not html):
             self.seen = "ok"
-            headers = {name: answer.headers[name] for name in TOLD if name in answer.headers}
+            headers = {name: answer.headers[name] for name in PASSED_HEADERS if name in answer.headers}
             return Forwarded(answer.code, headers, text)
         self.seen = "failing"
         log.warning("the receiver answered %d request_id=%s: %.200r", answer.code, request_id, text)

@@ -23,14 +23,14 @@ from diproxy.diproxy_server.remote_write import Limits
 from optscale_client.metroculus_client import Client
 from tools.tornado_service.application import Route, make_application
 from tools.tornado_service.service import Service
-from tools.tornado_service.uploads import UploadRoom
+from tools.tornado_service.uploads import UploadBudget
 from tools.version import VERSION
 
 WRITE_PATH = "/storage/api/v2/write"
 PUSH_PATHS = "/push/v2/"
 UNPACKED = 4
 """A body of metrics may unpack to so many times what it may have packed."""
-WALKERS = 2
+CHECKERS = 2
 """Threads that check bodies of metrics."""
 ROOM = 8
 """So many bodies of the largest size are held at once, unpacked ones counted with what they unpack to."""
@@ -44,10 +44,10 @@ class Gateway:
     service: Service
     calls: Calls
     receiver: Receiver
-    walkers: ThreadPoolExecutor
+    checkers: ThreadPoolExecutor
 
     def close(self) -> None:
-        self.walkers.shutdown(wait=False, cancel_futures=True)
+        self.checkers.shutdown(wait=False, cancel_futures=True)
         self.calls.close()
         self.receiver.close()
 
@@ -73,12 +73,12 @@ def make_app(config: GatewayConfig, clock: Callable[[], float] = time.time) -> G
         proxies=config.access.proxies,
     )
     samples = Count("diproxy_samples", "Samples that the receiver has taken", registry=service.registry)
-    walkers = ThreadPoolExecutor(WALKERS, thread_name_prefix="bodies")
-    room = UploadRoom(ROOM * config.push_max_bytes, config.push_max_bytes)
+    checkers = ThreadPoolExecutor(CHECKERS, thread_name_prefix="bodies")
+    budget = UploadBudget(ROOM * config.push_max_bytes, config.push_max_bytes)
     parts: dict[str, Any] = {
         "gate": TokenGate(calls),
         "slowdown": config.access.slowdown(),
-        "flying": Counter(),
+        "in_flight": Counter(),
     }
     metrics = parts | {
         "receiver": receiver,
@@ -86,15 +86,15 @@ def make_app(config: GatewayConfig, clock: Callable[[], float] = time.time) -> G
         "tenant_label": config.tenant_label,
         "most_unpacked": UNPACKED * config.push_max_bytes,
         "samples": samples,
-        "walkers": walkers,
-        "walks": WeakValueDictionary(),
-        "room": room,
+        "checkers": checkers,
+        "checking": WeakValueDictionary(),
+        "budget": budget,
     }
     answer = r"/push/v2/answers/(?P<kind>[^/]+)/(?P<start>[^/]+)/(?P<end>[^/]+)/(?P<step>[^/]+)"
     routes: list[Route] = [
         (WRITE_PATH, RemoteWrite, metrics),
         (r"/push/v2/wanted", Wanted, parts | {"calls": calls}),
-        (answer, Answers, parts | {"calls": calls, "room": room}),
+        (answer, Answers, parts | {"calls": calls, "budget": budget}),
     ]
     uploads = {WRITE_PATH: config.push_max_bytes, PUSH_PATHS: config.push_max_bytes}
-    return Gateway(make_application(service, routes, uploads), service, calls, receiver, walkers)
+    return Gateway(make_application(service, routes, uploads), service, calls, receiver, checkers)

@@ -25,13 +25,13 @@ POLL_SECONDS = 60.0
 """Between two looks at what is wanted, where nothing was."""
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 5.0, 300.0
 """After a failure; the pause doubles each time."""
-LATER_SECONDS, LATEST_SECONDS = 30.0, 3600.0
-"""A question that fails is left alone for so long, while others go on; the time doubles with each failure."""
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 30.0, 3600.0
+"""Until a question that failed is asked again, doubled with each failure; other questions go on."""
 DELIVERED_SECONDS = 30.0
-"""A question that was answered is not answered again so soon, whatever is wanted."""
+"""Until a question that was answered may be asked again."""
 BETWEEN_SECONDS = 0.2
-IN_A_ROW = 3
-"""So many questions one after the other for which nobody answered end a round: it is not the question."""
+MOST_IN_A_ROW = 3
+"""A round ends after so many questions in a row that nobody answered: the other side is away."""
 DELIVERIES = 3
 """Of one answer, while the gateway cannot take it."""
 BODY_BYTES = 8 << 20
@@ -67,7 +67,7 @@ class GatewayProtocol(Protocol):
     async def deliver(self, wanted: Wanted, body: bytes, currency: str | None = None) -> int: ...
 
 
-class _GivenUp(Exception):
+class _RoundEnded(Exception):
     """This round ends here; the next one begins after so many seconds."""
 
     def __init__(self, seconds: float | None = None) -> None:
@@ -80,7 +80,7 @@ class Agent:
 
     Args:
         clock: seconds that only rise.
-        tidy: called after each question, to give memory back.
+        release_memory: called after each question, to give memory back.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class Agent:
         clock: Callable[[], float],
         poll_seconds: float = POLL_SECONDS,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        tidy: Callable[[], None] = lambda: None,
+        release_memory: Callable[[], None] = lambda: None,
     ) -> None:
-        self._tidy = tidy
+        self._release_memory = release_memory
         self._upstream = upstream
         self._gateway = gateway
         self._metrics = metrics
@@ -102,8 +102,8 @@ class Agent:
         self._sleep = sleep
         self._at_once: dict[str, int] = {}
         """Hours that are asked for at once, by the kind of answer: one kind is far larger than the other."""
-        self._later: dict[tuple[str, str, int, int], float] = {}
-        """Until when a question is left alone."""
+        self._retry_at: dict[tuple[str, str, int, int], float] = {}
+        """When a question may be asked again."""
         self._failures: Counter[tuple[str, str, int, int]] = Counter()
         self._in_a_row = 0
         """Questions of this round for which the upstream or the gateway did not answer, one after the other."""
@@ -115,8 +115,8 @@ class Agent:
         while True:
             try:
                 pushed = await self.round()
-            except _GivenUp as given_up:
-                pause = given_up.seconds or 0.0
+            except _RoundEnded as ended:
+                pause = ended.seconds or 0.0
             except Exception:
                 log.exception("a round failed")
                 pause = 0.0
@@ -135,23 +135,23 @@ class Agent:
             how many answers were pushed.
 
         Raises:
-            _GivenUp
+            _RoundEnded
         """
         now = self._clock()
-        self._later = {question: until for question, until in self._later.items() if until > now}
+        self._retry_at = {question: until for question, until in self._retry_at.items() if until > now}
         if len(self._failures) > MOST_FAILURES:  # of questions that nobody asks any more
             self._failures.clear()
         try:
             wanted = await self._gateway.wanted()
         except GatewayError as failure:
-            raise self._given_up(failure) from None
+            raise self._round_ended(failure) from None
         self._metrics.gateway_is("ok")
         self._metrics.wanted.set(len(wanted))
         pushed, self._in_a_row = 0, 0
         for one in wanted:
-            if _question(one) not in self._later:
+            if _question(one) not in self._retry_at:
                 pushed += await self._push(one)
-                self._tidy()
+                self._release_memory()
         return pushed
 
     async def _push(self, wanted: Wanted) -> int:
@@ -163,24 +163,25 @@ class Agent:
                 pushed += 1
                 continue
             failed = True
-            if self._in_a_row >= IN_A_ROW:
-                self._leave_alone(_question(wanted))
-                raise _GivenUp(self._asked_to_wait)
+            if self._in_a_row >= MOST_IN_A_ROW:
+                self._retry_later(_question(wanted))
+                raise _RoundEnded(self._asked_to_wait)
         if failed:
-            self._leave_alone(_question(wanted))
+            self._retry_later(_question(wanted))
             return pushed
         self._failures.pop(_question(wanted), None)
-        self._later[_question(wanted)] = self._clock() + DELIVERED_SECONDS
+        self._retry_at[_question(wanted)] = self._clock() + DELIVERED_SECONDS
         return pushed
 
     def _hours_at_once(self, kind: str) -> int:
         return 1 if self._upstream.one_by_one else self._at_once.get(kind, FIRST_HOURS)
 
-    def _leave_alone(self, question: tuple[str, str, int, int]) -> None:
-        most = LAST_PAUSE_SECONDS if self._in_a_row else LATEST_SECONDS  # nobody answered: it need not be the question
-        seconds = min(LATER_SECONDS * 2 ** min(self._failures[question], 10), most)
+    def _retry_later(self, question: tuple[str, str, int, int]) -> None:
+        # Where nobody answered, the other side may be away, and the question may be a good one.
+        most = LAST_PAUSE_SECONDS if self._in_a_row else LAST_RETRY_SECONDS
+        seconds = min(FIRST_RETRY_SECONDS * 2 ** min(self._failures[question], 10), most)
         self._failures[question] += 1
-        self._later[question] = self._clock() + seconds
+        self._retry_at[question] = self._clock() + seconds
 
     def _parts(self, wanted: Wanted) -> Iterator[Wanted]:
         """A question by as many hours as are asked for at once, the newest first."""
@@ -197,7 +198,7 @@ class Agent:
         """Whether an answer was pushed; False where this question is to be left alone for a while.
 
         Raises:
-            _GivenUp
+            _RoundEnded
         """
         try:
             body = await self._upstream.ask(wanted)
@@ -229,7 +230,7 @@ class Agent:
     async def _halved(self, wanted: Wanted, failure: Exception) -> bool:
         hours = (wanted.end - wanted.start) // HOUR
         if wanted.step == "day" or hours < 2:
-            log.error("an answer is not to be had as it is, and is asked for again later: %s", failure)
+            log.error("an answer cannot be read or delivered, and is asked for again later: %s", failure)
             return False
         middle = wanted.start + hours // 2 * HOUR
         if not isinstance(failure, BadAnswer) or isinstance(failure, TooLarge):
@@ -245,7 +246,7 @@ class Agent:
             self._at_once[wanted.kind] = min(fitting, 2 * self._hours_at_once(wanted.kind))
 
     async def _deliver(self, wanted: Wanted, body: bytes) -> None:
-        """Raises: _GivenUp; GatewayError: this answer is refused."""
+        """Raises: _RoundEnded; GatewayError: this answer is refused."""
         currency = await self._upstream.currency()
         for attempt in range(DELIVERIES):
             try:
@@ -256,7 +257,7 @@ class Agent:
                 self._metrics.failed("gateway")
                 self._metrics.gateway_is("failing")
                 if failure.status in (401, 403, 409):  # the same of every answer
-                    raise self._given_up(failure) from None
+                    raise self._round_ended(failure) from None
                 if attempt + 1 == DELIVERIES:
                     raise
                 await self._sleep(failure.retry_after or FIRST_PAUSE_SECONDS)
@@ -264,11 +265,11 @@ class Agent:
                 self._metrics.delivered(wanted.kind, size)
                 return
 
-    def _given_up(self, failure: GatewayError) -> _GivenUp:
+    def _round_ended(self, failure: GatewayError) -> _RoundEnded:
         self._metrics.failed("gateway")
         self._metrics.gateway_is("failing")
         log.warning("%s", failure)
-        return _GivenUp(failure.retry_after)
+        return _RoundEnded(failure.retry_after)
 
     def _failed(self, failure: SourceError) -> None:
         self._metrics.failed("upstream")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -19,12 +19,18 @@ from tools.tornado_service.params import Uuid
 
 PREFIX = "METROCULUS_AGENT_"
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _seconds(ctx: click.Context, param: click.Parameter, value: float) -> float:
     if not 1.0 <= value <= 86400.0:
         raise click.BadParameter("must be from 1 to 86400 seconds")
     return value
+
+
+def _seconds_option(name: str, default: float, about: str) -> Callable[[F], F]:
+    variable = f"{PREFIX}{name.upper()}"
+    return click.option(f"--{name}", default=default, show_default=True, envvar=variable, callback=_seconds, help=about)
 
 
 def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:
@@ -50,26 +56,11 @@ def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:
     "--ca",
     "ca_file",
     envvar=f"{PREFIX}CA",
-    type=click.Path(path_type=Path),
     help="Authority (PEM file) that signed the gateway's certificate; without it the system's.",
 )
 @click.option("--listen", "listen_on", default="127.0.0.1:8936", show_default=True, envvar=f"{PREFIX}LISTEN")
-@click.option(
-    "--timeout",
-    default=120.0,
-    show_default=True,
-    envvar=f"{PREFIX}TIMEOUT",
-    callback=_seconds,
-    help="Seconds for one call upstream.",
-)
-@click.option(
-    "--poll",
-    default=60.0,
-    show_default=True,
-    envvar=f"{PREFIX}POLL",
-    callback=_seconds,
-    help="Seconds between two looks at what is wanted.",
-)
+@_seconds_option("timeout", 120.0, "Seconds for one call upstream.")
+@_seconds_option("poll", 60.0, "Seconds between two looks at what is wanted.")
 @click.option(
     "--log-format", default="text", show_default=True, envvar="LOG_FORMAT", type=click.Choice(["text", "json"])
 )
@@ -79,7 +70,7 @@ def agent(
     to: str,
     account: str,
     token_file: Path,
-    ca_file: Path | None,
+    ca_file: str | None,
     listen_on: str,
     timeout: float,
     poll: float,
@@ -100,7 +91,7 @@ def agent(
         to=_parsed("--to", base_url, to),
         account=_parsed("--account", Uuid.parse, account),
         token_file=token_file,
-        ca_file=_parsed("--ca", authority_file, str(ca_file)) if ca_file is not None else None,
+        ca_file=_parsed("--ca", authority_file, ca_file) if ca_file is not None else None,
         listen=_parsed("--listen", address, listen_on),
         seconds=timeout,
         poll_seconds=poll,

@@ -86,8 +86,8 @@ class AgentService:
         self.gateway.close()
 
 
-def _give_memory_back() -> None:
-    """Answers of some megabytes leave holes that glibc keeps; elsewhere there is nothing to do."""
+def _release_memory() -> None:
+    """Give freed memory back to the system: glibc keeps it otherwise; other C libraries do not."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -101,5 +101,5 @@ def make_agent(config: AgentConfig) -> AgentService:
     source = KubecostSource(http, upstream, config.flavour, time.time)
     gateway = Gateway(config.to, config.account, config.token_file, config.ca_file)
     asked = AskedUpstream(source, config.flavour, config.seconds)
-    agent = Agent(asked, gateway, metrics, time.monotonic, config.poll_seconds, tidy=_give_memory_back)
+    agent = Agent(asked, gateway, metrics, time.monotonic, config.poll_seconds, release_memory=_release_memory)
     return AgentService(make_application(service, []), service, agent, http, gateway)

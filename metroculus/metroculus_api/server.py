@@ -31,7 +31,7 @@ from metroculus.sources.accounts import Accounts
 from metroculus.storage.store import Store
 from tools.tornado_service.application import make_application
 from tools.tornado_service.service import Service
-from tools.tornado_service.uploads import UploadRoom
+from tools.tornado_service.uploads import UploadBudget
 from tools.version import VERSION
 
 PUSH_PATHS = "/metroculus/v2/push/"
@@ -110,7 +110,7 @@ def make_app(
         "slowdown": config.access.slowdown(),
         "deadline_seconds": config.kubecost_timeout,
     }
-    controllers["room"] = UploadRoom(PUSHED_AT_ONCE_BYTES, MAX_PUSHED_BYTES)
+    controllers["budget"] = UploadBudget(PUSHED_AT_ONCE_BYTES, MAX_PUSHED_BYTES)
     application = make_application(service, routes(parts, controllers), {PUSH_PATHS: MAX_PUSHED_BYTES})
     return Metroculus(application, service, secret, dependencies, cache, shared)
 

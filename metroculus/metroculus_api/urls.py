@@ -36,7 +36,7 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
             rf"push/{ACCOUNT}/answers/(?P<kind>[^/]+)/(?P<start>[^/]+)/(?P<end>[^/]+)/(?P<step>[^/]+)",
             push.PushAnswers,
             "push",
-            "room",
+            "budget",
         ),
         route("kubecost_sources", sources.KubecostSources, "sources"),
         route(f"kubecost_sources/{ACCOUNT}", sources.KubecostSourceEntry, "sources"),

@@ -126,7 +126,7 @@ class Extractor:
         whole = {h: r for h, r in read.hours.items() if not _still_filling(r, now)}
         missing |= {h: "the source has not filled this hour yet" for h in read.hours if h not in whole}
         committed = (await self._store.run(self._store.ledger.committed, account, stretch.start, stretch.end)).hours
-        stays = _no_better(whole, committed)
+        stays = _not_replaced(whole, committed)
         whole = {hour: reading for hour, reading in whole.items() if hour not in stays}
         # A day of which another source told hours is the first one's set of what it has: it is no control of them.
         by_first = sum(not reading.source or reading.cut_from is not None for reading in whole.values())
@@ -308,8 +308,8 @@ def assemble(
     return batches, followed
 
 
-def _no_better(readings: Mapping[int, HourReading], committed: Mapping[int, Marker]) -> dict[int, str]:
-    """The stored hours that readings of them do not replace, and why: of a longer time, or asked for earlier."""
+def _not_replaced(readings: Mapping[int, HourReading], committed: Mapping[int, Marker]) -> dict[int, str]:
+    """Stored hours that a reading must not replace, each with the reason."""
     found = {}
     for hour, reading in readings.items():
         stored = committed.get(hour)

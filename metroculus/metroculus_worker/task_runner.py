@@ -87,8 +87,8 @@ class _OpenDays(Struct, frozen=True):
 class _Arrived(Struct, frozen=True):
     """Answers that were pushed and are not stored yet, and what to read for their sake."""
 
-    answers: tuple[PushedAnswer, ...]
-    stretches: tuple[Stretch, ...]
+    answers: tuple[PushedAnswer, ...] = ()
+    stretches: tuple[Stretch, ...] = ()
 
 
 class TaskRunner:
@@ -210,7 +210,7 @@ class TaskRunner:
         shift = task.shift if task.silent else await self.extractor.day_shift(account)
         days = await self._open_days(account, shift)
         stretches = due(days.start, days.read_at, days.committed.hours, days.gaps, task.patience, shift)
-        pushed = await self._pushed(account, days.read_at)
+        pushed = await self._pushed(account, days.read_at) if task.pushed else _Arrived()
         stretches = sorted({*stretches, *pushed.stretches}, reverse=True)
         failures, silent, postponed = [], False, False
         for stretch in stretches:
@@ -246,7 +246,7 @@ class TaskRunner:
         if hours:
             first, last = day_of(min(hours), 0), day_of(max(hours), 0) + DAY
             for one in await self._store.run(inbox.overlapping, account, first, last):
-                told.update(one.told if (one.kind, one.step) == ("allocation", "hour") else ())
+                told.update(one.told if one.tells_hours else ())
         return _Arrived(tuple(answers), tuple(arrived(hours, told, days, now)))
 
     async def _take(self, account: str, owned: Owned, answers: Sequence[PushedAnswer]) -> None:

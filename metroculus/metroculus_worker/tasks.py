@@ -36,6 +36,8 @@ class Task(Struct, frozen=True, kw_only=True):
     """Whether the source did not answer the last time."""
     shift: int = 0
     """Seconds after midnight UTC at which the source's days begin, as it said last."""
+    pushed: bool = False
+    """Whether answers that were pushed wait in the inbox."""
     term: int = 0
     """Leadership term of the worker that submitted the task; 0 where no leader did."""
     everything: bool = False

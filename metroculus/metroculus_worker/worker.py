@@ -69,6 +69,8 @@ class Worker:
         self.silent: set[str] = set()
         """Clusters whose source did not answer the last time."""
         self._due_at: dict[str, int] = {}
+        self._pushed: frozenset[str] = frozenset()
+        """Clusters of which answers that were pushed waited at the last look."""
         self._silences_in_a_row: Counter[str] = Counter()
         self._shifts: dict[str, int] = {}
         self._extracted_version: dict[str, int | None] = {}
@@ -131,6 +133,7 @@ class Worker:
         except StoreError as failure:
             log.info("what was pushed cannot be read: %s", failure)
             return
+        self._pushed = frozenset(pushed)
         for account in pushed:
             if account in self._entry_versions and account not in self.failing:
                 self._due_at[account] = 0
@@ -145,6 +148,7 @@ class Worker:
             patience=self._extracted_version.get(account, version) == version,
             silent=account in self.silent,
             shift=self._shifts.get(account, 0),
+            pushed=account in self._pushed,
         )
 
     def _lacking(self, known: Sequence[str]) -> list[str]:

@@ -45,7 +45,7 @@ PUSH = "push"
 """The account's agent pushes metrics, or its upstream's answers, and no upstream is asked."""
 
 PUSHING_SECONDS = 5.0
-"""For so long nobody looks again which accounts have pushed something."""
+"""Seconds between two looks at which accounts have pushed something."""
 
 FLAVOURS: dict[str, MakeSource] = {
     "kubecost": lambda http, upstream, clock: KubecostSource(http, upstream, "kubecost", clock),

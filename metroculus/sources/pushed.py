@@ -63,6 +63,11 @@ class Pushed(Struct, frozen=True, kw_only=True):
     received_at: int
     packed: Callable[[], Awaitable[bytes]]
 
+    @property
+    def tells_hours(self) -> bool:
+        """Whether it tells what hours cost, one by one."""
+        return (self.kind, self.step) == ("allocation", "hour")
+
 
 class Inbox(Protocol):
     """Where answers are kept."""
@@ -227,7 +232,7 @@ class PushedSource(CostSource):
         failure, received_at = None, 0
         for answer in await self._inbox.answers(self._account, min(wanted, default=start), end):
             hours = wanted.intersection(answer.told) - found.keys()
-            if (answer.kind, answer.step) != ("allocation", "hour"):
+            if not answer.tells_hours:
                 continue
             absent -= set(range(answer.first, answer.last, HOUR))
             if not hours:
@@ -246,7 +251,7 @@ class PushedSource(CostSource):
         """What was pushed of a day by itself; None where its hours were asked for later, and may say something else."""
         answers = await self._inbox.answers(self._account, day, day + DAY)
         decoded, answer = await self._day(answers, day)
-        hours = [one.asked_at for one in answers if (one.kind, one.step) == ("allocation", "hour") and one.told]
+        hours = [one.asked_at for one in answers if one.tells_hours and one.told]
         one = _day_of(decoded, day, day + DAY) if decoded is not None else None
         if answer is None or one is None or answer.asked_at < max(hours, default=0):
             return None

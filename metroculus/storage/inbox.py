@@ -58,9 +58,9 @@ class PushedAnswer(Struct, frozen=True, kw_only=True):
     """Of its money, as the upstream's configuration says; empty where it does not."""
 
     @property
-    def age_key(self) -> tuple[int, int]:
-        """Later answers have higher ones."""
-        return self.asked_at, self.answer
+    def tells_hours(self) -> bool:
+        """Whether it tells what hours cost, one by one."""
+        return (self.kind, self.step) == ("allocation", "hour")
 
     @property
     def question(self) -> tuple[str, str, int, int]:
@@ -118,23 +118,19 @@ class Inbox:
         )
         return sorted(str(row["account"]) for row in rows)
 
-    def newest_assets_form(self, account: str) -> str:
+    def assets_form(self, account: str) -> str:
         """How the last assets of an account were told; empty where none were."""
-        rows = list(
-            self._engine.rows(
-                f"SELECT argMax(form, asked_at) AS latest FROM {PUSH_ANSWERS.name}"
-                f" WHERE account = {literal(account)} AND form != ''"
-            )
-        )
-        return str(rows[0]["latest"]) if rows else ""
+        return self._last(account, "form")
 
     def currency(self, account: str) -> str:
         """What money the account's last answers are in; empty where none says it."""
+        return self._last(account, "currency")
+
+    def _last(self, account: str, column: str) -> str:
+        """The text of the last answer that has one."""
+        where = f"account = {literal(account)} AND {column} != ''"
         rows = list(
-            self._engine.rows(
-                f"SELECT argMax(currency, asked_at) AS latest FROM {PUSH_ANSWERS.name}"
-                f" WHERE account = {literal(account)} AND currency != ''"
-            )
+            self._engine.rows(f"SELECT argMax({column}, asked_at) AS latest FROM {PUSH_ANSWERS.name} WHERE {where}")
         )
         return str(rows[0]["latest"]) if rows else ""
 
@@ -232,7 +228,8 @@ class Inbox:
 
 
 def _by_age(answer: PushedAnswer) -> tuple[int, int]:
-    return answer.age_key
+    """Later answers have higher ones."""
+    return answer.asked_at, answer.answer
 
 
 def _near(start: int) -> str:

@@ -17,9 +17,9 @@ from optscale_client.config_client import ConfigError, EtcdConfig
 from rest_api.rest_api_server.config import SETTINGS, config_of, directory_of
 from rest_api.rest_api_server.directory.connect import open_directory
 from rest_api.rest_api_server.directory.model import AlreadyExists, Directory, DirectoryError, Missing, Role
-from rest_api.rest_api_server.server import RestApi, make_app
-from tools.cli import given, load_settings, operator, setting_options
-from tools.settings import CONFIG_URL, SettingsError, cluster_secret
+from rest_api.rest_api_server.server import make_app
+from tools.cli import given, load_service_settings, load_settings, operator, setting_options, take_over_secret
+from tools.settings import CONFIG_URL, SettingsError
 from tools.tornado_service.access import Access, audit_log_of
 from tools.tornado_service.listening import listen, stop_signal
 from tools.tornado_service.logs import set_up
@@ -40,12 +40,10 @@ def main() -> None:
 @setting_options((*SETTINGS, CONFIG_URL))
 def serve(**flags: Any) -> None:
     """Serve the REST API."""
-    values = load_settings((CONFIG_URL,), {k: flags[k] for k in ("config_url",)})
+    values, etcd = load_service_settings(SETTINGS, flags, EtcdConfig, ConfigError)
     try:
-        etcd = EtcdConfig(values["config_url"]) if values["config_url"] != "env:" else None
-        values = load_settings((*SETTINGS, CONFIG_URL), flags, etcd.get if etcd else None)
         config = config_of(values)
-    except (ConfigError, SettingsError) as problem:
+    except SettingsError as problem:
         raise click.ClickException(str(problem)) from None
     set_up(values["log_level"], values["log_format"])
     if not config.cluster_secret:
@@ -57,7 +55,7 @@ def serve(**flags: Any) -> None:
         stopped = stop_signal()
         api = make_app(config)
         if etcd is not None and not told:
-            etcd.watch("/secret/cluster", partial(_take_over_secret, api))
+            etcd.watch("/secret/cluster", partial(take_over_secret, api.metroculus.client))
         address, port = config.listen
         listener = listen(api.application, api.service, address, port, config.tls)
         api.start()
@@ -70,14 +68,6 @@ def serve(**flags: Any) -> None:
         asyncio.run(run())
     except (DirectoryError, OSError) as problem:
         raise click.ClickException(str(problem)) from None
-
-
-def _take_over_secret(api: RestApi, secret: str) -> None:
-    """A rotated secret; what is none changes nothing."""
-    try:
-        api.metroculus.client.secret = cluster_secret(secret)
-    except ValueError as problem:
-        log.warning("the secret was not taken over: it %s", problem)
 
 
 @contextmanager

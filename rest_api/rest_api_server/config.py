@@ -10,6 +10,7 @@ from typing import Any
 from rest_api.rest_api_server.controllers.metroculus import CALL_SECONDS
 from rest_api.rest_api_server.directory.connect import SQLITE, check_url
 from tools.settings import (
+    DATA_DIR,
     Setting,
     address,
     authority_file,
@@ -17,7 +18,6 @@ from tools.settings import (
     cluster_secret,
     count,
     declared,
-    folder,
     seconds,
     settings_of,
     values_of,
@@ -52,9 +52,7 @@ class RestApiConfig:
             secret=True,
         )
     )
-    data_dir: Path = declared(
-        Setting("DATA_DIR", "Folder for every file that has no setting of its own.", folder, Path(".metroculus"))
-    )
+    data_dir: Path = declared(DATA_DIR)
     cache_mib: int = declared(Setting("CACHE_SIZE", "MiB of answers that are kept.", count, 64))
     token_concurrency: int = declared(Setting("TOKEN_CONCURRENCY", "Requests at once with one token.", count, 32))
     resources_refresh: float = declared(

@@ -8,13 +8,15 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import requests
 
+from simulator.remote_write import field, labels, varint
+
 MILLISECOND_BYTES = 6
 """Of a stamp of our time in milliseconds, as a varint."""
 
 
 def write(url: str, series: Iterable[tuple[Mapping[str, str], float]], stamps: range) -> None:
     """Send samples of constant series; an error of the receiver is one here."""
-    body = b"".join(_series(labels, value, stamps) for labels, value in series)
+    body = b"".join(_series(named, value, stamps) for named, value in series)
     headers = {
         "Content-Encoding": "snappy",
         "Content-Type": "application/x-protobuf",
@@ -24,21 +26,8 @@ def write(url: str, series: Iterable[tuple[Mapping[str, str], float]], stamps: r
     assert answer.status_code in (200, 204), answer.text
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _series(labels: Mapping[str, str], value: float, stamps: range) -> bytes:
-    named = b"".join(_field(1, _field(1, name.encode()) + _field(2, labels[name].encode())) for name in sorted(labels))
-    return _field(1, named + _samples(value, stamps))
+def _series(named: Mapping[str, str], value: float, stamps: range) -> bytes:
+    return field(1, labels(named) + _samples(value, stamps))
 
 
 def _samples(value: float, stamps: range) -> bytes:
@@ -58,7 +47,7 @@ def _samples(value: float, stamps: range) -> bytes:
 
 def _literal(body: bytes) -> bytes:
     """A snappy block that holds its content as it is."""
-    parts = [_varint(len(body))]
+    parts = [varint(len(body))]
     for first in range(0, len(body), 2**24):
         piece = body[first : first + 2**24]
         parts.append(bytes([62 << 2]) + (len(piece) - 1).to_bytes(3, "little") + piece)

@@ -21,9 +21,10 @@ from tornado.web import Application, RequestHandler
 
 from diproxy.diproxy_server import gate as gates
 from diproxy.diproxy_server import handlers
+from simulator.remote_write import field, label, labels, packed, sample, varint
 from tests.pushing import Door
 from tests.support import DAY, END, HOUR, NOW, Stack, ask, exact_world, make_tenant, until
-from tools.tornado_service.uploads import UploadRoom
+from tools.tornado_service.uploads import UploadBudget
 
 pytestmark = pytest.mark.push
 
@@ -32,33 +33,8 @@ METRICS = {"Content-Type": "application/x-protobuf", "Content-Encoding": "snappy
 LIMITS = {"push_max_bytes": 1 << 20, "push_max_series": 1000, "push_max_samples": 5000}
 
 
-def varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def part(number: int, content: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
-def label(name: str, value: str) -> bytes:
-    return part(1, part(1, name.encode()) + part(2, value.encode()))
-
-
-def sample(value: float, milliseconds: int) -> bytes:
-    return part(2, b"\x09" + struct.pack("<d", value) + b"\x10" + varint(milliseconds))
-
-
-def one_series(name: str = "up", value: float = 1.0, at: int = NOW, **labels: str) -> bytes:
-    named = {"__name__": name, **labels}
-    return part(1, b"".join(label(k, named[k]) for k in sorted(named)) + sample(value, at * 1000))
-
-
-def packed(body: bytes) -> bytes:
-    return bytes(cramjam.snappy.compress_raw(body))
+def one_series(name: str = "up", value: float = 1.0, at: int = NOW, **more: str) -> bytes:
+    return field(1, labels({"__name__": name, **more}) + sample(value, at * 1000))
 
 
 class Receiver:
@@ -162,7 +138,7 @@ def test_a_receiver_that_is_away_or_none_is_a_503(stack: Stack) -> None:
         door.close()
 
 
-TENANT = part(1, b"tenant_id") + part(2, b"victim")
+TENANT = field(1, b"tenant_id") + field(2, b"victim")
 HOSTILE: dict[str, tuple[bytes, dict[str, str], int]] = {
     "gzip": (gzip.compress(one_series()), METRICS | {"Content-Encoding": "gzip"}, 415),
     "zstd": (b"\x28\xb5\x2f\xfd", METRICS | {"Content-Encoding": "zstd"}, 415),
@@ -170,11 +146,11 @@ HOSTILE: dict[str, tuple[bytes, dict[str, str], int]] = {
     "two encodings": (packed(one_series()), METRICS | {"Content-Encoding": "snappy, snappy"}, 415),
     "json": (packed(b"{}"), METRICS | {"Content-Type": "application/json"}, 415),
     "2.0": (
-        packed(part(4, b"") + part(5, b"")),
+        packed(field(4, b"") + field(5, b"")),
         METRICS | {"Content-Type": "application/x-protobuf;proto=io.prometheus.write.v2.Request"},
         415,
     ),
-    "2.0 in disguise": (packed(part(4, b"tenant") + part(5, b"")), METRICS, 400),
+    "2.0 in disguise": (packed(field(4, b"tenant") + field(5, b"")), METRICS, 400),
     "empty": (b"", METRICS, 400),
     "framed snappy": (bytes(cramjam.snappy.compress(one_series())), METRICS, 400),
     "not snappy": (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", METRICS, 400),
@@ -192,35 +168,35 @@ HOSTILE: dict[str, tuple[bytes, dict[str, str], int]] = {
     "text": (packed(b"hello, this is text"), METRICS, 400),
     "tenant_id": (packed(one_series(tenant_id="other")), METRICS, 400),
     "tenant_id, name last": (
-        packed(part(1, part(1, part(2, b"other") + part(1, b"tenant_id")) + sample(1, NOW))), METRICS, 400,
+        packed(field(1, field(1, field(2, b"other") + field(1, b"tenant_id")) + sample(1, NOW))), METRICS, 400,
     ),
     "tenant_id, length in two bytes": (
-        packed(part(1, part(1, b"\x0a\x89\x00tenant_id" + part(2, b"other")) + sample(1, NOW))), METRICS, 400,
+        packed(field(1, field(1, b"\x0a\x89\x00tenant_id" + field(2, b"other")) + sample(1, NOW))), METRICS, 400,
     ),
     "tenant_id, key in two bytes": (
-        packed(part(1, part(1, b"\x8a\x00\x09tenant_id" + part(2, b"other")) + sample(1, NOW))), METRICS, 400,
+        packed(field(1, field(1, b"\x8a\x00\x09tenant_id" + field(2, b"other")) + sample(1, NOW))), METRICS, 400,
     ),
     "tenant_id, named twice": (
-        packed(part(1, part(1, part(1, b"a") + part(1, b"tenant_id") + part(2, b"x")) + sample(1, NOW))), METRICS, 400,
+        packed(field(1, field(1, field(1, b"a") + field(1, b"tenant_id") + field(2, b"x")) + sample(1, NOW))), METRICS, 400,
     ),
     "tenant_id in the last of many": (
         packed(one_series() * 500 + one_series(tenant_id="other")), METRICS, 400,
     ),
     "tenant_id, field number beyond 32 bits": (
-        packed(part(1, varint((1 << 35) | 10) + varint(len(TENANT)) + TENANT + sample(1, NOW))), METRICS, 400,
+        packed(field(1, varint((1 << 35) | 10) + varint(len(TENANT)) + TENANT + sample(1, NOW))), METRICS, 400,
     ),
     "tenant_id, name's number beyond 32 bits": (
-        packed(part(1, part(1, varint((1 << 35) | 10) + b"\x09tenant_id" + part(2, b"v")) + sample(1, NOW))), METRICS, 400,
+        packed(field(1, field(1, varint((1 << 35) | 10) + b"\x09tenant_id" + field(2, b"v")) + sample(1, NOW))), METRICS, 400,
     ),
     "tenant_id, key of more than 64 bits": (
-        packed(part(1, b"\x8a" + b"\x80" * 8 + b"\x02" + varint(len(TENANT)) + TENANT)), METRICS, 400,
+        packed(field(1, b"\x8a" + b"\x80" * 8 + b"\x02" + varint(len(TENANT)) + TENANT)), METRICS, 400,
     ),
     "empty metadata without end": (packed(b"\x1a\x00" * 1_000_001), METRICS, 413),
-    "a million fields": (packed(part(1, b"\x7a\x00" * 1_000_001)), METRICS, 413),
+    "a million fields": (packed(field(1, b"\x7a\x00" * 1_000_001)), METRICS, 413),
     "a huge label": (packed(one_series(big="x" * 70_000)), METRICS, 400),
     "too many labels": (packed(one_series(**{f"l{n}": "v" for n in range(300)})), METRICS, 400),
     "too many series": (packed(one_series() * 1001), METRICS, 413),
-    "too many samples": (packed(part(1, label("__name__", "up") + sample(1.0, NOW) * 5001)), METRICS, 413),
+    "too many samples": (packed(field(1, label("__name__", "up") + sample(1.0, NOW) * 5001)), METRICS, 413),
 }  # fmt: skip
 FINE: dict[str, bytes] = {
     "a value that spells the label": one_series(note="tenant_id"),
@@ -228,10 +204,10 @@ FINE: dict[str, bytes] = {
     "a stale marker": one_series(value=struct.unpack("<d", struct.pack("<Q", 0x7FF0000000000002))[0]),
     "NaN and infinities": one_series(value=float("nan")) + one_series(value=float("-inf")),
     "duplicate series": one_series() * 2,
-    "metadata": part(3, b"\x08\x01" + part(2, b"up")) + one_series(),
-    "a histogram": part(1, label("__name__", "h") + part(4, b"\x08\x01")),
-    "an exemplar": part(1, label("__name__", "h") + sample(1.0, NOW) + part(3, part(1, part(1, b"trace")))),
-    "unknown field of a series": part(1, label("__name__", "h") + sample(1.0, NOW) + part(15, b"later")),
+    "metadata": field(3, b"\x08\x01" + field(2, b"up")) + one_series(),
+    "a histogram": field(1, label("__name__", "h") + field(4, b"\x08\x01")),
+    "an exemplar": field(1, label("__name__", "h") + sample(1.0, NOW) + field(3, field(1, field(1, b"trace")))),
+    "unknown field of a series": field(1, label("__name__", "h") + sample(1.0, NOW) + field(15, b"later")),
     "a label of another script": one_series(name="up", ort="Zürich 京都"),
     "nothing at all": b"",
 }
@@ -353,7 +329,7 @@ def test_a_flood_of_bad_tokens_forgets_no_good_one(door: Door, monkeypatch: pyte
     assert door.push("GET", "/push/v2/wanted", token).status_code == 200
     for number in range(8):
         assert door.push("GET", "/push/v2/wanted", f"{token[:-4]}{number:04d}").status_code == 401
-    known: Any = door.gateway.application.wildcard_router.rules[0].target_kwargs["gate"]
+    known = door.part("gate")
     assert len(known._good) == 1 and len(known._bad) == 3
 
 
@@ -434,17 +410,16 @@ def test_a_promise_takes_no_room(door: Door, receiver: Receiver) -> None:
     assert answer.status_code == 200, answer.text
     for one in idle:
         one.close()
-    handlers_room = door.gateway.application.wildcard_router.rules[0].target_kwargs["room"]
-    assert until(lambda: not handlers_room.taken.total())
-    assert until(lambda: not door.gateway.application.wildcard_router.rules[0].target_kwargs["flying"])
+    assert until(lambda: not door.part("budget").taken.total())
+    assert until(lambda: not door.part("in_flight"))
 
 
 def test_half_of_the_room_is_left_to_others() -> None:
-    room = UploadRoom(80, 10)
-    assert all(room.take(10, "one") for _ in range(4)) and not room.take(1, "one")
-    assert room.take(40, "two") and not room.take(1, "three")
-    room.give_back(40, "two")
-    assert room.take(1, "three")
+    budget = UploadBudget(80, 10)
+    assert all(budget.take(10, "one") for _ in range(4)) and not budget.take(1, "one")
+    assert budget.take(40, "two") and not budget.take(1, "three")
+    budget.give_back(40, "two")
+    assert budget.take(1, "three")
 
 
 def test_no_account_takes_all_places(door: Door, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,7 +449,8 @@ def test_no_account_takes_all_places(door: Door, receiver: Receiver, monkeypatch
     door.stack.thread.call(hanging.set)
     for one in threads:
         one.join()
-    assert statuses.count(200) == 16 and not door.gateway.application.wildcard_router.rules[0].target_kwargs["flying"]
+    assert statuses.count(200) == 16
+    assert until(lambda: not door.part("in_flight")), "a place is given back once its answer was taken"
 
 
 def test_organizations_make_tokens(door: Door) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -43,6 +43,18 @@ def everything(door: Door, *pushers: Pusher) -> None:
 def statement(door: Door, account: str, start: int, end: int) -> Any:
     asked = {"cloud_account_id": account, "start_date": start, "end_date": end, "detail_level": "namespace"}
     return Metroculus(door.running).get("kubecost_cluster_costs", **asked).json()
+
+
+def failing(pusher: Pusher, fails: Callable[[Any], bool]) -> None:
+    """From now on the cluster's upstream answers some questions with status 500."""
+    ask = pusher.agent._upstream.ask
+
+    async def some(wanted: Any) -> bytes:
+        if fails(wanted):
+            raise BadAnswer("status 500", 500)
+        return await ask(wanted)
+
+    pusher.agent._upstream.ask = some  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("flavour", ["kubecost", "opencost"])
@@ -230,14 +242,7 @@ def test_an_older_day_does_not_rule_newer_hours(door: Door) -> None:
     one = door.pusher(WORLD)
     everything(door, one)
 
-    ask = one.agent._upstream.ask
-
-    async def hours_alone(wanted: Any) -> bytes:
-        if wanted.step == "day":
-            raise BadAnswer("status 500", 500)
-        return await ask(wanted)
-
-    one.agent._upstream.ask = hours_alone  # type: ignore[method-assign]
+    failing(one, lambda wanted: wanted.step == "day")
     door.clock.now = NOW + 30 * HOUR
     for _ in range(5):
         door.pushed(one)
@@ -273,13 +278,7 @@ def test_what_was_told_and_could_not_be_stored_is_asked_for_again(door: Door) ->
     """An old OpenCost without idle, whose assets fail at first: the hours wait for them, and are not given up."""
     one = door.pusher(WORLD, "opencost", Habits(serves=frozenset({"opencost"}), no_idle=True))
     ask = one.agent._upstream.ask
-
-    async def without_assets(wanted: Any) -> bytes:
-        if wanted.kind == "assets":
-            raise BadAnswer("status 500", 500)
-        return await ask(wanted)
-
-    one.agent._upstream.ask = without_assets  # type: ignore[method-assign]
+    failing(one, lambda wanted: wanted.kind == "assets")
     for _ in range(4):
         door.pushed(one)
     door.worked()

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
+from simulator.remote_write import packed
 from simulator.server import Habits
 from simulator.world import make_world
 from tests.conftest import free_port
 from tests.helm.chart import integration, rendered, workloads
-from tests.push.test_gateway import METRICS, WRITE, one_series, packed
+from tests.push.test_gateway import METRICS, WRITE, one_series
 from tests.pushing import Door
 from tests.support import BIN, DAY, Stack, make_tenant, until
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import requests
 
+from simulator.remote_write import field, labels, packed, sample
 from tests.conftest import free_port
-from tests.push.test_gateway import METRICS, WRITE, label, packed, part, sample
+from tests.push.test_gateway import METRICS, WRITE
 from tests.pushing import Door
 from tests.support import Stack, until
 
@@ -71,8 +72,8 @@ class Sender(threading.Thread):
 
     def run(self) -> None:
         for one in range(SAMPLES):
-            labels = label("__name__", "sent") + label("sender", str(self.number))
-            body = packed(part(1, labels + sample(float(one), self.begin + one)))
+            named = labels({"__name__": "sent", "sender": str(self.number)})
+            body = packed(field(1, named + sample(float(one), self.begin + one)))
             ends = time.monotonic() + 60
             while time.monotonic() < ends:
                 try:

@@ -135,7 +135,7 @@ class _Weighed(HTTPMessageDelegate):
         self._begun()
         declared = headers.get("Content-Length", "0")
         size = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 19 else 0
-        if isinstance(start_line, RequestStartLine):
+        if self._uploads and isinstance(start_line, RequestStartLine):
             larger = (most for prefix, most in self._uploads.items() if start_line.path.startswith(prefix))
             self._most = next(larger, MAX_BODY_BYTES)
         if isinstance(start_line, RequestStartLine) and len(start_line.path) > MAX_URL_BYTES:

@@ -85,6 +85,16 @@ class Step(Text):
         return int(self[:-1]) * unit if unit else int(self)
 
 
+class Stamp(Text):
+    pattern = r"[1-9][0-9]{0,9}"
+    what = "Unix seconds"
+
+
+class Currency(Text):
+    pattern = "[A-Z]{3}"
+    what = "a currency (ISO 4217)"
+
+
 class Flag(Text):
     pattern = r"true|false"
     what = "true or false"

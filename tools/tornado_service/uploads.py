@@ -13,28 +13,28 @@ from tools.tornado_service.application import ServiceHandler, declared_of
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import Operation
 
-SHARERS = 2
-"""One caller has this part of the room at most."""
+CALLER_SHARE = 2
+"""The budget divided by this is the most that one caller may hold."""
 FULL_SECONDS = 2
-"""After which whoever finds no room is told to come again."""
+"""``Retry-After`` of a request for which the budget has no bytes left."""
 
 
-class UploadRoom:
-    """Bytes of bodies that may be held at once by one service.
+class UploadBudget:
+    """How many bytes of request bodies one service holds at once.
 
     Args:
-        total: of all of them.
-        each: of one.
+        total: bytes of all bodies together.
+        each: bytes of the largest body.
     """
 
     def __init__(self, total: int, each: int) -> None:
         self.total = max(total, each)
         self.each = each
-        self.share = max(self.total // SHARERS, each)
+        self.share = max(self.total // CALLER_SHARE, each)
         self.taken: Counter[str] = Counter()
 
     def take(self, size: int, who: str = "") -> bool:
-        """Whether there is room for so many more of somebody's; takes it. Nobody has all of it."""
+        """Reserve bytes for a caller; False where the budget, or the caller's share of it, is used up."""
         if self.taken.total() + size > self.total or self.taken[who] + size > self.share:
             return False
         self.taken[who] += size
@@ -54,18 +54,16 @@ class UploadHandler(ServiceHandler):
     a connection on which the other side still sends is not heard.
     """
 
-    room: UploadRoom
+    budget: UploadBudget
     _held = 0
     _holder = ""
     _keeps = True
     """Whether the method takes a body at all."""
     _refusal: ApiError | None = None
-    _whole = False
-    """Whether the body was received to its end."""
 
     @property
-    def sharer(self) -> str:
-        """Whose the body is, once that is known."""
+    def uploader(self) -> str:
+        """The caller whose share the body counts against; empty where all callers share one."""
         return ""
 
     async def prepare(self) -> None:
@@ -79,7 +77,7 @@ class UploadHandler(ServiceHandler):
             await self.authorize(declared, self.path_kwargs)
         except ApiError as refusal:
             length = self.request.headers.get("Content-Length", "0")
-            if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.room.each):
+            if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.budget.each):
                 raise
             self._refusal = refusal
 
@@ -90,15 +88,15 @@ class UploadHandler(ServiceHandler):
     def _drop(self) -> None:
         self._body = bytearray()
         if self._held:
-            self.room.give_back(self._held, self._holder)
+            self.budget.give_back(self._held, self._holder)
         self._held = 0
 
     def data_received(self, chunk: bytes) -> None:
-        """Room is taken by what has come, not by what was promised: a promise costs nothing."""
+        """Bytes count when they arrive, not when ``Content-Length`` announces them: an announcement costs nothing."""
         if self._finished or self._refusal is not None or not self._keeps:
             return
-        self._holder = self.sharer
-        if self.room.take(len(chunk), self._holder):
+        self._holder = self.uploader
+        if self.budget.take(len(chunk), self._holder):
             self._held += len(chunk)
             self._body += chunk
             return
@@ -114,20 +112,18 @@ class UploadHandler(ServiceHandler):
             ApiError: it is too large.
         """
         self.refuse_what_is_too_large()
-        self._whole = True
-        body, self._body = bytes(self._body), bytearray()  # its room is given back with the answer
+        body, self._body = bytes(self._body), bytearray()  # it counts until it is answered
         return body
 
     def on_finish(self) -> None:
-        if hasattr(self, "_body"):
-            self._drop()
+        self._drop()
         super().on_finish()
 
     def on_connection_close(self) -> None:
-        """Nobody works on a body that was broken off."""
+        """Where the body was broken off, no method runs, and nothing else would end the request."""
+        received = self.request._body_future.done()
         RequestHandler.on_connection_close(self)
-        if not self._whole and not self._finished:
-            if hasattr(self, "_body"):
-                self._drop()
+        if not received and not self._finished:
+            self._drop()
             self._leave()
         super().on_connection_close()

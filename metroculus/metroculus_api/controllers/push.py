@@ -28,7 +28,7 @@ from tools.window import DAY, HOUR, MINUTE
 log = logging.getLogger("push")
 
 OLD_TOKEN_SECONDS = 15 * MINUTE
-"""A token that was replaced is good for so long."""
+"""How long a replaced token stays good."""
 TOKEN_BYTES = 32
 _TOKEN = re.compile(r"mpt_([0-9a-f]{32})_[A-Za-z0-9_-]{43}")
 OLDEST_SECONDS = 400 * DAY
@@ -161,7 +161,7 @@ class PushController:
             first=first,
             last=last,
             answer=store.ledger.new_batch(),
-            asked_at=min(now, now if asked_at is None else asked_at),
+            asked_at=now if asked_at is None else min(now, asked_at),
             received_at=now,
             digest=content.digest,
             pieces=-(-len(packed) // PIECE_BYTES),
@@ -218,7 +218,7 @@ def _hours_of(
     told: set[int] = set()
     tried: dict[int, int] = {}
     for one in answers:
-        if (one.kind, one.step) != ("allocation", "hour"):
+        if not one.tells_hours:
             continue
         for hour in range(one.first, one.last, HOUR):
             tried[hour] = max(tried.get(hour, 0), one.asked_at)

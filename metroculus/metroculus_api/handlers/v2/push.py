@@ -10,22 +10,12 @@ from metroculus.metroculus_api.controllers.push import PushController
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import Text, Uuid
+from tools.tornado_service.params import Currency, Stamp, Uuid
 from tools.tornado_service.uploads import UploadHandler
 
 
 class AccountQuery(Struct, frozen=True):
     cloud_account_id: Uuid
-
-
-class Stamp(Text):
-    pattern = r"[1-9][0-9]{0,9}"
-    what = "Unix seconds"
-
-
-class Currency(Text):
-    pattern = "[A-Z]{3}"
-    what = "a currency (ISO 4217)"
 
 
 class AnswerQuery(AccountQuery, frozen=True):
@@ -77,7 +67,7 @@ class PushAnswers(UploadHandler, MetroculusHandler):
     push: PushController
 
     @property
-    def sharer(self) -> str:
+    def uploader(self) -> str:
         return str(self.path_kwargs.get("cloud_account_id", ""))
 
     @operation(
