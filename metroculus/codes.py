@@ -45,6 +45,8 @@ OUTDATED = ErrorCode(409, "OM0031", "whoever manages this source has written a n
 NOT_PUSHED = ErrorCode(409, "OM0032", "this account's costs are not pushed: its source has another flavour, or none")
 INBOX_FULL = ErrorCode(503, "OM0033", "too much that was pushed is not stored yet")
 TOO_MANY_TOKENS = ErrorCode(429, "OM0034", "too many push tokens of this account are still good: use one of them")
+ALREADY_CLOSED = ErrorCode(409, "OM0035", "a closed month is not changed")
+NOT_COMPLETE = ErrorCode(409, "OM0036", "the month cannot be closed yet")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,

@@ -14,6 +14,7 @@ from metroculus.config import MetroculusConfig
 from metroculus.dependencies import Dependencies, make_dependencies
 from metroculus.metroculus_api.cache import AnswerCache, CacheCollector
 from metroculus.metroculus_api.controllers.backfills import BackfillsController
+from metroculus.metroculus_api.controllers.chargeback import ChargebackController
 from metroculus.metroculus_api.controllers.costs import CostsController
 from metroculus.metroculus_api.controllers.expenses import ExpensesController
 from metroculus.metroculus_api.controllers.inventory import InventoryController
@@ -102,6 +103,7 @@ def make_app(
         "expenses": ExpensesController(accounts, store),
         "monthly": MonthlyController(accounts, store, clock),
         "push": PushController(accounts, store, clock),
+        "chargeback": ChargebackController(accounts, store, clock),
         "backfills": BackfillsController(accounts, store, worked, clock),
         "cache": cache,
     }

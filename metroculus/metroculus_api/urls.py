@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from metroculus.metroculus_api.handlers.v2 import cache, costs, history, push, sources
+from metroculus.metroculus_api.handlers.v2 import cache, chargeback, costs, history, push, sources
 from tools.tornado_service.application import Route
 
+ORGANIZATION = r"(?P<organization_id>[^/]+)"
 ACCOUNT = r"(?P<cloud_account_id>[^/]+)"
 
 
@@ -29,6 +30,11 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route("k8s_months", history.K8sMonths, "monthly"),
         route("backfills", history.Backfills, "backfills"),
         route(r"backfills/(?P<backfill_id>[^/]+)", history.BackfillEntry, "backfills"),
+        route(f"organizations/{ORGANIZATION}", chargeback.Organizations, "chargeback"),
+        route(f"rules/{ORGANIZATION}", chargeback.AllocationRules, "chargeback"),
+        route(f"rules/{ORGANIZATION}/preview", chargeback.RulesPreview, "chargeback"),
+        route(f"chargeback/{ORGANIZATION}", chargeback.Chargeback, "chargeback"),
+        route(rf"chargeback/{ORGANIZATION}/months/(?P<month>[^/]+)/close", chargeback.MonthClose, "chargeback"),
         route("push_tokens/check", push.PushTokenCheck, "push"),
         route(f"push_tokens/{ACCOUNT}", push.PushTokens, "push"),
         route(f"push/{ACCOUNT}/wanted", push.PushWanted, "push"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from metroculus.storage.columns import (
+    ACCOUNTED,
     ALLOCATIONS,
     ASSET_DAYS,
     ASSETS,
@@ -12,7 +13,6 @@ from metroculus.storage.columns import (
     PARTITIONED,
     SUMMARIES,
     SUMMARY_BUILDS,
-    TABLES,
 )
 from metroculus.storage.engine import Engine, literal
 from metroculus.storage.inbox import Inbox
@@ -102,7 +102,7 @@ class Maintenance:
             StoreError
         """
         with self._ledger.versions.changing(account):
-            for table in TABLES:
+            for table in ACCOUNTED:
                 target = self._engine.dialect.altered(table.name)
                 self._engine.command(f"ALTER TABLE {target} DELETE WHERE account = {literal(account)}")
 

@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 from metroculus.storage.assets import AssetDays
 from metroculus.storage.columns import FENCED, TABLES
 from metroculus.storage.days import FollowedDays
+from metroculus.storage.documents import Documents
 from metroculus.storage.embedded import EmbeddedEngine
 from metroculus.storage.engine import Engine, StoreError, StoreTooNew, StoreUrlError
 from metroculus.storage.gaps import Gaps
@@ -59,6 +60,7 @@ class Store:
         self.gaps = Gaps(engine)
         self.followed_days = FollowedDays(engine)
         self.jobs = Jobs(engine, clock)
+        self.documents = Documents(engine, clock)
         self.inbox = Inbox(engine, clock)
         self.maintenance = Maintenance(engine, self.ledger, self.jobs, self.inbox)
         self.failed: str | None = None

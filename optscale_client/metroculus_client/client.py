@@ -385,6 +385,75 @@ class Client:
             "DELETE", _below("kubecost_sources", cloud_account_id), {}, request_id=request_id, timeout=timeout
         )
 
+    def put_organization(
+        self,
+        organization_id: str,
+        cloud_account_ids: Iterable[str],
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Say which accounts an organization has: its rules and chargebacks are over those."""
+        body = {"cloud_account_ids": list(cloud_account_ids)}
+        path = _below("organizations", organization_id)
+        return self._call("PUT", path, {}, body, request_id=request_id, timeout=timeout)
+
+    def get_rules(self, organization_id: str, *, request_id: str | None = None, timeout: float | None = None) -> Answer:
+        """Every version of an organization's allocation rules."""
+        return self._call("GET", _below("rules", organization_id), {}, request_id=request_id, timeout=timeout)
+
+    def put_rules(
+        self,
+        organization_id: str,
+        rules: Mapping[str, Any],
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Set the rules that hold from their ``valid_from`` on."""
+        return self._call("PUT", _below("rules", organization_id), {}, rules, request_id=request_id, timeout=timeout)
+
+    def preview_rules(
+        self,
+        organization_id: str,
+        month: str,
+        rules: Mapping[str, Any],
+        by: str | None = None,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """A month under other rules, beside its own; nothing is kept."""
+        path, query = f"{_below('rules', organization_id)}/preview", {"month": month, "by": by}
+        return self._call("POST", path, query, rules, request_id=request_id, timeout=timeout)
+
+    def get_chargeback(
+        self,
+        organization_id: str,
+        month: str,
+        by: str | None = None,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """A month shared out by ``cost_center`` (default), ``namespace``, ``cluster`` or ``label:x``."""
+        path, query = _below("chargeback", organization_id), {"month": month, "by": by}
+        return self._call("GET", path, query, request_id=request_id, timeout=timeout)
+
+    def close_month(
+        self,
+        organization_id: str,
+        month: str,
+        accept_incomplete: str | None = None,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Freeze a month; with ``accept_incomplete``, the reason, though something is missing."""
+        path = f"{_below('chargeback', organization_id)}/{_below('months', month)}/close"
+        body = {} if accept_incomplete is None else {"accept_incomplete": accept_incomplete}
+        return self._call("POST", path, {}, body, request_id=request_id, timeout=timeout)
+
     def create_push_token(
         self, cloud_account_id: str, *, request_id: str | None = None, timeout: float | None = None
     ) -> Answer:

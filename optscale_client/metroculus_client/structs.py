@@ -6,7 +6,7 @@ seconds, times RFC 3339. A key that came later has a default, so that an older s
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -364,6 +364,143 @@ class ExpensesWithoutLabels(ExpensesBase, frozen=True, kw_only=True):
     """``k8s_expenses`` where ``group_by`` names no label."""
 
     expenses: tuple[ExpenseRow, ...]
+
+
+class Weights(Struct, frozen=True, forbid_unknown_fields=True):
+    """Shares by name, in any unit."""
+
+    weights: dict[str, float]
+
+
+Split: TypeAlias = Literal["weighted", "even"] | Weights
+
+
+class Match(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an allocation must have, all of it; ``*`` stands for any text."""
+
+    cluster: str | None = None
+    namespace: str | None = None
+    label: str | None = None
+    values: tuple[str, ...] = ()
+
+
+class CostCenter(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    name: str
+    match: tuple[Match, ...]
+
+
+class Shared(CostCenter, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    split: Split = "weighted"
+
+
+class Overhead(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    name: str
+    amount_month: float
+    currency: str = "USD"
+    split: Split = "weighted"
+
+
+class Rules(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How an organization's months are shared out, from ``valid_from`` (``2026-11``) on."""
+
+    valid_from: str
+    cost_centers: tuple[CostCenter, ...] = ()
+    shared: tuple[Shared, ...] = ()
+    overhead: tuple[Overhead, ...] = ()
+    idle: Literal["separate", "weighted", "even"] = "separate"
+    management: Literal["separate", "weighted", "even"] = "separate"
+
+
+class AllocationRules(Struct, frozen=True):
+    """``rules``: every version, the oldest first, and the months that are closed."""
+
+    organization_id: str
+    versions: tuple[Rules, ...]
+    closed_months: tuple[str, ...]
+
+
+class OrganizationAccounts(Struct, frozen=True):
+    """``organizations``: the accounts that an organization has."""
+
+    organization_id: str
+    cloud_account_ids: tuple[str, ...]
+
+
+class ChargebackRow(Columns, frozen=True, kw_only=True):
+    """What one bears: ``direct_cost`` by component, its part of shared costs and overhead by their names, of idle and
+    of management. ``total_cost`` is the sum of it all.
+    """
+
+    name: str
+    kind: str
+    currency: str
+    direct_cost: Money
+    shared: dict[str, Money]
+    overhead: dict[str, Money]
+    idle_cost: Money
+    management_cost: Money
+    previous_total_cost: Usd
+
+
+class ChargebackStatement(Struct, frozen=True, kw_only=True):
+    """What is stored of a cluster's month."""
+
+    cloud_account_id: str
+    currency: str
+    total_cost: Money
+
+
+class ChargebackAdjustment(Struct, frozen=True, kw_only=True):
+    """What a closed month costs more than it said when it was closed, for the row of that name."""
+
+    month: str
+    name: str
+    kind: str
+    currency: str
+    amount: Money
+
+
+class Chargeback(Struct, frozen=True, kw_only=True):
+    """``chargeback``: the rows add up to ``totals``, by currency; those to the statements and the overhead.
+
+    ``adjustments`` are beside the rows, never in them.
+    """
+
+    organization_id: str
+    month: str
+    start: str
+    end: str
+    by: str
+    rules_valid_from: str | None
+    closed_at: int | None
+    accept_incomplete: str | None
+    complete: bool
+    totals: dict[str, Money]
+    overhead: dict[str, Money]
+    statements: tuple[ChargebackStatement, ...]
+    accounts: tuple[AccountCoverage, ...]
+    rows: tuple[ChargebackRow, ...]
+    adjustments: tuple[ChargebackAdjustment, ...]
+    notes: tuple[str, ...]
+
+
+class PreviewRow(Struct, frozen=True, kw_only=True):
+    """A row under the rules that hold, and under others; None where one of them has no such row."""
+
+    name: str
+    kind: str
+    currency: str
+    current_total_cost: Usd
+    total_cost: Usd
+
+
+class ChargebackPreview(Struct, frozen=True, kw_only=True):
+    """``rules/preview``: a month under other rules; nothing of it is kept."""
+
+    organization_id: str
+    month: str
+    by: str
+    rows: tuple[PreviewRow, ...]
 
 
 class Projection(Struct, frozen=True, kw_only=True, gc=False):

@@ -56,6 +56,7 @@ class Needs(Enum):
 
     READ_COSTS = Permission(Role.VIEWER)
     READ_LINKS = Permission(Role.MANAGER)
+    CHANGE_RULES = Permission(Role.MANAGER, writes=True)
     MANAGE_CLUSTERS = Permission(Role.ADMIN, writes=True)
 
     @property

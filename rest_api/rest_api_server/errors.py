@@ -39,6 +39,8 @@ WHICH_CLUSTER = ErrorCode(409, "OE0915", "the cost source knows several clusters
 CHANGED = ErrorCode(409, "OE0916", "somebody else has changed this cluster meanwhile: read it, and try again")
 NOT_PUSHED = ErrorCode(409, "OE0917", "this cluster's costs are not pushed: change its flavour to push first")
 TOO_MANY_TOKENS = ErrorCode(429, "OE0918", "too many push tokens of this cluster are still good: use one of them")
+MONTH_CLOSED = ErrorCode(409, "OE0919", "a closed month is not changed")
+NOT_COMPLETE = ErrorCode(409, "OE0920", "the month cannot be closed yet")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,
@@ -72,6 +74,9 @@ def map_error(error: BaseException) -> ApiError | None:
             return ApiError(NO_HISTORY)
         if error.error_code == "OM0032":
             return ApiError(NOT_PUSHED)
+        if error.error_code in ("OM0035", "OM0036"):
+            code = MONTH_CLOSED if error.error_code == "OM0035" else NOT_COMPLETE
+            return ApiError(code, error.reason, error.params)
         if error.error_code == "OM0030":
             return ApiError(WHICH_CLUSTER, error.reason, error.params)
         return ApiError(NO_SOURCE, error.reason if error.error_code == "OM0016" else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rest_api.rest_api_server.handlers.v1 import kubecent
-from rest_api.rest_api_server.handlers.v2 import clusters, expenses
+from rest_api.rest_api_server.handlers.v2 import chargeback, clusters, expenses
 from tools.tornado_service.application import Route
 
 OWNER = r"/restapi/v2/organizations/(?P<organization_id>[^/]+)"
@@ -25,6 +25,10 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route(rf"{ORGANIZATION}/(?P<cluster_id>[^/]+)", clusters.OrganizationCluster, "links"),
         route(rf"{ORGANIZATION}/(?P<cluster_id>[^/]+)/push_token", clusters.ClusterPushToken, "links"),
         route(rf"{OWNER}/kubecost/monthly", expenses.OrganizationMonthly, "expenses"),
+        route(rf"{OWNER}/kubecost/allocation_rules", chargeback.AllocationRules, "chargebacks"),
+        route(rf"{OWNER}/kubecost/allocation_rules/preview", chargeback.AllocationRulesPreview, "chargebacks"),
+        route(rf"{OWNER}/kubecost/chargeback", chargeback.Chargeback, "chargebacks"),
+        route(rf"{OWNER}/kubecost/months/(?P<month>[^/]+)/close", chargeback.MonthClose, "chargebacks"),
         route(rf"{OWNER}/clean_expenses", expenses.OrganizationCleanExpenses, "expenses"),
         route(r"/restapi/v2/clean_expenses", expenses.CleanExpenses, "expenses"),
         route(rf"{CLUSTER}/costs", clusters.ClusterCosts, "costs", "answers"),

@@ -14,7 +14,7 @@ from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Allocation, Filte
 from metroculus.cost_model.assets import Asset
 from metroculus.cost_model.components import Costs
 from metroculus.storage.blocks import NodeKind
-from metroculus.storage.columns import COST_COLUMNS, TABLES
+from metroculus.storage.columns import ACCOUNTED, COST_COLUMNS
 from metroculus.storage.engine import StoreError, TooManyRows, literal
 from metroculus.storage.gaps import Gap
 from metroculus.storage.history import Page
@@ -444,7 +444,7 @@ def test_a_purged_account_leaves_nothing_and_takes_nothing_of_others(store: Stor
         store.gaps.record(account, [Gap(H + HOUR, NOW, "nothing")])
     store.maintenance.purge(OTHER)
     wait_for_mutations(store)
-    for table in TABLES:
+    for table in ACCOUNTED:
         found = store.engine.query(f"SELECT DISTINCT account FROM {table.name}")
         assert {row[0] for row in found} <= {ACCOUNT}, table.name
     assert total(store) == 12.25 and store.ledger.accounts() == [ACCOUNT]

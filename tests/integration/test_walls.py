@@ -49,7 +49,14 @@ METROCULUS = list(operations(METROCULUS_ROUTES))
 REST_IDS = [f"{method} {path}" for path, method, _ in REST]
 
 LINKS = "/restapi/v2/organizations/{organization_id}/kubecost/clusters"
-NEEDS_MANAGER = {("GET", f"{LINKS}/{{cluster_id}}")}
+OWNER = "/restapi/v2/organizations/{organization_id}/kubecost"
+RULES = ("PUT", f"{OWNER}/allocation_rules")
+PREVIEW = ("POST", f"{OWNER}/allocation_rules/preview")
+CLOSE = ("POST", f"{OWNER}/months/{{month}}/close")
+MANAGER_WRITES = {RULES, CLOSE}
+NEEDS_MANAGER = {("GET", f"{LINKS}/{{cluster_id}}")} | MANAGER_WRITES
+BODIES = {RULES: {"valid_from": "2026-11"}, PREVIEW: {"valid_from": "2026-11"}, CLOSE: {}}
+"""What is sent to those that need a body, beside links."""
 PUSH_TOKEN = ("POST", f"{LINKS}/{{cluster_id}}/push_token")
 NEEDS_ADMIN = {
     ("POST", LINKS),
@@ -57,7 +64,7 @@ NEEDS_ADMIN = {
     ("DELETE", f"{LINKS}/{{cluster_id}}"),
     PUSH_TOKEN,
 }
-"""What more than a viewer is needed for; all that changes anything is in the second."""
+"""What more than a viewer is needed for; all that changes anything is in the second, or among what managers write."""
 
 
 def needed(path, method):
@@ -199,17 +206,19 @@ def expected(caller, thing, path, method):
     role = ROLES.get((caller, thing))
     if role is None:
         return {404}
-    if role < needed(path, method) or ("reading" in caller and (method, path) in NEEDS_ADMIN):
+    if role < needed(path, method) or ("reading" in caller and (method, path) in NEEDS_ADMIN | MANAGER_WRITES):
         return {403}
-    return {409} if (method, path) == PUSH_TOKEN else {200, 201}  # this cluster is asked, and has no agent
+    # This cluster is asked, and has no agent; and the month that the matrix would close is running.
+    return {409} if (method, path) in (PUSH_TOKEN, CLOSE) else {200, 201}
 
 
 def target(world, path, thing):
     """The path of an object, with what else the operation requires; ids that stand in no path go into the query."""
     organization, cluster, _ = world.objects[thing]
     filled = path.format(
-        organization_id=organization, cluster_id=cluster, namespace=f"{MINE}-shop", cluster=quote(cluster)
-    )
+        organization_id=organization, cluster_id=cluster, namespace=f"{MINE}-shop", cluster=quote(cluster),
+        month="2026-11",
+    )  # fmt: skip
     query = dict(WINDOW)
     if path == "/restapi/v2/clean_expenses":
         query["organization_id"] = organization
@@ -217,6 +226,10 @@ def target(world, path, thing):
         query["cluster_id"] = cluster
     if path.endswith("/metrics"):
         query["metric"] = "cpu"
+    if path.endswith(("/chargeback", "/preview")):
+        query = {"month": "2026-11"}
+    elif path.endswith(("/allocation_rules", "/close")):
+        query = {}
     if path.endswith("monthly"):
         query = {key: value for key, value in query.items() if key.endswith("_id")} | {"months": "1"}
     return filled, query
@@ -235,7 +248,9 @@ def test_who_may_what_of_the_rest_api(world, path, method, handler, caller, thin
         sacrificed = str(uuid4())
         world.link(world.organization, sacrificed, sacrificed)
         filled = filled.replace(MY_CLUSTER, sacrificed)
-    if method in ("POST", "PATCH") and (method, path) != PUSH_TOKEN:
+    if (method, path) in BODIES:
+        body = BODIES[method, path]
+    elif method in ("POST", "PATCH") and (method, path) != PUSH_TOKEN:
         body = {"name": str(uuid4()), "flavour": "push"} if method == "POST" else {}
     url = world.running.rest_api_listener.url + filled + ("?" + urlencode(query) if query else "")
     counts = {name: len(one.requests) for name, one in world.simulators.items()}
@@ -281,7 +296,9 @@ def total_of(world, name):
 def test_no_token_opens_metroculus(world, path, method, handler, caller, thing):
     _, cluster, _ = world.objects[thing]
     stretch = {"kind": "allocation", "start": END - HOUR, "end": END, "step": "hour"}
-    url = world.running.metroculus_listener.url + path.format(cloud_account_id=cluster, backfill_id=cluster, **stretch)
+    url = world.running.metroculus_listener.url + path.format(cloud_account_id=cluster, backfill_id=cluster, organization_id=cluster,
+        month="2026-11", **stretch
+    )  # fmt: skip
     headers = {"Secret": "garbage"} if caller == "garbage" else world.callers[caller]
     counts = {name: len(one.requests) for name, one in world.simulators.items()}
     status, text = world.request(method, f"{url}?cloud_account_id={cluster}&{urlencode(WINDOW)}", headers)

@@ -17,6 +17,7 @@ RELEASED = {
     3: "d55b942510450a86",
     4: "40b8175bc2670753",
     5: "c0e5f86a8589763f",
+    6: "8cf02f81a77c4144",
 }
 """SHA-256 of each migration's steps."""
 

@@ -95,6 +95,11 @@ class Currency(Text):
     what = "a currency (ISO 4217)"
 
 
+class Month(Text):
+    pattern = r"[0-9]{4}-(0[1-9]|1[0-2])"
+    what = "a month such as 2026-11"
+
+
 class Flag(Text):
     pattern = r"true|false"
     what = "true or false"

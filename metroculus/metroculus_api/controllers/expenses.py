@@ -211,15 +211,16 @@ def _stored(
     whole_list: _WholeList | None,
 ) -> _Stored:
     committed = answer.committed
-    coverage = _coverage(account, committed, window, finest, unable_sources)
+    coverage = coverage_of(account, committed, window, finest, unable_sources)
     lacking = any(marker.unknown for marker in committed.hours.values())
     whole_list = whole_list or _WholeList(len(answer.sums), 0.0)
     return _Stored(answer.sums, coverage, tuple(currencies_of(committed)), lacking, whole_list)
 
 
-def _coverage(
+def coverage_of(
     account: str, committed: CommittedHours, window: Window, finest: Period | None, unable_sources: frozenset[str]
 ) -> structs.AccountCoverage:
+    """How much of a window is stored of an account; hours whose source cannot tell what is asked are partial."""
     source = source_of(committed, window, finest)
     cannot = sum(marker.source in unable_sources for marker in committed.hours.values())
     if cannot:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metroculus.storage.migrations import n0001, n0002, n0003, n0004, n0005
+from metroculus.storage.migrations import n0001, n0002, n0003, n0004, n0005, n0006
 from metroculus.storage.migrations.steps import Migration
 
 MIGRATIONS: tuple[Migration, ...] = (
@@ -11,4 +11,5 @@ MIGRATIONS: tuple[Migration, ...] = (
     n0003.MIGRATION,
     n0004.MIGRATION,
     n0005.MIGRATION,
+    n0006.MIGRATION,
 )

@@ -1,0 +1,96 @@
+"""Allocation rules and chargebacks: Metroculus keeps and reckons them, over the clusters that are linked now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from optscale_client.metroculus_client import structs
+from rest_api.rest_api_server.controllers.metroculus import Method, MetroculusPool
+from rest_api.rest_api_server.directory.model import Cluster
+
+T = TypeVar("T")
+
+
+class ChargebackController:
+    def __init__(self, metroculus: MetroculusPool) -> None:
+        self._metroculus = metroculus
+
+    async def rules(
+        self, organization_id: str, clusters: Sequence[Cluster], request_id: str
+    ) -> structs.AllocationRules:
+        """Every version of the rules.
+
+        Raises:
+            MetroculusError
+        """
+        method = self._metroculus.client.get_rules
+        return await self._ask(organization_id, clusters, request_id, method, shape=structs.AllocationRules)
+
+    async def put_rules(
+        self, organization_id: str, clusters: Sequence[Cluster], rules: structs.Rules, request_id: str
+    ) -> structs.AllocationRules:
+        """Rules that hold from a month on.
+
+        Raises:
+            MetroculusError
+        """
+        method, body = self._metroculus.client.put_rules, msgspec.to_builtins(rules)
+        return await self._ask(organization_id, clusters, request_id, method, body, shape=structs.AllocationRules)
+
+    async def preview(
+        self,
+        organization_id: str,
+        clusters: Sequence[Cluster],
+        month: str,
+        by: str,
+        rules: structs.Rules,
+        request_id: str,
+    ) -> structs.ChargebackPreview:
+        """A month under other rules.
+
+        Raises:
+            MetroculusError
+        """
+        asked = (self._metroculus.client.preview_rules, month, msgspec.to_builtins(rules), by)
+        return await self._ask(organization_id, clusters, request_id, *asked, shape=structs.ChargebackPreview)
+
+    async def chargeback(
+        self, organization_id: str, clusters: Sequence[Cluster], month: str, by: str, request_id: str
+    ) -> structs.Chargeback:
+        """A month row by row.
+
+        Raises:
+            MetroculusError
+        """
+        asked = (self._metroculus.client.get_chargeback, month, by)
+        return await self._ask(organization_id, clusters, request_id, *asked, shape=structs.Chargeback)
+
+    async def close(
+        self, organization_id: str, clusters: Sequence[Cluster], month: str, why: str | None, request_id: str
+    ) -> structs.Chargeback:
+        """Freeze a month.
+
+        Raises:
+            MetroculusError
+        """
+        asked = (self._metroculus.client.close_month, month, why)
+        return await self._ask(organization_id, clusters, request_id, *asked, shape=structs.Chargeback)
+
+    async def _ask(
+        self,
+        organization_id: str,
+        clusters: Sequence[Cluster],
+        request_id: str,
+        method: Method,
+        *args: Any,
+        shape: type[T],
+    ) -> T:
+        """An answer over the clusters that the organization has now."""
+        about, accounts = clusters or None, [cluster.id for cluster in clusters]
+        keep = self._metroculus.client.put_organization
+        kept = (organization_id, accounts)
+        await self._metroculus.call(about, keep, *kept, request_id=request_id, shape=structs.OrganizationAccounts)
+        return await self._metroculus.call(about, method, organization_id, *args, request_id=request_id, shape=shape)

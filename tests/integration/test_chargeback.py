@@ -1,0 +1,253 @@
+"""Chargeback through the REST API over a real store: exact by every view, closed for good, corrected beside."""
+
+from __future__ import annotations
+
+import json
+from math import fsum
+
+import pytest
+import requests
+
+from metroculus.cost_model.allocation import Allocation
+from metroculus.cost_model.components import Costs
+from metroculus.sources.registry.protocol import Credentials
+from metroculus.storage.ledger import FencedWriter, HourBatch
+from tests.support import SECRET, ask, make_tenant
+from tools.window import DAY, HOUR, parse_rfc3339
+
+pytestmark = pytest.mark.watch
+
+OCTOBER, NOVEMBER = int(parse_rfc3339("2026-10-01T00:00:00Z")), int(parse_rfc3339("2026-11-01T00:00:00Z"))
+HOURS = (NOVEMBER - OCTOBER) // HOUR
+RULES = {
+    "valid_from": "2026-10",
+    "cost_centers": [
+        {"name": "payments", "match": [{"namespace": "shop-*"}, {"label": "team", "values": ["blue"]}]},
+        {"name": "search", "match": [{"namespace": "search"}]},
+    ],
+    "shared": [{"name": "platform", "match": [{"namespace": "kube-system"}]}],
+    "overhead": [{"name": "support", "amount_month": 300, "split": {"weights": {"payments": 2, "search": 1}}}],
+    "idle": "weighted",
+}
+
+
+def row(namespace, usd, team="", idle=False):
+    labels = {"team": team} if team else {}
+    name = "__idle__" if idle else f"{namespace}/pod"
+    namespace = "" if idle else namespace
+    return Allocation(name=name, namespace=namespace, pod=f"{namespace}-pod", labels=labels, costs=Costs(cpu=usd))
+
+
+HOURLY = [
+    [row("shop-web", 0.5), row("search", 0.25), row("kube-system", 0.125), row("", 0.5, idle=True), row("lab", 0.25, "blue")],
+    [row("search", 0.5), row("kube-system", 0.25), row("other", 0.125)],
+]  # fmt: skip
+
+
+class Organization:
+    """Two stored clusters, and a stranger beside."""
+
+    def __init__(self, stack):
+        self.stack = stack
+        self.running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}", rounds=False)
+        self.tenant, self.other = make_tenant(self.running, "acme"), make_tenant(self.running, "other")
+        self.ids = [self.link(self.tenant, f"c{n}") for n in range(2)]
+        self.foreign = self.link(self.other, "theirs")
+        self.writer = FencedWriter(1)
+        for account, rows in zip((*self.ids, self.foreign), (*HOURLY, HOURLY[0]), strict=True):
+            self.store(account, rows, range(OCTOBER, NOVEMBER, HOUR))
+
+    def link(self, tenant, name):
+        directory, registry = self.running.rest_api.directory, self.running.metroculus.dependencies.registry
+        cluster = directory.create_cluster(tenant.organization_id, name, "push", "")
+        directory.update_cluster(
+            cluster.id, name=name, flavour="push", url="", state="linked", revision=cluster.revision
+        )
+        self.stack.thread.run(registry.put(cluster.id, "push", "", Credentials()))
+        return cluster.id
+
+    def store(self, account, rows, hours, currency="USD"):
+        store = self.running.metroculus.dependencies.store
+        store.ledger.commit(
+            [HourBatch(account=account, hour=h, allocations=rows, management=0.0625, currency=currency) for h in hours],
+            self.writer,
+        )
+        store.summaries.rebuild(account, min(hours), max(hours) + HOUR, self.writer)
+
+    def call(self, method, path, body=None, role="manager", tenant=None, **query):
+        token = (tenant or self.tenant).tokens[role]
+        url = f"{self.running.rest_api_listener.url}/restapi/v2/organizations/{self.tenant.organization_id}/kubecost/{path}"
+        headers = {"Authorization": f"Bearer {token}"}
+        return requests.request(method, url, json=body, params=query, headers=headers, timeout=30)
+
+    def chargeback(self, month="2026-10", by="cost_center", status=200):
+        answer = self.call("GET", "chargeback", role="viewer", month=month, by=by)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    def put_rules(self, **change):
+        answer = self.call("PUT", "allocation_rules", RULES | change)
+        assert answer.status_code == 200, answer.text
+
+
+@pytest.fixture
+def acme(stack):
+    return Organization(stack)
+
+
+def rows_of(body):
+    return {one["name"]: one for one in body["rows"]}
+
+
+def test_every_view_adds_up_to_statements_and_overhead(acme):
+    acme.put_rules()
+    hourly = sum(one.costs.cpu for rows in HOURLY for one in rows) + 2 * 0.0625
+    for by in ("cost_center", "namespace", "cluster", "label:team"):
+        body = acme.chargeback(by=by)
+        assert body["totals"]["USD"] == fsum(one["total_cost"] for one in body["rows"]) == hourly * HOURS + 300, by
+        assert fsum(one["total_cost"] for one in body["statements"]) == hourly * HOURS
+        assert body["complete"] is True and body["overhead"] == {"USD": 300.0}
+        expenses = ask(
+            acme.running,
+            acme.tenant.tokens["viewer"],
+            f"/restapi/v2/organizations/{acme.tenant.organization_id}/clean_expenses"
+            f"?start_date={OCTOBER}&end_date={NOVEMBER}",
+        ).json()
+        assert expenses["total_cost"] == hourly * HOURS
+    rows = rows_of(acme.chargeback())
+    assert rows["payments"]["direct_cost"] == 0.75 * HOURS
+    assert rows["payments"]["overhead"] == {"support": pytest.approx(200.0, rel=1e-12)}
+    assert rows["payments"]["shared"]["platform"] == pytest.approx(0.375 * HOURS * 0.75 / 1.625, rel=1e-12)
+    assert rows["payments"]["idle_cost"] == 0.375 * HOURS and rows["search"]["idle_cost"] == 0.125 * HOURS
+    assert rows["unassigned"]["direct_cost"] == 0.125 * HOURS
+    assert rows["__management__"]["management_cost"] == 0.125 * HOURS
+    clusters = rows_of(acme.chargeback(by="cluster"))
+    for id, rows in zip(acme.ids, HOURLY, strict=True):
+        cost = (sum(one.costs.cpu for one in rows) + 0.0625) * HOURS
+        assert clusters[id]["total_cost"] - sum(clusters[id]["overhead"].values()) == pytest.approx(cost, rel=1e-12)
+
+
+def test_without_rules_all_is_unassigned(acme):
+    body = acme.chargeback()
+    assert set(rows_of(body)) == {"unassigned", "__idle__", "__management__"} and body["rules_valid_from"] is None
+    assert acme.chargeback(month="2026-11")["complete"] is False
+    assert acme.chargeback(month="2026-11")["rows"] == []
+
+
+def test_a_preview_saves_nothing(acme):
+    acme.put_rules()
+    before = acme.chargeback()
+    changed = RULES | {"overhead": [], "idle": "separate"}
+    body = acme.call("POST", "allocation_rules/preview", changed, role="viewer", month="2026-10").json()
+    rows = {one["name"]: one for one in body["rows"]}
+    assert rows["payments"]["current_total_cost"] == rows_of(before)["payments"]["total_cost"]
+    assert rows["payments"]["total_cost"] < rows["payments"]["current_total_cost"]
+    assert rows["__idle__"]["current_total_cost"] is None and rows["__idle__"]["total_cost"] == 0.5 * HOURS
+    assert acme.chargeback() == before
+
+
+def test_a_closed_month_never_changes_and_what_changes_is_an_adjustment(acme):
+    acme.put_rules()
+    closed = acme.call("POST", "months/2026-10/close", {}).json()
+    assert closed["closed_at"] and closed["adjustments"] == []
+    frozen = {by: acme.chargeback(by=by) for by in ("cost_center", "namespace", "cluster", "label:team")}
+    more = [*HOURLY[0], row("shop-web", 4.0)]
+    acme.store(acme.ids[0], more, [OCTOBER + 5 * HOUR])
+    acme.store(acme.ids[0], HOURLY[0], [NOVEMBER, NOVEMBER + HOUR])
+    assert {by: acme.chargeback(by=by) for by in frozen} == frozen
+    for by in frozen:
+        found = acme.chargeback("2026-11", by)["adjustments"]
+        assert fsum(one["amount"] for one in found) == pytest.approx(4.0, rel=1e-9), by
+        assert {one["month"] for one in found} == {"2026-10"}
+    november = rows_of(acme.chargeback("2026-11"))
+    assert november["payments"]["previous_total_cost"] == rows_of(frozen["cost_center"])["payments"]["total_cost"]
+    again = acme.call("POST", "months/2026-10/close", {}).json()
+    assert again == frozen["cost_center"]
+    refused = acme.call("PUT", "allocation_rules", RULES)
+    assert refused.status_code == 409 and refused.json()["error"]["error_code"] == "OE0919"
+    assert acme.call("PUT", "allocation_rules", RULES | {"valid_from": "2026-09"}).status_code == 200
+    assert acme.call("PUT", "allocation_rules", RULES | {"valid_from": "2026-11", "overhead": []}).status_code == 200
+    assert acme.chargeback() == frozen["cost_center"]
+    versions = acme.call("GET", "allocation_rules", role="viewer").json()
+    assert [one["valid_from"] for one in versions["versions"]] == ["2026-09", "2026-10", "2026-11"]
+    assert versions["closed_months"] == ["2026-10"]
+
+
+def test_hours_that_retention_drops_are_no_correction(acme):
+    acme.put_rules()
+    assert acme.call("POST", "months/2026-10/close", {}).status_code == 200
+    frozen = acme.chargeback()
+    acme.running.metroculus.dependencies.store.maintenance.purge(acme.ids[1])
+    assert acme.chargeback("2026-11")["adjustments"] == [] and acme.chargeback() == frozen
+
+
+@pytest.mark.parametrize("why", [None, "", "   "])
+def test_a_month_with_gaps_is_closed_only_with_a_reason(acme, why):
+    acme.put_rules()
+    late = acme.link(acme.tenant, "late")
+    acme.store(late, HOURLY[1], range(OCTOBER + 10 * DAY, NOVEMBER, HOUR))
+    refused = acme.call("POST", "months/2026-10/close", {} if why is None else {"accept_incomplete": why})
+    assert refused.status_code == 409 and f"cluster {late} lacks 240 hours" in refused.json()["error"]["reason"]
+    assert acme.chargeback()["closed_at"] is None
+    body = acme.call("POST", "months/2026-10/close", {"accept_incomplete": "linked on the 11th"}).json()
+    assert body["closed_at"] and body["accept_incomplete"] == "linked on the 11th" and body["complete"] is False
+
+
+def test_a_running_month_and_one_to_come_are_not_closed(acme):
+    running = acme.call("POST", "months/2026-11/close", {"accept_incomplete": "now"})
+    assert running.status_code == 409 and running.json()["error"]["error_code"] == "OE0920"
+    assert acme.call("POST", "months/2027-01/close", {}).status_code == 400
+    assert acme.call("POST", "months/2026-13/close", {}).status_code == 400
+
+
+def test_two_currencies_are_shared_out_by_themselves(acme):
+    acme.put_rules()
+    euros = acme.link(acme.tenant, "euros")
+    acme.store(euros, HOURLY[0], range(OCTOBER, NOVEMBER, HOUR), "EUR")
+    acme.store(acme.ids[1], HOURLY[1], range(OCTOBER, OCTOBER + DAY, HOUR), "EUR")
+    body = acme.chargeback()
+    assert set(body["totals"]) == {"EUR", "USD"}
+    for currency, total in body["totals"].items():
+        rows = [one["total_cost"] for one in body["rows"] if one["currency"] == currency]
+        statements = [one["total_cost"] for one in body["statements"] if one["currency"] == currency]
+        assert fsum(rows) == pytest.approx(total, rel=1e-12)
+        assert total == pytest.approx(fsum(statements) + body["overhead"].get(currency, 0.0), rel=1e-12)
+    assert [one["currency"] for one in body["statements"] if one["cloud_account_id"] == acme.ids[1]] == ["EUR", "USD"]
+
+
+def test_walls_and_roles(acme):
+    foreign = RULES | {"cost_centers": [{"name": "x", "match": [{"cluster": acme.foreign}]}], "overhead": []}
+    assert acme.call("PUT", "allocation_rules", foreign).status_code == 400
+    assert acme.call("PUT", "allocation_rules", RULES, role="viewer").status_code == 403
+    assert acme.call("POST", "months/2026-10/close", {}, role="viewer").status_code == 403
+    for method, path, body in (
+        ("GET", "allocation_rules", None), ("PUT", "allocation_rules", RULES), ("POST", "months/2026-10/close", {}),
+        ("POST", "allocation_rules/preview?month=2026-10", RULES), ("GET", "chargeback?month=2026-10", None),
+    ):  # fmt: skip
+        assert acme.call(method, path, body, role="admin", tenant=acme.other).status_code == 404
+    assert acme.foreign not in json.dumps(acme.chargeback(by="cluster"))
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"valid_from": "soon"}, "OE0217"), ({"idle": "none"}, "OE0217"), ({"extra": 1}, "OE0212"),
+        ({"cost_centers": [{"name": "x"}]}, "OE0216"), ({"overhead": [{"name": "x", "amount_month": 1e13}]}, "OE0217"),
+        ({"shared": [{"name": "x", "match": [{"namespace": "a"}], "split": {"weights": {"nobody": 1}}}]}, "OE0217"),
+    ],
+)  # fmt: skip
+def test_bad_rules_are_refused_by_name(acme, change, code):
+    answer = acme.call("PUT", "allocation_rules", RULES | change)
+    assert answer.status_code == 400 and answer.json()["error"]["error_code"] == code, answer.text
+    assert acme.call("GET", "allocation_rules").json()["versions"] == []
+
+
+def test_a_view_by_a_label_that_no_rule_asks_for_is_refused(acme):
+    acme.put_rules()
+    assert "label:team" in acme.chargeback(by="label:owner", status=400)["error"]["reason"]
+
+
+def test_the_service_itself_wants_its_secret(acme):
+    url = f"{acme.running.metroculus_listener.url}/metroculus/v2/chargeback/{acme.tenant.organization_id}"
+    assert requests.get(url, params={"month": "2026-10"}, timeout=20).status_code == 401
+    assert requests.get(url, params={"month": "2026-10"}, headers={"Secret": SECRET}, timeout=20).status_code == 200
