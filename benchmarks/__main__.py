@@ -10,7 +10,19 @@ from pathlib import Path
 
 import click
 
-from benchmarks import answers, compare, document, gateway, history, organizations, rounds, scale, service, walls
+from benchmarks import (
+    answers,
+    chargeback,
+    compare,
+    document,
+    gateway,
+    history,
+    organizations,
+    rounds,
+    scale,
+    service,
+    walls,
+)
 from benchmarks.figures import Declared, table
 
 OUT = Path("build/bench.json")
@@ -22,6 +34,7 @@ SECTIONS: dict[str, tuple[tuple[Declared, ...], Callable[[], dict[str, float]]]]
     "rounds": (rounds.FIGURES, rounds.measure),
     "scale": (scale.FIGURES, scale.measure),
     "gateway": (gateway.FIGURES, gateway.measure),
+    "chargeback": (chargeback.FIGURES, chargeback.measure),
     "organizations": (organizations.FIGURES, organizations.measure),
 }
 

@@ -18,6 +18,17 @@ from simulator.world import DAY, GIB, HOUR, World
 from tools.window import parse_rfc3339
 
 DAYS = 7
+RULES: dict[str, Any] = {
+    "valid_from": "2020-01",
+    "cost_centers": [
+        {"name": "storefront", "match": [{"namespace": "shop"}, {"namespace": "api"}]},
+        {"name": "analytics", "match": [{"namespace": "ml*"}, {"label": "team", "values": ["batch"]}]},
+    ],
+    "shared": [{"name": "platform", "match": [{"namespace": "kube-system"}]}],
+    "overhead": [{"name": "support contract", "amount_month": 300.0, "split": "even"}],
+    "idle": "weighted",
+}
+"""How the demo's organization shares its costs out."""
 RELATIVE = 1e-6
 ROUNDED_USD = 1e-5
 
@@ -177,17 +188,41 @@ def _months(ask: Asker, path: str, clusters: Sequence[DemoCluster], with_metrics
     assert start is not None and end is not None
     checks = []
     by_id = {one["cloud_account_id"]: one for one in month["clusters"]}
+    totals = {}
     for cluster in clusters:
         month_of_cluster = by_id[cluster.id]
         stored_until = end - month_of_cluster["projection"]["hours_left"] * HOUR
         true: Json = truth(cluster.world, start, stored_until, int(time.time()), cluster.flavour == "kubecost")
         view = f"monthly: {cluster.world.cluster_id} to date"
-        checks.append(_usd(view, month_of_cluster["total_cost"], expected_total(cluster, true, with_metrics), true))
+        totals[cluster.id] = (expected_total(cluster, true, with_metrics), true)
+        checks.append(_usd(view, month_of_cluster["total_cost"], *totals[cluster.id]))
     band = month["projection"]
     checks.append(_flag("monthly: the band holds the projection", band["low"] <= band["total_cost"] <= band["high"]))
     older = ask.get("/api/v1/cost/monthly", cluster_id=clusters[0].id, months=1)["months"][0]["total_cost"]
     checks.append(Check("monthly: /api/v1 says the same", older, by_id[clusters[0].id]["total_cost"]))
+    return checks + _chargeback(ask, path, month["month"], totals)
+
+
+def _chargeback(ask: Asker, path: str, month: str, totals: dict[str, tuple[float, Json]]) -> list[Check]:
+    """The running month shared out: every view adds up to what the clusters cost and the overhead."""
+    overhead = fsum(one["amount_month"] for one in RULES["overhead"])
+    known = fsum(usd for usd, _ in totals.values())
+    truths = [true for _, true in totals.values()]
+    checks = []
+    for by in ("cost_center", "namespace", "cluster", "label:team"):
+        found = ask.get(f"{path}/kubecost/chargeback", month=month, by=by)
+        rows = fsum(row["total_cost"] for row in found["rows"])
+        checks.append(_usd(f"chargeback: sum by {by}", rows, known + overhead, *truths))
+        if by == "cluster":
+            checks += [
+                _usd(f"chargeback: cluster {row['name'][:8]}", _without_overhead(row), *totals[row["name"]])
+                for row in found["rows"]
+            ]
     return checks
+
+
+def _without_overhead(row: Json) -> float:
+    return float(row["total_cost"]) - fsum(row["overhead"].values())
 
 
 def expected_total(cluster: DemoCluster, true: Json, with_metrics: bool) -> float:

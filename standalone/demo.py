@@ -24,7 +24,7 @@ from simulator.field import HARDSHIPS as ALL_HARDSHIPS
 from simulator.field import make_field_world
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, World
-from standalone.check import Check, DemoCluster, check_everything, check_store_alone
+from standalone.check import RULES, Check, DemoCluster, check_everything, check_store_alone
 from standalone.history import tell_owner
 from standalone.pushed import PushedCluster, begin_pushing, taken_up
 from standalone.running import Running, single_machine, start
@@ -175,6 +175,7 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
     try:
         _make_tenants(demo)
         await _link_and_fill(demo, stopped)
+        await asyncio.to_thread(share_out, demo)
         demo.running.begin()
         tell_owner(demo.store_url, demo.running.metroculus_listener.url, demo.secret)
         file = _write_connection(demo)
@@ -268,6 +269,17 @@ async def _link_and_fill(demo: Demo, stopped: asyncio.Event) -> None:
             await unless(stopped, taken_up(demo.running, cluster.id, window, what))
         else:
             await unless(stopped, filled(demo.running, cluster.id, f"storing two weeks of {name}"))
+
+
+def share_out(demo: Demo) -> None:
+    """Give the demo's organization its allocation rules, as a manager would."""
+    answer = requests.put(
+        f"{demo.running.rest_api_listener.url}/restapi/v2/organizations/{demo.organization_id}/kubecost/allocation_rules",
+        json=RULES,
+        headers={"Authorization": f"Bearer {demo.token}"},
+        timeout=40,
+    )
+    answer.raise_for_status()
 
 
 def _write_connection(demo: Demo) -> Path:

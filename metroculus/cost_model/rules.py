@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from functools import reduce
+from operator import and_
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -192,7 +193,7 @@ class Charges(Struct, frozen=True):
     label_names: tuple[str, ...]
     shared: tuple[str, ...]
     overhead: tuple[str, ...]
-    amounts: list[list[float]]
+    amounts: np.ndarray[Any, Any]
     origins: dict[str, dict[str, dict[str, float]]]
     """By currency, by shared cost, by cluster."""
     notes: tuple[str, ...] = ()
@@ -256,11 +257,13 @@ class _Sheet:
         self.amounts = np.zeros((len(self.cells), WIDTH + len(self.names) + 2))
         if cells:
             self.amounts[: len(cells), :WIDTH] = [cell.costs for cell in cells]
-        self._own = np.maximum(self.amounts[:, :WIDTH].sum(axis=1), 0.0)
+        direct = self.amounts[:, :WIDTH].sum(axis=1)
+        self._own = np.maximum(direct, 0.0)
         self._rows: dict[str, Any] = {}
         for place, owner in enumerate(self.owners):
             self._rows.setdefault(owner, []).append(place)
         self._rows = {owner: np.array(places) for owner, places in self._rows.items()}
+        self._own_costs = {one: _exact(direct[places]) for one, places in self._rows.items()}
         self._left: Any = np.ones(len(self.cells), dtype=bool)
         """Whether a row still bears something: those of a shared cost that was shared out do not."""
 
@@ -314,9 +317,9 @@ class _Sheet:
             mine = rows[clusters[rows] == cluster]
             here = {one: self._rows[one][clusters[self._rows[one]] == cluster] for one in self.present}
             here = {one: places for one, places in here.items() if len(places)}
-            own = {one: max(0.0, math.fsum(self._own[places].tolist())) for one, places in here.items()}
+            own = {one: _exact(self._own[places]) for one, places in here.items()}
             shares = _shares_of(own if how == "weighted" else dict.fromkeys(own, 1.0))
-            usd = math.fsum(self.amounts[mine].ravel().tolist())
+            usd = _exact(self.amounts[mine])
             if not shares:
                 self.notes.append(f"{name} of cluster {cluster} was not shared out: no cost center has costs there")
                 continue
@@ -330,16 +333,11 @@ class _Sheet:
             return _shares_of(split.weights)
         if split == "even":
             return _shares_of(dict.fromkeys(self.present, 1.0))
-        own = {one: math.fsum(self._own_costs(one)) for one in self.present}
-        return _shares_of({one: max(0.0, usd) for one, usd in own.items()})
-
-    def _own_costs(self, center: str) -> list[float]:
-        costs: list[float] = self.amounts[self._rows[center], :WIDTH].ravel().tolist()
-        return costs
+        return _shares_of({one: self._own_costs[one] for one in self.present})
 
     def _move(self, name: str, rows: Any, shares: Mapping[str, float]) -> bool:
         """Give all that some rows have to others, as ``name``; False where nobody takes it, which is noted."""
-        usd = math.fsum(self.amounts[rows].ravel().tolist())
+        usd = _exact(self.amounts[rows])
         if not shares:
             if usd:
                 self.notes.append(f"{name} was not shared out: nobody has a weight for it")
@@ -352,7 +350,7 @@ class _Sheet:
 
     def _give(self, rows: Any, column: int, usd: float) -> None:
         own = self._own[rows]
-        total = math.fsum(own.tolist())
+        total = _exact(own)
         self.amounts[rows, column] += usd * (own / total if total > 0 else 1.0 / len(rows))
 
     def _column(self, name: str) -> int:
@@ -363,6 +361,11 @@ class _Sheet:
         some: Any = self.amounts.any(axis=1)
         some[: self._real] = True
         return [int(row) for row in np.flatnonzero(some & self._left)]
+
+
+def _exact(amounts: Any) -> float:
+    """A sum without what rounding adds up to."""
+    return float(np.sum(amounts, dtype=np.longdouble))
 
 
 def _shares_of(weights: Mapping[str, float]) -> dict[str, float]:
@@ -376,6 +379,7 @@ def _joined(rules: Rules, sheets: Sequence[_Sheet]) -> Charges:
     kinds.update({one.name: "overhead" for one in rules.overhead})
     kinds |= {IDLE: "idle", MANAGEMENT: "management", UNASSIGNED: "unassigned"}
     kept = [(sheet, sheet.kept()) for sheet in sheets]
+    width = WIDTH + len(rules.shared) + len(rules.overhead) + 2
     owners = tuple(sheet.owners[row] for sheet, rows in kept for row in rows)
     cells = [sheet.cells[row] for sheet, rows in kept for row in rows]
     return Charges(
@@ -388,7 +392,7 @@ def _joined(rules: Rules, sheets: Sequence[_Sheet]) -> Charges:
         label_names=rules.labels,
         shared=tuple(one.name for one in rules.shared),
         overhead=tuple(one.name for one in rules.overhead),
-        amounts=[row for sheet, rows in kept for row in sheet.amounts[rows].tolist()],
+        amounts=np.concatenate([np.zeros((0, width)), *(sheet.amounts[rows] for sheet, rows in kept)]),
         origins={sheet.currency: sheet.origins for sheet in sheets},
         notes=tuple(note for sheet in sheets for note in sheet.notes),
     )
@@ -398,26 +402,18 @@ def _owners(rules: Rules, cells: Sequence[Cell]) -> list[str]:
     """Whose each cell is: the first shared cost that matches it, else the first cost center, else nobody's."""
     ranked = [(one.name, match) for one in rules.matched for match in one.match]
     everything = (1 << len(ranked)) - 1
-    by_cluster = _Bits((rank, match.cluster) for rank, (_, match) in enumerate(ranked))
-    by_namespace = _Bits((rank, match.namespace) for rank, (_, match) in enumerate(ranked))
-    by_label = [
-        _LabelBits([(rank, match) for rank, (_, match) in enumerate(ranked) if match.label == label], everything)
-        for label in rules.labels
+    columns = [
+        _Bits((rank, match.cluster) for rank, (_, match) in enumerate(ranked)).each([one.cluster for one in cells]),
+        _Bits((rank, match.namespace) for rank, (_, match) in enumerate(ranked)).each([one.namespace for one in cells]),
     ]
-    known: dict[tuple[Any, ...], str] = {}
+    for place, label in enumerate(rules.labels):
+        asking = [(rank, match) for rank, (_, match) in enumerate(ranked) if match.label == label]
+        columns.append(_LabelBits(asking, everything).each([one.labels[place] for one in cells]))
+    first = {1 << rank: name for rank, (name, _) in enumerate(ranked)} | {0: UNASSIGNED}
     owners = []
-    for cell in cells:
-        if cell.namespace in (IDLE, MANAGEMENT):
-            owners.append(cell.namespace)
-            continue
-        key = (cell.cluster, cell.namespace, cell.labels)
-        owner = known.get(key)
-        if owner is None:
-            bits = by_cluster.of(cell.cluster) & by_namespace.of(cell.namespace) & everything
-            for label, value in zip(by_label, cell.labels, strict=True):
-                bits &= label.of(value)
-            owner = known[key] = ranked[(bits & -bits).bit_length() - 1][0] if bits else UNASSIGNED
-        owners.append(owner)
+    for cell, several in zip(cells, zip(*columns, strict=True), strict=True):
+        bits = reduce(and_, several, everything)
+        owners.append(cell.namespace if cell.namespace in (IDLE, MANAGEMENT) else first[bits & -bits])
     return owners
 
 
@@ -428,7 +424,6 @@ class _Bits:
         self._any = 0
         self._exact: dict[str, int] = {}
         self._globs: list[tuple[int, Callable[[str], object]]] = []
-        self._known: dict[str, int] = {}
         for rank, pattern in patterns:
             if pattern is None:
                 self._any |= 1 << rank
@@ -438,27 +433,29 @@ class _Bits:
                 self._globs.append((1 << rank, _glob(pattern)))
 
     def of(self, text: str) -> int:
-        found = self._known.get(text)
-        if found is None:
-            found = self._any | self._exact.get(text, 0)
-            for bit, fits in self._globs:
-                if fits(text):
-                    found |= bit
-            self._known[text] = found
+        found = self._any | self._exact.get(text, 0)
+        for bit, fits in self._globs:
+            if fits(text):
+                found |= bit
         return found
 
+    def each(self, texts: Sequence[str]) -> list[int]:
+        """Of many texts, each worked out once."""
+        known = {text: self.of(text) for text in set(texts)}
+        return [known[text] for text in texts]
 
-class _LabelBits:
+
+class _LabelBits(_Bits):
     """``_Bits`` of one label: matches that do not ask for it are satisfied by any value."""
 
     def __init__(self, matches: Sequence[tuple[int, Match]], everything: int) -> None:
         asking = sum(1 << rank for rank, _ in matches)
         self._others = everything & ~asking
         self._has_it = sum(1 << rank for rank, match in matches if not match.values)
-        self._bits = _Bits((rank, value) for rank, match in matches for value in match.values)
+        super().__init__((rank, value) for rank, match in matches for value in match.values)
 
     def of(self, value: str) -> int:
-        return self._others if value in ("", UNALLOCATED) else self._others | self._has_it | self._bits.of(value)
+        return self._others if value in ("", UNALLOCATED) else self._others | self._has_it | super().of(value)
 
 
 def _glob(pattern: str) -> Callable[[str], object]:
@@ -489,14 +486,12 @@ def rows_by(charges: Charges, by: str) -> list[Row]:
     """
     if by == "cluster":
         charges = _by_origin(charges)
-    keys = list(_keys(charges, by))
-    order = sorted(range(len(keys)), key=lambda row: keys[row])
-    edges = [n for n in range(len(order)) if n == 0 or keys[order[n]] != keys[order[n - 1]]]
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for place, key in enumerate(_keys(charges, by)):
+        groups.setdefault(key, []).append(place)
     found = []
-    columns = list(zip(*(charges.amounts[n] for n in order), strict=True))
-    for first, last in pairwise((*edges, len(order))):
-        name, kind, currency = keys[order[first]]
-        sums = [math.fsum(column[first:last]) for column in columns]
+    for (name, kind, currency), places in sorted(groups.items()):
+        sums = np.sum(charges.amounts[places], axis=0, dtype=np.longdouble).astype(float).tolist()
         shared = sums[WIDTH : WIDTH + len(charges.shared)]
         overhead = sums[WIDTH + len(charges.shared) : -2]
         found.append(
@@ -534,28 +529,28 @@ def _keys(charges: Charges, by: str) -> Iterator[tuple[str, str, str]]:
 
 def _by_origin(charges: Charges) -> Charges:
     """Charges with every shared cost on the clusters that it came from."""
-    shared = range(WIDTH, WIDTH + len(charges.shared))
-    amounts = [[0.0 if n in shared else usd for n, usd in enumerate(row)] for row in charges.amounts]
-    kept = [n for n, row in enumerate(amounts) if charges.clusters[n] or any(row)]
-    more, clusters, currencies = [], [], []
-    for currency, origins in charges.origins.items():
-        for name, came in origins.items():
-            place = WIDTH + charges.shared.index(name)
-            for cluster, usd in came.items():
-                more.append(
-                    [usd if n == place else 0.0 for n in range(WIDTH + len(charges.shared) + len(charges.overhead) + 2)]
-                )
-                clusters.append(cluster)
-                currencies.append(currency)
+    amounts = charges.amounts.copy()
+    amounts[:, WIDTH : WIDTH + len(charges.shared)] = 0.0
+    some: Any = amounts.any(axis=1)
+    kept = [n for n, bears in enumerate(some.tolist()) if charges.clusters[n] or bears]
+    came = [
+        (currency, WIDTH + charges.shared.index(name), cluster, usd)
+        for currency, origins in charges.origins.items()
+        for name, by_cluster in origins.items()
+        for cluster, usd in by_cluster.items()
+    ]
+    more = np.zeros((len(came), amounts.shape[1]))
+    for row, (_, column, _, usd) in enumerate(came):
+        more[row, column] = usd
 
     def of(column: Sequence[T]) -> list[T]:
         return [column[n] for n in kept]
 
     return replace(
         charges,
-        kinds=(*of(charges.kinds), *(("shared",) * len(more))),
-        centers=(*of(charges.centers), *(("",) * len(more))),
-        clusters=(*of(charges.clusters), *clusters),
-        currencies=(*of(charges.currencies), *currencies),
-        amounts=of(amounts) + more,
+        kinds=(*of(charges.kinds), *(("shared",) * len(came))),
+        centers=(*of(charges.centers), *(("",) * len(came))),
+        clusters=(*of(charges.clusters), *(cluster for _, _, cluster, _ in came)),
+        currencies=(*of(charges.currencies), *(currency for currency, *_ in came)),
+        amounts=np.concatenate([amounts[kept], more]),
     )

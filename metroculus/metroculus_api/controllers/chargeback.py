@@ -10,6 +10,7 @@ from datetime import date, timedelta
 from math import fsum
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -90,6 +91,10 @@ class Closed(Struct, frozen=True, kw_only=True):
     """Of the month's markers, by account: another number where something was stored since."""
 
 
+def _closed_of(body: str) -> Closed:
+    return msgspec.json.decode(body, type=Closed, dec_hook=lambda _, rows: np.array(rows, dtype=float))
+
+
 class _Read(Struct, frozen=True):
     """A month as the store has it."""
 
@@ -114,11 +119,11 @@ class _Known(Struct, frozen=True):
     def month(self, month: str) -> Closed | None:
         """A closed month; None for one that is open."""
         body = self.closed.get(month)
-        return msgspec.json.decode(body, type=Closed) if body is not None else None
+        return _closed_of(body) if body is not None else None
 
     def months(self) -> dict[str, Closed]:
         """Every closed month."""
-        return {month: msgspec.json.decode(body, type=Closed) for month, body in self.closed.items()}
+        return {month: _closed_of(body) for month, body in self.closed.items()}
 
     def rules(self, month: str) -> Rules:
         """Those that hold for a month: the last that are valid by then; none of anything before the first."""
@@ -267,7 +272,7 @@ class ChargebackController:
                 accept_incomplete=accept_incomplete,
                 fingerprints={account: months.get(window.start, 0) for account, months in prints.items()},
             )
-            body = await asyncio.to_thread(lambda: msgspec.json.encode(frozen).decode())
+            body = await asyncio.to_thread(lambda: msgspec.json.encode(frozen, enc_hook=np.ndarray.tolist).decode())
             await store.ask(deadline.left(), store.documents.put, organization, "closed_month", month, body)
         return await self.chargeback(organization, month, "cost_center", deadline)
 
@@ -468,7 +473,7 @@ def _closed(
 ) -> Closed:
     totals: dict[str, list[float]] = defaultdict(list)
     for currency, row in zip(charges.currencies, charges.amounts, strict=True):
-        totals[currency] += row
+        totals[currency] += row.tolist()
     return Closed(
         rules=rules,
         charges=charges,
