@@ -14,6 +14,7 @@ from metroculus.config import MetroculusConfig
 from metroculus.dependencies import Dependencies, make_dependencies
 from metroculus.metroculus_api.cache import AnswerCache, CacheCollector
 from metroculus.metroculus_api.controllers.backfills import BackfillsController
+from metroculus.metroculus_api.controllers.changes import ChangesController
 from metroculus.metroculus_api.controllers.chargeback import ChargebackController
 from metroculus.metroculus_api.controllers.costs import CostsController
 from metroculus.metroculus_api.controllers.expenses import ExpensesController
@@ -103,6 +104,7 @@ def make_app(
         "expenses": ExpensesController(accounts, store),
         "monthly": MonthlyController(accounts, store, clock),
         "push": PushController(accounts, store, clock),
+        "changes": ChangesController(accounts, store),
         "chargeback": ChargebackController(accounts, store, clock),
         "backfills": BackfillsController(accounts, store, worked, clock),
         "cache": cache,

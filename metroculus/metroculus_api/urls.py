@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metroculus.metroculus_api.handlers.v2 import cache, chargeback, costs, history, push, sources
+from metroculus.metroculus_api.handlers.v2 import cache, changes, chargeback, costs, history, push, sources
 from tools.tornado_service.application import Route
 
 ORGANIZATION = r"(?P<organization_id>[^/]+)"
@@ -28,6 +28,8 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route("k8s_expenses", history.K8sExpenses, "expenses"),
         route("k8s_monthly", history.K8sMonthly, "monthly"),
         route("k8s_months", history.K8sMonths, "monthly"),
+        route("changes", changes.CostChanges, "changes"),
+        route("anomalies", changes.CostAnomalies, "changes"),
         route("backfills", history.Backfills, "backfills"),
         route(r"backfills/(?P<backfill_id>[^/]+)", history.BackfillEntry, "backfills"),
         route(f"organizations/{ORGANIZATION}", chargeback.Organizations, "chargeback"),

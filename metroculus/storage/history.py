@@ -15,8 +15,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import IDLE, MANAGEMENT, UNALLOCATED, Filters, as_prometheus_spells
+from metroculus.cost_model.changes import Measured
 from metroculus.cost_model.columns import NOTHING, TEXT_FIELDS, Allocations, Coded, label_key
-from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT, MEASURES, Costs, Usage, of_kind
+from metroculus.cost_model.components import (
+    COMPONENTS,
+    MANAGEMENT_COMPONENT,
+    MEASURES,
+    STRUCTS,
+    Costs,
+    Kind,
+    Usage,
+    of_kind,
+)
 from metroculus.cost_model.reading import AllocationSet
 from metroculus.storage.columns import ALLOCATIONS, COST_COLUMNS, COSTS_AND_USAGE, MEASURE_COLUMNS
 from metroculus.storage.engine import Column, Engine, TooManyRows, literal, moment, numbers
@@ -250,6 +260,45 @@ class History:
         half = len(stored) // 2
         asked = (group_by, filters, measures, zone)
         return self.sums_by_account(stored[:half], *asked) | self.sums_by_account(stored[half:], *asked)
+
+    def measured(
+        self, committed: CommittedHours, group_by: Sequence[str], filters: Filters
+    ) -> list[tuple[tuple[str, ...], Measured]]:
+        """All that is known of each group: costs, amounts, usage, and for how long its containers ran.
+
+        Raises:
+            TooManyRows, StoreError
+        """
+        if not committed.hours:
+            return []
+        chosen, group, keys = self._grouped([committed], group_by, UTC_ZONE)
+        rows = list(
+            self._engine.rows(
+                f"SELECT {chosen}{sums_of(MEASURE_COLUMNS, committed)},"
+                f" sum(toInt64(ran_until) - toInt64(ran_from)) AS ran FROM {ALLOCATIONS.name}"
+                f" WHERE {where_committed(committed)}{filtered(filters)}{group} LIMIT {MAX_ROWS + 1}"
+            )
+        )
+        if len(rows) > MAX_ROWS:
+            raise TooManyRows(f"more than {MAX_ROWS} rows")
+
+        def of(kind: Kind, row: Mapping[str, Any]) -> Any:
+            return STRUCTS[kind](*(row[SUM + one.name] for one in of_kind(kind)))
+
+        return [
+            (
+                tuple(str(row[key]) for key in keys),
+                Measured(
+                    costs=of("cost", row),
+                    management=row[SUM + MANAGEMENT_COMPONENT],
+                    amounts=of("amount", row),
+                    egress=of("part", row),
+                    usage=of("usage", row),
+                    run_hours=row["ran"] / HOUR,
+                ),
+            )
+            for row in rows
+        ]
 
     def first_rows(
         self,

@@ -385,6 +385,39 @@ class Client:
             "DELETE", _below("kubecost_sources", cloud_account_id), {}, request_id=request_id, timeout=timeout
         )
 
+    def get_changes(
+        self,
+        cloud_account_id: str,
+        start_date: int | None = None,
+        end_date: int | None = None,
+        aggregate: str | Iterable[str] | None = None,
+        *,
+        window: str | None = None,
+        against: str | None = None,
+        timezone: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """What changed from ``against`` (as much time before, by default) to a window, as steps that add up."""
+        query = _window(cloud_account_id, start_date, end_date, window, timezone)
+        query |= {"against": against, "aggregate": aggregate}
+        return self._call("GET", "changes", query, request_id=request_id, timeout=timeout)
+
+    def get_anomalies(
+        self,
+        cloud_account_id: str,
+        start_date: int | None = None,
+        end_date: int | None = None,
+        *,
+        window: str | None = None,
+        timezone: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Hours of a window that cost far more than such hours do."""
+        query = _window(cloud_account_id, start_date, end_date, window, timezone)
+        return self._call("GET", "anomalies", query, request_id=request_id, timeout=timeout)
+
     def put_organization(
         self,
         organization_id: str,

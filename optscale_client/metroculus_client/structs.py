@@ -503,6 +503,70 @@ class ChargebackPreview(Struct, frozen=True, kw_only=True):
     rows: tuple[PreviewRow, ...]
 
 
+class ChangeStep(Struct, frozen=True, kw_only=True):
+    """One part of a difference; ``before`` and ``after`` are of what changed, in ``unit``."""
+
+    kind: str
+    amount: Money
+    group: str | None
+    resource: str | None
+    before: float | None
+    after: float | None
+    unit: str | None
+    because: str | None
+
+
+class Changes(Struct, frozen=True, kw_only=True):
+    """``changes``: the steps add up to ``difference``, ``total_cost - before_cost``."""
+
+    cloud_account_id: str
+    window: TimeWindow
+    against: TimeWindow
+    aggregate: str
+    currency: str | None
+    before_cost: Usd
+    total_cost: Usd
+    difference: Usd
+    complete: bool
+    before_source: SourceState
+    source: SourceState
+    missing_hours_before: int
+    missing_hours: int
+    steps: tuple[ChangeStep, ...]
+
+
+class AnomalyCause(Struct, frozen=True, kw_only=True):
+    """A namespace that cost more, and which share of all that cost more it has."""
+
+    namespace: str
+    rise: Money
+    share: float
+
+
+class Anomaly(Struct, frozen=True, kw_only=True):
+    """An hour that cost more than ``limit_cost``; its steps are those from ``against_hour``."""
+
+    hour: int
+    total_cost: Money
+    typical_cost: Money
+    limit_cost: Money
+    mean_cost_before: Money
+    against_hour: int | None
+    causes: tuple[AnomalyCause, ...]
+    steps: tuple[ChangeStep, ...]
+
+
+class Anomalies(Struct, frozen=True, kw_only=True):
+    """``anomalies``: of the hours that are whole; ``unknown_hours`` are not judged."""
+
+    cloud_account_id: str
+    window: TimeWindow
+    currency: str | None
+    hours: int
+    unknown_hours: int
+    anomalies: tuple[Anomaly, ...]
+
+
 class Projection(Struct, frozen=True, kw_only=True, gc=False):
     """What a whole month will have cost: ``low`` to ``high`` holds it four times in five."""
 

@@ -1,0 +1,79 @@
+"""Hours that cost far more than such hours do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from math import fsum
+from statistics import median
+
+from msgspec import Struct
+
+from tools.window import DAY, HOUR
+
+WEEK = 7 * DAY
+LOOK_BACK_SECONDS = 35 * DAY
+"""Five weeks, so that a month's first day has another one to be held against."""
+DEVIATIONS = 5.0
+SMALLEST_DEVIATION = 0.01
+"""Of the median: cost that never moves has no deviation at all."""
+FEW = 3
+FEW_FACTOR = 1.5
+"""With fewer hours to be held against than ``FEW``, so many times the dearest of them."""
+RISE = 0.5
+"""Over the mean of the day before."""
+HOURS_NEEDED = 18
+"""Of the day before."""
+
+
+class Spike(Struct, frozen=True, kw_only=True):
+    """An hour that is one: what it cost, what such hours cost, and the mean of the day before."""
+
+    hour: int
+    total: float
+    typical: float
+    limit: float
+    mean_before: float
+
+
+def spikes(totals: Mapping[int, float], hours: Iterable[int]) -> list[Spike]:
+    """Which hours are spikes.
+
+    An hour is held against the same hour of the week and the ones beside it, where clocks may have been changed; and
+    on a month's first day against other first days.
+
+    Args:
+        totals: of hours that are whole and known, by first second; ``LOOK_BACK_SECONDS`` before the first and more.
+    """
+    firsts = {stamp: usd for stamp, usd in totals.items() if datetime.fromtimestamp(stamp, UTC).day == 1}
+    found = []
+    for hour in hours:
+        if hour not in totals:
+            continue
+        before = [totals[h] for h in range(hour - DAY, hour, HOUR) if h in totals]
+        if len(before) < HOURS_NEEDED:
+            continue
+        mean = fsum(before) / len(before)
+        limits = [limit for limit in (_limit(totals, hour, beside) for beside in (-HOUR, 0, HOUR)) if limit is not None]
+        if not limits:
+            continue
+        typical, limit = max(limits, key=lambda one: one[1])
+        if hour in firsts:
+            of_firsts = [usd for stamp, usd in firsts.items() if stamp < hour - DAY and stamp % DAY == hour % DAY]
+            limit = max([limit, *(FEW_FACTOR * usd for usd in of_firsts)])
+        if totals[hour] > limit and totals[hour] > (1 + RISE) * mean:
+            found.append(Spike(hour=hour, total=totals[hour], typical=typical, limit=limit, mean_before=mean))
+    return found
+
+
+def _limit(totals: Mapping[int, float], hour: int, beside: int) -> tuple[float, float] | None:
+    """What such an hour costs, and what it may cost; None where there was none."""
+    weeks = range(hour - LOOK_BACK_SECONDS, hour, WEEK)
+    samples = [totals[at + beside] for at in weeks if at + beside in totals]
+    if not samples:
+        return None
+    middle = median(samples)
+    if len(samples) < FEW:
+        return middle, FEW_FACTOR * max(samples)
+    deviation = median(abs(usd - middle) for usd in samples)
+    return middle, middle + DEVIATIONS * max(deviation, SMALLEST_DEVIATION * abs(middle))

@@ -1,0 +1,217 @@
+"""What changed between two windows, and which hours were spikes; out of what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import fsum
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from metroculus.codes import INVALID
+from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Filters
+from metroculus.cost_model.anomalies import LOOK_BACK_SECONDS, Spike, spikes
+from metroculus.cost_model.changes import Measured, Step, changes, in_order
+from metroculus.metroculus_api.controllers.expenses import coverage_of
+from metroculus.metroculus_api.controllers.stored import currencies_of
+from metroculus.metroculus_api.errors import NoHistory, cannot_group_by
+from metroculus.metroculus_api.wire import window_of, wired
+from metroculus.sources.accounts import Accounts
+from metroculus.storage.ledger import CommittedHours, Marker
+from metroculus.storage.store import Store
+from optscale_client.metroculus_client import structs
+from tools.deadline import Deadline
+from tools.tornado_service.errors import ApiError
+from tools.window import DAY, HOUR, Window
+
+MAX_SPIKES = 500
+CAUSES = 5
+"""Namespaces that are named with a spike."""
+
+
+class _Compared(Struct, frozen=True):
+    """The hours of two windows that both have, and what is known of one alone."""
+
+    before: CommittedHours
+    after: CommittedHours
+    steps: tuple[Step, ...]
+    """Time that one of the two lacks, or is longer by."""
+    missing_before: int
+    missing_after: int
+
+
+class ChangesController:
+    def __init__(self, accounts: Accounts, store: Store | None) -> None:
+        self._accounts = accounts
+        self._store = store
+
+    async def changes(
+        self, account: str, window: Window, against: Window, aggregate: Sequence[str], deadline: Deadline
+    ) -> structs.Changes:
+        """From what ``against`` cost to what ``window`` did, as steps that add up to the difference.
+
+        Raises:
+            ApiError: the two are in different currencies.
+            NoSource, RegistryError, NoHistory, StoreError
+        """
+        store = self._known_store()
+        sources = await self._accounts.of(account)
+        unsupported = (*sources.unsupported(aggregate), *sources.not_stored(aggregate))
+        if unsupported:
+            raise cannot_group_by(unsupported, "aggregate", " in stored hours")
+        unable = sources.sources_without(aggregate)
+        filters = Filters(clusters=sources.clusters.named)
+
+        def read() -> structs.Changes:
+            committed = [store.ledger.committed(account, one.start, one.end) for one in (against, window)]
+            currencies = sorted({currency for one in committed for currency in currencies_of(one)})
+            if len(currencies) > 1:
+                reason = f"what is stored is in several currencies ({', '.join(currencies)}), which are not compared"
+                raise ApiError(INVALID, reason, ["window", "against"])
+            compared = _compared(store, committed[0], committed[1], against, window, filters)
+            before, after = (
+                _groups(store.history.measured(one, aggregate, filters)) for one in (compared.before, compared.after)
+            )
+            steps = in_order([*changes(before, after), *compared.steps])
+            totals = [_total(store, one, filters) for one in committed]
+            coverages = [
+                coverage_of(account, one, asked, None, unable)
+                for one, asked in zip(committed, (against, window), strict=True)
+            ]
+            return structs.Changes(
+                cloud_account_id=account,
+                window=window_of(window),
+                against=window_of(against),
+                aggregate=",".join(aggregate),
+                currency=currencies[0] if currencies else None,
+                before_cost=totals[0] if committed[0].hours else None,
+                total_cost=totals[1] if committed[1].hours else None,
+                difference=fsum((totals[1], -totals[0])) if committed[0].hours and committed[1].hours else None,
+                complete=all(one.complete for one in coverages),
+                before_source=coverages[0].source,
+                source=coverages[1].source,
+                missing_hours_before=compared.missing_before,
+                missing_hours=compared.missing_after,
+                steps=wired(steps, structs.ChangeStep),
+            )
+
+        return await store.ask(deadline.left(), read)
+
+    async def anomalies(self, account: str, window: Window, deadline: Deadline) -> structs.Anomalies:
+        """The spikes of a window, each with what caused it.
+
+        Raises:
+            NoSource, RegistryError, NoHistory, StoreError
+        """
+        store = self._known_store()
+        filters = Filters(clusters=(await self._accounts.of(account)).clusters.named)
+
+        def read() -> structs.Anomalies:
+            since = window.start - LOOK_BACK_SECONDS - HOUR
+            answer = store.summaries.sums(account, since, window.end, ("hour",), filters)
+            markers = answer.committed.hours
+            currencies = currencies_of(answer.committed)
+            totals = {int(one.keys[0]): one.total for one in answer.sums}
+            known = {
+                hour: totals.get(hour, 0.0)
+                for hour, marker in markers.items()
+                if _whole(marker) and marker.currency == currencies[-1]
+            }
+            hours = range(window.start - window.start % HOUR, window.end, HOUR)
+            found = spikes(known, hours)[-MAX_SPIKES:]
+            return structs.Anomalies(
+                cloud_account_id=account,
+                window=window_of(window),
+                currency=currencies[-1] if currencies else None,
+                hours=sum(hour in known for hour in hours),
+                unknown_hours=sum(hour not in known for hour in hours if hour < window.final_until),
+                anomalies=tuple(_anomaly(store, account, one, markers, filters) for one in found),
+            )
+
+        return await store.ask(deadline.left(), read)
+
+    def _known_store(self) -> Store:
+        if self._store is None:
+            raise NoHistory
+        return self._store
+
+
+def _whole(marker: Marker) -> bool:
+    """Whether an hour may be held against others: all of it seen, nothing of it unknown."""
+    return (
+        marker.seconds >= HOUR
+        and not marker.unknown
+        and not marker.quarantined
+        and not marker.partly_covered
+        and marker.reconciled
+    )
+
+
+def _anomaly(
+    store: Store, account: str, spike: Spike, markers: Mapping[int, Marker], filters: Filters
+) -> structs.Anomaly:
+    """A spike with the steps from the same hour of the day before, or of the last hour that is whole before it."""
+    held = next(
+        (h for h in (spike.hour - DAY, *range(spike.hour - HOUR, spike.hour - DAY, -HOUR)) if h in markers), None
+    )
+    steps: list[Step] = []
+    if held is not None:
+        before, after = (
+            _groups(store.history.measured(_only(account, markers[hour]), ("namespace",), filters))
+            for hour in (held, spike.hour)
+        )
+        steps = changes(before, after)
+    rises: dict[str, list[float]] = {}
+    for step in steps:
+        if step.group is not None:
+            rises.setdefault(step.group, []).append(step.amount)
+    risen = {group: usd for group, parts in rises.items() if (usd := fsum(parts)) > 0}
+    rise = fsum(risen.values())
+    ranked = sorted(risen.items(), key=lambda one: (-one[1], one[0]))[:CAUSES]
+    return structs.Anomaly(
+        hour=spike.hour,
+        total_cost=spike.total,
+        typical_cost=spike.typical,
+        limit_cost=spike.limit,
+        mean_cost_before=spike.mean_before,
+        against_hour=held,
+        causes=tuple(structs.AnomalyCause(namespace=name, rise=usd, share=usd / rise) for name, usd in ranked),
+        steps=wired(steps, structs.ChangeStep),
+    )
+
+
+def _only(account: str, marker: Marker) -> CommittedHours:
+    return CommittedHours(account, marker.hour, marker.hour + HOUR, {marker.hour: marker})
+
+
+def _compared(
+    store: Store, old: CommittedHours, new: CommittedHours, against: Window, window: Window, filters: Filters
+) -> _Compared:
+    """Hours are paired by their place in their window: what has no partner is a step of its own."""
+    shift = window.start - against.start
+    pairs = {hour for hour in new.hours if hour - shift in old.hours}
+    after = replace(new, hours={hour: new.hours[hour] for hour in sorted(pairs)})
+    before = replace(old, hours={hour - shift: old.hours[hour - shift] for hour in sorted(pairs)})
+    steps = []
+    missing = []
+    for sign, one, other, window_of_other, offset in (
+        (-1.0, old, new, window, shift), (1.0, new, old, against, -shift),
+    ):  # fmt: skip
+        inside = {h: m for h, m in one.hours.items() if window_of_other.start <= h + offset < window_of_other.end}
+        unpaired = {hour: marker for hour, marker in inside.items() if hour + offset not in other.hours}
+        beyond = {hour: marker for hour, marker in one.hours.items() if hour not in inside}
+        missing.append(len(unpaired))
+        for kind, hours in (("not_known", unpaired), ("length", beyond)):
+            if hours:
+                usd = sign * _total(store, replace(one, hours=hours), filters)
+                steps.append(Step(kind=kind, amount=usd, before=None, after=float(len(hours)), unit="hours"))  # type: ignore[arg-type]
+    return _Compared(before, after, tuple(steps), missing_before=missing[1], missing_after=missing[0])
+
+
+def _total(store: Store, committed: CommittedHours, filters: Filters) -> float:
+    return fsum(one.total for one in store.history.sums(committed, (), filters))
+
+
+def _groups(measured: Sequence[tuple[tuple[str, ...], Measured]]) -> dict[str, Measured]:
+    """By the name that is shown; what no namespace owns has one name, whatever it is grouped by."""
+    return {keys[0] if keys[0] in (IDLE, MANAGEMENT) else "/".join(keys): one for keys, one in measured}
