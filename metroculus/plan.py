@@ -159,11 +159,11 @@ def wanted(
 def _questions(stretch: Stretch) -> Iterator[Wanted]:
     """What is asked of an upstream about a stretch."""
     start, end = stretch.start, stretch.end
-    if stretch.whole:
-        yield Wanted(kind="assets", step="day", start=start, end=end)
-        yield Wanted(kind="allocation", step="day", start=start, end=end)
     yield Wanted(kind="assets", step="hour", start=start, end=end)
     yield Wanted(kind="allocation", step="hour", start=start, end=end)
+    if stretch.whole:  # behind its hours: those that are not there then are cut out of it
+        yield Wanted(kind="assets", step="day", start=start, end=end)
+        yield Wanted(kind="allocation", step="day", start=start, end=end)
 
 
 def arrived(hours: Iterable[int], told: Set[int], days: Set[int], now: int) -> list[Stretch]:

@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Struct
 
 from metroculus.cost_model.allocation import Allocation
-from metroculus.cost_model.columns import COSTS, LINE, Allocations, Coded, Floats, Ints, sums_by
+from metroculus.cost_model.columns import COSTS, LINE, Allocations, Coded, Floats, Ints, by_owner, sums_by
 from metroculus.cost_model.components import COMPONENTS, Costs, of_kind
 
 ROUNDING_USD = 1e-5
@@ -25,6 +25,7 @@ CONTROL_SHARE = 0.01
 
 SPREAD_SHARE = 0.10
 """A day may differ from its hours by this much of an owner's component, and the hours follow it."""
+ANY_SHARE = 1e12
 LEAST_ROUNDINGS = 100
 """An owner's component follows its day only above this multiple of the possible rounding error."""
 
@@ -69,15 +70,53 @@ class Spread(Struct, frozen=True):
         return fsum(map(abs, self.residuals.values()))
 
 
-def spread(hours: Sequence[Sequence[Allocation]], day: Mapping[str, Costs]) -> Spread:
+def follow(hours: Sequence[Sequence[Allocation]], loose: Sequence[bool], day: Mapping[str, Costs]) -> Spread:
+    """``spread`` of a day of which some hours are no more than estimates, or cannot be asked for again.
+
+    Those take all that the day says beyond the others, however much it is.
+
+    Args:
+        loose: whether each hour is such a one.
+    """
+    if not any(loose):
+        return spread(hours, day)
+    firm = by_owner(Allocations.joined(Allocations.of(hour) for hour, one in zip(hours, loose, strict=True) if not one))
+    rest = less(day, firm)
+    followed = spread([hour for hour, one in zip(hours, loose, strict=True) if one], rest, limit=ANY_SHARE)
+    changed, added = iter(followed.hours), iter(followed.usd)
+    return Spread(
+        tuple(next(changed) if one else Allocations.of(hour) for hour, one in zip(hours, loose, strict=True)),
+        tuple(next(added) if one else 0.0 for one in loose),
+        followed.residuals,
+    )
+
+
+def less(day: Mapping[str, Costs], part: Mapping[str, Costs]) -> dict[str, Costs]:
+    """What a day says beyond a part of it, by owner."""
+    nothing = Costs()
+    return {
+        owner: Costs(
+            *(
+                all_of_it - some
+                for all_of_it, some in zip(
+                    day.get(owner, nothing).by_component(), part.get(owner, nothing).by_component(), strict=True
+                )
+            )
+        )
+        for owner in {**day, **part}
+    }
+
+
+def spread(hours: Sequence[Sequence[Allocation]], day: Mapping[str, Costs], limit: float = SPREAD_SHARE) -> Spread:
     """Bring the hours of a day, all of them, to the day's own set: each owner and component by itself.
 
     A row gets of its owner's difference in proportion to what it costs, whatever its sign. Where the day is further
-    from the hours than ``SPREAD_SHARE``, or the hours come to so little that rounding is felt, they stay as they are
+    from the hours than ``limit``, or the hours come to so little that rounding is felt, they stay as they are
     and the difference is a residual. Nothing of one owner is ever charged to another.
 
     Args:
         day: what the day says, by owner: a namespace, or the name of a special entity.
+        limit: share of an owner's component.
     """
     each = [Allocations.of(hour) for hour in hours]
     everything = Allocations.joined(each)
@@ -90,7 +129,7 @@ def spread(hours: Sequence[Sequence[Allocation]], day: Mapping[str, Costs]) -> S
     )
     _, sizes = sums_by(owners, np.abs(everything.costs))
     rounding = _rounding(np.bincount(column, minlength=len(names)))
-    shares = _shares(have, told.T, sizes, rounding)
+    shares = _shares(have, told.T, sizes, rounding, limit)
     residuals = _residuals(names, have, told.T, shares, day, rounding)
     if not shares.any():
         return Spread(tuple(each), (0.0,) * len(each), residuals)
@@ -101,10 +140,11 @@ def spread(hours: Sequence[Sequence[Allocation]], day: Mapping[str, Costs]) -> S
     return Spread(after, usd, residuals)
 
 
-def _shares(have: Floats, told: Floats, sizes: Floats, rounding: Floats) -> Floats:
+def _shares(have: Floats, told: Floats, sizes: Floats, rounding: Floats, limit: float) -> Floats:
     """By component and owner, what each row gets per USD of its size; 0 where nothing is spread."""
     apart = told - have
-    usable = (np.abs(have) > LEAST_ROUNDINGS * rounding) & (np.abs(apart) <= SPREAD_SHARE * np.abs(have))
+    close = (np.abs(apart) <= limit * np.abs(have)) & (told * have >= 0.0)  # a cost never becomes a credit
+    usable = (np.abs(have) > LEAST_ROUNDINGS * rounding) & close
     differs = np.abs(apart) > 1e-13 * np.maximum(np.abs(told), np.abs(have))
     return np.divide(apart, sizes, out=np.zeros_like(have), where=usable & differs)
 

@@ -57,7 +57,11 @@ class Upstream(Protocol):
         ...
 
     async def currency(self) -> str | None:
-        """Of its money; None where it does not say, or not now."""
+        """Of its money; None where it has no word on it.
+
+        Raises:
+            SourceError: it cannot be asked now, and never said.
+        """
         ...
 
 
@@ -65,6 +69,10 @@ class GatewayProtocol(Protocol):
     async def wanted(self) -> Sequence[Wanted]: ...
 
     async def deliver(self, wanted: Wanted, body: bytes, currency: str | None = None) -> int: ...
+
+
+_Question = tuple[str, str, int, int]
+"""Kind, step, start and end."""
 
 
 class _RoundEnded(Exception):
@@ -102,9 +110,9 @@ class Agent:
         self._sleep = sleep
         self._at_once: dict[str, int] = {}
         """Hours that are asked for at once, by the kind of answer: one kind is far larger than the other."""
-        self._retry_at: dict[tuple[str, str, int, int], float] = {}
+        self._retry_at: dict[_Question, float] = {}
         """When a question may be asked again."""
-        self._failures: Counter[tuple[str, str, int, int]] = Counter()
+        self._failures: Counter[_Question] = Counter()
         self._in_a_row = 0
         """Questions of this round for which the upstream or the gateway did not answer, one after the other."""
         self._asked_to_wait: float | None = None
@@ -147,12 +155,39 @@ class Agent:
             raise self._round_ended(failure) from None
         self._metrics.gateway_is("ok")
         self._metrics.wanted.set(len(wanted))
+        if wanted:
+            await self._learn_currency()
         pushed, self._in_a_row = 0, 0
         for one in wanted:
             if _question(one) not in self._retry_at:
                 pushed += await self._push(one)
                 self._release_memory()
+        self._leave_alone(wanted)
         return pushed
+
+    def _leave_alone(self, wanted: Sequence[Wanted]) -> None:
+        """Whatever is asked of the time of a question that failed is left alone as long: it is wanted again with it."""
+        until: dict[tuple[int, int], float] = {}
+        for kind, step, start, end in self._failures:
+            at = self._retry_at.get((kind, step, start, end), 0.0)
+            until[start, end] = max(until.get((start, end), 0.0), at)
+        for question in map(_question, wanted):
+            if question not in self._failures and question[2:] in until:
+                self._retry_at[question] = max(self._retry_at.get(question, 0.0), until[question[2:]])
+
+    async def _learn_currency(self) -> None:
+        """Nothing is pushed of which nobody knows what its money is in: it would be taken for US dollars.
+
+        Raises:
+            _RoundEnded
+        """
+        try:
+            await self._upstream.currency()
+        except SourceError as failure:
+            self._failed(failure)
+            log.error("the upstream does not say what its money is in, and nothing is pushed until it does; or say it"
+                      " with --currency")  # fmt: skip
+            raise _RoundEnded from None
 
     async def _push(self, wanted: Wanted) -> int:
         """Push the answers to one question, part by part; one that fails is left for later, the others go on."""
@@ -176,7 +211,7 @@ class Agent:
     def _hours_at_once(self, kind: str) -> int:
         return 1 if self._upstream.one_by_one else self._at_once.get(kind, FIRST_HOURS)
 
-    def _retry_later(self, question: tuple[str, str, int, int]) -> None:
+    def _retry_later(self, question: _Question) -> None:
         # Where nobody answered, the other side may be away, and the question may be a good one.
         most = LAST_PAUSE_SECONDS if self._in_a_row else LAST_RETRY_SECONDS
         seconds = min(FIRST_RETRY_SECONDS * 2 ** min(self._failures[question], 10), most)
@@ -203,14 +238,16 @@ class Agent:
         try:
             body = await self._upstream.ask(wanted)
             self._metrics.upstream_is("ok")
-            self._fit(wanted, len(body))
             await self._deliver(wanted, body)
+            self._fit(wanted, len(body))
         except TooLarge as failure:
             return await self._halved(wanted, failure)
         except GatewayError as refusal:
             if refusal.status == 413:
                 return await self._halved(wanted, refusal)
             self._in_a_row = 0 if refusal.of_the_answer else self._in_a_row + 1
+            if refusal.status is None and wanted.step == "hour":  # perhaps the line is too slow for as much as this
+                self._at_once[wanted.kind] = max(1, (wanted.end - wanted.start) // HOUR // 2)
             self._asked_to_wait = refusal.retry_after
             log.error("an answer was not taken, and is asked for again later: %s", refusal)
             return False
@@ -281,5 +318,5 @@ def _jitter() -> float:
     return random.uniform(0.8, 1.2)
 
 
-def _question(wanted: Wanted) -> tuple[str, str, int, int]:
+def _question(wanted: Wanted) -> _Question:
     return wanted.kind, wanted.step, wanted.start, wanted.end

@@ -15,7 +15,7 @@ from metroculus.sources.outbound.addresses import parse_upstream_url
 from tools.settings import address, authority_file, base_url
 from tools.tornado_service.listening import listen, stop_signal
 from tools.tornado_service.logs import set_up
-from tools.tornado_service.params import Uuid
+from tools.tornado_service.params import Currency, Uuid
 
 PREFIX = "METROCULUS_AGENT_"
 T = TypeVar("T")
@@ -62,6 +62,11 @@ def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:
 @_seconds_option("timeout", 120.0, "Seconds for one call upstream.")
 @_seconds_option("poll", 60.0, "Seconds between two looks at what is wanted.")
 @click.option(
+    "--currency",
+    envvar=f"{PREFIX}CURRENCY",
+    help="What the upstream's money is in (ISO 4217), whatever it says itself.",
+)
+@click.option(
     "--log-format", default="text", show_default=True, envvar="LOG_FORMAT", type=click.Choice(["text", "json"])
 )
 def agent(
@@ -74,6 +79,7 @@ def agent(
     listen_on: str,
     timeout: float,
     poll: float,
+    currency: str | None,
     log_format: str,
 ) -> None:
     """Push what this cluster's OpenCost or Kubecost says to a gateway; connections go out alone."""
@@ -95,6 +101,7 @@ def agent(
         listen=_parsed("--listen", address, listen_on),
         seconds=timeout,
         poll_seconds=poll,
+        currency=_parsed("--currency", Currency.parse, currency) if currency else None,
     )
     if not token_file.exists():
         click.echo(f"{token_file} is not there yet; it is looked for again and again", err=True)

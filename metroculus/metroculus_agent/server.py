@@ -16,7 +16,7 @@ from metroculus.codes import CODES
 from metroculus.metroculus_agent.agent import POLL_SECONDS, Agent
 from metroculus.metroculus_agent.gateway import Gateway, Wanted
 from metroculus.metroculus_agent.metrics import AgentMetrics
-from metroculus.sources.errors import BadAnswer, SourceError
+from metroculus.sources.errors import BadAnswer
 from metroculus.sources.kubecost.client import Flavour, KubecostSource
 from metroculus.sources.outbound.addresses import AllowedAddresses
 from metroculus.sources.outbound.http import SourceHttp, Upstream
@@ -41,12 +41,15 @@ class AgentConfig:
     listen: tuple[str, int] = ("127.0.0.1", 8936)
     seconds: float = 120.0
     poll_seconds: float = POLL_SECONDS
+    currency: str | None = None
+    """What its money is in, whatever the upstream says."""
 
 
 class AskedUpstream:
     """The cluster's Kubecost or OpenCost over HTTP."""
 
-    def __init__(self, source: KubecostSource, flavour: Flavour, seconds: float) -> None:
+    def __init__(self, source: KubecostSource, flavour: Flavour, seconds: float, currency: str | None = None) -> None:
+        self._currency = currency
         self.one_by_one = flavour == "opencost"
         self._source = source
         self._seconds = seconds
@@ -61,11 +64,12 @@ class AskedUpstream:
         return await self._source.body(kind, wanted.start, wanted.end, step, wanted.aggregate, deadline)
 
     async def currency(self) -> str | None:
-        """As it was said within the hour."""
-        try:
-            return await self._source.currency(Deadline(min(self._seconds, CURRENCY_SECONDS)))
-        except SourceError:
-            return None
+        """As the operator says, or as the upstream said within the hour.
+
+        Raises:
+            SourceError: it never said, and cannot be asked now.
+        """
+        return self._currency or await self._source.currency(Deadline(min(self._seconds, CURRENCY_SECONDS)))
 
 
 @dataclass
@@ -100,6 +104,6 @@ def make_agent(config: AgentConfig) -> AgentService:
     upstream = Upstream("the cost source", config.upstream_url, trusted=True)
     source = KubecostSource(http, upstream, config.flavour, time.time)
     gateway = Gateway(config.to, config.account, config.token_file, config.ca_file)
-    asked = AskedUpstream(source, config.flavour, config.seconds)
+    asked = AskedUpstream(source, config.flavour, config.seconds, config.currency)
     agent = Agent(asked, gateway, metrics, time.monotonic, config.poll_seconds, release_memory=_release_memory)
     return AgentService(make_application(service, []), service, agent, http, gateway)

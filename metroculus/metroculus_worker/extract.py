@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence, Set
 from hashlib import blake2b
 from math import fsum
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from metroculus.cost_model.allocation import MANAGEMENT, Filters
 from metroculus.cost_model.columns import Allocations
 from metroculus.cost_model.components import Costs
 from metroculus.cost_model.reading import COVERAGE_THRESHOLD
-from metroculus.cost_model.settle import Spread, control, spread
+from metroculus.cost_model.settle import SPREAD_SHARE, Spread, control, follow, less
 from metroculus.metroculus_worker.ownership import Owned
 from metroculus.plan import Stretch, closed
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.choose import DEFAULT_CURRENCY, AccountSources, HourReading, HoursRead
+from metroculus.sources.choose import AccountSources, HourReading, HoursRead
 from metroculus.sources.errors import SourceError
+from metroculus.sources.source import NOTHING_KNOWN
 from metroculus.storage.blocks import NodeKind
 from metroculus.storage.gaps import Gap
 from metroculus.storage.jobs import Repair
-from metroculus.storage.ledger import HourBatch, Marker
+from metroculus.storage.ledger import CommittedHours, HourBatch, Marker
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
 from tools.window import DAY, HOUR, SETTLING_SECONDS
 
 log = logging.getLogger("extract")
 
+T = TypeVar("T")
 _ENCODER = msgspec.json.Encoder()
 
 HOURS_A_DAY = 24
 CLOSED = "the hour is closed, and changes only by a repair"
 NOTHING_NEWER = "nothing newer was pushed of this hour"
+COVERS_LESS = "the source knows less of this hour than is stored, and what is stored stays"
+SAME_USD, SAME_SHARE = 0.01, 1e-4
+"""A day that is no further from its hours than this says what they say."""
+LEAST_LEFT, MOST_LEFT = 0.05, 2.0
+"""What a day leaves for hours that are cut out of it, to what they would be by its mean: outside it contradicts."""
+NO_CURRENCY = "the source does not say now what its money is in"
 KEPT_NO_LONGER = "the source keeps this hour no longer, and what it told of it stays"
 
 
@@ -72,6 +82,17 @@ class _Committed(Struct, frozen=True):
     confirmed: tuple[int, ...]
     kept: tuple[int, ...]
     all_of_them: bool
+
+
+class _Held(Struct, frozen=True):
+    """Readings of a stretch that are to be stored, stored hours that stay, and what the day says of the readings."""
+
+    whole: dict[int, HourReading]
+    stays: dict[int, str]
+    day: Mapping[str, Costs] | None
+    why: str
+    """Why there is no day, where there is none."""
+    missing: dict[int, str] = {}
 
 
 class RepairOrder(Struct, frozen=True):
@@ -126,15 +147,15 @@ class Extractor:
         whole = {h: r for h, r in read.hours.items() if not _still_filling(r, now)}
         missing |= {h: "the source has not filled this hour yet" for h in read.hours if h not in whole}
         committed = (await self._store.run(self._store.ledger.committed, account, stretch.start, stretch.end)).hours
-        stays = _not_replaced(whole, committed)
-        whole = {hour: reading for hour, reading in whole.items() if hour not in stays}
-        # A day of which another source told hours is the first one's set of what it has: it is no control of them.
-        by_first = sum(not reading.source or reading.cut_from is not None for reading in whole.values())
-        day, why = await self._day(sources, stretch, by_first)
+        stays = _not_replaced(whole, committed, order is not None)
+        held = await self._held(sources, account, stretch, whole, committed, stays)
+        missing, whole, stays, day = missing | held.missing, held.whole, held.stays, held.day
         staying = await self._staying(account, stretch, committed) if day is None else {}
         whole = {hour: reading for hour, reading in whole.items() if hour not in staying}
         readings = [whole[hour] for hour in sorted(whole)]
         currency = await self._currency(sources, account, committed)
+        if currency is None:
+            return await self._with_gaps(account, missing | dict.fromkeys(whole, NO_CURRENCY), now)
         batches, followed = await self._store.run(assemble, account, readings, day, now, currency)
         done = await self._commit(account, owned, batches, committed, order, asked, now)
         if followed is not None and done.all_of_them:
@@ -142,7 +163,7 @@ class Extractor:
             await self._store.run(
                 self._store.followed_days.record, account, stretch.start, followed.residuals, sequence, now
             )
-        unchanged = dict.fromkeys(staying.keys() - missing.keys(), why) | stays
+        unchanged = dict.fromkeys(staying.keys() - missing.keys(), held.why) | stays
         told_before = {hour for hour, reading in whole.items() if reading.told_at} - {one.hour for one in done.written}
         unchanged |= dict.fromkeys(told_before, NOTHING_NEWER)
         asked_again = unchanged | dict.fromkeys(done.kept, CLOSED)
@@ -209,8 +230,11 @@ class Extractor:
         hours = tuple(marker.hour for marker in same)
         return _Committed(tuple(written), hours, tuple(kept), len(wanted) == len(changed))
 
-    async def _currency(self, sources: AccountSources, account: str, committed: Mapping[int, Marker]) -> str:
-        """As the source says; where it cannot be asked now, as what is stored of the account says last."""
+    async def _currency(self, sources: AccountSources, account: str, committed: Mapping[int, Marker]) -> str | None:
+        """As the source says; where it cannot be asked now, as what is stored of the account says last.
+
+        None where nothing is stored either: euros must not be kept as dollars for ever.
+        """
         told = await sources.known_currency(Deadline(self._timeout))
         if told is not None:
             return told
@@ -218,7 +242,7 @@ class Extractor:
             span = await self._store.run(self._store.ledger.span, account)
             since = span[1] - DAY if span else 0
             committed = (await self._store.run(self._store.ledger.committed, account, since, since + DAY)).hours
-        return committed[max(committed)].currency if committed else DEFAULT_CURRENCY
+        return committed[max(committed)].currency if committed else None
 
     def now(self) -> int:
         """Unix seconds."""
@@ -227,6 +251,34 @@ class Extractor:
     async def day_shift(self, account: str) -> int:
         """Seconds after midnight UTC at which days of an account's source begin."""
         return await (await self._accounts.of(account)).day_shift(self._timeout)
+
+    async def _held(
+        self,
+        sources: AccountSources,
+        account: str,
+        stretch: Stretch,
+        whole: Mapping[int, HourReading],
+        committed: Mapping[int, Marker],
+        stays: Mapping[int, str],
+    ) -> _Held:
+        """Readings held against the set of their day: what is to be stored, and what it follows."""
+        # A day of which another source told hours is the first one's set of what it has: it is no control of them.
+        by_first = sum(
+            not reading.source or reading.cut_from is not None
+            for hour, reading in whole.items()
+            if stays.get(hour, KEPT_NO_LONGER) == KEPT_NO_LONGER
+        )
+        day, why = await self._day(sources, stretch, by_first)
+        if day is None:
+            return _Held(_without(whole, stays), dict(stays), None, why)
+        beside = {hour: committed[hour] for hour, reason in stays.items() if reason == KEPT_NO_LONGER}
+        told = await self._costs_of(sources, account, stretch, beside)
+        verdict = beside_its_day(whole, frozenset(beside), day, told)
+        stays = _without(stays, verdict.replaced)
+        whole = _without(_without(whole, verdict.nothing_in), stays)
+        if verdict.nothing_in:
+            return _Held(whole, stays, None, why, dict.fromkeys(verdict.nothing_in, NOTHING_KNOWN))
+        return _Held(whole, stays, less(day, told) if beside and not verdict.replaced else day, why)
 
     async def _day(
         self, sources: AccountSources, stretch: Stretch, hours: int
@@ -240,6 +292,15 @@ class Extractor:
             log.info("the set of a day could not be had: %s", failure)
             day = None
         return day, "the set of its day could not be had, and stored hours that followed it stay"
+
+    async def _costs_of(
+        self, sources: AccountSources, account: str, stretch: Stretch, hours: Mapping[int, Marker]
+    ) -> dict[str, Costs]:
+        """What stored hours cost, by owner."""
+        committed = CommittedHours(account, stretch.start, stretch.end, hours)
+        filters = Filters(clusters=sources.clusters.named)
+        sums = await self._store.run(self._store.history.sums, committed, ("namespace",), filters)
+        return {str(one.keys[0]): one.costs for one in sums if str(one.keys[0]) != MANAGEMENT}
 
     async def _staying(self, account: str, stretch: Stretch, committed: Mapping[int, Marker]) -> Mapping[int, Marker]:
         """Committed hours that follow their day: what was read without the day must not replace them."""
@@ -273,7 +334,8 @@ def assemble(
 ) -> tuple[list[HourBatch], Spread | None]:
     """What to store of hours, in order; with a day's own set they are all of its hours, and follow it."""
     rows: Sequence[Allocations] = [in_order(reading.allocations) for reading in readings]
-    followed = spread(rows, day) if day is not None else None
+    loose = [reading.gone or reading.cut_from is not None for reading in readings]
+    followed = follow(rows, loose, day) if day is not None else None
     if followed is None:
         followed_rows, usd, agrees, bound = rows, (0.0,) * len(readings), True, 0.0
     else:
@@ -308,7 +370,50 @@ def assemble(
     return batches, followed
 
 
-def _not_replaced(readings: Mapping[int, HourReading], committed: Mapping[int, Marker]) -> dict[int, str]:
+def _without(hours: Mapping[int, T], others: Container[int]) -> dict[int, T]:
+    return {hour: one for hour, one in hours.items() if hour not in others}
+
+
+class Verdict(Struct, frozen=True):
+    """What becomes of hours that are cut out of their day beside hours that were told."""
+
+    replaced: frozenset[int] = frozenset()
+    """Stored hours that the day contradicts, and that cannot be asked for again: they give way to what is cut."""
+    nothing_in: frozenset[int] = frozenset()
+    """Hours for which the day leaves nothing: what it is made of ran in the others."""
+
+
+def beside_its_day(
+    readings: Mapping[int, HourReading], kept: Set[int], day: Mapping[str, Costs], told: Mapping[str, Costs]
+) -> Verdict:
+    """Hold what a day says against the hours of it that are kept as they were told.
+
+    Args:
+        readings: the hours as they are read now; those that the source keeps no longer are cut out of the day.
+        kept: hours that are stored as they were told, and cannot be told again.
+        day: what the day says, by owner.
+        told: what the kept hours cost, by owner.
+    """
+    firm = [reading for reading in readings.values() if reading.cut_from is None]
+    cut = {h: reading for h, reading in readings.items() if reading.cut_from is not None and h not in kept}
+    says = fsum(costs.total for costs in day.values())
+    rest = fsum([says, *(-one.allocations.total() for one in firm), *(-costs.total for costs in told.values())])
+    if not cut:
+        share = SPREAD_SHARE if firm else SAME_SHARE  # hours that can be asked for follow their day as far as that
+        return Verdict(replaced=frozenset(kept)) if abs(rest) > SAME_USD + share * abs(says) else Verdict()
+    estimate = fsum(reading.allocations.total() for reading in cut.values())
+    if any(reading.gone for reading in firm) or not estimate:
+        return Verdict()
+    if rest < LEAST_LEFT * estimate:
+        return (
+            Verdict(nothing_in=frozenset(cut)) if rest > -LEAST_LEFT * estimate else Verdict(replaced=frozenset(kept))
+        )
+    return Verdict() if rest <= MOST_LEFT * estimate else Verdict(replaced=frozenset(kept))
+
+
+def _not_replaced(
+    readings: Mapping[int, HourReading], committed: Mapping[int, Marker], repaired: bool
+) -> dict[int, str]:
     """Stored hours that a reading must not replace, each with the reason."""
     found = {}
     for hour, reading in readings.items():
@@ -317,6 +422,8 @@ def _not_replaced(readings: Mapping[int, HourReading], committed: Mapping[int, M
             found[hour] = KEPT_NO_LONGER
         elif stored is not None and 0 < reading.told_at < stored.fetched_at:
             found[hour] = NOTHING_NEWER
+        elif stored is not None and not repaired and reading.seconds < COVERAGE_THRESHOLD * stored.seconds:
+            found[hour] = COVERS_LESS
     return found
 
 

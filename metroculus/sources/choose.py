@@ -89,6 +89,10 @@ class LiveReadings(Struct, frozen=True):
             raise worst(self.failures)
 
 
+BY_THE_DAY = " by the day"
+"""Behind a source's name, where an hour is cut out of what it said of the day."""
+
+
 class HourReading(Struct, frozen=True, kw_only=True):
     """What is known of one hour, idle among the rows. Money is USD."""
 
@@ -112,6 +116,8 @@ class HourReading(Struct, frozen=True, kw_only=True):
     """The longer time that it is a part of, where it was cut from that."""
     told_at: int = 0
     """When its upstream was asked (Unix seconds), where that was not just now."""
+    gone: bool = False
+    """Whether its upstream was asked for it again since, and told it no more."""
 
 
 class HoursRead(Struct, frozen=True):
@@ -483,6 +489,10 @@ class _CostQuestion:
         return answer
 
 
+_Told = tuple[HourSets, CostSource, str]
+"""Hours, who told them, and what they say of that."""
+
+
 class _Hours:
     """Reads a stretch of hours: allocations, what the nodes are, idle where it is not told, management."""
 
@@ -524,7 +534,7 @@ class _Hours:
                 hour, said, whole, management.get(hour), self._management_covered, assets.get(hour), control,
                 self._sources.clusters.all,
             )  # fmt: skip
-            found[hour] = replace(reading, source=who[2], cut_from=said.cut_from, told_at=said.told_at)
+            found[hour] = replace(reading, source=who[2], cut_from=said.cut_from, told_at=said.told_at, gone=said.gone)
         return HoursRead(found, missing, sets.failure, sets.silent, sets.silent)
 
     async def _told_by(self, source: CostSource) -> tuple[HourSets, Mapping[int, AssetsReading]]:
@@ -561,25 +571,32 @@ class _Hours:
     def _management_covered(self) -> bool:
         return any(Capability.MANAGEMENT in one.known_capabilities for one in self._sources._sources)
 
-    async def _behind(self, source: CostSource, sets: HourSets) -> list[tuple[HourSets, CostSource, str]]:
-        """Hours that the first source does not have: out of its days, else of the source behind it."""
+    async def _behind(self, source: CostSource, sets: HourSets) -> list[_Told]:
+        """Hours that the first source does not have: of the source behind it, or out of its days."""
         hours = [hour for hour, _ in split(self._start, self._end, HOUR)]
         reasons = {h: sets.missing.get(h, NOTHING_KNOWN) for h in hours if h not in sets.hours}
         unknown = [hour for hour, why in reasons.items() if why in (NOTHING_KNOWN, NOT_PUSHED, NO_CONTAINERS)]
         if not unknown or sets.failure:
             return []
-        # A day of which some hours are told and others are not may have stood still: its set is of what ran.
-        gone = all(reasons.get(hour) == NOTHING_KNOWN for hour in hours)
-        whole_day = gone and self._end - self._start == DAY
-        days = await self._of_days(source) if whole_day else {}
-        if days:
-            return [(HourSets(days), source, f"{source.name} by the day")]
-        other = self._sources._after(source, Capability.ALLOCATIONS)
-        if other is None:
-            return []
+        behind = self._sources._after(source, Capability.ALLOCATIONS)
+        if len(unknown) < len(hours) and behind is not None:  # of hours, exact, before what is cut out of a day
+            found = await self._hours_by(behind, unknown)
+        else:
+            found = []
+        told = {hour for sets, *_ in found for hour in sets.hours}
+        # Hours in which the cluster stood still are not in its day either: its set is of what ran.
+        gone = [hour for hour in unknown if hour not in told and reasons[hour] != NO_CONTAINERS]
+        days = await self._of_days(source) if gone and self._end - self._start == DAY else {}
+        by_the_day = {hour: days[hour] for hour in gone if hour in days}
+        if by_the_day:
+            return [*found, (HourSets(by_the_day), source, f"{source.name}{BY_THE_DAY}")]
+        return found or (await self._hours_by(behind, unknown) if behind is not None else [])
+
+    async def _hours_by(self, other: CostSource, hours: Sequence[int]) -> list[_Told]:
+        """Hours as another source tells them, stretch by stretch."""
         found = []
         deadline = Deadline(self._seconds)
-        for start, end in union((hour, hour + HOUR) for hour in unknown):
+        for start, end in union((hour, hour + HOUR) for hour in hours):
             try:
                 found.append((await other.hour_sets(start, end, max(0.0, deadline.left())), other, other.name))
             except (TooLarge, DeadlineExceeded, SeveralClusters) as failure:

@@ -228,14 +228,17 @@ class PushedSource(CostSource):
         """The hours that begin in ``[start, end)``, each of the answer that counts."""
         wanted = set(range(start - start % HOUR, end, HOUR))
         found: dict[int, HourSet] = {}
-        unread, absent = set[int](), set(wanted)
+        unread, absent, vain = set[int](), set(wanted), set[int]()
         failure, received_at = None, 0
         for answer in await self._inbox.answers(self._account, min(wanted, default=start), end):
             hours = wanted.intersection(answer.told) - found.keys()
             if not answer.tells_hours:
                 continue
-            absent -= set(range(answer.first, answer.last, HOUR))
+            covered = wanted.intersection(range(answer.first, answer.last, HOUR))
+            absent -= covered
+            asked_in_vain = covered.difference(answer.told, found)
             if not hours:
+                vain |= asked_in_vain
                 continue
             try:
                 decoded = await decode_allocations(self._offload, NAME, await _unpacked(await answer.packed()), ())
@@ -243,7 +246,12 @@ class PushedSource(CostSource):
                 failure, unread = str(problem), unread | hours
                 continue
             read = _hours_of(decoded, answer.first, answer.last)
-            found |= {hour: replace(one, told_at=answer.asked_at) for hour, one in read.items() if hour in hours}
+            found |= {
+                hour: replace(one, told_at=answer.asked_at, gone=hour in vain)
+                for hour, one in read.items()
+                if hour in hours
+            }
+            vain |= asked_in_vain
             received_at = max(received_at, answer.received_at)
         return _Hours(found, unread - found.keys(), absent, failure, received_at)
 

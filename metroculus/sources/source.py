@@ -75,6 +75,8 @@ class HourSet(Struct, frozen=True, kw_only=True):
     """The longer time that it was cut from; None where the source told the hour itself."""
     told_at: int = 0
     """When the upstream was asked (Unix seconds), where that was not just now."""
+    gone: bool = False
+    """Whether the upstream was asked for it again since, and told it no more."""
 
     @staticmethod
     def cut(hour: int, of: CutHour, control: Allocations | None = None) -> HourSet:

@@ -175,6 +175,7 @@ class PushController:
         if newest is not None and newest.asked_at > answer.asked_at and set(newest.told) >= set(content.told):
             return structs.PushReceipt("superseded", len(content.told))
         same = newest is not None and (newest.digest, newest.told) == (answer.digest, answer.told)
+        same = same and newest is not None and (not currency or newest.currency == currency)
         if newest is not None and same and await store.run(self._inbox.whole, newest):
             await store.run(self._inbox.ask_again, newest, answer.asked_at, now)
             return structs.PushReceipt("known", len(content.told))
