@@ -45,6 +45,7 @@ RULES: dict[str, dict[str, Any]] = {
     r"^\.gateway\.url$": {"type": "string", "pattern": r"^(https?://[A-Za-z0-9_.:\[\]-]+(/[A-Za-z0-9_./-]*)?)?$"},
     r"^\.agent\.(opencost|kubecost)Url$": {"type": "string", "pattern": r"^(https?://[^ @?#]+)?$"},
     r"^\.gateway\.account$": {"type": "string", "pattern": f"^({UUID})?$"},
+    r"^\.agent\.currency$": {"type": "string", "pattern": "^([A-Z]{3})?$"},
     r"Seconds$": {"type": "integer", "minimum": 1, "maximum": 3600},
     r"\.(tolerations|topologySpreadConstraints|extraEnv|extraVolumes|extraVolumeMounts|parentRefs|tls|extraObjects)$": (
         LIST_OF_OBJECTS

@@ -57,3 +57,8 @@ class TlsContext:
             if self._made is None:
                 raise
         return self._made[1]
+
+
+def authorities(file: str | None) -> str | bool:
+    """What ``requests`` is to verify by: a file of authorities, else the system's, else those that it brings along."""
+    return file or ssl.get_default_verify_paths().cafile or True

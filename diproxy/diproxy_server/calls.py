@@ -70,7 +70,11 @@ class Calls:
         try:
             _, body = await asyncio.get_running_loop().run_in_executor(threads, asked)
         except MetroculusError as failure:
-            self.seen = "failing" if failure.status is None else "ok"
+            # What it says of a request is an answer; that it does not know us, or cannot, is none.
+            failing = failure.status is None or failure.status in (401, 403) or failure.status >= 500
+            if failing:
+                log.warning("Metroculus cannot be asked: %s", failure)
+            self.seen = "failing" if failing else "ok"
             raise
         except OSError as failure:  # an authority's file that is not there now, for instance
             self.seen = "failing"

@@ -75,6 +75,10 @@ class TokenGate:
             raise ApiError(UNAUTHORIZED)
         return known.account
 
+    def knows(self, token: str) -> bool:
+        """Whether this token was good when Metroculus was asked last."""
+        return hashlib.sha256(token.encode()).digest() in self._good
+
     @staticmethod
     def _fresh(known: _Known, now: float) -> bool:
         good_for = BAD_SECONDS if known.account is None else GOOD_SECONDS

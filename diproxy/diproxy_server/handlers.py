@@ -55,7 +55,10 @@ class GatewayHandler(ServiceHandler):
         key = f"address {self.address}"
         slowed = ApiError(TOO_MANY, retry_after=self.slowdown.retry_after)
         try:
-            account = await self.gate.account_of(token_of(self.request.headers), self.request_id)
+            token = token_of(self.request.headers)
+            if self.slowdown.crowded(key) and not self.gate.knows(token):
+                raise slowed
+            account = await self.gate.account_of(token, self.request_id)
         except ApiError as refusal:
             if refusal.code is UNAUTHORIZED and (self.slowdown.crowded(key) or await self.slowdown.failed(key)):
                 raise slowed from None

@@ -25,9 +25,13 @@ MOST_SAID_BYTES = 4096
 PASSED_ON = frozenset({400, 409, 413, 429})
 """What the receiver says of the samples themselves goes through as it is; everything else may be cured.
 
-A proxy before it, or an address that is something else, answers 400 and 413, too: what has never taken anything, and
-what answers with a page, says nothing of samples.
 """
+DOUBTFUL = frozenset({400, 413})
+"""A proxy before it, or an address that is something else, answers these, too: what does not even take a request
+without samples, and what answers with a page, says nothing of samples.
+"""
+EMPTY = b"\x00"
+"""A request without samples, as snappy packs it."""
 PASSED_HEADERS = ("X-Prometheus-Remote-Write-Samples-Written", "X-Prometheus-Remote-Write-Histograms-Written",
         "X-Prometheus-Remote-Write-Exemplars-Written", "Retry-After")  # fmt: skip
 
@@ -77,14 +81,25 @@ class Receiver:
         text = answer.body[:MOST_SAID_BYTES].decode("utf-8", "replace") if answer.body else ""
         taken = answer.code // 100 == 2
         self._has_accepted |= taken
+        if answer.code in DOUBTFUL and not self._has_accepted:
+            self._has_accepted = await self._takes_nothing(self._url, account, request_id)
         html = answer.headers.get("Content-Type", "").lower().startswith("text/html")
-        if taken or (answer.code in PASSED_ON and self._has_accepted and not html):
+        passed_on = answer.code in PASSED_ON and (self._has_accepted or answer.code not in DOUBTFUL)
+        if taken or (passed_on and not html):
             self.seen = "ok"
             headers = {name: answer.headers[name] for name in PASSED_HEADERS if name in answer.headers}
             return Forwarded(answer.code, headers, text)
         self.seen = "failing"
         log.warning("the receiver answered %d request_id=%s: %.200r", answer.code, request_id, text)
         raise ApiError(NO_RECEIVER, f"the receiver of metrics answered {answer.code}", retry_after=RETRY_SECONDS)
+
+    async def _takes_nothing(self, url: str, account: str, request_id: str) -> bool:
+        """Whether it takes a request without samples: then it is a receiver, also where this process is new."""
+        try:
+            answer = await self._fetch(url, account, EMPTY, request_id)
+        except ApiError:
+            return False
+        return answer.code // 100 == 2
 
     async def _fetch(self, url: str, account: str, body: bytes, request_id: str) -> HTTPResponse:
         request = HTTPRequest(

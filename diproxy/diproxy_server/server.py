@@ -21,6 +21,7 @@ from diproxy.diproxy_server.handlers import Answers, RemoteWrite, Wanted
 from diproxy.diproxy_server.receiver import Receiver
 from diproxy.diproxy_server.remote_write import Limits
 from optscale_client.metroculus_client import Client
+from tools.http_client import authorities
 from tools.tornado_service.application import Route, make_application
 from tools.tornado_service.service import Service
 from tools.tornado_service.uploads import UploadBudget
@@ -58,7 +59,9 @@ def make_app(config: GatewayConfig, clock: Callable[[], float] = time.time) -> G
     Raises:
         OSError: where the audit log cannot be written.
     """
-    client = Client(url=config.metroculus_url, secret=config.cluster_secret or "", verify=config.metroculus_ca or True)
+    client = Client(
+        url=config.metroculus_url, secret=config.cluster_secret or "", verify=authorities(config.metroculus_ca)
+    )
     calls = Calls(client)
     receiver = Receiver(config.thanos_receive_url, config.thanos_receive_ca)
     service = Service(

@@ -37,6 +37,8 @@ DELIVERIES = 3
 BODY_BYTES = 8 << 20
 """What answers are kept below, by asking for fewer hours at once."""
 HOURS_A_DAY = 24
+SLOW_LINE_SECONDS = 3600.0
+"""So long no more is tried than came through, where a delivery broke off."""
 MOST_FAILURES = 10_000
 FIRST_HOURS = 2
 """That are asked for at once, until it is known how large answers are."""
@@ -110,6 +112,8 @@ class Agent:
         self._sleep = sleep
         self._at_once: dict[str, int] = {}
         """Hours that are asked for at once, by the kind of answer: one kind is far larger than the other."""
+        self._most: dict[str, tuple[int, float]] = {}
+        """The most of them that came through on a slow line, and until when that is believed."""
         self._retry_at: dict[_Question, float] = {}
         """When a question may be asked again."""
         self._failures: Counter[_Question] = Counter()
@@ -247,7 +251,9 @@ class Agent:
                 return await self._halved(wanted, refusal)
             self._in_a_row = 0 if refusal.of_the_answer else self._in_a_row + 1
             if refusal.status is None and wanted.step == "hour":  # perhaps the line is too slow for as much as this
-                self._at_once[wanted.kind] = max(1, (wanted.end - wanted.start) // HOUR // 2)
+                hours = max(1, (wanted.end - wanted.start) // HOUR // 2)
+                self._at_once[wanted.kind] = hours
+                self._most[wanted.kind] = (hours, self._clock() + SLOW_LINE_SECONDS)
             self._asked_to_wait = refusal.retry_after
             log.error("an answer was not taken, and is asked for again later: %s", refusal)
             return False
@@ -279,7 +285,9 @@ class Agent:
         """Ask for as many hours at once as keep answers small."""
         if wanted.step == "hour" and not self._upstream.one_by_one:
             hours = (wanted.end - wanted.start) // HOUR
-            fitting = max(1, min(HOURS_A_DAY, hours * BODY_BYTES // max(1, size)))
+            most, until = self._most.get(wanted.kind, (HOURS_A_DAY, 0.0))
+            most = most if self._clock() < until else HOURS_A_DAY
+            fitting = max(1, min(most, hours * BODY_BYTES // max(1, size)))
             self._at_once[wanted.kind] = min(fitting, 2 * self._hours_at_once(wanted.kind))
 
     async def _deliver(self, wanted: Wanted, body: bytes) -> None:

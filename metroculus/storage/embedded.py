@@ -18,7 +18,7 @@ import msgspec
 
 from metroculus.storage import arrow
 from metroculus.storage.embedded_process import BLOCK, BLOCK_PREFIX, DONE, FORMAT, OWNED, read_frame, write_frame
-from metroculus.storage.engine import Column, Dialect, Engine, StoreError, StoreOwned, Value, literal
+from metroculus.storage.engine import Column, Dialect, Engine, StoreError, StoreOwned, Value, Writes, literal
 
 if TYPE_CHECKING:
     from metroculus.storage.arrow import Buffer
@@ -45,6 +45,7 @@ class EmbeddedEngine(Engine):
     """
 
     def __init__(self, folder: Path) -> None:
+        self.writes = Writes()
         self._folder = folder.absolute()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -186,14 +187,15 @@ class EmbeddedEngine(Engine):
     def _insert_file(self, sql: str, content: Buffer) -> None:
         """Hand a block over in a file beside the data: a pipe could clog, and the engine reads a file side by side."""
         file = self._folder / f"{BLOCK_PREFIX}{uuid4().hex}"
-        try:
+        with self.writes.noted():
             try:
-                file.write_bytes(content)
-            except OSError as problem:
-                raise StoreError(f"{self._folder}: {problem.strerror}") from None
-            self.command(sql.replace("{file}", literal(str(file))))
-        finally:
-            file.unlink(missing_ok=True)
+                try:
+                    file.write_bytes(content)
+                except OSError as problem:
+                    raise StoreError(f"{self._folder}: {problem.strerror}") from None
+                self.command(sql.replace("{file}", literal(str(file))))
+            finally:
+                file.unlink(missing_ok=True)
 
     def close(self) -> None:
         with self._lock:

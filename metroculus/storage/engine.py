@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -76,8 +78,36 @@ class Dialect(Struct, frozen=True):
         return " SETTINGS min_bytes_for_wide_part = 67108864" if self.version >= (20, 3) else ""
 
 
+FAILED_SECONDS = 300.0
+"""So long an insert that failed is told of, if none is made after it."""
+
+
+class Writes:
+    """Whether an engine takes rows: one whose disk is full still answers questions."""
+
+    def __init__(self) -> None:
+        self._failure, self._failed_at = "", 0.0
+
+    @property
+    def failure(self) -> str | None:
+        """Why the last insert failed, if that was a short time ago; None where it did not."""
+        return self._failure if self._failure and time.monotonic() - self._failed_at < FAILED_SECONDS else None
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Around an insert."""
+        try:
+            yield
+        except StoreError as problem:
+            self._failure, self._failed_at = str(problem), time.monotonic()
+            raise
+        self._failure = ""
+
+
 class Engine(Protocol):
     """A ClickHouse; methods block, may be called from any thread, and raise StoreError."""
+
+    writes: Writes
 
     @property
     def dialect(self) -> Dialect:

@@ -14,7 +14,7 @@ from clickhouse_driver import Client
 from clickhouse_driver import errors as driver
 
 from metroculus.cost_model.columns import Coded
-from metroculus.storage.engine import Column, Dialect, Engine, StoreError, StoreUrlError, Value
+from metroculus.storage.engine import Column, Dialect, Engine, StoreError, StoreUrlError, Value, Writes
 
 CONNECT_SECONDS = 3
 QUERY_SECONDS = 60
@@ -77,6 +77,7 @@ class ServerEngine(Engine):
     """A server; a connection that failed is closed and never used again."""
 
     def __init__(self, url: str) -> None:
+        self.writes = Writes()
         self._url, cluster = parse_url(url)
         self._idle: LifoQueue[Client] = LifoQueue(CONNECTIONS)
         self._closed = False
@@ -132,7 +133,7 @@ class ServerEngine(Engine):
 
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
         if rows:
-            with self._client() as client:
+            with self.writes.noted(), self._client() as client:
                 client.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES", list(rows), settings=SETTINGS)
 
     def rows(self, sql: str) -> Iterator[dict[str, Value]]:
@@ -150,7 +151,7 @@ class ServerEngine(Engine):
 
     def insert_columns(self, table: str, columns: Mapping[str, Column]) -> None:
         data = [column.list() if isinstance(column, Coded) else column.tolist() for column in columns.values()]
-        with self._client() as client:
+        with self.writes.noted(), self._client() as client:
             sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES"
             client.execute(sql, data, columnar=True, settings=SETTINGS)
 

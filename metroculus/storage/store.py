@@ -63,7 +63,7 @@ class Store:
         self.documents = Documents(engine, clock)
         self.inbox = Inbox(engine, clock)
         self.maintenance = Maintenance(engine, self.ledger, self.jobs, self.inbox)
-        self.failed: str | None = None
+        self._failed: str | None = None
         """Why the last call failed; None where it did not."""
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
         self._migrating = threading.Lock()
@@ -71,6 +71,11 @@ class Store:
         self._fence, self._fence_at = 0, -FENCE_SECONDS
         self._late = 0
         """Calls that are under way though nobody waits for them any more."""
+
+    @property
+    def failed(self) -> str | None:
+        """Why the last call failed, or the last that wrote: a full disk is still read. None where neither did."""
+        return self._failed or self.engine.writes.failure
 
     def migrate(self) -> None:
         """Bring the schema up to date, once.
@@ -98,9 +103,9 @@ class Store:
         try:
             answer = await asyncio.get_running_loop().run_in_executor(self._threads, call)
         except StoreError as failure:
-            self.failed = str(failure)
+            self._failed = str(failure)
             raise
-        self.failed = None
+        self._failed = None
         return answer
 
     async def ask(self, seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -115,7 +120,7 @@ class Store:
         done, _ = await asyncio.wait({running}, timeout=seconds)
         if done:
             return running.result()
-        self.failed = "the store did not answer in time"
+        self._failed = "the store did not answer in time"
         self._late += 1
 
         def over(late: asyncio.Future[R]) -> None:
@@ -124,7 +129,7 @@ class Store:
                 late.exception()  # its failure was told when it was late
 
         running.add_done_callback(over)
-        raise StoreError(self.failed)
+        raise StoreError(self._failed)
 
     def highest_fence(self) -> int:
         """The highest fence that ever wrote anything; a new one starts above it.
@@ -189,6 +194,6 @@ def open_store(url: str, clock: Callable[[], float] = time.time) -> Store:
         if is_embedded(url) or isinstance(failure, StoreTooNew):
             store.close()
             raise
-        store.failed = str(failure)
+        store._failed = str(failure)
         log.warning("the store cannot be used yet: %s", failure)
     return store

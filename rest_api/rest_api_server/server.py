@@ -27,6 +27,7 @@ from rest_api.rest_api_server.directory.model import Directory
 from rest_api.rest_api_server.errors import CODES, map_error
 from rest_api.rest_api_server.kept import KeptAnswers, KeptCollector
 from rest_api.rest_api_server.urls import routes
+from tools.http_client import authorities
 from tools.tornado_service.application import make_application
 from tools.tornado_service.cross_origin import CrossOrigin
 from tools.tornado_service.service import Service
@@ -70,7 +71,9 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
         OSError: where the audit log cannot be written.
     """
     directory = open_directory(config.directory)
-    client = Client(url=config.metroculus_url, secret=config.cluster_secret or "", verify=config.metroculus_ca or True)
+    client = Client(
+        url=config.metroculus_url, secret=config.cluster_secret or "", verify=authorities(config.metroculus_ca)
+    )
     metroculus = MetroculusPool(client, config.call_seconds)
     threads = ThreadPoolExecutor(DIRECTORY_THREADS, thread_name_prefix="directory")
     gate = Gate(directory, threads, clock, config.access.slowdown(), config.token_concurrency)

@@ -66,10 +66,11 @@ def test_a_full_disk_shows_nothing_half_and_heals_with_room(small_disk: Path) ->
                 stored |= {m.hour for m in store.ledger.commit([hour_of(number)], writer)}
         assert "\n" not in str(failure.value)
         assert whole(store) >= stored, "what was acknowledged stays, also while the disk is full"
+        assert store.failed is not None, "questions are answered, and nothing can be written: /readyz must say so"
         subprocess.run(["mount", "-o", "remount,size=400m", small_disk], check=True)
         first = len(stored)
         stored |= {m.hour for m in store.ledger.commit([hour_of(first), hour_of(first + 1)], writer)}
-        assert whole(store) == stored
+        assert whole(store) == stored and store.failed is None
     finally:
         store.close()
 

@@ -76,6 +76,12 @@ BACKENDS: dict[str, dict[str, Any]] = {
 COMBINATIONS = list(product(BACKENDS, FEATURES))
 
 
+def of_backend(backend: str, feature: dict[str, Any]) -> dict[str, Any]:
+    """With the embedded store the worker runs inside Metroculus, and has no values of its own."""
+    embedded = backend in ("minimal", "claims")
+    return {key: value for key, value in feature.items() if key != "worker" or not embedded}
+
+
 def test_there_are_enough_combinations() -> None:
     assert len(COMBINATIONS) >= 40
 
@@ -84,7 +90,7 @@ def test_there_are_enough_combinations() -> None:
 def every(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[Manifest]]:
     folder = tmp_path_factory.mktemp("rendered")
     return {
-        (backend, feature): rendered(merged(BACKENDS[backend], FEATURES[feature]), folder)
+        (backend, feature): rendered(merged(BACKENDS[backend], of_backend(backend, FEATURES[feature])), folder)
         for backend, feature in COMBINATIONS
     }
 
@@ -260,6 +266,22 @@ def test_the_values_of_the_docs_render(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (MINIMAL, {"worker": {"nodeSelector": {"a": "b"}}}, "worker"),
+    (MINIMAL, {"worker": {"extraEnv": [{"name": "A", "value": "b"}]}}, "worker"),
+    (MINIMAL, {"serviceMonitor": {"enabled": True}}, "networkPolicy.metricsFrom"),
+    (MINIMAL, {"diproxy": {"settings": {"TENANT_LABEL": "tenant"}}}, "diproxy.settings.TENANT_LABEL"),
+    (
+        MINIMAL,
+        {"metroculus": {"extraEnv": [{"name": "METROCULUS_LISTEN", "value": "0.0.0.0:80"}]}},
+        "METROCULUS_LISTEN",
+    ),
+    (MINIMAL, {"diproxy": {"extraEnv": [{"name": "TLS_CERT", "value": "x"}]}}, "TLS_CERT"),
+    (PRODUCTION, {"restApi": {"extraEnv": [{"name": "DIRECTORY_URL", "value": "x"}]}}, "DIRECTORY_URL"),
+    (
+        MINIMAL,
+        {"settings": {"CACHE_TTL": 5}, "metroculus": {"extraEnv": [{"name": "CACHE_TTL", "value": "9"}]}},
+        "CACHE_TTL",
+    ),
     ({}, {}, "clusterSecret.existingSecret"),
     (MINIMAL, {"clusterSecret": {"existingSecret": "Upper"}}, "existingSecret"),
     (MINIMAL, {"clusterSecret": {"existingSecret": 5}}, "existingSecret"),
@@ -334,6 +356,35 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (MINIMAL, {"diproxy": {"service": {"type": "External"}}}, "type"),
     (MINIMAL, {"diproxy": {"autoscaling": {"minReplicas": 9}}}, "diproxy.autoscaling.minReplicas"),
 ]
+
+
+def test_the_tenant_label_is_the_same_on_both_sides(tmp_path: Path) -> None:
+    found = rendered(merged(MINIMAL, {"settings": {"TENANT_LABEL": "tenant"}}), tmp_path)
+    told = [
+        variable["value"]
+        for one in workloads(found)
+        for variable in one["spec"]["template"]["spec"]["containers"][0]["env"]
+        if variable["name"] == "TENANT_LABEL"
+    ]
+    assert told == ["tenant", "tenant"]
+
+
+@pytest.mark.parametrize("name", ["20261129", "no", "null"])
+def test_a_name_that_looks_like_something_else_is_a_text(tmp_path: Path, name: str) -> None:
+    values = {
+        "clusterSecret": {"existingSecret": name},
+        "fullnameOverride": "costs",
+        "caBundle": {"existingConfigMap": name},
+    }
+    found = rendered(merged(MINIMAL, values), tmp_path, "--name-template", "no")
+    for one in workloads(found):
+        assert one["metadata"]["labels"]["app.kubernetes.io/instance"] == "no"
+        texts = [
+            variable["valueFrom"]["secretKeyRef"]["name"]
+            for variable in one["spec"]["template"]["spec"]["containers"][0]["env"]
+            if variable["name"] == "CLUSTER_SECRET"
+        ]
+        assert texts == [name]
 
 
 def test_there_are_enough_refusals() -> None:

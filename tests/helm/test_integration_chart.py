@@ -128,6 +128,9 @@ def test_kubecost_is_given_our_values(chart: Path, tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (OPENCOST, {"podMonitor": {"enabled": True}}, "networkPolicy.metricsFrom"),
+    (OURS, {"kubecost": {"fullnameOverride": "release-kubecost-integration"}}, "fullnameOverride"),
+    (OPENCOST, {"agent": {"currency": "euro"}}, "currency"),
     ({}, {}, "gateway.url"),
     (OPENCOST, {"gateway": {"url": ""}}, "gateway.url"),
     (OPENCOST, {"gateway": {"url": "push.example.com"}}, "url"),
@@ -184,3 +187,24 @@ def test_a_wrong_value_is_refused_by_name(
 ) -> None:
     done = run(merged(base, wrong), tmp_path, chart=chart)
     assert done.returncode != 0 and named in done.stderr, done.stderr[-500:]
+
+
+@pytest.mark.parametrize(
+    ("release", "values", "url"),
+    [
+        ("costs", {}, "http://costs-kubecost:9090"),
+        ("kubecost", {}, "http://kubecost:9090"),
+        ("my-kubecost", {}, "http://my-kubecost:9090"),
+        ("costs", {"nameOverride": "cost"}, "http://costs:9090"),
+        ("rel", {"nameOverride": "cost"}, "http://rel-cost:9090"),
+        ("rel", {"fullnameOverride": "own"}, "http://own:9090"),
+        ("rel", {"service": {"port": 80}}, "http://rel-kubecost:80"),
+    ],
+)
+def test_the_agent_asks_the_kubecost_that_is_installed(
+    chart: Path, tmp_path: Path, release: str, values: dict[str, Any], url: str
+) -> None:
+    found = rendered(merged(OURS, {"kubecost": values}), tmp_path, "--name-template", release, chart=chart)
+    (agent,) = workloads(found)
+    told = {one["name"]: one.get("value") for one in agent["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert told["METROCULUS_AGENT_KUBECOST"] == url

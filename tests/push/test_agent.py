@@ -104,6 +104,62 @@ def test_one_answer_that_the_gateway_does_not_take_stops_no_other(status: int | 
     assert sorted(scene.pushed) == sorted(END - n * HOUR for n in range(2, 7))
 
 
+def test_on_a_slow_line_fewer_hours_are_asked_for_at_once() -> None:
+    """Bodies above some size are cut off; an hour alone goes through."""
+    day = Wanted(kind="allocation", step="hour", start=END - 24 * HOUR, end=END)
+    scene = Scene([day])
+    told: set[int] = set()
+    scene.ask = lambda wanted: _body((wanted.end - wanted.start) // HOUR)  # type: ignore[method-assign]
+
+    async def deliver(wanted: Wanted, body: bytes, currency: str | None = None) -> int:
+        if len(body) > 900_000:
+            raise GatewayError("the gateway could not be reached")
+        told.update(range(wanted.start, wanted.end, HOUR))
+        return len(body)
+
+    scene.deliver = deliver  # type: ignore[method-assign]
+    scene.run(1000.0 + 3 * 3600)
+    assert len(told) == 24
+
+
+async def _body(hours: int) -> bytes:
+    return bytes(600_000 * hours)
+
+
+def test_what_lies_beside_a_question_that_fails_is_left_alone_with_it() -> None:
+    day = [Wanted(kind=kind, step=step, start=END - 24 * HOUR, end=END)
+           for kind in ("assets", "allocation") for step in ("hour", "day")]  # fmt: skip
+    scene = Scene(day)
+    asked: list[Wanted] = []
+
+    async def ask(wanted: Wanted) -> bytes:
+        asked.append(wanted)
+        if wanted.kind == "allocation" and wanted.step == "hour":
+            raise BadAnswer("status 500", 500)
+        return b"{}"
+
+    async def always() -> list[Wanted]:
+        return day
+
+    scene.ask, scene.wanted = ask, always  # type: ignore[method-assign]
+    scene.run(1000.0 + 3600)
+    assert sum(one.step == "day" for one in asked) < 2 * 12
+
+
+@pytest.mark.parametrize("override", [None, "EUR"])
+def test_nothing_is_asked_before_the_currency_is_known(override: str | None) -> None:
+    scene = Scene(hours(3))
+
+    async def unknown() -> str | None:
+        if override is None:
+            raise BadAnswer("status 503", 503)
+        return override
+
+    scene.currency = unknown  # type: ignore[method-assign]
+    scene.run(1000.0 + 600)
+    assert bool(scene.asked) is (override is not None)
+
+
 def test_an_upstream_that_is_gone_is_asked_little() -> None:
     scene = Scene(hours(50))
     scene.fails = dict.fromkeys((one.start for one in scene.wants), Unreachable("gone"))

@@ -21,6 +21,7 @@ from tornado.web import Application, RequestHandler
 
 from diproxy.diproxy_server import gate as gates
 from diproxy.diproxy_server import handlers
+from optscale_client.metroculus_client import error_about
 from simulator.remote_write import field, label, labels, packed, sample, varint
 from tests.pushing import Door
 from tests.support import DAY, END, HOUR, NOW, Stack, ask, exact_world, make_tenant, until
@@ -112,6 +113,23 @@ def test_what_never_took_anything_says_nothing_of_samples(door: Door, receiver: 
     assert door.push("POST", WRITE, token, **write).status_code == 200  # type: ignore[arg-type]
     receiver.answer = lambda: (413, "<html>Request Entity Too Large</html>", {"Content-Type": "text/html"})
     assert door.push("POST", WRITE, token, **write).status_code == 503  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("status", [409, 429])
+def test_a_gateway_that_is_new_passes_on_what_only_a_receiver_says(door: Door, receiver: Receiver, status: int) -> None:
+    """It was killed after the receiver had taken a batch: the sender comes again, and must be told."""
+    _, token = door.link()
+    receiver.answer = lambda: (status, "out of order", {})
+    assert door.push("POST", WRITE, token, data=packed(one_series()), headers=METRICS).status_code == status
+
+
+def test_a_gateway_that_is_new_finds_out_whether_a_refusal_is_the_receivers(door: Door, receiver: Receiver) -> None:
+    _, token = door.link()
+    receiver.answer = lambda: (400, "bad label", {}) if receiver.requests[-1][1] != b"\x00" else (200, "", {})
+    answer = door.push("POST", WRITE, token, data=packed(one_series()), headers=METRICS)
+    assert (answer.status_code, answer.text) == (400, "bad label")
+    assert door.push("POST", WRITE, token, data=packed(one_series()), headers=METRICS).status_code == 400
+    assert len(receiver.requests) == 3, "it is asked once"
 
 
 def test_an_answer_without_end_is_not_held(door: Door, receiver: Receiver) -> None:
@@ -412,6 +430,56 @@ def test_a_promise_takes_no_room(door: Door, receiver: Receiver) -> None:
         one.close()
     assert until(lambda: not door.part("budget").taken.total())
     assert until(lambda: not door.part("in_flight"))
+
+
+def test_strangers_take_no_places(door: Door, receiver: Receiver) -> None:
+    """Whoever is refused is read to the end of what it announced, and counts for nothing meanwhile."""
+    _, token = door.link()
+    service = door.gateway.service
+    service.max_in_flight = 20
+    strangers = []
+    for _ in range(60):
+        one = socket.create_connection((door.listener.address, door.listener.port), 5)
+        one.sendall(f"POST {WRITE} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n".encode())
+        strangers.append(one)
+    assert until(lambda: service.in_flight == 0)
+    answer = door.push("POST", WRITE, token, data=packed(one_series()), headers=METRICS)
+    assert answer.status_code == 200, answer.text
+    for one in strangers:
+        one.close()
+    assert until(lambda: service.in_flight == 0)
+
+
+def test_connections_of_strangers_make_room(door: Door, receiver: Receiver) -> None:
+    _, token = door.link()
+    server = door.listener.server
+    server.max_connections = 30
+    strangers = [socket.create_connection((door.listener.address, door.listener.port), 5) for _ in range(30)]
+    for one in strangers:
+        one.sendall(f"POST {WRITE} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n".encode())
+    assert until(lambda: len(server._idle) == 30)
+    assert door.push("POST", WRITE, token, data=packed(one_series()), headers=METRICS).status_code == 200
+    for one in strangers:
+        one.close()
+
+
+@pytest.mark.parametrize("status", [401, 403, 500, 503])
+def test_a_metroculus_that_refuses_us_is_failing(
+    stack: Stack, receiver: Any, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The secret was rotated on one side, or its store is full: /readyz says where to look."""
+    door = Door(stack, receive_url=f"{receiver.url}/api/v1/receive", limits=LIMITS)
+    _, token = door.link()
+    calls = door.gateway.calls
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise error_about(status, "OM0005", "no")
+
+    monkeypatch.setattr(calls.client, "check_push_token", refused)
+    assert door.push("POST", WRITE, token, data=packed(one_series()), headers=METRICS).status_code == 503
+    ready = requests.get(f"{door.url}/readyz", timeout=10).json()
+    assert ready["dependencies"]["metroculus"] == "failing"
+    door.close()
 
 
 def test_half_of_the_room_is_left_to_others() -> None:

@@ -21,7 +21,7 @@ MAX_BODY_BYTES = 1 << 20
 """Of a body, where nothing else is said of its path."""
 MAX_URL_BYTES = 64 << 10
 MAX_HEADER_BYTES = 64 << 10
-PARSED_BYTES = 256 << 10
+PARSED_BYTES = 160 << 10
 """What the parser takes of a header; a longer one closes the connection without a word."""
 UPLOADS = "uploads"
 """The application's setting of how large bodies may be, by the beginning of their path."""
@@ -47,6 +47,13 @@ def refusal_of(connection: Any) -> Refusal | None:
     """What ``LimitedServer`` found too large in the request that came over this connection."""
     found: Refusal | None = getattr(connection, "refusal", None)
     return found
+
+
+def may_be_closed(connection: Any) -> None:
+    """Say that nothing of worth is under way on a connection: it may be closed to make room for another."""
+    tell: Callable[[], None] | None = getattr(connection, "may_be_closed", None)
+    if tell is not None:
+        tell()
 
 
 class LimitedServer(HTTPServer):
@@ -98,6 +105,7 @@ class LimitedServer(HTTPServer):
         stream = cast(HTTP1ServerConnection, server_conn).stream
         if stream in self._connected:
             self._idle.setdefault(stream)
+            request_conn.may_be_closed = lambda: self._idle.setdefault(stream)  # type: ignore[attr-defined]
         inner = super().start_request(server_conn, request_conn)
         return _Weighed(inner, request_conn, lambda: self._idle.pop(stream, None), self.answers, self.uploads)
 

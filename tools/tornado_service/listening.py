@@ -34,6 +34,8 @@ CERTIFICATE_SECONDS = 60.0
 MOST_DESCRIPTORS = 65_536
 CONNECTIONS_SHARE = 4
 """A listener's connections take this part of the descriptors at most: files, upstreams, other listeners need theirs."""
+MOST_CONNECTIONS = 2048
+"""Each may hold a header that never ends: together they must fit into what a small container has."""
 
 
 @dataclass
@@ -129,7 +131,7 @@ def listen(
         max_header_size=PARSED_BYTES,
         idle_connection_timeout=IDLE_SECONDS,
         body_timeout=BODY_SECONDS,
-        max_connections=_descriptors() // CONNECTIONS_SHARE,
+        max_connections=min(MOST_CONNECTIONS, _descriptors() // CONNECTIONS_SHARE),
         answers=application.settings[READY_ANSWERS],
         uploads=application.settings[UPLOADS],
     )

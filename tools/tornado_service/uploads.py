@@ -6,15 +6,20 @@ What is kept at once is bounded over all requests, so that memory does not grow 
 from __future__ import annotations
 
 from collections import Counter
+from typing import cast
 
+from tornado.http1connection import HTTP1Connection
 from tornado.web import RequestHandler, stream_request_body
 
 from tools.tornado_service.application import ServiceHandler, declared_of
 from tools.tornado_service.errors import ApiError
+from tools.tornado_service.limits import may_be_closed
 from tools.tornado_service.operation import Operation
 
 CALLER_SHARE = 2
 """The budget divided by this is the most that one caller may hold."""
+UPLOAD_SECONDS = 300.0
+"""For a body of somebody who is known to come whole: lines are slow."""
 FULL_SECONDS = 2
 """``Retry-After`` of a request for which the budget has no bytes left."""
 
@@ -75,11 +80,15 @@ class UploadHandler(ServiceHandler):
                 self._keeps = False
                 return
             await self.authorize(declared, self.path_kwargs)
+            cast(HTTP1Connection, self.request.connection).set_body_timeout(UPLOAD_SECONDS)
         except ApiError as refusal:
             length = self.request.headers.get("Content-Length", "0")
             if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.budget.each):
                 raise
             self._refusal = refusal
+            # What is read now is kept for nobody: it takes no place of a request, and its connection makes room.
+            self._leave()
+            may_be_closed(self.request.connection)
 
     async def admit(self, operation: Operation, path: dict[str, str]) -> None:
         if self._refusal is not None:

@@ -22,7 +22,7 @@
 {{- with .Values.global.imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ kindIs "map" . | ternary (dig "name" "" (kindIs "map" . | ternary . dict)) . }}
+  - name: {{ kindIs "map" . | ternary (dig "name" "" (kindIs "map" . | ternary . dict)) . | quote }}
   {{- end }}
 {{- end }}
 {{- end -}}
@@ -38,7 +38,7 @@ imagePullSecrets:
 {{- /* Labels that never change: dict "root" $ "part" "agent". */ -}}
 {{- define "integration.selector" -}}
 app.kubernetes.io/name: {{ include "integration.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .part }}
 {{- end -}}
 
@@ -62,13 +62,23 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
-{{- /* Where the Kubecost of this chart is: by its own fullname, which is release and name where nothing else is said. */ -}}
+{{- /* How the Kubecost of this chart names itself: the same rule as every chart's. */ -}}
+{{- define "integration.kubecostName" -}}
+{{- $own := dig "fullnameOverride" "" .Values.kubecost -}}
+{{- if $own -}}
+{{- $own | trunc 63 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default "kubecost" (dig "nameOverride" "" .Values.kubecost) -}}
+{{- contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Where the Kubecost of this chart is. */ -}}
 {{- define "integration.kubecostUrl" -}}
 {{- if .Values.agent.kubecostUrl -}}
 {{- .Values.agent.kubecostUrl -}}
 {{- else if not .Values.agent.opencostUrl -}}
-{{- $own := dig "fullnameOverride" "" .Values.kubecost -}}
-{{- printf "http://%s:9090" (default (printf "%s-kubecost" .Release.Name) $own) -}}
+{{- printf "http://%s:%v" (include "integration.kubecostName" .) (dig "service" "port" 9090 .Values.kubecost) -}}
 {{- end -}}
 {{- end -}}
 
@@ -85,6 +95,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- with include "integration.kubecostUrl" . }}
 - name: METROCULUS_AGENT_KUBECOST
+  value: {{ . | quote }}
+{{- end }}
+{{- with .Values.agent.currency }}
+- name: METROCULUS_AGENT_CURRENCY
   value: {{ . | quote }}
 {{- end }}
 - name: METROCULUS_AGENT_POLL
@@ -113,17 +127,17 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- define "integration.volumes" -}}
 - name: token
   secret:
-    secretName: {{ .Values.gateway.token.existingSecret }}
+    secretName: {{ .Values.gateway.token.existingSecret | quote }}
     defaultMode: 0440
     items:
-      - key: {{ .Values.gateway.token.key }}
+      - key: {{ .Values.gateway.token.key | quote }}
         path: token
 {{- if .Values.caBundle.existingConfigMap }}
 - name: ca
   configMap:
-    name: {{ .Values.caBundle.existingConfigMap }}
+    name: {{ .Values.caBundle.existingConfigMap | quote }}
     items:
-      - key: {{ .Values.caBundle.key }}
+      - key: {{ .Values.caBundle.key | quote }}
         path: ca.crt
 {{- end }}
 {{- end -}}

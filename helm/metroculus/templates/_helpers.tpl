@@ -23,7 +23,7 @@
 {{- with .Values.global.imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ kindIs "map" . | ternary (dig "name" "" (kindIs "map" . | ternary . dict)) . }}
+  - name: {{ kindIs "map" . | ternary (dig "name" "" (kindIs "map" . | ternary . dict)) . | quote }}
   {{- end }}
 {{- end }}
 {{- end -}}
@@ -48,7 +48,7 @@ storageClassName: {{ . | quote }}
 {{- /* Labels that never change: dict "root" $ "part" "rest-api". */ -}}
 {{- define "metroculus.selector" -}}
 app.kubernetes.io/name: {{ include "metroculus.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .part }}
 {{- end -}}
 
@@ -77,8 +77,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 - name: {{ .name }}
   valueFrom:
     secretKeyRef:
-      name: {{ .from.existingSecret }}
-      key: {{ .from.key }}
+      name: {{ .from.existingSecret | quote }}
+      key: {{ .from.key | quote }}
 {{- end -}}
 
 {{- define "metroculus.settings" -}}
@@ -139,7 +139,7 @@ metadata:
     {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
-  serviceAccountName: {{ include "metroculus.serviceAccount" $root }}
+  serviceAccountName: {{ include "metroculus.serviceAccount" $root | quote }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   # Longer than the longest request, with the pause before it.
@@ -216,7 +216,7 @@ spec:
     {{- if .claim }}
     - name: data
       persistentVolumeClaim:
-        claimName: {{ .claim }}
+        claimName: {{ .claim | quote }}
     {{- else if not .claimed }}
     - name: data
       emptyDir: {}
@@ -224,9 +224,9 @@ spec:
     {{- if $root.Values.caBundle.existingConfigMap }}
     - name: ca
       configMap:
-        name: {{ $root.Values.caBundle.existingConfigMap }}
+        name: {{ $root.Values.caBundle.existingConfigMap | quote }}
         items:
-          - key: {{ $root.Values.caBundle.key }}
+          - key: {{ $root.Values.caBundle.key | quote }}
             path: ca.crt
     {{- end }}
     {{- with .own.extraVolumes }}
@@ -282,5 +282,9 @@ spec:
 - name: SSL_CERT_FILE
   value: /etc/metroculus-ca/ca.crt
 {{- end }}
-{{- include "metroculus.settings" $values.diproxy.settings }}
+{{- $settings := $values.diproxy.settings | default dict }}
+{{- if and (hasKey ($values.settings | default dict) "TENANT_LABEL") (not (hasKey $settings "TENANT_LABEL")) }}
+{{- $settings = merge (dict "TENANT_LABEL" (get $values.settings "TENANT_LABEL")) $settings }}
+{{- end }}
+{{- include "metroculus.settings" $settings }}
 {{- end -}}
