@@ -91,8 +91,9 @@ class Closed(Struct, frozen=True, kw_only=True):
     """Of the month's markers, by account: another number where something was stored since."""
 
 
-def _closed_of(body: str) -> Closed:
-    return msgspec.json.decode(body, type=Closed, dec_hook=lambda _, rows: np.array(rows, dtype=float))
+_CLOSED = msgspec.json.Decoder(Closed, dec_hook=lambda _, rows: np.array(rows, dtype=float))
+_RULES = msgspec.json.Decoder(Rules)
+_ACCOUNTS = msgspec.json.Decoder(list[str])
 
 
 class _Read(Struct, frozen=True):
@@ -119,11 +120,11 @@ class _Known(Struct, frozen=True):
     def month(self, month: str) -> Closed | None:
         """A closed month; None for one that is open."""
         body = self.closed.get(month)
-        return _closed_of(body) if body is not None else None
+        return _CLOSED.decode(body) if body is not None else None
 
     def months(self) -> dict[str, Closed]:
         """Every closed month."""
-        return {month: _closed_of(body) for month, body in self.closed.items()}
+        return {month: _CLOSED.decode(body) for month, body in self.closed.items()}
 
     def rules(self, month: str) -> Rules:
         """Those that hold for a month: the last that are valid by then; none of anything before the first."""
@@ -286,8 +287,8 @@ class ChargebackController:
             closed = store.documents.first(organization, "closed_month")
             return _Known(
                 organization,
-                tuple(msgspec.json.decode(accounts.body, type=list[str])) if accounts is not None else (),
-                tuple(msgspec.json.decode(one.body, type=Rules) for one in rules.values()),
+                tuple(_ACCOUNTS.decode(accounts.body)) if accounts is not None else (),
+                tuple(_RULES.decode(one.body) for one in rules.values()),
                 {name: one.body for name, one in sorted(closed.items())},
             )
 
