@@ -34,7 +34,9 @@ FEATURES: dict[str, dict[str, Any]] = {
     "plain": {},
     "ingress": {"ingress": {"enabled": True, "className": "nginx", "hosts": ["costs.example.com"],
                             "tls": [{"secretName": "tls", "hosts": ["costs.example.com"]}]}},
-    "route": {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["costs.example.com"]}},
+    "route": {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["costs.example.com"]},
+              "diproxy": {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}],
+                                        "hostnames": ["push.example.com"]}}},
     "monitored": {"serviceMonitor": {"enabled": True, "labels": {"team": "costs"}},
                   "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]}},
     "open network": {"networkPolicy": {"enabled": False}},
@@ -343,6 +345,12 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (MINIMAL, {"ingress": {"enabled": True}}, "ingress.hosts"),
     (MINIMAL, {"ingress": {"hosts": "costs.example.com"}}, "hosts"),
     (MINIMAL, {"httpRoute": {"enabled": True}}, "httpRoute.parentRefs"),
+    (MINIMAL, {"diproxy": {"httpRoute": {"enabled": True}}}, "diproxy.httpRoute.parentRefs"),
+    (
+        MINIMAL,
+        {"diproxy": {"enabled": False, "httpRoute": {"enabled": True, "parentRefs": [{"name": "a"}]}}},
+        "diproxy.enabled",
+    ),
     (MINIMAL, {"ingress": {"enabled": True, "hosts": ["a.b"]}, "restApi": {"enabled": False}}, "restApi.enabled"),
     (MINIMAL, {"service": {"type": "External"}}, "type"),
     (MINIMAL, {"serviceMonitor": {"interval": "half a minute"}}, "interval"),
@@ -356,6 +364,12 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (MINIMAL, {"diproxy": {"service": {"type": "External"}}}, "type"),
     (MINIMAL, {"diproxy": {"autoscaling": {"minReplicas": 9}}}, "diproxy.autoscaling.minReplicas"),
 ]
+
+
+def test_routes_lead_to_each_service(tmp_path: Path) -> None:
+    routes = of_kind(rendered(merged(MINIMAL, FEATURES["route"]), tmp_path), "HTTPRoute")
+    led = {one["spec"]["hostnames"][0]: one["spec"]["rules"][0]["backendRefs"][0]["port"] for one in routes}
+    assert led == {"costs.example.com": 8999, "push.example.com": 8935}
 
 
 def test_the_tenant_label_is_the_same_on_both_sides(tmp_path: Path) -> None:
