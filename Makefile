@@ -51,6 +51,7 @@ test: setup parts tools
 test-long: setup parts tools
 	@CRASH_ROUNDS=25 OUTAGE_SECONDS=30 SOAK_SECONDS=60 FUZZ_EXAMPLES=30 LEDGER_EXAMPLES=50 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/faults tests/fuzz tests/contract/test_ledger_model.py
 	@WORLDS=200 $(BIN)/pytest --numprocesses=2 tests/worlds
+	@PUSH_KILLS=25 PUSH_DAYS=14 $(BIN)/pytest -s tests/push/test_kills.py tests/push/test_receiver.py
 	@IMAGES=all $(BIN)/pytest tests/e2e/test_images.py
 	@CONTAINERS=10000 $(BIN)/pytest --numprocesses=1 tests/integration/test_large_metrics.py
 	@STORE_ROWS=7200000 $(BIN)/pytest --numprocesses=1 tests/contract/test_migrations.py -k large
