@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,6 +75,10 @@ class StoredInbox:
     async def assets_form(self, account: str) -> str:
         """Raises: StoreError"""
         return await self._store.run(self._store.inbox.assets_form, account)
+
+    async def assets_forms(self) -> Mapping[str, str]:
+        """Raises: StoreError"""
+        return await self._store.run(self._store.inbox.assets_forms)
 
     async def currency(self, account: str) -> str:
         """Raises: StoreError"""

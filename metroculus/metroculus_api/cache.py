@@ -144,6 +144,8 @@ class _Flight:
     waiting: set[Deadline] = field(default_factory=set)
     refreshes: bool = False
     given_up: bool = False
+    packs: bool = True
+    """Whether the answer is packed, too: not what is asked for as a part of another one."""
     task: asyncio.Task[Answered] = field(init=False)
 
 
@@ -207,7 +209,13 @@ class AnswerCache:
         return Answered(kept.prepared, "hit", int(age), int(self._fresh - age))
 
     async def answer(
-        self, account: str, question: Key, work: Work, deadline: Deadline, anew: AskAgain | None = None
+        self,
+        account: str,
+        question: Key,
+        work: Work,
+        deadline: Deadline,
+        anew: AskAgain | None = None,
+        packs: bool = True,
     ) -> Answered:
         """What is kept of a question about an account, or what ``work`` comes to.
 
@@ -215,6 +223,7 @@ class AnswerCache:
             question: all that tells it from any other about the account.
             deadline: the caller's own; the work has one that it does not share with who waits.
             anew: how to ask again before the answer goes stale; without it nobody does.
+            packs: whether it may go out packed; not where it is a part of another answer.
 
         Raises:
             SourceError: and nothing is kept to stand in.
@@ -223,7 +232,7 @@ class AnswerCache:
         basis = await self._basis.of(account)
         self._note_change(account, basis[1])
         key = (account, basis, *question)
-        answered = await self._answer(key, work, deadline)
+        answered = await self._answer(key, work, deadline, packs)
         self._counts[answered.state] += 1
         if answered.state == "miss" and anew is not None:
             self._renew_later(key, anew)
@@ -284,17 +293,17 @@ class AnswerCache:
 
         flight.task.add_done_callback(renewed)
 
-    async def _answer(self, key: Key, work: Work, deadline: Deadline) -> Answered:
+    async def _answer(self, key: Key, work: Work, deadline: Deadline, packs: bool) -> Answered:
         kept = self._usable(key)
         if kept is None:
-            return await self._wait(key, self._fly(key, work, deadline), deadline)
+            return await self._wait(key, self._fly(key, work, deadline, packs), deadline)
         age = self.clock() - kept.made_at
         kept.asked_for = True
         if age < self._fresh:
             return self._fresh_answer(kept, age)
         if kept.fallback is not None and self.clock() - kept.failed_at < RETRY_SECONDS:
             return Answered(kept.fallback, "stale", int(age))
-        flight = self._fly(key, work, deadline)
+        flight = self._fly(key, work, deadline, packs)
         if kept.fallback is None and age < 2 * self._fresh:
             flight.refreshes = True
             return Answered(kept.prepared, "stale", int(age))
@@ -329,11 +338,11 @@ class AnswerCache:
         kept = self._kept.get(key)
         return kept if kept is not None and self.clock() - kept.made_at < self._fresh + STALE_SECONDS else None
 
-    def _fly(self, key: Key, work: Work, deadline: Deadline) -> _Flight:
+    def _fly(self, key: Key, work: Work, deadline: Deadline, packs: bool = True) -> _Flight:
         """The question that is on its way already, or a new one."""
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight(Deadline(self._patience, deadline.request_id))
+            flight = self._flights[key] = _Flight(Deadline(self._patience, deadline.request_id), packs=packs)
             flight.task = asyncio.create_task(self._make(key, work, flight))
             flight.task.add_done_callback(lambda task: self._landed(key, flight))
         return flight
@@ -388,9 +397,9 @@ class AnswerCache:
         if not _whole(value):
             if kept is not None:
                 return await self._fall_back(key, kept, _failing(value.sources))
-            return Answered(await prepared_of(encode(value)), "miss", 0)
+            return Answered(await prepared_of(encode(value), flight.packs), "miss", 0)
         made_at = self.clock()
-        prepared = await prepared_of(encode(value))
+        prepared = await prepared_of(encode(value), flight.packs)
         if self._fresh and prepared.size <= self._largest:
             self._kept[key] = _Kept(prepared, made_at, len(repr(key)))
             if self._shared is not None and self._basis.remembered(str(key[0])) in (None, key[1]):

@@ -5,8 +5,10 @@ This is where a flavour of upstream is registered: ``FLAVOURS`` says how a sourc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from metroculus.sources.choose import AccountSources
 from metroculus.sources.clusters import Clusters
@@ -38,6 +40,7 @@ __all__ = [
     "flavours",
 ]
 
+T = TypeVar("T")
 Clock = Callable[[], float]
 MakeSource = Callable[[SourceHttp, Upstream, Clock], CostSource]
 
@@ -46,6 +49,7 @@ PUSH = "push"
 
 PUSHING_SECONDS = 5.0
 """Seconds between two looks at which accounts have pushed something."""
+FORMS_SECONDS = 60.0
 
 FLAVOURS: dict[str, MakeSource] = {
     "kubecost": lambda http, upstream, clock: KubecostSource(http, upstream, "kubecost", clock),
@@ -68,6 +72,29 @@ class DefaultUpstream:
     flavour: Flavour | None = None
 
 
+class _Snapshot(Generic[T]):
+    """What one question said, for all who ask within some seconds; who asks meanwhile waits for the same answer."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._said: tuple[float, T] | None = None
+        self._asking: asyncio.Task[T] | None = None
+
+    async def get(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        if self._said is not None and 0 <= self._clock() - self._said[0] < self._seconds:
+            return self._said[1]
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(ask())
+            self._asking.add_done_callback(self._answered)
+        return await asyncio.shield(self._asking)
+
+    def _answered(self, asked: asyncio.Task[T]) -> None:
+        self._asking = None
+        if not asked.cancelled() and asked.exception() is None:
+            self._said = (self._clock(), asked.result())
+
+
 class Accounts:
     """Finds the sources of an account; a source that was made is kept, with what it found out about its upstream."""
 
@@ -84,7 +111,8 @@ class Accounts:
         self._inbox = inbox
         self._pushing: set[str] = set()
         """Accounts whose upstream's answers were pushed, as far as that is known here."""
-        self._pushing_at = -PUSHING_SECONDS
+        self._pushed_once = _Snapshot[Sequence[str]](PUSHING_SECONDS, clock)
+        self._forms = _Snapshot[Mapping[str, str]](FORMS_SECONDS, clock)
         self.registry = registry
         self._http = http
         self._querier = querier
@@ -148,6 +176,10 @@ class Accounts:
         own.clusters = clusters
         return AccountSources([own, *behind], known.custom_prices, clusters, known.currency)
 
+    async def look_up(self, accounts: Sequence[str]) -> None:
+        """Read the entries of many accounts in one go, before each is asked for."""
+        await self.registry.look_up(accounts)
+
     async def _pushed(self, entry: SourceEntry) -> CostSource | None:
         """What the account's agent pushed; None where nothing of that is kept."""
         inbox, account = self._inbox, entry.cloud_account_id
@@ -158,8 +190,13 @@ class Accounts:
             account, entry.revision, lambda: PushedSource(inbox, account, self._http.offload, self._clock)
         )
         assert isinstance(source, PushedSource)
-        await source.learn()
+        if await self._has_pushed(account):
+            await source.learn(await self._assets_form(inbox, account))
         return source
+
+    async def _assets_form(self, inbox: Inbox, account: str) -> str:
+        """What an account's last assets looked like; one question for all accounts answers it for a minute."""
+        return (await self._forms.get(inbox.assets_forms)).get(account, "")
 
     def note_pushed(self, account: str) -> None:
         """Something was pushed of an account: it is known at once, and not after the next look."""
@@ -169,10 +206,7 @@ class Accounts:
         """Whether an upstream's answers were ever pushed; one question for all accounts answers it for some seconds."""
         if self._inbox is None or account in self._pushing:
             return account in self._pushing
-        now = self._clock()
-        if not 0 <= now - self._pushing_at < PUSHING_SECONDS:
-            self._pushing_at = now
-            self._pushing.update(await self._inbox.accounts())
+        self._pushing.update(await self._pushed_once.get(self._inbox.accounts))
         return account in self._pushing
 
     async def pushes(self, account: str) -> bool:

@@ -46,7 +46,6 @@ Step = Literal["hour", "day"]
 NAME = "the pushed answer"
 MAX_BODY_BYTES = 256 << 20
 """Of an unpacked answer."""
-LEARNED_SECONDS = 60.0
 
 _BASIC = frozenset({Capability.ALLOCATIONS, Capability.DAY_SET, Capability.ASSETS, Capability.PLACEMENT})
 
@@ -82,6 +81,10 @@ class Inbox(Protocol):
 
     async def assets_form(self, account: str) -> str:
         """``list`` or ``object``, as the account's last assets were told; empty where there are none."""
+        ...
+
+    async def assets_forms(self) -> Mapping[str, str]:
+        """``assets_form`` of all accounts that have one."""
         ...
 
     async def currency(self, account: str) -> str:
@@ -184,7 +187,6 @@ class PushedSource(CostSource):
         self._offload = offload
         self._clock = clock
         self._form = ""
-        self._learned_at = float("-inf")
 
     async def capabilities(self, deadline: Deadline) -> frozenset[Capability]:
         await self.learn()
@@ -194,14 +196,15 @@ class PushedSource(CostSource):
     def known_capabilities(self) -> frozenset[Capability]:
         return _BASIC | ({Capability.MANAGEMENT} if self._form == FORMS["kubecost"] else frozenset())
 
-    async def learn(self) -> None:
+    async def learn(self, form: str = "") -> None:
         """Find out whether the assets are Kubecost's, which have cluster management.
 
         As long as there are none it is asked each time: hours are stored seconds after the first of them came.
+
+        Args:
+            form: what the account's last assets looked like, where that is known.
         """
-        if not self._form or not 0 <= self._clock() - self._learned_at < LEARNED_SECONDS:
-            self._form = await self._inbox.assets_form(self._account) or self._form
-            self._learned_at = self._clock()
+        self._form = form or self._form or await self._inbox.assets_form(self._account)
 
     async def allocations(self, question: Question, window: Window, deadline: Deadline) -> AllocationReading:
         """The hours of a window that were pushed, container by container."""

@@ -122,6 +122,18 @@ class Inbox:
         """How the last assets of an account were told; empty where none were."""
         return self._last(account, "form")
 
+    def assets_forms(self) -> dict[str, str]:
+        """``assets_form`` of every account that has one, in one question.
+
+        Raises:
+            StoreError
+        """
+        rows = self._engine.rows(
+            f"SELECT account, argMax(form, asked_at) AS latest FROM {PUSH_ANSWERS.name}"
+            " WHERE form != '' GROUP BY account"
+        )
+        return {str(row["account"]): str(row["latest"]) for row in rows}
+
     def currency(self, account: str) -> str:
         """What money the account's last answers are in; empty where none says it."""
         return self._last(account, "currency")

@@ -333,6 +333,7 @@ class ChargebackController:
             StoreError
         """
         store, names = self._known_store(), [f"label:{label}" for label in rules.labels]
+        await self._accounts.look_up(accounts)
         sources = dict(zip(accounts, await asyncio.gather(*map(self._accounts.of, accounts)), strict=True))
         by_clusters: dict[tuple[str, ...], list[str]] = defaultdict(list)
         unable: dict[str, frozenset[str]] = {}

@@ -82,6 +82,7 @@ class ExpensesController:
         properties = _properties(group_by)
         finest = next((period for period in PERIODS if period in group_by), None)
 
+        await self._accounts.look_up(accounts)
         sources = dict(zip(accounts, await asyncio.gather(*map(self._accounts.of, accounts)), strict=True))
         unable: dict[str, frozenset[str]] = {}
         by_clusters: dict[tuple[str, ...], list[str]] = defaultdict(list)

@@ -95,6 +95,7 @@ class MonthlyController:
                     raise
                 failures[account] = failure
 
+        await self._accounts.look_up(accounts)
         await asyncio.gather(*map(look_up, accounts))
         told = await self._months(clusters, count, zone, deadline)
         return structs.MonthsOfAccounts(

@@ -73,6 +73,7 @@ class SummariesController:
         def question(account: str, window: Window) -> Question:
             return Question(cloud_account_id=account, window=window, filters=filters)
 
+        await self._costs.look_up(accounts)
         questions = {account: question(account, asked_window) for account in accounts}
         found = await asyncio.gather(*(self._cache.basis_of(account) for account in accounts))
         bases = dict(zip(accounts, found, strict=True))
@@ -93,7 +94,7 @@ class SummariesController:
             try:
                 async with places:
                     key = self._kept_as(questions[account])
-                    answered = await self._cache.answer(account, key, ask, deadline, anew)
+                    answered = await self._cache.answer(account, key, ask, deadline, anew, packs=False)
             except Exception as problem:
                 failure = failure_of(problem)
                 if failure is None:

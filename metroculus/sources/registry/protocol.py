@@ -230,6 +230,28 @@ class SourceRegistry:
         stored = await self._read(account)
         return None if stored is None else self._opened(stored)
 
+    async def look_up(self, accounts: Sequence[str]) -> None:
+        """Read the entries of many accounts in one go, so that asking for each of them a moment later reads nothing.
+
+        What cannot be read is left to whoever asks for it.
+        """
+        lacking = [one for one in accounts if self.remembered_revision(one) is None or one not in self._remembered]
+        if len(lacking) < 2:
+            return
+        began, changes = self._clock(), self._changes
+
+        def read() -> dict[str, StoredEntry | None]:
+            found = {}
+            for account in lacking:
+                with suppress(EntryUnreadable):
+                    found[account] = self.entries.read(account)
+            return found
+
+        for account, stored in (await self._ask(read, lambda _: {})).items():
+            if changes == self._changes:
+                self._remembered[account] = (began, stored)
+                self._revisions[account] = (began, None if stored is None else stored.revision)
+
     async def read_now(self, account: str) -> SourceEntry | None:
         """The entry as it is at this moment; nothing that is remembered stands in.
 
@@ -279,6 +301,12 @@ class SourceRegistry:
         Raises:
             RegistryError
         """
+
+        known, remembered = self.remembered_revision(account), self._remembered.get(account)
+        if known is not None and remembered is not None:
+            entry = remembered[1]
+            if known[0] == (None if entry is None else entry.revision):
+                return entry
 
         def read() -> StoredEntry | None:
             stored = self.entries.read(account)
