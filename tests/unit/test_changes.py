@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from math import fsum
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -53,6 +55,20 @@ def found(after, before=BEFORE):
     steps = changes(before, after)
     assert fsum(step.amount for step in steps) == pytest.approx(total(after) - total(before), rel=1e-9, abs=1e-12)
     return {(step.kind, step.group, step.resource): step for step in steps if abs(step.amount) > 1e-9}
+
+
+def test_the_steps_of_the_docs_are_right():
+    text = (Path(__file__).parent.parent.parent / "docs" / "changes.md").read_text()
+    had, was, has, cost = map(
+        float, re.search(r"had (\d+) core hours\s+for ([\d.]+) and has (\d+) for ([\d.]+):", text).groups()
+    )
+    sides = [
+        {"x": Measured(costs=Costs(cpu=usd), amounts=Amounts(cpu=hours), run_hours=hours)}
+        for hours, usd in ((had, was), (has, cost))
+    ]
+    steps = {step.kind: step.amount for step in changes(*sides)}
+    told = [float(line.split("|")[3]) for line in text.splitlines() if re.match(r"\| .*\| [\d(].*\| [\d.]+ \|", line)]
+    assert told == pytest.approx([steps["price"], steps["hours"], sum(steps.values())])
 
 
 def test_nothing_changed():
