@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from math import fsum
 
 import pytest
@@ -179,6 +180,47 @@ def test_hours_that_retention_drops_are_no_correction(acme):
     frozen = acme.chargeback()
     acme.running.metroculus.dependencies.store.maintenance.purge(acme.ids[1])
     assert acme.chargeback("2026-11")["adjustments"] == [] and acme.chargeback() == frozen
+    acme.store(acme.ids[0], [*HOURLY[0], row("shop-web", 4.0)], [OCTOBER + 5 * HOUR])
+    found = acme.chargeback("2026-11")["adjustments"]
+    assert fsum(one["amount"] for one in found) == pytest.approx(4.0, rel=1e-9), "the other cluster's is one"
+    assert acme.chargeback() == frozen
+
+
+def test_each_restatement_is_booked_once_whatever_is_closed_after_it(acme):
+    """Three months in a row, restated after each closing: closed figures and adjustments come to what is known."""
+    acme.put_rules(valid_from="2026-08", overhead=[])
+    august, september = (int(parse_rfc3339(f"2026-{month}-01T00:00:00Z")) for month in ("08", "09"))
+    for start, end in ((august, september), (september, OCTOBER)):
+        for account, rows in zip(acme.ids, HOURLY, strict=True):
+            acme.store(account, rows, range(start, end, HOUR))
+
+    def restate(hour, usd):
+        acme.store(acme.ids[0], [*HOURLY[0], row("shop-web", usd)], [hour])
+
+    assert acme.call("POST", "months/2026-08/close", {}).status_code == 200
+    restate(august, 4.0)
+    assert acme.call("POST", "months/2026-09/close", {}).status_code == 200
+    restate(august, 6.0)
+    restate(september, 1.0)
+    assert acme.call("POST", "months/2026-10/close", {}).status_code == 200
+    restate(august, 5.0)
+    booked = {month: acme.chargeback(month) for month in ("2026-09", "2026-10", "2026-11")}
+    found = {
+        (month, of): fsum(one["amount"] for one in body["adjustments"] if one["month"] == of)
+        for month, body in booked.items()
+        for of in ("2026-08", "2026-09")
+    }
+    assert found == {
+        ("2026-09", "2026-08"): pytest.approx(4.0), ("2026-09", "2026-09"): 0.0, ("2026-10", "2026-08"): pytest.approx(2.0),
+        ("2026-10", "2026-09"): pytest.approx(1.0), ("2026-11", "2026-08"): pytest.approx(-1.0), ("2026-11", "2026-09"): 0.0,
+    }  # fmt: skip
+
+
+def test_two_who_close_at_once_get_the_same_month(acme):
+    acme.put_rules()
+    with ThreadPoolExecutor(4) as threads:
+        bodies = list(threads.map(lambda _: acme.call("POST", "months/2026-10/close", {}).json(), range(4)))
+    assert all(body == bodies[0] for body in bodies) and bodies[0] == acme.chargeback()
 
 
 @pytest.mark.parametrize("why", [None, "", "   "])

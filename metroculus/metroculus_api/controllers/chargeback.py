@@ -75,6 +75,8 @@ class Closed(Struct, frozen=True, kw_only=True):
 
     rules: Rules
     charges: Charges
+    cells: tuple[Cell, ...]
+    """What was shared out."""
     statements: tuple[Statement, ...]
     accounts: tuple[structs.AccountCoverage, ...]
     hours: dict[str, int]
@@ -379,15 +381,19 @@ class ChargebackController:
             now = {account: prints[account].get(window.start, 0) for account in was.hours}
             if now != was.fingerprints:
                 read = await self._read(sorted(was.hours), window, was.rules, deadline)
-                if all(read.hours[account] >= hours for account, hours in was.hours.items()):
-                    booked = [a for of in closed.values() for a in of.adjustments if a.month == one]
-                    adjustments += await asyncio.to_thread(_corrections, one, was, read, booked)
+                booked = [a for of in closed.values() for a in of.adjustments if a.month == one]
+                adjustments += await asyncio.to_thread(_corrections, one, was, read, booked)
         return tuple(adjustments)
 
 
 def _corrections(month: str, was: Closed, read: _Read, booked: Sequence[Adjustment]) -> list[Adjustment]:
-    """By every view: what its rows are now, less what they were when it was closed and what was booked since."""
-    charges = share_out(was.rules, read.cells)
+    """By every view: what its rows are now, less what they were when it was closed and what was booked since.
+
+    A cluster of which hours are kept no longer is taken as it was.
+    """
+    gone = {account for account, hours in was.hours.items() if read.hours[account] < hours}
+    cells = [cell for cell in was.cells if cell.cluster in gone]
+    charges = share_out(was.rules, [*cells, *(cell for cell in read.cells if cell.cluster not in gone)])
     found = []
     for by in _views(was.rules):
         amounts: dict[_Key, list[float]] = defaultdict(list)
@@ -479,6 +485,7 @@ def _closed(
     return Closed(
         rules=rules,
         charges=charges,
+        cells=read.cells,
         statements=read.statements,
         accounts=read.accounts,
         hours=read.hours,
