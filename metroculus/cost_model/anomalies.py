@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from math import fsum
 from statistics import median
 
@@ -22,6 +22,8 @@ FEW_FACTOR = 1.5
 """With fewer hours to be held against than ``FEW``, so many times the dearest of them."""
 RISE = 0.5
 """Over the mean of the day before."""
+FIRST_DAY_BEGINS, FIRST_DAY_ENDS = 14 * HOUR, 36 * HOUR
+"""Before and after midnight UTC: somewhere it is a month's first day."""
 HOURS_NEEDED = 18
 """Of the day before."""
 
@@ -45,7 +47,6 @@ def spikes(totals: Mapping[int, float], hours: Iterable[int]) -> list[Spike]:
     Args:
         totals: of hours that are whole and known, by first second; ``LOOK_BACK_SECONDS`` before the first and more.
     """
-    firsts = {stamp: usd for stamp, usd in totals.items() if datetime.fromtimestamp(stamp, UTC).day == 1}
     found = []
     for hour in hours:
         if hour not in totals:
@@ -58,12 +59,26 @@ def spikes(totals: Mapping[int, float], hours: Iterable[int]) -> list[Spike]:
         if not limits:
             continue
         typical, limit = max(limits, key=lambda one: one[1])
-        if hour in firsts:
-            of_firsts = [usd for stamp, usd in firsts.items() if stamp < hour - DAY and stamp % DAY == hour % DAY]
-            limit = max([limit, *(FEW_FACTOR * usd for usd in of_firsts)])
+        limit = max([limit, *(FEW_FACTOR * usd for usd in _other_firsts(totals, hour))])
         if totals[hour] > limit and totals[hour] > (1 + RISE) * mean:
             found.append(Spike(hour=hour, total=totals[hour], typical=typical, limit=limit, mean_before=mean))
     return found
+
+
+def _other_firsts(totals: Mapping[int, float], hour: int) -> Iterator[float]:
+    """Where an hour is of a month's first day, in whatever zone: what the same one of months before cost.
+
+    The hours beside it count, where clocks may have been changed.
+    """
+    near = datetime.fromtimestamp(hour + FIRST_DAY_BEGINS, UTC).replace(day=1, hour=0)
+    since = hour - int(near.timestamp())
+    if not -FIRST_DAY_BEGINS <= since < FIRST_DAY_ENDS:
+        return
+    start = near
+    while hour - start.timestamp() < LOOK_BACK_SECONDS:
+        start = (start - timedelta(days=1)).replace(day=1)
+        at = int(start.timestamp()) + since
+        yield from (totals[one] for one in (at - HOUR, at, at + HOUR) if one in totals)
 
 
 def _limit(totals: Mapping[int, float], hour: int, beside: int) -> tuple[float, float] | None:

@@ -12,6 +12,7 @@ from math import fsum
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import IDLE, MANAGEMENT
 from metroculus.cost_model.components import COMPONENTS, Amounts, Costs, Egress, Usage
@@ -25,7 +26,9 @@ SAME = 0.01
 UNITS = {"cpu": "core", "ram": "GiB", "gpu": "GPU", "pv": "GiB"}
 ON_NODES = ("cpu", "ram", "gpu")
 """Resources that nodes have, and that are idle where nobody has them."""
-GIB = 2**30
+MOST_APART = 1e6
+GROUP_SEPARATOR = "\x1f"
+"""Between the parts of a group's name, so that no two groups have one name; shown as a slash."""
 
 
 class Measured(Struct, frozen=True, kw_only=True):
@@ -84,10 +87,14 @@ def _management(side: Measured | None) -> float:
     return side.management if side is not None else 0.0
 
 
+def _shown(step: Step) -> Step:
+    return step if step.group is None else replace(step, group=step.group.replace(GROUP_SEPARATOR, "/"))
+
+
 def in_order(steps: Sequence[Step]) -> list[Step]:
     """Without those that are nothing, the largest first."""
     return sorted(
-        (step for step in steps if step.amount),
+        (_shown(step) for step in steps if step.amount),
         key=lambda step: (-abs(step.amount), step.kind, step.group or "", step.resource or ""),
     )
 
@@ -115,7 +122,7 @@ def _resource(
     new: Measured,
 ) -> Iterator[Step]:
     (was, cost), (had, has) = costs, amounts
-    if had <= 0 or has <= 0:  # the source does not tell how much, or only one of the two has any
+    if not _comparable(had, has):  # the source does not tell how much, or only one of the two has any
         yield Step(kind="cost", amount=cost - was, group=group, resource=resource)
         return
     unit = UNITS[resource]
@@ -125,7 +132,7 @@ def _resource(
         before=prices[0], after=prices[1], unit=f"per {unit} and hour",
     )  # fmt: skip
     price = (prices[0] + prices[1]) / 2
-    if resource == "pv" or old.run_hours <= 0 or new.run_hours <= 0:
+    if resource == "pv" or not _comparable(old.run_hours, new.run_hours):
         yield Step(
             kind="amount", amount=(has - had) * price, group=group, resource=resource, before=had, after=has,
             unit=f"{unit} hours",
@@ -181,7 +188,7 @@ def _idle(before: Mapping[str, Measured], after: Mapping[str, Measured]) -> Iter
             yield Step(kind="idle", amount=cost - was, resource=resource)
             continue
         (had, paid), (has, pays) = _allocated(before, resource), _allocated(after, resource)
-        if min(had, has, paid, pays) <= 0:
+        if not (_comparable(had, has) and _comparable(paid, pays)):
             yield Step(kind="idle", amount=cost - was, resource=resource)
             continue
         prices = paid / had, pays / has
@@ -207,4 +214,11 @@ def _allocated(groups: Mapping[str, Measured], resource: str) -> tuple[float, fl
     """Hours of a resource that all groups have, and what they cost."""
     owned = [one for name, one in groups.items() if name not in (IDLE, MANAGEMENT)]
     hours = fsum(getattr(one.amounts, resource) for one in owned)
-    return hours, fsum(getattr(one.costs, resource) for one in owned)
+    costs = [getattr(one.costs, resource) for one in owned]
+    usd, gross = fsum(costs), fsum(map(abs, costs))
+    return hours, usd if usd > gross / MOST_APART else 0.0  # where credits take it away there is no price
+
+
+def _comparable(one: float, other: float) -> bool:
+    """Whether both are there, and near enough to each other to be divided by."""
+    return min(one, other) > 0 and max(one, other) <= MOST_APART * min(one, other)

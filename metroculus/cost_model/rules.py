@@ -25,6 +25,10 @@ UNASSIGNED = "unassigned"
 MONTH = r"[0-9]{4}-(0[1-9]|1[0-2])"
 MAX_NAME = 100
 MAX_RULES = 500
+MAX_MATCHES = 2000
+MAX_LABELS = 20
+"""Costs are read by every label that some match asks for: each makes what is read wider."""
+LEAST_WEIGHT = 1e-6
 MAX_AMOUNT = 1e12
 
 T = TypeVar("T")
@@ -115,6 +119,10 @@ def check(rules: Rules, clusters: frozenset[str]) -> None:
         raise RulesError("valid_from must be a month such as 2026-11")
     if len(rules.cost_centers) + len(rules.shared) + len(rules.overhead) > MAX_RULES:
         raise RulesError(f"at most {MAX_RULES} cost centers, shared costs and overheads together")
+    if sum(len(one.match) for one in rules.matched) > MAX_MATCHES:
+        raise RulesError(f"at most {MAX_MATCHES} matches together")
+    if len(rules.labels) > MAX_LABELS:
+        raise RulesError(f"matches may ask for at most {MAX_LABELS} labels together")
     named = [one.name for one in rules.matched] + [one.name for one in rules.overhead]
     for name in named:
         if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
@@ -158,8 +166,8 @@ def _check_split(name: str, split: Split, known: set[str]) -> None:
     for target, weight in split.weights.items():
         if target not in known:
             raise RulesError(f"{name}: weights name {target!r}, which is no cost center and no shared cost after it")
-        if not 0 <= weight <= MAX_AMOUNT:
-            raise RulesError(f"{name}: the weight of {target!r} must be from 0 to {MAX_AMOUNT:.0f}")
+        if weight and not LEAST_WEIGHT <= weight <= MAX_AMOUNT:
+            raise RulesError(f"{name}: the weight of {target!r} must be 0, or from {LEAST_WEIGHT} to {MAX_AMOUNT:.0f}")
     if not any(split.weights.values()):
         raise RulesError(f"{name}: some weight must be above 0")
 
@@ -198,6 +206,11 @@ class Charges(Struct, frozen=True):
     """By currency, by shared cost, by cluster."""
     notes: tuple[str, ...] = ()
     """What was not shared out, and why."""
+
+    @property
+    def matrix(self) -> np.ndarray[Any, Any]:
+        """``amounts`` with all its columns, also where it has no row."""
+        return self.amounts.reshape(len(self.centers), WIDTH + len(self.shared) + len(self.overhead) + 2)
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -258,7 +271,7 @@ class _Sheet:
         if cells:
             self.amounts[: len(cells), :WIDTH] = [cell.costs for cell in cells]
         direct = self.amounts[:, :WIDTH].sum(axis=1)
-        self._own = np.maximum(direct, 0.0)
+        self._direct, self._own = direct, np.maximum(direct, 0.0)
         self._rows: dict[str, Any] = {}
         for place, owner in enumerate(self.owners):
             self._rows.setdefault(owner, []).append(place)
@@ -317,7 +330,7 @@ class _Sheet:
             mine = rows[clusters[rows] == cluster]
             here = {one: self._rows[one][clusters[self._rows[one]] == cluster] for one in self.present}
             here = {one: places for one, places in here.items() if len(places)}
-            own = {one: _exact(self._own[places]) for one, places in here.items()}
+            own = {one: _exact(self._direct[places]) for one, places in here.items()}
             shares = _shares_of(own if how == "weighted" else dict.fromkeys(own, 1.0))
             usd = _exact(self.amounts[mine])
             if not shares:
@@ -486,12 +499,12 @@ def rows_by(charges: Charges, by: str) -> list[Row]:
     """
     if by == "cluster":
         charges = _by_origin(charges)
-    groups: dict[tuple[str, str, str], list[int]] = {}
+    amounts, groups = charges.matrix, dict[tuple[str, str, str], list[int]]()
     for place, key in enumerate(_keys(charges, by)):
         groups.setdefault(key, []).append(place)
     found = []
     for (name, kind, currency), places in sorted(groups.items()):
-        sums = np.sum(charges.amounts[places], axis=0, dtype=np.longdouble).astype(float).tolist()
+        sums = np.sum(amounts[places], axis=0, dtype=np.longdouble).astype(float).tolist()
         shared = sums[WIDTH : WIDTH + len(charges.shared)]
         overhead = sums[WIDTH + len(charges.shared) : -2]
         found.append(
@@ -529,7 +542,7 @@ def _keys(charges: Charges, by: str) -> Iterator[tuple[str, str, str]]:
 
 def _by_origin(charges: Charges) -> Charges:
     """Charges with every shared cost on the clusters that it came from."""
-    amounts = charges.amounts.copy()
+    amounts = charges.matrix.copy()
     amounts[:, WIDTH : WIDTH + len(charges.shared)] = 0.0
     some: Any = amounts.any(axis=1)
     kept = [n for n, bears in enumerate(some.tolist()) if charges.clusters[n] or bears]

@@ -54,13 +54,25 @@ class Documents:
         """
         return {one.name: one for one in self._read(organization, kind)}
 
-    def first(self, organization: str, kind: Kind) -> dict[str, Document]:
-        """The first version of each by name: of what is written once, whatever was written after it.
+    def first(self, organization: str, kind: Kind, name: str) -> Document | None:
+        """The first version: of what is written once, whatever was written after it.
 
         Raises:
             StoreError
         """
-        return {one.name: one for one in reversed(self._read(organization, kind))}
+        return next(iter(self._read(organization, kind, name)), None)
+
+    def names(self, organization: str, kind: Kind) -> tuple[str, ...]:
+        """The names of those that there are, in order, without reading them.
+
+        Raises:
+            StoreError
+        """
+        rows = self._engine.rows(
+            f"SELECT DISTINCT name FROM {DOCUMENTS.name} WHERE organization = {literal(organization)}"
+            f" AND kind = {literal(kind)}"
+        )
+        return tuple(sorted(str(row["name"]) for row in rows))
 
     def _read(self, organization: str, kind: Kind, name: str | None = None) -> Sequence[Document]:
         named = "" if name is None else f" AND name = {literal(name)}"

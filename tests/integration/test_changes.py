@@ -116,6 +116,15 @@ def test_three_hours_that_are_missing_are_not_known_and_no_fall(history, lacking
     assert (body["missing_hours_before"], body["missing_hours"]) == ((3, 0) if lacking == "before" else (0, 3))
 
 
+def test_an_hour_of_which_a_third_was_seen_is_not_known(history):
+    for start in (BEFORE, AFTER):
+        history.write(start, lambda hour: idle(pods("shop", hour=hour)))
+    history.store(history.ids[0], pods("shop", count=1), [AFTER + 5 * HOUR], seconds=1200)
+    body = history.changes()
+    assert list(steps_of(body)) == [("not_known", None, None)]
+    assert (body["missing_hours_before"], body["missing_hours"]) == (1, 1)
+
+
 def test_a_longer_window_is_longer_and_nothing_else(history):
     for start in (BEFORE, AFTER):
         history.write(start, lambda hour: idle(pods("shop", hour=hour)))

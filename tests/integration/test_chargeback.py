@@ -8,6 +8,7 @@ from math import fsum
 
 import pytest
 import requests
+from msgspec import structs
 
 from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.components import Costs
@@ -67,10 +68,13 @@ class Organization:
         self.stack.thread.run(registry.put(cluster.id, "push", "", Credentials()))
         return cluster.id
 
-    def store(self, account, rows, hours, currency="USD"):
+    def store(self, account, rows, hours, currency="USD", **more):
         store = self.running.metroculus.dependencies.store
         store.ledger.commit(
-            [HourBatch(account=account, hour=h, allocations=rows, management=0.0625, currency=currency) for h in hours],
+            [
+                HourBatch(account=account, hour=h, allocations=rows, management=0.0625, currency=currency, **more)
+                for h in hours
+            ],
             self.writer,
         )
         store.summaries.rebuild(account, min(hours), max(hours) + HOUR, self.writer)
@@ -214,6 +218,76 @@ def test_each_restatement_is_booked_once_whatever_is_closed_after_it(acme):
         ("2026-09", "2026-08"): pytest.approx(4.0), ("2026-09", "2026-09"): 0.0, ("2026-10", "2026-08"): pytest.approx(2.0),
         ("2026-10", "2026-09"): pytest.approx(1.0), ("2026-11", "2026-08"): pytest.approx(-1.0), ("2026-11", "2026-09"): 0.0,
     }  # fmt: skip
+
+
+def test_an_account_that_was_limited_to_a_cluster_stays_so_when_it_is_unlinked(stack, acme):
+    """Its store holds rows of another organization's cluster, which is in the same Kubecost."""
+    registry = acme.running.metroculus.dependencies.registry
+    shared = acme.link(acme.tenant, "shared")
+    stack.thread.run(registry.put(shared, "push", "", Credentials(clusters=("one",))))
+
+    def rows(usd):
+        return [
+            structs.replace(row("shop-web", usd), cluster="one"),
+            structs.replace(row("secret-project", 10.0), cluster="two"),
+        ]
+
+    acme.store(shared, rows(1.0), range(OCTOBER, NOVEMBER, HOUR))
+    acme.put_rules()
+    assert acme.call("POST", "months/2026-10/close", {}).status_code == 200
+    acme.store(shared, rows(5.0), [OCTOBER])
+    before = acme.chargeback("2026-11", "namespace")["adjustments"]
+    assert fsum(one["amount"] for one in before) == pytest.approx(4.0)
+    assert acme.call("DELETE", f"clusters/{shared}", role="admin").status_code == 200
+    assert acme.chargeback("2026-11", "namespace")["adjustments"] == before
+
+
+def test_a_month_of_nothing_is_closed_and_holds_up_no_other(acme):
+    assert acme.call("POST", "months/2026-08/close", {"accept_incomplete": "nothing was stored"}).status_code == 200
+    for month in ("2026-08", "2026-09"):
+        for by in ("cost_center", "cluster", "namespace"):
+            assert acme.chargeback(month, by)["rows"] == []
+
+
+def test_a_month_without_rules_is_closed(acme):
+    body = acme.call("POST", "months/2026-10/close", {})
+    assert body.status_code == 200 and body.json()["rules_valid_from"] is None
+    acme.put_rules(valid_from="2026-11")
+    assert acme.chargeback()["rules_valid_from"] is None
+
+
+def test_hours_that_others_took_the_place_of_are_no_correction(acme):
+    """Purged, and filled again with as many other hours."""
+    new = acme.link(acme.tenant, "new")
+    first, later = range(OCTOBER, OCTOBER + DAY, HOUR), range(OCTOBER + DAY, OCTOBER + 2 * DAY, HOUR)
+    acme.store(new, [row("shop-web", 3.0)], first)
+    acme.put_rules()
+    assert acme.call("POST", "months/2026-10/close", {"accept_incomplete": "linked late"}).status_code == 200
+    acme.running.metroculus.dependencies.store.maintenance.purge(new)
+    acme.store(new, [row("shop-web", 1.0)], later)
+    assert acme.chargeback("2026-11")["adjustments"] == []
+
+
+def test_a_view_that_a_closed_month_does_not_know_says_so(acme):
+    acme.put_rules(cost_centers=[{"name": "payments", "match": [{"namespace": "shop-*"}]}], overhead=[])
+    assert acme.call("POST", "months/2026-10/close", {}).status_code == 200
+    acme.put_rules(valid_from="2026-11")
+    acme.store(acme.ids[0], [*HOURLY[0], row("shop-web", 4.0)], [OCTOBER])
+    body = acme.chargeback("2026-11", "label:team")
+    assert body["adjustments"] == [] and "corrections of 2026-10" in str(body["notes"])
+
+
+@pytest.mark.parametrize("month", ["9999-12", "9998-12", "1999-12", "2026-12"])
+def test_months_that_are_none_are_refused(acme, month):
+    acme.chargeback(month, status=400)
+    assert acme.call("POST", f"months/{month}/close", {}).status_code == 400
+    assert acme.call("POST", "allocation_rules/preview", RULES, month=month).status_code == 400
+
+
+def test_rules_that_ask_for_very_much_are_refused(acme):
+    for matches in ([{"label": f"l{n}"} for n in range(21)], [{"namespace": f"n{n}"} for n in range(2001)]):
+        rules = RULES | {"cost_centers": [{"name": "x", "match": matches}], "overhead": []}
+        assert acme.call("POST", "allocation_rules/preview", rules, role="viewer", month="2026-10").status_code == 400
 
 
 def test_two_who_close_at_once_get_the_same_month(acme):

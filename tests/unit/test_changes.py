@@ -6,6 +6,7 @@ import re
 from datetime import UTC, datetime
 from math import fsum
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from metroculus.cost_model.anomalies import LOOK_BACK_SECONDS, spikes
-from metroculus.cost_model.changes import Measured, changes
+from metroculus.cost_model.changes import GROUP_SEPARATOR, Measured, changes
 from metroculus.cost_model.components import Amounts, Costs, Egress, Usage
 from tools.window import DAY, HOUR
 
@@ -159,6 +160,24 @@ def test_a_source_that_tells_no_amounts_has_money_alone():
     }
 
 
+def test_credits_that_cancel_what_is_allocated_leave_no_price():
+    def side(parts, idle):
+        return {str(n): Measured(costs=Costs(cpu=usd), amounts=Amounts(cpu=1.0)) for n, usd in enumerate(parts)} | {
+            IDLE: Measured(costs=Costs(cpu=idle))
+        }
+
+    steps = found(side([2.0], 90.0), side([0.1 + 0.2, -0.3], 100.0))
+    assert max(abs(step.amount) for step in steps.values()) < 1000
+
+
+def test_groups_are_told_apart_whatever_their_names_are():
+    before = {GROUP_SEPARATOR.join(names): group() for names in (("x/y", "z"), ("x", "y/z"))}
+    after = {name: group(containers=3) for name in before}
+    steps = changes(before, after)
+    shown = [step.group for step in steps if step.kind == "hours" and step.resource == "cpu"]
+    assert shown == ["x/y/z", "x/y/z"]
+
+
 number = st.floats(0, 1e4, allow_nan=False).map(lambda usd: round(usd, 3))
 credit = st.floats(-1e3, 1e3, allow_nan=False).map(lambda usd: round(usd, 3))
 measured = st.builds(
@@ -222,6 +241,16 @@ def test_a_months_first_day_is_none_where_the_last_one_was_alike():
     bills = {first + 3 * HOUR: 60.0, last + 3 * HOUR: 60.0}
     assert spikes(totals | bills, range(first, first + DAY, HOUR)) == []
     assert spikes(totals | {first + 3 * HOUR: 60.0}, range(first, first + DAY, HOUR))
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Asia/Tokyo", "America/New_York", "Pacific/Auckland"])
+@pytest.mark.parametrize("local", [0, 2, 3, 23])
+def test_a_months_first_day_is_none_in_any_zone_and_when_clocks_were_changed(zone, local):
+    bills = {int(datetime(2026, month, 1, local, tzinfo=ZoneInfo(zone)).timestamp()) for month in range(1, 13)}
+    for month in (4, 10, 11, 12):
+        day = int(datetime(2026, month, 1, tzinfo=UTC).timestamp())
+        totals = {h: 21.0 if h in bills else 1.0 for h in range(day - 40 * DAY, day + 2 * DAY, HOUR)}
+        assert spikes(totals, range(day - DAY, day + 2 * DAY, HOUR)) == [], month
 
 
 def test_a_new_cluster_is_none():

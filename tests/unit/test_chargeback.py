@@ -117,6 +117,23 @@ def test_idle_goes_to_those_who_run_in_its_cluster():
     assert rows[IDLE].total == 7 and len(charges.notes) == 1 and "cluster c" in charges.notes[0]
 
 
+def test_credits_count_where_idle_is_weighed():
+    cells = [cell("a", "shop-a", 300.0), cell("a", "shop-b", -200.0), cell("a", "search", 100.0), cell("a", IDLE, 80.0)]
+    rows = {
+        row.name: row
+        for row in rows_by(share_out(structs.replace(RULES, idle="weighted", overhead=()), cells), "cost_center")
+    }
+    assert rows["payments"].idle == rows["search"].idle == 40
+
+
+def test_nothing_at_all():
+    charges = share_out(structs.replace(RULES, overhead=()), [])
+    again = json.decode(
+        json.encode(charges, enc_hook=np.ndarray.tolist), type=Charges, dec_hook=lambda _, rows: np.array(rows)
+    )
+    assert rows_by(again, "cluster") == rows_by(again, "cost_center") == []
+
+
 def test_a_chain_is_worked_off_in_order():
     rules = Rules(
         valid_from="2026-11",
@@ -209,6 +226,9 @@ GOOD = structs.replace(RULES)
         ({"shared": (shared("p", "x", split=Weights({"payments": -1})),)}, "weight"),
         ({"shared": (shared("p", "x", split=Weights({"payments": float("nan")})),)}, "weight"),
         ({"shared": (shared("p", "x", split=Weights({"payments": 0})),)}, "above 0"),
+        ({"shared": (shared("p", "x", split=Weights({"payments": 5e-324})),)}, "weight"),
+        ({"cost_centers": (CostCenter(name="x", match=tuple(Match(label=f"l{n}") for n in range(21))),)}, "labels"),
+        ({"cost_centers": (center("x", *map(str, range(2001))),)}, "matches"),
         ({"overhead": (Overhead(name="o", amount_month=float("inf")),)}, "amount_month"),
         ({"overhead": (Overhead(name="o", amount_month=1.0, currency="usd"),)}, "currency"),
     ],

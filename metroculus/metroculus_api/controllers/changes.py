@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from metroculus.codes import INVALID
 from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Filters
 from metroculus.cost_model.anomalies import LOOK_BACK_SECONDS, Spike, spikes
-from metroculus.cost_model.changes import Measured, Step, changes, in_order
+from metroculus.cost_model.changes import GROUP_SEPARATOR, Measured, Step, changes, in_order
+from metroculus.cost_model.reading import COVERAGE_THRESHOLD
 from metroculus.metroculus_api.controllers.expenses import coverage_of
 from metroculus.metroculus_api.controllers.stored import currencies_of
 from metroculus.metroculus_api.errors import NoHistory, cannot_group_by
@@ -136,6 +137,11 @@ class ChangesController:
         return self._store
 
 
+def _seen(marker: Marker) -> bool:
+    """Whether all of an hour was seen: a third of it is no fall in cost."""
+    return marker.seconds >= COVERAGE_THRESHOLD * HOUR
+
+
 def _whole(marker: Marker) -> bool:
     """Whether an hour may be held against others: all of it seen, nothing of it unknown."""
     return (
@@ -151,16 +157,15 @@ def _anomaly(
     store: Store, account: str, spike: Spike, markers: Mapping[int, Marker], filters: Filters
 ) -> structs.Anomaly:
     """A spike with the steps from the same hour of the day before, or of the last hour that is whole before it."""
-    held = next(
-        (h for h in (spike.hour - DAY, *range(spike.hour - HOUR, spike.hour - DAY, -HOUR)) if h in markers), None
-    )
+    before = (spike.hour - DAY, *range(spike.hour - HOUR, spike.hour - DAY, -HOUR))
+    held = next((hour for hour in before if hour in markers and _whole(markers[hour])), None)
     steps: list[Step] = []
     if held is not None:
-        before, after = (
+        was, now = (
             _groups(store.history.measured(_only(account, markers[hour]), ("namespace",), filters))
             for hour in (held, spike.hour)
         )
-        steps = changes(before, after)
+        steps = changes(was, now)
     rises: dict[str, list[float]] = {}
     for step in steps:
         if step.group is not None:
@@ -189,16 +194,17 @@ def _compared(
 ) -> _Compared:
     """Hours are paired by their place in their window: what has no partner is a step of its own."""
     shift = window.start - against.start
-    pairs = {hour for hour in new.hours if hour - shift in old.hours}
+    pairs = {h for h in new.hours if h - shift in old.hours and _seen(new.hours[h]) and _seen(old.hours[h - shift])}
+    paired = {"old": {hour - shift for hour in pairs}, "new": pairs}
     after = replace(new, hours={hour: new.hours[hour] for hour in sorted(pairs)})
     before = replace(old, hours={hour - shift: old.hours[hour - shift] for hour in sorted(pairs)})
     steps = []
     missing = []
-    for sign, one, other, window_of_other, offset in (
-        (-1.0, old, new, window, shift), (1.0, new, old, against, -shift),
+    for sign, one, its_pairs, window_of_other, offset in (
+        (-1.0, old, paired["old"], window, shift), (1.0, new, paired["new"], against, -shift),
     ):  # fmt: skip
         inside = {h: m for h, m in one.hours.items() if window_of_other.start <= h + offset < window_of_other.end}
-        unpaired = {hour: marker for hour, marker in inside.items() if hour + offset not in other.hours}
+        unpaired = {hour: marker for hour, marker in inside.items() if hour not in its_pairs}
         beyond = {hour: marker for hour, marker in one.hours.items() if hour not in inside}
         missing.append(len(unpaired))
         for kind, hours in (("not_known", unpaired), ("length", beyond)):
@@ -214,4 +220,4 @@ def _total(store: Store, committed: CommittedHours, filters: Filters) -> float:
 
 def _groups(measured: Sequence[tuple[tuple[str, ...], Measured]]) -> dict[str, Measured]:
     """By the name that is shown; what no namespace owns has one name, whatever it is grouped by."""
-    return {keys[0] if keys[0] in (IDLE, MANAGEMENT) else "/".join(keys): one for keys, one in measured}
+    return {keys[0] if keys[0] in (IDLE, MANAGEMENT) else GROUP_SEPARATOR.join(keys): one for keys, one in measured}

@@ -8,20 +8,24 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, timedelta
 from math import fsum
+from weakref import WeakValueDictionary
 
 import msgspec
 import numpy as np
+from cachetools import LRUCache
 from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.codes import ALREADY_CLOSED, INVALID, NOT_COMPLETE
 from metroculus.cost_model.allocation import Filters
+from metroculus.cost_model.reading import union, without
 from metroculus.cost_model.rules import MONTH, WIDTH, Cell, Charges, Row, Rules, RulesError, check, rows_by, share_out
 from metroculus.metroculus_api.controllers.expenses import coverage_of
 from metroculus.metroculus_api.controllers.stored import currencies_of, in_groups
 from metroculus.metroculus_api.errors import NoHistory
 from metroculus.metroculus_api.wire import wired
 from metroculus.sources.accounts import Accounts
+from metroculus.storage.engine import StoreError
 from metroculus.storage.history import CostSums
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
@@ -29,13 +33,14 @@ from metroculus.storage.summaries import Answer
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
-from tools.window import SETTLING_SECONDS, Window
+from tools.window import HOUR, SETTLING_SECONDS, Window
 from tools.zones import UTC_ZONE
 
 BY = re.compile(rf"cost_center|namespace|cluster|label:{structs.LABEL_NAME}")
 SMALL_RESIDUAL = 0.01
 """Of a month's total: by so much its hours may differ from their source's own totals when it is closed."""
 FIRST_MONTH = "2000-01"
+CLOSED_KEPT = 64
 
 
 class Statement(Struct, frozen=True, kw_only=True):
@@ -79,8 +84,10 @@ class Closed(Struct, frozen=True, kw_only=True):
     """What was shared out."""
     statements: tuple[Statement, ...]
     accounts: tuple[structs.AccountCoverage, ...]
-    hours: dict[str, int]
-    """How many hours were stored, by account."""
+    hours: dict[str, tuple[tuple[int, int], ...]]
+    """The stretches of hours that were stored, by account."""
+    clusters: dict[str, tuple[str, ...]]
+    """The clusters that each account was limited to; none where it has one alone."""
     gaps: tuple[str, ...]
     """What it lacks, as sentences."""
     adjustments: tuple[Adjustment, ...]
@@ -104,7 +111,8 @@ class _Read(Struct, frozen=True):
     cells: tuple[Cell, ...]
     statements: tuple[Statement, ...]
     accounts: tuple[structs.AccountCoverage, ...]
-    hours: dict[str, int]
+    hours: dict[str, tuple[tuple[int, int], ...]]
+    clusters: dict[str, tuple[str, ...]]
     gaps: tuple[str, ...]
     """What it lacks, as sentences."""
     notes: tuple[str, ...]
@@ -116,22 +124,13 @@ class _Known(Struct, frozen=True):
     organization: str
     accounts: tuple[str, ...]
     versions: tuple[Rules, ...]
-    closed: dict[str, str]
-    """Closed months as they were written down."""
-
-    def month(self, month: str) -> Closed | None:
-        """A closed month; None for one that is open."""
-        body = self.closed.get(month)
-        return _CLOSED.decode(body) if body is not None else None
-
-    def months(self) -> dict[str, Closed]:
-        """Every closed month."""
-        return {month: _CLOSED.decode(body) for month, body in self.closed.items()}
+    closed: tuple[str, ...]
+    """Closed months, in order."""
 
     def rules(self, month: str) -> Rules:
         """Those that hold for a month: the last that are valid by then; none of anything before the first."""
         valid = [one for one in self.versions if one.valid_from <= month]
-        return valid[-1] if valid else Rules(valid_from=month)
+        return valid[-1] if valid else Rules(valid_from=str(month))
 
 
 class ChargebackController:
@@ -141,6 +140,10 @@ class ChargebackController:
         self._accounts = accounts
         self._store = store
         self._clock = clock
+        self._closed: LRUCache[tuple[str, str], Closed] = LRUCache(CLOSED_KEPT)
+        """Closed months by organization and month: they never change."""
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By organization, held while its rules change or a month is closed."""
 
     async def keep_accounts(self, organization: str, accounts: Sequence[str], deadline: Deadline) -> None:
         """Remember which accounts an organization has.
@@ -173,6 +176,12 @@ class ChargebackController:
             ApiError: 400; 409 where a closed month would have other rules.
             NoHistory, StoreError
         """
+        async with self._changing.setdefault(organization, asyncio.Lock()):
+            await self._put_rules(organization, rules, deadline)
+        return await self.rules(organization, deadline)
+
+    async def _put_rules(self, organization: str, rules: Rules, deadline: Deadline) -> None:
+        """Raises: ApiError, StoreError"""
         store, known = self._known_store(), await self._known(organization, deadline)
         _checked(rules, known)
         later = [one.valid_from for one in known.versions if one.valid_from > rules.valid_from]
@@ -183,7 +192,6 @@ class ChargebackController:
             )
         body = msgspec.json.encode(rules).decode()
         await store.ask(deadline.left(), store.documents.put, organization, "rules", rules.valid_from, body)
-        return await self.rules(organization, deadline)
 
     async def preview(
         self, organization: str, month: str, by: str, rules: Rules, deadline: Deadline
@@ -222,7 +230,7 @@ class ChargebackController:
         """
         window = self._month(month)
         known = await self._known(organization, deadline)
-        closed = await asyncio.to_thread(known.month, month)
+        closed = await self._closed_month(known, month, deadline)
         _check_by(by, known.rules(month) if closed is None else closed.rules)
         if closed is None:
             closed, notes = await self._as_it_is(known, month, window, deadline)
@@ -255,29 +263,35 @@ class ChargebackController:
             ApiError: 409 while it runs, or where something is missing and nothing says why that is accepted.
             NoHistory, StoreError
         """
-        store, window = self._known_store(), self._month(month)
-        known = await self._known(organization, deadline)
-        if month not in known.closed:
-            if window.end + SETTLING_SECONDS > self._clock():
-                raise ApiError(NOT_COMPLETE, f"{month} is not over yet", ["month"])
-            prints = await store.ask(
-                deadline.left(), store.ledger.fingerprints, list(known.accounts), window.start, window.end
-            )
-            frozen, _ = await self._as_it_is(known, month, window, deadline)
-            if frozen.gaps and not (accept_incomplete or "").strip():
-                reason = (
-                    f"{'; '.join(frozen.gaps)}: fill the gaps, or say in accept_incomplete why it is closed as it is"
-                )
-                raise ApiError(NOT_COMPLETE, reason, ["accept_incomplete"])
-            frozen = replace(
-                frozen,
-                closed_at=int(self._clock()),
-                accept_incomplete=accept_incomplete,
-                fingerprints={account: months.get(window.start, 0) for account, months in prints.items()},
-            )
-            body = await asyncio.to_thread(lambda: msgspec.json.encode(frozen, enc_hook=np.ndarray.tolist).decode())
-            await store.ask(deadline.left(), store.documents.put, organization, "closed_month", month, body)
+        window = self._month(month)
+        async with self._changing.setdefault(organization, asyncio.Lock()):
+            known = await self._known(organization, deadline)
+            if month not in known.closed:
+                await self._close(known, str(month), window, accept_incomplete, deadline)
         return await self.chargeback(organization, month, "cost_center", deadline)
+
+    async def _close(
+        self, known: _Known, month: str, window: Window, accept_incomplete: str | None, deadline: Deadline
+    ) -> None:
+        """Raises: ApiError, StoreError"""
+        store = self._known_store()
+        if window.end + SETTLING_SECONDS > self._clock():
+            raise ApiError(NOT_COMPLETE, f"{month} is not over yet", ["month"])
+        prints = await store.ask(
+            deadline.left(), store.ledger.fingerprints, list(known.accounts), window.start, window.end
+        )
+        frozen, _ = await self._as_it_is(known, month, window, deadline)
+        if frozen.gaps and not (accept_incomplete or "").strip():
+            reason = f"{'; '.join(frozen.gaps)}: fill the gaps, or say in accept_incomplete why it is closed as it is"
+            raise ApiError(NOT_COMPLETE, reason, ["accept_incomplete"])
+        frozen = replace(
+            frozen,
+            closed_at=int(self._clock()),
+            accept_incomplete=accept_incomplete,
+            fingerprints={account: months.get(window.start, 0) for account, months in prints.items()},
+        )
+        body = await asyncio.to_thread(lambda: msgspec.json.encode(frozen, enc_hook=np.ndarray.tolist).decode())
+        await store.ask(deadline.left(), store.documents.put, known.organization, "closed_month", month, body)
 
     async def _known(self, organization: str, deadline: Deadline) -> _Known:
         """Raises: NoHistory, StoreError"""
@@ -286,12 +300,11 @@ class ChargebackController:
         def read() -> _Known:
             accounts = store.documents.newest(organization, "accounts").get("")
             rules = store.documents.newest(organization, "rules")
-            closed = store.documents.first(organization, "closed_month")
             return _Known(
                 organization,
                 tuple(_ACCOUNTS.decode(accounts.body)) if accounts is not None else (),
                 tuple(_RULES.decode(one.body) for one in rules.values()),
-                {name: one.body for name, one in sorted(closed.items())},
+                store.documents.names(organization, "closed_month"),
             )
 
         return await store.ask(deadline.left(), read)
@@ -305,10 +318,9 @@ class ChargebackController:
         """Raises: ApiError: it is none, or has not begun."""
         if not re.fullmatch(MONTH, month) or month < FIRST_MONTH:
             raise ApiError(INVALID, f"month must be a month such as 2026-11, from {FIRST_MONTH} on", ["month"])
-        window = self._window(month)
-        if window.start > self._clock():
+        if month > UTC_ZONE.at(self._clock()).strftime("%Y-%m"):
             raise ApiError(INVALID, f"{month} has not begun", ["month"])
-        return window
+        return self._window(month)
 
     def _window(self, month: str) -> Window:
         start = int(UTC_ZONE.midnight(_first_day(month)))
@@ -316,20 +328,52 @@ class ChargebackController:
         settled = int(self._clock()) - SETTLING_SECONDS
         return Window(start, end, max(start, min(end, settled - settled % 3600)))
 
+    async def _closed_month(self, known: _Known, month: str, deadline: Deadline) -> Closed | None:
+        """A month as it was closed; None for one that is open.
+
+        Raises:
+            StoreError
+        """
+        if month not in known.closed:
+            return None
+        key = (known.organization, str(month))
+        if key not in self._closed:
+            store = self._known_store()
+
+            def read() -> Closed | None:
+                found = store.documents.first(known.organization, "closed_month", month)
+                return _CLOSED.decode(found.body) if found is not None else None
+
+            closed = await store.ask(deadline.left(), read)
+            if closed is None:
+                raise StoreError("a replica of the store does not have a closed month yet")
+            self._closed[key] = closed
+        return self._closed[key]
+
     async def _charges(self, known: _Known, month: str, rules: Rules, deadline: Deadline) -> Charges:
         """A month under some rules; a closed one under its own as it was closed.
 
         Raises:
             StoreError
         """
-        closed = await asyncio.to_thread(known.month, month)
+        closed = await self._closed_month(known, month, deadline)
         if closed is not None and closed.rules == rules:
             return closed.charges
         read = await self._read(known.accounts, self._window(month), rules, deadline)
         return await asyncio.to_thread(share_out, rules, read.cells)
 
-    async def _read(self, accounts: Sequence[str], window: Window, rules: Rules, deadline: Deadline) -> _Read:
+    async def _read(
+        self,
+        accounts: Sequence[str],
+        window: Window,
+        rules: Rules,
+        deadline: Deadline,
+        limited_to: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> _Read:
         """What is stored of a month, by namespace and by every label that rules ask for.
+
+        Args:
+            limited_to: the clusters of each account; without it as its source has them now.
 
         Raises:
             StoreError
@@ -340,7 +384,8 @@ class ChargebackController:
         by_clusters: dict[tuple[str, ...], list[str]] = defaultdict(list)
         unable: dict[str, frozenset[str]] = {}
         for account, one in sources.items():
-            by_clusters[one.clusters.named].append(account)
+            named = one.clusters.named if limited_to is None else limited_to[account]
+            by_clusters[named].append(account)
             unable[account] = one.sources_without(names) if names else frozenset()
         found: dict[str, Answer] = {}
         alone: dict[tuple[str, str], list[CostSums]] = {}
@@ -354,7 +399,9 @@ class ChargebackController:
                     for currency, part in _by_currency(answer.committed).items():
                         more = (part, ("namespace", *names), filters)
                         alone[account, currency] = await store.ask(deadline.left(), store.history.sums, *more)
-        return await asyncio.to_thread(_read_of, accounts, window, found, alone, unable)
+        named_by = {account: clusters for clusters, several in by_clusters.items() for account in several}
+        read = await asyncio.to_thread(_read_of, accounts, window, found, alone, unable)
+        return replace(read, clusters=named_by)
 
     async def _adjustments(self, known: _Known, month: str, deadline: Deadline) -> tuple[Adjustment, ...]:
         """What closed months cost more than they said, and nobody has booked: due in the first open month after each.
@@ -371,7 +418,9 @@ class ChargebackController:
                 due.append(over)
         if not due:
             return ()
-        closed = await asyncio.to_thread(known.months)
+        closed = {
+            one: was for one in known.closed if (was := await self._closed_month(known, one, deadline)) is not None
+        }
         accounts = sorted({account for one in due for account in closed[one].hours})
         first, last = self._window(due[0]).start, self._window(due[-1]).end
         prints = await store.ask(deadline.left(), store.ledger.fingerprints, accounts, first, last)
@@ -380,7 +429,7 @@ class ChargebackController:
             window, was = self._window(one), closed[one]
             now = {account: prints[account].get(window.start, 0) for account in was.hours}
             if now != was.fingerprints:
-                read = await self._read(sorted(was.hours), window, was.rules, deadline)
+                read = await self._read(sorted(was.hours), window, was.rules, deadline, was.clusters)
                 booked = [a for of in closed.values() for a in of.adjustments if a.month == one]
                 adjustments += await asyncio.to_thread(_corrections, one, was, read, booked)
         return tuple(adjustments)
@@ -391,7 +440,7 @@ def _corrections(month: str, was: Closed, read: _Read, booked: Sequence[Adjustme
 
     A cluster of which hours are kept no longer is taken as it was.
     """
-    gone = {account for account, hours in was.hours.items() if read.hours[account] < hours}
+    gone = {account for account, stretches in was.hours.items() if list(without(stretches, read.hours[account]))}
     cells = [cell for cell in was.cells if cell.cluster in gone]
     charges = share_out(was.rules, [*cells, *(cell for cell in read.cells if cell.cluster not in gone)])
     found = []
@@ -447,8 +496,11 @@ def _read_of(
         cannot = sum(marker.source in unable[account] for marker in answer.committed.hours.values())
         if cannot:
             notes.append(f"{cannot} hours of cluster {account} were told by a source that tells no labels")
-    hours = {account: len(found[account].committed.hours) for account in accounts}
-    return _Read(tuple(cells), tuple(statements), tuple(covered), hours, tuple(gaps), tuple(notes))
+    hours = {
+        account: tuple(union((hour, hour + HOUR) for hour in sorted(found[account].committed.hours)))
+        for account in accounts
+    }
+    return _Read(tuple(cells), tuple(statements), tuple(covered), hours, {}, tuple(gaps), tuple(notes))
 
 
 def _cell(account: str, currency: str, one: CostSums) -> Cell:
@@ -489,6 +541,7 @@ def _closed(
         statements=read.statements,
         accounts=read.accounts,
         hours=read.hours,
+        clusters=read.clusters,
         gaps=read.gaps,
         adjustments=adjustments,
         total={currency: fsum(parts) for currency, parts in sorted(totals.items())},
@@ -520,6 +573,10 @@ def _told(
     it: Closed,
     notes: tuple[str, ...],
 ) -> structs.Chargeback:
+    lacking = {one.month for one in it.adjustments} - {one.month for one in it.adjustments if one.by == by}
+    told = [
+        f"the corrections of {one} are not known by {by}: its rules ask for no such label" for one in sorted(lacking)
+    ]
     previous = {(one.name, one.kind, one.currency): one.total for one in it.previous.get(by, ())}
     overhead: dict[str, list[float]] = defaultdict(list)
     for one in it.rules.overhead:
@@ -530,7 +587,7 @@ def _told(
         start=UTC_ZONE.iso(window.start),
         end=UTC_ZONE.iso(window.end),
         by=by,
-        rules_valid_from=it.rules.valid_from if known.versions else None,
+        rules_valid_from=it.rules.valid_from if it.rules in known.versions else None,
         closed_at=it.closed_at or None,
         accept_incomplete=it.accept_incomplete,
         complete=bool(it.accounts) and all(one.complete for one in it.accounts),
@@ -540,7 +597,7 @@ def _told(
         accounts=it.accounts,
         rows=tuple(_row(row, previous.get((row.name, row.kind, row.currency))) for row in rows_by(it.charges, by)),
         adjustments=wired((one for one in it.adjustments if one.by == by), structs.ChargebackAdjustment),
-        notes=(*it.charges.notes, *notes),
+        notes=(*it.charges.notes, *notes, *told),
     )
 
 
