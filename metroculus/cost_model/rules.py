@@ -260,7 +260,8 @@ class _Sheet:
         self._shared = [one.name for one in rules.shared]
         self._overhead = [one.name for one in rules.overhead if one.currency == currency]
         owners = _owners(rules, cells)
-        self.present = [name for name in (*(one.name for one in rules.cost_centers), UNASSIGNED) if name in owners]
+        there = frozenset(owners)
+        self.present = [name for name in (*(one.name for one in rules.cost_centers), UNASSIGNED) if name in there]
         """Cost centers that have cells."""
         self.owners = owners + self._named(owners)
         self._real = len(cells)
@@ -325,11 +326,14 @@ class _Sheet:
         rows = self._rows.get(name)
         if rows is None or how == "separate":
             return
-        clusters = np.array([cell.cluster for cell in self.cells], dtype=object)
-        for cluster in dict.fromkeys(clusters[rows].tolist()):
-            mine = rows[clusters[rows] == cluster]
-            here = {one: self._rows[one][clusters[self._rows[one]] == cluster] for one in self.present}
-            here = {one: places for one, places in here.items() if len(places)}
+        by_cluster: dict[str, dict[str, list[int]]] = {self.cells[row].cluster: {} for row in rows.tolist()}
+        for one in self.present:
+            for row in self._rows[one].tolist():
+                if (there := by_cluster.get(self.cells[row].cluster)) is not None:
+                    there.setdefault(one, []).append(row)
+        for cluster, members in by_cluster.items():
+            mine = [row for row in rows.tolist() if self.cells[row].cluster == cluster]
+            here = {one: np.array(places) for one, places in members.items()}
             own = {one: _exact(self._direct[places]) for one, places in here.items()}
             shares = _shares_of(own if how == "weighted" else dict.fromkeys(own, 1.0))
             usd = _exact(self.amounts[mine])
