@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from metroculus.codes import INVALID
 from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Filters
 from metroculus.cost_model.anomalies import LOOK_BACK_SECONDS, Spike, spikes
-from metroculus.cost_model.changes import GROUP_SEPARATOR, Measured, Step, changes, in_order
+from metroculus.cost_model.changes import GROUP_SEPARATOR, Kind, Measured, Step, changes, in_order
 from metroculus.cost_model.reading import COVERAGE_THRESHOLD
 from metroculus.metroculus_api.controllers.expenses import coverage_of
 from metroculus.metroculus_api.controllers.stored import currencies_of
@@ -207,10 +207,11 @@ def _compared(
         unpaired = {hour: marker for hour, marker in inside.items() if hour not in its_pairs}
         beyond = {hour: marker for hour, marker in one.hours.items() if hour not in inside}
         missing.append(len(unpaired))
-        for kind, hours in (("not_known", unpaired), ("length", beyond)):
+        kinds: tuple[tuple[Kind, dict[int, Marker]], ...] = (("not_known", unpaired), ("length", beyond))
+        for kind, hours in kinds:
             if hours:
                 usd = sign * _total(store, replace(one, hours=hours), filters)
-                steps.append(Step(kind=kind, amount=usd, before=None, after=float(len(hours)), unit="hours"))  # type: ignore[arg-type]
+                steps.append(Step(kind=kind, amount=usd, after=float(len(hours)), unit="hours"))
     return _Compared(before, after, tuple(steps), missing_before=missing[1], missing_after=missing[0])
 
 
