@@ -26,6 +26,8 @@ pytestmark = pytest.mark.push
 
 KILLS = int(os.environ.get("PUSH_KILLS", "3"))
 DAYS = int(os.environ.get("PUSH_DAYS", "8"))
+PATIENCE = 300 + 20 * KILLS
+"""Seconds: a question that nobody answered is asked again within five minutes, and there were many."""
 FLAVOURS = ("kubecost", "opencost", "opencost")
 
 
@@ -161,7 +163,7 @@ def test_everything_is_killed_and_every_hour_is_there_once(platform: Platform) -
         def told(asked: dict[str, Any] = asked) -> Any:
             return platform.ask("GET", "kubecost_cluster_costs", params=asked)
 
-        assert until(lambda told=told: told()["complete"], 180), told()["sources"]  # type: ignore[misc]
+        assert until(lambda told=told: told()["complete"], PATIENCE), told()["sources"]  # type: ignore[misc]
         summary = told()["summary"]
         known = fsum(usd for name, usd in summary.items() if name.endswith("_cost") and usd is not None
                      and name not in ("total_cost", "known_cost"))  # fmt: skip
