@@ -26,6 +26,7 @@ CONTROL_SHARE = 0.01
 SPREAD_SHARE = 0.10
 """A day may differ from its hours by this much of an owner's component, and the hours follow it."""
 ANY_SHARE = 1e12
+"""For hours that follow their day whatever the difference is; finite, so that it can be multiplied by 0."""
 LEAST_ROUNDINGS = 100
 """An owner's component follows its day only above this multiple of the possible rounding error."""
 

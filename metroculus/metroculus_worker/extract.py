@@ -44,8 +44,9 @@ COVERS_LESS = "the source knows less of this hour than is stored, and what is st
 SAME_USD, SAME_SHARE = 0.01, 1e-4
 """A day that is no further from its hours than this says what they say."""
 LEAST_LEFT, MOST_LEFT = 0.05, 2.0
-"""What a day leaves for hours that are cut out of it, to what they would be by its mean: outside it contradicts."""
-NO_CURRENCY = "the source does not say now what its money is in"
+"""What a day costs beyond its told hours, as a share of what its other hours are estimated at: below the first those
+hours are empty, above the second the day contradicts the hours that are stored."""
+NO_CURRENCY = "the source does not say its currency now"
 KEPT_NO_LONGER = "the source keeps this hour no longer, and what it told of it stays"
 
 
@@ -275,9 +276,9 @@ class Extractor:
         told = await self._costs_of(sources, account, stretch, beside)
         verdict = beside_its_day(whole, frozenset(beside), day, told)
         stays = _without(stays, verdict.replaced)
-        whole = _without(_without(whole, verdict.nothing_in), stays)
-        if verdict.nothing_in:
-            return _Held(whole, stays, None, why, dict.fromkeys(verdict.nothing_in, NOTHING_KNOWN))
+        whole = _without(_without(whole, verdict.empty), stays)
+        if verdict.empty:
+            return _Held(whole, stays, None, why, dict.fromkeys(verdict.empty, NOTHING_KNOWN))
         return _Held(whole, stays, less(day, told) if beside and not verdict.replaced else day, why)
 
     async def _day(
@@ -334,7 +335,7 @@ def assemble(
 ) -> tuple[list[HourBatch], Spread | None]:
     """What to store of hours, in order; with a day's own set they are all of its hours, and follow it."""
     rows: Sequence[Allocations] = [in_order(reading.allocations) for reading in readings]
-    loose = [reading.gone or reading.cut_from is not None for reading in readings]
+    loose = [reading.gone or reading.from_its_day for reading in readings]
     followed = follow(rows, loose, day) if day is not None else None
     if followed is None:
         followed_rows, usd, agrees, bound = rows, (0.0,) * len(readings), True, 0.0
@@ -378,9 +379,9 @@ class Verdict(Struct, frozen=True):
     """What becomes of hours that are cut out of their day beside hours that were told."""
 
     replaced: frozenset[int] = frozenset()
-    """Stored hours that the day contradicts, and that cannot be asked for again: they give way to what is cut."""
-    nothing_in: frozenset[int] = frozenset()
-    """Hours for which the day leaves nothing: what it is made of ran in the others."""
+    """Stored hours that the day contradicts and nobody can ask for again: hours cut out of the day replace them."""
+    empty: frozenset[int] = frozenset()
+    """Hours for which the day leaves no cost: everything in it ran in the other hours."""
 
 
 def beside_its_day(
@@ -394,8 +395,8 @@ def beside_its_day(
         day: what the day says, by owner.
         told: what the kept hours cost, by owner.
     """
-    firm = [reading for reading in readings.values() if reading.cut_from is None]
-    cut = {h: reading for h, reading in readings.items() if reading.cut_from is not None and h not in kept}
+    firm = [reading for reading in readings.values() if not reading.from_its_day]
+    cut = {hour: reading for hour, reading in readings.items() if reading.from_its_day and hour not in kept}
     says = fsum(costs.total for costs in day.values())
     rest = fsum([says, *(-one.allocations.total() for one in firm), *(-costs.total for costs in told.values())])
     if not cut:
@@ -404,11 +405,10 @@ def beside_its_day(
     estimate = fsum(reading.allocations.total() for reading in cut.values())
     if any(reading.gone for reading in firm) or not estimate:
         return Verdict()
-    if rest < LEAST_LEFT * estimate:
-        return (
-            Verdict(nothing_in=frozenset(cut)) if rest > -LEAST_LEFT * estimate else Verdict(replaced=frozenset(kept))
-        )
-    return Verdict() if rest <= MOST_LEFT * estimate else Verdict(replaced=frozenset(kept))
+    left = rest / estimate
+    if abs(left) < LEAST_LEFT:
+        return Verdict(empty=frozenset(cut))
+    return Verdict() if 0.0 < left <= MOST_LEFT else Verdict(replaced=frozenset(kept))
 
 
 def _not_replaced(

@@ -119,6 +119,11 @@ class HourReading(Struct, frozen=True, kw_only=True):
     gone: bool = False
     """Whether its upstream was asked for it again since, and told it no more."""
 
+    @property
+    def from_its_day(self) -> bool:
+        """Whether it was cut out of a whole day; hours that begin at half past are cut out of two hours."""
+        return self.cut_from is not None and self.cut_from[1] - self.cut_from[0] >= DAY
+
 
 class HoursRead(Struct, frozen=True):
     """The hours that were told, and why the others were not; ``failure`` where that is the source's fault."""

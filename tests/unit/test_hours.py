@@ -7,9 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metroculus.cost_model.allocation import Allocation
-from metroculus.cost_model.columns import by_owner
+from metroculus.cost_model.columns import Allocations, by_owner
 from metroculus.cost_model.components import COMPONENTS, Costs
 from metroculus.cost_model.settle import control, spread
+from metroculus.metroculus_worker.extract import Verdict, assemble, beside_its_day
+from metroculus.sources.choose import HourReading
+from tools.window import DAY, HOUR
 
 
 def row(namespace="a", **costs):
@@ -141,3 +144,50 @@ def test_hours_add_up_to_their_day_whatever_they_are(hours, factor):
     for name in COMPONENTS:
         assert getattr(after, name) == pytest.approx(getattr(day, name), rel=1e-12)
     assert fsum(found.usd) == pytest.approx(day.total - sums.total, abs=1e-9 * sums.total)
+
+
+MIDNIGHT = 1795132800
+PAST = 1800
+
+
+def reading(number, usd, cut_from=None, **more):
+    hour = MIDNIGHT + number * HOUR
+    allocations = Allocations.of([row(cpu=usd)])
+    return HourReading(
+        hour=hour, allocations=allocations, seconds=HOUR, control=None, management=None, cut_from=cut_from, **more
+    )
+
+
+def stored(readings, day):
+    batches, _ = assemble("account", readings, {"a": Costs(cpu=day)}, MIDNIGHT + 2 * DAY)
+    return [batch.allocations.total() for batch in batches], {batch.reconciled for batch in batches}
+
+
+def test_hours_cut_out_of_their_day_take_all_that_it_says_beyond_the_others():
+    day = (MIDNIGHT, MIDNIGHT + DAY)
+    totals, reconciled = stored([reading(0, 10.0), reading(1, 1.0, day), reading(2, 3.0, day)], 30.0)
+    assert totals == pytest.approx([10.0, 5.0, 15.0]) and reconciled == {True}
+
+
+def test_hours_that_cannot_be_asked_for_again_follow_their_day_however_far_it_is():
+    totals, reconciled = stored([reading(0, 10.0, gone=True), reading(1, 30.0, gone=True)], 20.0)
+    assert totals == pytest.approx([5.0, 15.0]) and reconciled == {True}
+
+
+def test_hours_at_half_past_follow_their_day_no_further_than_others():
+    """Each is cut out of two hours of the source, which can be asked for again."""
+    readings = [reading(n, 10.0, (MIDNIGHT + n * HOUR - PAST, MIDNIGHT + (n + 1) * HOUR + PAST)) for n in range(2)]
+    assert stored(readings, 40.0) == ([10.0, 10.0], {False})
+    assert stored(readings, 21.0) == (pytest.approx([10.5, 10.5]), {True})
+
+
+def test_what_a_day_says_of_the_hours_beside_the_told_ones():
+    day = (MIDNIGHT, MIDNIGHT + DAY)
+
+    def verdict(says, told=10.0):
+        readings = {one.hour: one for one in (reading(0, 10.0, day), reading(1, 10.0, day))}
+        return beside_its_day(readings, {MIDNIGHT}, {"a": Costs(cpu=says)}, {"a": Costs(cpu=told)})
+
+    assert verdict(20.0) == verdict(12.0) == verdict(30.0) == Verdict()
+    assert verdict(10.4) == verdict(9.6) == Verdict(empty=frozenset({MIDNIGHT + HOUR}))
+    assert verdict(31.0) == verdict(5.0) == Verdict(replaced=frozenset({MIDNIGHT}))
