@@ -23,9 +23,7 @@ AT_ONCE = 256
 MOST_ANSWER_BYTES = 1 << 20
 MOST_SAID_BYTES = 4096
 PASSED_ON = frozenset({400, 409, 413, 429})
-"""What the receiver says of the samples themselves goes through as it is; everything else may be cured.
-
-"""
+"""What the receiver says of the samples themselves goes through as it is; everything else may be cured."""
 DOUBTFUL = frozenset({400, 413})
 """A proxy before it, or an address that is something else, answers these, too: what does not even take a request
 without samples, and what answers with a page, says nothing of samples.
@@ -82,7 +80,7 @@ class Receiver:
         taken = answer.code // 100 == 2
         self._has_accepted |= taken
         if answer.code in DOUBTFUL and not self._has_accepted:
-            self._has_accepted = await self._takes_nothing(self._url, account, request_id)
+            self._has_accepted = await self._is_receiver(self._url, account, request_id)
         html = answer.headers.get("Content-Type", "").lower().startswith("text/html")
         passed_on = answer.code in PASSED_ON and (self._has_accepted or answer.code not in DOUBTFUL)
         if taken or (passed_on and not html):
@@ -93,8 +91,8 @@ class Receiver:
         log.warning("the receiver answered %d request_id=%s: %.200r", answer.code, request_id, text)
         raise ApiError(NO_RECEIVER, f"the receiver of metrics answered {answer.code}", retry_after=RETRY_SECONDS)
 
-    async def _takes_nothing(self, url: str, account: str, request_id: str) -> bool:
-        """Whether it takes a request without samples: then it is a receiver, also where this process is new."""
+    async def _is_receiver(self, url: str, account: str, request_id: str) -> bool:
+        """Whether it accepts a request without samples, as a receiver does."""
         try:
             answer = await self._fetch(url, account, EMPTY, request_id)
         except ApiError:

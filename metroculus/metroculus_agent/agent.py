@@ -166,11 +166,14 @@ class Agent:
             if _question(one) not in self._retry_at:
                 pushed += await self._push(one)
                 self._release_memory()
-        self._leave_alone(wanted)
+        self._pause_beside_failed(wanted)
         return pushed
 
-    def _leave_alone(self, wanted: Sequence[Wanted]) -> None:
-        """Whatever is asked of the time of a question that failed is left alone as long: it is wanted again with it."""
+    def _pause_beside_failed(self, wanted: Sequence[Wanted]) -> None:
+        """Pause every question about the same hours as one that failed for as long as that one.
+
+        The gateway asks for all of them again until the last is answered.
+        """
         until: dict[tuple[int, int], float] = {}
         for kind, step, start, end in self._failures:
             at = self._retry_at.get((kind, step, start, end), 0.0)
@@ -180,7 +183,7 @@ class Agent:
                 self._retry_at[question] = max(self._retry_at.get(question, 0.0), until[question[2:]])
 
     async def _learn_currency(self) -> None:
-        """Nothing is pushed of which nobody knows what its money is in: it would be taken for US dollars.
+        """Find out the upstream's currency before anything is pushed: without one, money is taken for US dollars.
 
         Raises:
             _RoundEnded
@@ -189,8 +192,7 @@ class Agent:
             await self._upstream.currency()
         except SourceError as failure:
             self._failed(failure)
-            log.error("the upstream does not say what its money is in, and nothing is pushed until it does; or say it"
-                      " with --currency")  # fmt: skip
+            log.error("the upstream does not say its currency, and nothing is pushed until it does; or set --currency")
             raise _RoundEnded from None
 
     async def _push(self, wanted: Wanted) -> int:

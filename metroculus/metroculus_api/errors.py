@@ -28,12 +28,24 @@ from metroculus.sources.errors import (
     Unreachable,
 )
 from metroculus.storage.engine import StoreError, TooManyRows
+from metroculus.storage.store import Store
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.errors import ApiError
 
 
 class NoHistory(Exception):
     """This service keeps no history."""
+
+
+def history_of(store: Store | None) -> Store:
+    """The store of a service that keeps history.
+
+    Raises:
+        NoHistory: it keeps none.
+    """
+    if store is None:
+        raise NoHistory
+    return store
 
 
 class NoWorker(Exception):

@@ -97,7 +97,7 @@ def make_app(
     costs = CostsController(accounts, savings, store)
     controllers: dict[str, Any] = {
         "costs": costs,
-        "summaries": SummariesController(costs, cache, ClusterCosts.key_of_statement),
+        "summaries": SummariesController(accounts, costs, cache, ClusterCosts.key_of_statement),
         "savings": savings,
         "inventory": InventoryController(accounts, store, clock),
         "sources": SourcesController(accounts, config.upstream_allow),

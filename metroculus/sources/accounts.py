@@ -50,6 +50,7 @@ PUSH = "push"
 PUSHING_SECONDS = 5.0
 """Seconds between two looks at which accounts have pushed something."""
 FORMS_SECONDS = 60.0
+"""Seconds between two looks at what the assets of accounts look like."""
 
 FLAVOURS: dict[str, MakeSource] = {
     "kubecost": lambda http, upstream, clock: KubecostSource(http, upstream, "kubecost", clock),

@@ -22,6 +22,7 @@ LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?"
 ACCOUNTS_AT_ONCE = 1000
 """Of how many accounts expenses may be asked for in one call."""
 AGGREGATE_PATTERN = rf"({'|'.join(PROPERTIES)}|(label|annotation):{LABEL_NAME})"
+CHARGEBACK_BY_PATTERN = rf"cost_center|namespace|cluster|label:{LABEL_NAME}"
 GROUP_BY_PATTERN = rf"({'|'.join(GROUPS)}|label:{LABEL_NAME})"
 
 SourceStatus: TypeAlias = Annotated[

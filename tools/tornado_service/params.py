@@ -272,6 +272,24 @@ def resolve_window(query: WindowQuery, now: float, codes: CommonCodes, default: 
         raise ApiError(codes.invalid_parameter, problem.reason, problem.params) from None
 
 
+class AgainstQuery(WindowQuery, frozen=True, kw_only=True):
+    """``against`` takes what ``window`` takes; without it, it is as much time just before."""
+
+    against: str | None = None
+
+
+def against_of(query: AgainstQuery, window: Window, now: float, codes: CommonCodes) -> Window:
+    """What a window is compared with.
+
+    Raises:
+        ApiError
+    """
+    if query.against is None:
+        span = window.end - window.start
+        return Window(window.start - span, window.start, window.start, zone=window.zone)
+    return resolve_window(WindowQuery(window=query.against, timezone=query.timezone), now, codes)
+
+
 @lru_cache(512)
 def _resolved(query: WindowQuery, now: int, default: str | None) -> Window:
     """Within a second the same question has the same window."""

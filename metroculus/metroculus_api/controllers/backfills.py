@@ -7,7 +7,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from metroculus.codes import INVALID, NOT_FOUND
-from metroculus.metroculus_api.errors import NoHistory, NoWorker
+from metroculus.metroculus_api.errors import NoWorker, history_of
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import NoSource
 from metroculus.storage.jobs import DEFAULT_PARALLEL, MAX_PARALLEL, Backfill
@@ -42,8 +42,7 @@ class BackfillsController:
         Raises:
             ApiError, NoHistory, NoWorker, NoSource, StoreError
         """
-        if self._store is None:
-            raise NoHistory
+        store = history_of(self._store)
         if not self._worked:
             raise NoWorker
         try:
@@ -61,9 +60,7 @@ class BackfillsController:
         if body.repair is not None and not self._accounts.one_cluster and await self._accounts.pushes(account):
             reason = "the costs of this account are pushed: what was pushed of closed days is not kept for ever"
             raise ApiError(INVALID, f"repair: {reason}", ["repair"])
-        job = await self._store.ask(
-            deadline.left(), self._store.jobs.ask, account, first, last, body.parallel, body.repair
-        )
+        job = await store.ask(deadline.left(), store.jobs.ask, account, first, last, body.parallel, body.repair)
         return _shown(job)
 
     async def get(self, id: str, deadline: Deadline) -> structs.Backfill:
@@ -80,9 +77,8 @@ class BackfillsController:
         Raises:
             NoHistory, StoreError
         """
-        if self._store is None:
-            raise NoHistory
-        jobs = await self._store.ask(deadline.left(), self._store.jobs.of, account)
+        store = history_of(self._store)
+        jobs = await store.ask(deadline.left(), store.jobs.of, account)
         return structs.Backfills(cloud_account_id=account, backfills=tuple(_shown(job) for job in reversed(jobs)))
 
     async def cancel(self, id: str, deadline: Deadline) -> structs.Backfill:
@@ -95,12 +91,11 @@ class BackfillsController:
         return _shown(await store.ask(deadline.left(), store.jobs.cancel, job))
 
     async def _found(self, id: str, deadline: Deadline) -> tuple[Store, Backfill]:
-        if self._store is None:
-            raise NoHistory
-        job = await self._store.ask(deadline.left(), self._store.jobs.get, id)
+        store = history_of(self._store)
+        job = await store.ask(deadline.left(), store.jobs.get, id)
         if job is None:
             raise ApiError(NOT_FOUND)
-        return self._store, job
+        return store, job
 
 
 def stretch_of(start: int | str, end: int | str, now: float) -> tuple[int, int]:

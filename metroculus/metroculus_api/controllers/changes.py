@@ -15,7 +15,7 @@ from metroculus.cost_model.changes import GROUP_SEPARATOR, Kind, Measured, Step,
 from metroculus.cost_model.reading import COVERAGE_THRESHOLD
 from metroculus.metroculus_api.controllers.expenses import coverage_of
 from metroculus.metroculus_api.controllers.stored import currencies_of
-from metroculus.metroculus_api.errors import NoHistory, cannot_group_by
+from metroculus.metroculus_api.errors import cannot_group_by, history_of
 from metroculus.metroculus_api.wire import window_of, wired
 from metroculus.sources.accounts import Accounts
 from metroculus.storage.ledger import CommittedHours, Marker
@@ -55,7 +55,7 @@ class ChangesController:
             ApiError: the two are in different currencies.
             NoSource, RegistryError, NoHistory, StoreError
         """
-        store = self._known_store()
+        store = history_of(self._store)
         sources = await self._accounts.of(account)
         unsupported = (*sources.unsupported(aggregate), *sources.not_stored(aggregate))
         if unsupported:
@@ -104,7 +104,7 @@ class ChangesController:
         Raises:
             NoSource, RegistryError, NoHistory, StoreError
         """
-        store = self._known_store()
+        store = history_of(self._store)
         filters = Filters(clusters=(await self._accounts.of(account)).clusters.named)
 
         def read() -> structs.Anomalies:
@@ -130,11 +130,6 @@ class ChangesController:
             )
 
         return await store.ask(deadline.left(), read)
-
-    def _known_store(self) -> Store:
-        if self._store is None:
-            raise NoHistory
-        return self._store
 
 
 def _seen(marker: Marker) -> bool:

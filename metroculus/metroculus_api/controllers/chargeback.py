@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, timedelta
@@ -19,10 +18,10 @@ from msgspec.structs import replace
 from metroculus.codes import ALREADY_CLOSED, INVALID, NOT_COMPLETE
 from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.reading import union, without
-from metroculus.cost_model.rules import MONTH, WIDTH, Cell, Charges, Row, Rules, RulesError, check, rows_by, share_out
+from metroculus.cost_model.rules import WIDTH, Cell, Charges, Row, Rules, RulesError, check, rows_by, share_out
 from metroculus.metroculus_api.controllers.expenses import coverage_of
 from metroculus.metroculus_api.controllers.stored import currencies_of, in_groups
-from metroculus.metroculus_api.errors import NoHistory
+from metroculus.metroculus_api.errors import history_of
 from metroculus.metroculus_api.wire import wired
 from metroculus.sources.accounts import Accounts
 from metroculus.storage.engine import StoreError
@@ -36,30 +35,16 @@ from tools.tornado_service.errors import ApiError
 from tools.window import HOUR, SETTLING_SECONDS, Window
 from tools.zones import UTC_ZONE
 
-BY = re.compile(rf"cost_center|namespace|cluster|label:{structs.LABEL_NAME}")
 SMALL_RESIDUAL = 0.01
 """Of a month's total: by so much its hours may differ from their source's own totals when it is closed."""
 FIRST_MONTH = "2000-01"
 CLOSED_KEPT = 64
 
 
-class Statement(Struct, frozen=True, kw_only=True):
-    """What is stored of one cluster's month, in one currency."""
+class Adjustment(structs.ChargebackAdjustment, frozen=True, kw_only=True):
+    """What a closed month costs more than it said, for one row of the view ``by``."""
 
-    cloud_account_id: str
-    currency: str
-    total_cost: float
-
-
-class Adjustment(Struct, frozen=True, kw_only=True):
-    """What a closed month costs more than it said, for one row of one view."""
-
-    month: str
     by: str
-    name: str
-    kind: str
-    currency: str
-    amount: float
 
 
 _Key = tuple[str, str, str]
@@ -75,21 +60,29 @@ class _Total(Struct, frozen=True, array_like=True):
     total: float
 
 
-class Closed(Struct, frozen=True, kw_only=True):
-    """A month as it was when it was closed; never changed."""
+class _Month(Struct, frozen=True, kw_only=True):
+    """What is stored of a month."""
+
+    cells: tuple[Cell, ...]
+    statements: tuple[structs.ChargebackStatement, ...]
+    accounts: tuple[structs.AccountCoverage, ...]
+    hours: dict[str, tuple[tuple[int, int], ...]]
+    """The stretches of hours that are stored, by account."""
+    clusters: dict[str, tuple[str, ...]]
+    """The clusters that each account is limited to; none where it has one alone."""
+    gaps: tuple[str, ...]
+    """What it lacks, as sentences."""
+
+
+class _Read(_Month, frozen=True, kw_only=True):
+    notes: tuple[str, ...]
+
+
+class Closed(_Month, frozen=True, kw_only=True):
+    """A month shared out; one that was closed is never changed."""
 
     rules: Rules
     charges: Charges
-    cells: tuple[Cell, ...]
-    """What was shared out."""
-    statements: tuple[Statement, ...]
-    accounts: tuple[structs.AccountCoverage, ...]
-    hours: dict[str, tuple[tuple[int, int], ...]]
-    """The stretches of hours that were stored, by account."""
-    clusters: dict[str, tuple[str, ...]]
-    """The clusters that each account was limited to; none where it has one alone."""
-    gaps: tuple[str, ...]
-    """What it lacks, as sentences."""
     adjustments: tuple[Adjustment, ...]
     total: dict[str, float]
     previous: dict[str, tuple[_Total, ...]] = {}
@@ -103,19 +96,6 @@ class Closed(Struct, frozen=True, kw_only=True):
 _CLOSED = msgspec.json.Decoder(Closed, dec_hook=lambda _, rows: np.array(rows, dtype=float))
 _RULES = msgspec.json.Decoder(Rules)
 _ACCOUNTS = msgspec.json.Decoder(list[str])
-
-
-class _Read(Struct, frozen=True):
-    """A month as the store has it."""
-
-    cells: tuple[Cell, ...]
-    statements: tuple[Statement, ...]
-    accounts: tuple[structs.AccountCoverage, ...]
-    hours: dict[str, tuple[tuple[int, int], ...]]
-    clusters: dict[str, tuple[str, ...]]
-    gaps: tuple[str, ...]
-    """What it lacks, as sentences."""
-    notes: tuple[str, ...]
 
 
 class _Known(Struct, frozen=True):
@@ -151,7 +131,7 @@ class ChargebackController:
         Raises:
             NoHistory, StoreError
         """
-        store, body = self._known_store(), msgspec.json.encode(sorted(set(accounts))).decode()
+        store, body = history_of(self._store), msgspec.json.encode(sorted(set(accounts))).decode()
 
         def keep() -> None:
             known = store.documents.newest(organization, "accounts").get("")
@@ -182,7 +162,7 @@ class ChargebackController:
 
     async def _put_rules(self, organization: str, rules: Rules, deadline: Deadline) -> None:
         """Raises: ApiError, StoreError"""
-        store, known = self._known_store(), await self._known(organization, deadline)
+        store, known = history_of(self._store), await self._known(organization, deadline)
         _checked(rules, known)
         later = [one.valid_from for one in known.versions if one.valid_from > rules.valid_from]
         touched = [m for m in known.closed if rules.valid_from <= m and (not later or m < later[0])]
@@ -233,23 +213,28 @@ class ChargebackController:
         closed = await self._closed_month(known, month, deadline)
         _check_by(by, known.rules(month) if closed is None else closed.rules)
         if closed is None:
-            closed, notes = await self._as_it_is(known, month, window, deadline)
+            closed, notes = await self._as_it_is(known, month, window, ("cost_center", by), deadline)
         else:
             notes = ()
         return await asyncio.to_thread(_told, known, month, window, by, closed, notes)
 
     async def _as_it_is(
-        self, known: _Known, month: str, window: Window, deadline: Deadline
+        self, known: _Known, month: str, window: Window, views: Sequence[str], deadline: Deadline
     ) -> tuple[Closed, tuple[str, ...]]:
-        """A month that is open as it would be if it were closed now, and what is to be said of it."""
+        """A month that is open as it would be if it were closed now, and what is to be said of it.
+
+        Args:
+            views: by which its adjustments and the month before are wanted.
+        """
         rules, before = known.rules(month), _month_before(month)
         read, adjustments, previous = await asyncio.gather(
             self._read(known.accounts, window, rules, deadline),
-            self._adjustments(known, month, deadline),
+            self._adjustments(known, month, views, deadline),
             self._charges(known, before, known.rules(before), deadline),
         )
         charges = await asyncio.to_thread(share_out, rules, read.cells)
-        return _closed(rules, charges, read, adjustments, previous), (*read.notes, *read.gaps)
+        closed = _closed(rules, charges, read, adjustments, {by: _listed(_totals(previous, by)) for by in views})
+        return closed, (*read.notes, *read.gaps)
 
     async def close(
         self, organization: str, month: str, accept_incomplete: str | None, deadline: Deadline
@@ -274,13 +259,13 @@ class ChargebackController:
         self, known: _Known, month: str, window: Window, accept_incomplete: str | None, deadline: Deadline
     ) -> None:
         """Raises: ApiError, StoreError"""
-        store = self._known_store()
+        store = history_of(self._store)
         if window.end + SETTLING_SECONDS > self._clock():
             raise ApiError(NOT_COMPLETE, f"{month} is not over yet", ["month"])
         prints = await store.ask(
             deadline.left(), store.ledger.fingerprints, list(known.accounts), window.start, window.end
         )
-        frozen, _ = await self._as_it_is(known, month, window, deadline)
+        frozen, _ = await self._as_it_is(known, month, window, _views(known.rules(month)), deadline)
         if frozen.gaps and not (accept_incomplete or "").strip():
             reason = f"{'; '.join(frozen.gaps)}: fill the gaps, or say in accept_incomplete why it is closed as it is"
             raise ApiError(NOT_COMPLETE, reason, ["accept_incomplete"])
@@ -295,7 +280,7 @@ class ChargebackController:
 
     async def _known(self, organization: str, deadline: Deadline) -> _Known:
         """Raises: NoHistory, StoreError"""
-        store = self._known_store()
+        store = history_of(self._store)
 
         def read() -> _Known:
             accounts = store.documents.newest(organization, "accounts").get("")
@@ -309,14 +294,9 @@ class ChargebackController:
 
         return await store.ask(deadline.left(), read)
 
-    def _known_store(self) -> Store:
-        if self._store is None:
-            raise NoHistory
-        return self._store
-
     def _month(self, month: str) -> Window:
         """Raises: ApiError: it is none, or has not begun."""
-        if not re.fullmatch(MONTH, month) or month < FIRST_MONTH:
+        if month < FIRST_MONTH:
             raise ApiError(INVALID, f"month must be a month such as 2026-11, from {FIRST_MONTH} on", ["month"])
         if month > UTC_ZONE.at(self._clock()).strftime("%Y-%m"):
             raise ApiError(INVALID, f"{month} has not begun", ["month"])
@@ -326,7 +306,7 @@ class ChargebackController:
         start = int(UTC_ZONE.midnight(_first_day(month)))
         end = UTC_ZONE.period(start, "month")[1]
         settled = int(self._clock()) - SETTLING_SECONDS
-        return Window(start, end, max(start, min(end, settled - settled % 3600)))
+        return Window(start, end, max(start, min(end, settled - settled % HOUR)))
 
     async def _closed_month(self, known: _Known, month: str, deadline: Deadline) -> Closed | None:
         """A month as it was closed; None for one that is open.
@@ -338,7 +318,7 @@ class ChargebackController:
             return None
         key = (known.organization, str(month))
         if key not in self._closed:
-            store = self._known_store()
+            store = history_of(self._store)
 
             def read() -> Closed | None:
                 found = store.documents.first(known.organization, "closed_month", month)
@@ -378,15 +358,14 @@ class ChargebackController:
         Raises:
             StoreError
         """
-        store, names = self._known_store(), [f"label:{label}" for label in rules.labels]
+        store, names = history_of(self._store), [f"label:{label}" for label in rules.labels]
         await self._accounts.look_up(accounts)
         sources = dict(zip(accounts, await asyncio.gather(*map(self._accounts.of, accounts)), strict=True))
+        clusters_of = limited_to or {account: one.clusters.named for account, one in sources.items()}
+        unable = {account: one.sources_without(names) if names else frozenset() for account, one in sources.items()}
         by_clusters: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        unable: dict[str, frozenset[str]] = {}
-        for account, one in sources.items():
-            named = one.clusters.named if limited_to is None else limited_to[account]
-            by_clusters[named].append(account)
-            unable[account] = one.sources_without(names) if names else frozenset()
+        for account in accounts:
+            by_clusters[clusters_of[account]].append(account)
         found: dict[str, Answer] = {}
         alone: dict[tuple[str, str], list[CostSums]] = {}
         for clusters, several in by_clusters.items():
@@ -399,17 +378,17 @@ class ChargebackController:
                     for currency, part in _by_currency(answer.committed).items():
                         more = (part, ("namespace", *names), filters)
                         alone[account, currency] = await store.ask(deadline.left(), store.history.sums, *more)
-        named_by = {account: clusters for clusters, several in by_clusters.items() for account in several}
-        read = await asyncio.to_thread(_read_of, accounts, window, found, alone, unable)
-        return replace(read, clusters=named_by)
+        return await asyncio.to_thread(_read_of, clusters_of, window, found, alone, unable)
 
-    async def _adjustments(self, known: _Known, month: str, deadline: Deadline) -> tuple[Adjustment, ...]:
+    async def _adjustments(
+        self, known: _Known, month: str, views: Sequence[str], deadline: Deadline
+    ) -> tuple[Adjustment, ...]:
         """What closed months cost more than they said, and nobody has booked: due in the first open month after each.
 
         Raises:
             StoreError
         """
-        store, due = self._known_store(), []
+        store, due = history_of(self._store), []
         for over in known.closed:
             open_month = _month_after(over)
             while open_month in known.closed:
@@ -431,12 +410,14 @@ class ChargebackController:
             if now != was.fingerprints:
                 read = await self._read(sorted(was.hours), window, was.rules, deadline, was.clusters)
                 booked = [a for of in closed.values() for a in of.adjustments if a.month == one]
-                adjustments += await asyncio.to_thread(_corrections, one, was, read, booked)
+                adjustments += await asyncio.to_thread(_corrections, one, was, read, booked, views)
         return tuple(adjustments)
 
 
-def _corrections(month: str, was: Closed, read: _Read, booked: Sequence[Adjustment]) -> list[Adjustment]:
-    """By every view: what its rows are now, less what they were when it was closed and what was booked since.
+def _corrections(
+    month: str, was: Closed, read: _Read, booked: Sequence[Adjustment], views: Sequence[str]
+) -> list[Adjustment]:
+    """By each view: what its rows are now, less what they were when it was closed and what was booked since.
 
     A cluster of which hours are kept no longer is taken as it was.
     """
@@ -444,7 +425,7 @@ def _corrections(month: str, was: Closed, read: _Read, booked: Sequence[Adjustme
     cells = [cell for cell in was.cells if cell.cluster in gone]
     charges = share_out(was.rules, [*cells, *(cell for cell in read.cells if cell.cluster not in gone)])
     found = []
-    for by in _views(was.rules):
+    for by in {*views}.intersection(_views(was.rules)):
         amounts: dict[_Key, list[float]] = defaultdict(list)
         for sign, of in ((1.0, charges), (-1.0, was.charges)):
             for key, usd in _totals(of, by).items():
@@ -473,14 +454,15 @@ def _by_currency(committed: CommittedHours) -> dict[str, CommittedHours]:
 
 
 def _read_of(
-    accounts: Sequence[str],
+    clusters_of: Mapping[str, tuple[str, ...]],
     window: Window,
     found: Mapping[str, Answer],
     alone: Mapping[tuple[str, str], Sequence[CostSums]],
     unable: Mapping[str, frozenset[str]],
 ) -> _Read:
+    """Args: clusters_of: the accounts, with the clusters that each is limited to."""
     cells, statements, covered, gaps, notes = [], [], [], [], []
-    for account in accounts:
+    for account in clusters_of:
         answer = found[account]
         currencies = currencies_of(answer.committed)
         parts = {one: answer.sums for one in currencies[:1]}
@@ -489,7 +471,9 @@ def _read_of(
         for currency, sums in parts.items():
             cells += [_cell(account, currency, one) for one in sums]
             total = fsum(one.total for one in sums)
-            statements.append(Statement(cloud_account_id=account, currency=currency, total_cost=total))
+            statements.append(
+                structs.ChargebackStatement(cloud_account_id=account, currency=currency, total_cost=total)
+            )
         coverage = coverage_of(account, answer.committed, window, None, unable[account])
         covered.append(coverage)
         gaps += _gaps(account, answer, window, coverage)
@@ -498,9 +482,17 @@ def _read_of(
             notes.append(f"{cannot} hours of cluster {account} were told by a source that tells no labels")
     hours = {
         account: tuple(union((hour, hour + HOUR) for hour in sorted(found[account].committed.hours)))
-        for account in accounts
+        for account in clusters_of
     }
-    return _Read(tuple(cells), tuple(statements), tuple(covered), hours, {}, tuple(gaps), tuple(notes))
+    return _Read(
+        cells=tuple(cells),
+        statements=tuple(statements),
+        accounts=tuple(covered),
+        hours=hours,
+        clusters=dict(clusters_of),
+        gaps=tuple(gaps),
+        notes=tuple(notes),
+    )
 
 
 def _cell(account: str, currency: str, one: CostSums) -> Cell:
@@ -511,7 +503,7 @@ def _cell(account: str, currency: str, one: CostSums) -> Cell:
 def _gaps(account: str, answer: Answer, window: Window, coverage: structs.AccountCoverage) -> list[str]:
     """What is missing of a cluster's month; a residual that is small beside the month is nothing that is missing."""
     committed, source = answer.committed, coverage.source
-    lacking = fsum(end - start for start, end in committed.missing()) / 3600
+    lacking = fsum(end - start for start, end in committed.missing()) / HOUR
     if lacking:
         return [f"cluster {account} lacks {lacking:.0f} hours"]
     total = fsum(one.total for one in answer.sums)
@@ -529,23 +521,22 @@ def _gaps(account: str, answer: Answer, window: Window, coverage: structs.Accoun
 
 
 def _closed(
-    rules: Rules, charges: Charges, read: _Read, adjustments: tuple[Adjustment, ...], previous: Charges
+    rules: Rules,
+    charges: Charges,
+    read: _Read,
+    adjustments: tuple[Adjustment, ...],
+    previous: dict[str, tuple[_Total, ...]],
 ) -> Closed:
     totals: dict[str, list[float]] = defaultdict(list)
     for currency, row in zip(charges.currencies, charges.amounts, strict=True):
         totals[currency] += row.tolist()
     return Closed(
+        **{name: getattr(read, name) for name in _Month.__struct_fields__},
         rules=rules,
         charges=charges,
-        cells=read.cells,
-        statements=read.statements,
-        accounts=read.accounts,
-        hours=read.hours,
-        clusters=read.clusters,
-        gaps=read.gaps,
         adjustments=adjustments,
         total={currency: fsum(parts) for currency, parts in sorted(totals.items())},
-        previous={by: _listed(_totals(previous, by)) for by in _views(rules)},
+        previous=previous,
     )
 
 
@@ -566,20 +557,15 @@ def _listed(totals: Mapping[_Key, float]) -> tuple[_Total, ...]:
 
 
 def _told(
-    known: _Known,
-    month: str,
-    window: Window,
-    by: str,
-    it: Closed,
-    notes: tuple[str, ...],
+    known: _Known, month: str, window: Window, by: str, closed: Closed, notes: tuple[str, ...]
 ) -> structs.Chargeback:
-    lacking = {one.month for one in it.adjustments} - {one.month for one in it.adjustments if one.by == by}
+    lacking = {one.month for one in closed.adjustments} - {one.month for one in closed.adjustments if one.by == by}
     told = [
         f"the corrections of {one} are not known by {by}: its rules ask for no such label" for one in sorted(lacking)
     ]
-    previous = {(one.name, one.kind, one.currency): one.total for one in it.previous.get(by, ())}
+    previous = {(one.name, one.kind, one.currency): one.total for one in closed.previous.get(by, ())}
     overhead: dict[str, list[float]] = defaultdict(list)
-    for one in it.rules.overhead:
+    for one in closed.rules.overhead:
         overhead[one.currency].append(one.amount_month)
     return structs.Chargeback(
         organization_id=known.organization,
@@ -587,17 +573,17 @@ def _told(
         start=UTC_ZONE.iso(window.start),
         end=UTC_ZONE.iso(window.end),
         by=by,
-        rules_valid_from=it.rules.valid_from if it.rules in known.versions else None,
-        closed_at=it.closed_at or None,
-        accept_incomplete=it.accept_incomplete,
-        complete=bool(it.accounts) and all(one.complete for one in it.accounts),
-        totals=it.total,
+        rules_valid_from=closed.rules.valid_from if closed.rules in known.versions else None,
+        closed_at=closed.closed_at or None,
+        accept_incomplete=closed.accept_incomplete,
+        complete=bool(closed.accounts) and all(one.complete for one in closed.accounts),
+        totals=closed.total,
         overhead={currency: fsum(parts) for currency, parts in overhead.items()},
-        statements=wired(it.statements, structs.ChargebackStatement),
-        accounts=it.accounts,
-        rows=tuple(_row(row, previous.get((row.name, row.kind, row.currency))) for row in rows_by(it.charges, by)),
-        adjustments=wired((one for one in it.adjustments if one.by == by), structs.ChargebackAdjustment),
-        notes=(*it.charges.notes, *notes, *told),
+        statements=closed.statements,
+        accounts=closed.accounts,
+        rows=tuple(_row(row, previous.get((row.name, row.kind, row.currency))) for row in rows_by(closed.charges, by)),
+        adjustments=wired((one for one in closed.adjustments if one.by == by), structs.ChargebackAdjustment),
+        notes=(*closed.charges.notes, *notes, *told),
     )
 
 

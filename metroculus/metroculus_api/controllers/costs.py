@@ -63,10 +63,6 @@ class CostsController:
             return await self._savings.stored_overview(*about, deadline)
         return await self._savings.overview(sources, question.window, deadline)
 
-    async def look_up(self, accounts: Sequence[str]) -> None:
-        """Read which sources many accounts have in one go, before each is asked for."""
-        await self._accounts.look_up(accounts)
-
     async def read_ahead(self, accounts: Sequence[str], window: Window, deadline: Deadline) -> ReadAhead | None:
         """What is stored of many accounts, for ``summary`` of each; None where no history is kept."""
         if self._stored is None or not accounts:

@@ -17,7 +17,7 @@ from metroculus.cost_model.components import COMPONENTS
 from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.grouping import TIMES
 from metroculus.metroculus_api.controllers.stored import currencies_of, in_groups, source_of, whole
-from metroculus.metroculus_api.errors import NoHistory, cannot_group_by
+from metroculus.metroculus_api.errors import cannot_group_by, history_of
 from metroculus.metroculus_api.wire import window_of, wire
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY
@@ -76,9 +76,7 @@ class ExpensesController:
         Raises:
             NoHistory, StoreError
         """
-        store = self._store
-        if store is None:
-            raise NoHistory
+        store = history_of(self._store)
         properties = _properties(group_by)
         finest = next((period for period in PERIODS if period in group_by), None)
 

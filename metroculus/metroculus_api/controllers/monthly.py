@@ -17,7 +17,7 @@ from metroculus.cost_model.series import steps, stored_point
 from metroculus.cost_model.statement import Point
 from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, project
 from metroculus.metroculus_api.controllers.stored import currencies_of, in_groups, source_of, whole
-from metroculus.metroculus_api.errors import NoHistory, failure_of
+from metroculus.metroculus_api.errors import failure_of, history_of
 from metroculus.metroculus_api.wire import wire
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY
@@ -106,9 +106,7 @@ class MonthlyController:
         self, clusters: dict[str, tuple[str, ...]], count: int, zone: Zone, deadline: Deadline
     ) -> dict[str, structs.StoredMonths]:
         """Of accounts with the clusters that each is limited to."""
-        store = self._store
-        if store is None:
-            raise NoHistory
+        store = history_of(self._store)
         settled = int(self._clock()) - SETTLING_SECONDS
         asked = _Asked(_last_months(int(self._clock()), count, settled - settled % HOUR, zone), zone)
         first, end = asked.months[0].start, asked.running.end

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from metroculus import plan
 from metroculus.codes import INBOX_FULL, INVALID, NOT_PUSHED, ONE_CLUSTER, TOO_LARGE, TOO_MANY_TOKENS
-from metroculus.metroculus_api.errors import NoHistory
+from metroculus.metroculus_api.errors import history_of
 from metroculus.sources.accounts import PUSH, Accounts, TooManyTokens
 from metroculus.sources.errors import BadAnswer, TooLarge
 from metroculus.storage.inbox import PIECE_BYTES, Inbox, Kind, PushedAnswer, Step
@@ -53,9 +53,7 @@ class PushController:
 
     @property
     def _store(self) -> Store:
-        if self._kept is None:
-            raise NoHistory
-        return self._kept
+        return history_of(self._kept)
 
     @property
     def _inbox(self) -> Inbox:

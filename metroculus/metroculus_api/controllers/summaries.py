@@ -14,6 +14,7 @@ from metroculus.metroculus_api.cache import AnswerCache, Key, Work
 from metroculus.metroculus_api.controllers.costs import CostsController
 from metroculus.metroculus_api.controllers.stored import in_groups
 from metroculus.metroculus_api.errors import failure_of
+from metroculus.sources.accounts import Accounts
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import Window
@@ -41,7 +42,10 @@ class SummariesController:
         kept_as: the key under which a statement that is asked for alone is kept.
     """
 
-    def __init__(self, costs: CostsController, cache: AnswerCache, kept_as: Callable[[Question], Key]) -> None:
+    def __init__(
+        self, accounts: Accounts, costs: CostsController, cache: AnswerCache, kept_as: Callable[[Question], Key]
+    ) -> None:
+        self._accounts = accounts
         self._costs = costs
         self._cache = cache
         self._kept_as = kept_as
@@ -73,7 +77,7 @@ class SummariesController:
         def question(account: str, window: Window) -> Question:
             return Question(cloud_account_id=account, window=window, filters=filters)
 
-        await self._costs.look_up(accounts)
+        await self._accounts.look_up(accounts)
         questions = {account: question(account, asked_window) for account in accounts}
         found = await asyncio.gather(*(self._cache.basis_of(account) for account in accounts))
         bases = dict(zip(accounts, found, strict=True))

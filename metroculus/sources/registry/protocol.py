@@ -250,7 +250,7 @@ class SourceRegistry:
         for account, stored in (await self._ask(read, lambda _: {})).items():
             if changes == self._changes:
                 self._remembered[account] = (began, stored)
-                self._revisions[account] = (began, None if stored is None else stored.revision)
+                self._note_revision(account, began, None if stored is None else stored.revision)
 
     async def read_now(self, account: str) -> SourceEntry | None:
         """The entry as it is at this moment; nothing that is remembered stands in.
@@ -279,10 +279,13 @@ class SourceRegistry:
 
         revision = await self._ask(lambda: self.entries.revision(account), remembered)
         if changes == self._changes:
-            if len(self._revisions) >= MOST_REVISIONS:
-                self._revisions.clear()
-            self._revisions[account] = (began, revision)
+            self._note_revision(account, began, revision)
         return revision
+
+    def _note_revision(self, account: str, seen_at: float, revision: int | None) -> None:
+        if len(self._revisions) >= MOST_REVISIONS:
+            self._revisions.clear()
+        self._revisions[account] = (seen_at, revision)
 
     def remembered_revision(self, account: str) -> tuple[int | None] | None:
         """``revision`` as it was seen a moment ago; None where it was not."""

@@ -6,10 +6,9 @@ from metroculus.codes import CODES, INVALID
 from metroculus.metroculus_api.controllers.changes import ChangesController
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
 from optscale_client.metroculus_client import structs
-from tools.tornado_service.changes import AgainstQuery, against
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import Text, Uuid, WindowQuery
+from tools.tornado_service.params import AgainstQuery, Text, Uuid, WindowQuery, against_of
 
 
 class ChangeAggregate(Text):
@@ -36,7 +35,7 @@ class CostChanges(MetroculusHandler):
         if any(name.startswith("annotation:") for name in query.aggregate):
             raise ApiError(INVALID, "annotations are not compared: aggregate by a label", ["aggregate"])
         window = self.window_of(query)
-        before = against(query, window, self.service.clock(), CODES)
+        before = against_of(query, window, self.service.clock(), CODES)
         return await self.changes.changes(query.cloud_account_id, window, before, query.aggregate, self.deadline())
 
 

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from metroculus.codes import INVALID
 from metroculus.cost_model.rules import Rules
-from metroculus.metroculus_api.controllers.chargeback import BY, ChargebackController
+from metroculus.metroculus_api.controllers.chargeback import ChargebackController
 from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.errors import ApiError
@@ -19,7 +19,7 @@ MAX_ACCOUNTS = 10_000
 
 
 class By(Text):
-    pattern = BY.pattern
+    pattern = structs.CHARGEBACK_BY_PATTERN
     what = "cost_center, namespace, cluster, or label:NAME"
 
 

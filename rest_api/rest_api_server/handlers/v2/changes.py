@@ -7,9 +7,8 @@ from rest_api.rest_api_server.auth import DEFAULT_WINDOW, Needs, RestHandler
 from rest_api.rest_api_server.controllers.changes import ChangesController
 from rest_api.rest_api_server.errors import CODES
 from rest_api.rest_api_server.handlers.v2.clusters import Aggregate, ViewQuery
-from tools.tornado_service.changes import AgainstQuery, against
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import Uuid, resolve_window
+from tools.tornado_service.params import AgainstQuery, Uuid, against_of, resolve_window
 
 
 class ChangesQuery(AgainstQuery, frozen=True, kw_only=True):
@@ -28,7 +27,7 @@ class ClusterChanges(ChangesHandler):
     async def get(self, query: ChangesQuery) -> structs.Changes:
         now = self.service.clock()
         window = resolve_window(query, now, CODES, DEFAULT_WINDOW)
-        before = against(query, window, now, CODES)
+        before = against_of(query, window, now, CODES)
         return await self.changes.changes(self.cluster, window, before, query.aggregate, self.request_id)
 
 

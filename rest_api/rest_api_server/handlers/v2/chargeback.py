@@ -15,7 +15,7 @@ from tools.tornado_service.params import Month, Text
 
 
 class By(Text):
-    pattern = rf"cost_center|namespace|cluster|label:{structs.LABEL_NAME}"
+    pattern = structs.CHARGEBACK_BY_PATTERN
     what = "cost_center, namespace, cluster, or label:NAME"
 
 
