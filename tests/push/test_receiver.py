@@ -23,6 +23,8 @@ pytestmark = pytest.mark.push
 
 KILLS = int(os.environ.get("PUSH_KILLS", "3"))
 SENDERS = 6
+RENEWED_EVERY = 1 + KILLS // 6
+"""Kills: an account has eight good tokens at most."""
 SAMPLES = 40 * KILLS
 """Each sender's, one a request."""
 
@@ -65,17 +67,18 @@ class Sender(threading.Thread):
     """Sends one sample after the other, as Prometheus does: again where that may help, and notes what was taken."""
 
     def __init__(self, door: Door, number: int, token: list[str], start: int) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.door, self.number, self.token, self.begin = door, number, token, start
         self.acknowledged = 0
         self.dropped: list[int] = []
+        self.given_up = threading.Event()
 
     def run(self) -> None:
         for one in range(SAMPLES):
             named = labels({"__name__": "sent", "sender": str(self.number)})
             body = packed(field(1, named + sample(float(one), self.begin + one)))
             ends = time.monotonic() + 60
-            while time.monotonic() < ends:
+            while time.monotonic() < ends and not self.given_up.is_set():
                 try:
                     answer = self.door.push("POST", WRITE, self.token[0], data=body, headers=METRICS)
                 except requests.RequestException:
@@ -97,13 +100,19 @@ def test_a_receiver_that_is_killed_again_and_again_misses_nothing(door: Door, re
     for one in senders:
         one.start()
     rng = random.Random(3)
-    for number in range(KILLS):
-        time.sleep(rng.uniform(0.1, 0.5))
-        receiver.kill()
-        token[0] = door.renewed(account)  # the old one is good for a while more
-        time.sleep(rng.uniform(0.0, 0.3))
-        receiver.start()
-        print(f"kill {number + 1}: {sum(one.acknowledged for one in senders)} samples acknowledged")
+    try:
+        for number in range(KILLS):
+            time.sleep(rng.uniform(0.1, 0.5))
+            receiver.kill()
+            if number % RENEWED_EVERY == 0:
+                token[0] = door.renewed(account)  # the old one is good for a while more
+            time.sleep(rng.uniform(0.0, 0.3))
+            receiver.start()
+            print(f"kill {number + 1}: {sum(one.acknowledged for one in senders)} samples acknowledged")
+    except BaseException:
+        for one in senders:
+            one.given_up.set()
+        raise
     for one in senders:
         one.join()
     assert not [one.dropped for one in senders if one.dropped]
