@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from metroculus.codes import (
     BAD_ANSWER,
@@ -28,24 +29,25 @@ from metroculus.sources.errors import (
     Unreachable,
 )
 from metroculus.storage.engine import StoreError, TooManyRows
-from metroculus.storage.store import Store
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.errors import ApiError
+
+T = TypeVar("T")
 
 
 class NoHistory(Exception):
     """This service keeps no history."""
 
 
-def history_of(store: Store | None) -> Store:
-    """The store of a service that keeps history.
+def history_of(part: T | None) -> T:
+    """A part of a service that keeps history: its store, or what reads it.
 
     Raises:
         NoHistory: it keeps none.
     """
-    if store is None:
+    if part is None:
         raise NoHistory
-    return store
+    return part
 
 
 class NoWorker(Exception):

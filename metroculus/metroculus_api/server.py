@@ -31,6 +31,7 @@ from metroculus.metroculus_api.shared_answers import SharedAnswers
 from metroculus.metroculus_api.urls import routes
 from metroculus.sources.accounts import Accounts
 from metroculus.storage.store import Store
+from metroculus.watch.months import Months
 from tools.tornado_service.application import make_application
 from tools.tornado_service.service import Service
 from tools.tornado_service.uploads import UploadBudget
@@ -95,6 +96,7 @@ def make_app(
     cache = AnswerCache(_Basis(accounts, store), config.cache_ttl, config.kubecost_timeout, config.cache_bytes, shared)
     CacheCollector(cache, service.registry)
     costs = CostsController(accounts, savings, store)
+    months = Months(accounts, store, clock) if store is not None else None
     controllers: dict[str, Any] = {
         "costs": costs,
         "summaries": SummariesController(accounts, costs, cache, ClusterCosts.key_of_statement),
@@ -105,7 +107,7 @@ def make_app(
         "monthly": MonthlyController(accounts, store, clock),
         "push": PushController(accounts, store, clock),
         "changes": ChangesController(accounts, store),
-        "chargeback": ChargebackController(accounts, store, clock),
+        "chargeback": ChargebackController(store, months, clock),
         "backfills": BackfillsController(accounts, store, worked, clock),
         "cache": cache,
     }

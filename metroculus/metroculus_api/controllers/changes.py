@@ -13,13 +13,12 @@ from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Filters
 from metroculus.cost_model.anomalies import LOOK_BACK_SECONDS, Spike, spikes
 from metroculus.cost_model.changes import GROUP_SEPARATOR, Kind, Measured, Step, changes, in_order
 from metroculus.cost_model.reading import COVERAGE_THRESHOLD
-from metroculus.metroculus_api.controllers.expenses import coverage_of
-from metroculus.metroculus_api.controllers.stored import currencies_of
 from metroculus.metroculus_api.errors import cannot_group_by, history_of
-from metroculus.metroculus_api.wire import window_of, wired
 from metroculus.sources.accounts import Accounts
+from metroculus.storage.coverage import currencies_of
 from metroculus.storage.ledger import CommittedHours, Marker
 from metroculus.storage.store import Store
+from metroculus.wire import coverage_of, window_of, wired
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError

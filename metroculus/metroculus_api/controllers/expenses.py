@@ -16,15 +16,14 @@ from metroculus.cost_model.columns import unknown_usage
 from metroculus.cost_model.components import COMPONENTS
 from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.grouping import TIMES
-from metroculus.metroculus_api.controllers.stored import currencies_of, in_groups, source_of, whole
 from metroculus.metroculus_api.errors import cannot_group_by, history_of
-from metroculus.metroculus_api.wire import window_of, wire
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY
+from metroculus.storage.coverage import currencies_of, in_groups
 from metroculus.storage.history import COSTS_AND_USAGE, CostSums, Page, Ranked, by_key
-from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
+from metroculus.wire import coverage_of, window_of
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import Window
@@ -214,23 +213,6 @@ def _stored(
     lacking = any(marker.unknown for marker in committed.hours.values())
     whole_list = whole_list or _WholeList(len(answer.sums), 0.0)
     return _Stored(answer.sums, coverage, tuple(currencies_of(committed)), lacking, whole_list)
-
-
-def coverage_of(
-    account: str, committed: CommittedHours, window: Window, finest: Period | None, unable_sources: frozenset[str]
-) -> structs.AccountCoverage:
-    """How much of a window is stored of an account; hours whose source cannot tell what is asked are partial."""
-    source = source_of(committed, window, finest)
-    cannot = sum(marker.source in unable_sources for marker in committed.hours.values())
-    if cannot:
-        note = f"{cannot} hours were told by a source that cannot tell what is grouped by"
-        source = replace(source, status="partial", warnings=(*source.warnings, note))
-    return structs.AccountCoverage(
-        cloud_account_id=account,
-        coverage=source.coverage,
-        complete=whole(committed, source),
-        source=wire(source, structs.SourceState),
-    )
 
 
 def row_of(

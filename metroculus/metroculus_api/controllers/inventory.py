@@ -13,11 +13,11 @@ from metroculus.codes import INVALID
 from metroculus.cost_model.assets import Asset, merge, totals
 from metroculus.cost_model.reading import SourceReport
 from metroculus.metroculus_api.controllers.stored import share_of
-from metroculus.metroculus_api.wire import sources_of, window_of, wired
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import NoSource, SourceError
 from metroculus.storage.engine import StoreError
 from metroculus.storage.store import Store
+from metroculus.wire import sources_of, window_of, wired
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError

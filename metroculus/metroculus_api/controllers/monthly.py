@@ -16,14 +16,14 @@ from metroculus.cost_model.components import Costs
 from metroculus.cost_model.series import steps, stored_point
 from metroculus.cost_model.statement import Point
 from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, project
-from metroculus.metroculus_api.controllers.stored import currencies_of, in_groups, source_of, whole
 from metroculus.metroculus_api.errors import failure_of, history_of
-from metroculus.metroculus_api.wire import wire
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY
+from metroculus.storage.coverage import currencies_of, in_groups, source_of, whole
 from metroculus.storage.history import IDLE_ROWS
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
+from metroculus.wire import wire
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import DAY, HOUR, SETTLING_SECONDS, Window

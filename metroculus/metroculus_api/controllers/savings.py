@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from metroculus.cost_model.reading import SourceReport, Status
 from metroculus.cost_model.savings import Recommendation, by_kind
-from metroculus.metroculus_api.wire import sources_of, window_of, wired
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import AccountSources
 from metroculus.sources.errors import NoSource
 from metroculus.sources.source import SavingsReading
 from metroculus.storage.engine import StoreError
 from metroculus.storage.store import Store
+from metroculus.wire import sources_of, window_of, wired
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import DAY, Window, iso

@@ -10,8 +10,9 @@ from metroculus.cost_model.allocation import IDLE, Filters
 from metroculus.cost_model.components import Costs
 from metroculus.cost_model.series import point_of, steps, stored_point, unknown_point
 from metroculus.cost_model.statement import Point, Question, Statement
-from metroculus.metroculus_api.controllers.stored import share_of, source_of, whole
+from metroculus.metroculus_api.controllers.stored import share_of
 from metroculus.storage.columns import COST_COLUMNS
+from metroculus.storage.coverage import source_of, whole
 from metroculus.storage.engine import StoreError
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store

@@ -11,7 +11,6 @@ from msgspec import Meta, Struct
 
 from metroculus.codes import INVALID, MISSING, NOT_FOUND, ONE_CLUSTER, OUTDATED
 from metroculus.cost_model.prices import CustomPrices
-from metroculus.metroculus_api.wire import wire
 from metroculus.sources.accounts import (
     PUSH,
     Accounts,
@@ -23,6 +22,7 @@ from metroculus.sources.accounts import (
     flavours,
 )
 from metroculus.sources.errors import AddressRefused
+from metroculus.wire import wire
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.errors import ApiError
 

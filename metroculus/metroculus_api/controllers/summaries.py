@@ -12,9 +12,9 @@ from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.statement import Question, Statement
 from metroculus.metroculus_api.cache import AnswerCache, Key, Work
 from metroculus.metroculus_api.controllers.costs import CostsController
-from metroculus.metroculus_api.controllers.stored import in_groups
 from metroculus.metroculus_api.errors import failure_of
 from metroculus.sources.accounts import Accounts
+from metroculus.storage.coverage import in_groups
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import Window

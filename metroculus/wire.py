@@ -6,11 +6,15 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from metroculus.cost_model.reading import SourceReport
 from metroculus.cost_model.statement import StatementWindow
+from metroculus.storage.coverage import source_of, whole
+from metroculus.storage.ledger import CommittedHours
 from optscale_client.metroculus_client import structs
 from tools.window import Window
+from tools.zones import Period
 
 T = TypeVar("T")
 
@@ -31,3 +35,20 @@ def sources_of(reports: Iterable[SourceReport]) -> tuple[structs.SourceState, ..
 
 def window_of(window: Window) -> structs.TimeWindow:
     return wire(StatementWindow.of(window), structs.TimeWindow)
+
+
+def coverage_of(
+    account: str, committed: CommittedHours, window: Window, finest: Period | None, unable_sources: frozenset[str]
+) -> structs.AccountCoverage:
+    """How much of a window is stored of an account; hours whose source cannot tell what is asked are partial."""
+    source = source_of(committed, window, finest)
+    cannot = sum(marker.source in unable_sources for marker in committed.hours.values())
+    if cannot:
+        note = f"{cannot} hours were told by a source that cannot tell what is grouped by"
+        source = replace(source, status="partial", warnings=(*source.warnings, note))
+    return structs.AccountCoverage(
+        cloud_account_id=account,
+        coverage=source.coverage,
+        complete=whole(committed, source),
+        source=wire(source, structs.SourceState),
+    )
