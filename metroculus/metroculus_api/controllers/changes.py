@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import fsum
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.codes import INVALID
-from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Filters
-from metroculus.cost_model.anomalies import LOOK_BACK_SECONDS, Spike, spikes
-from metroculus.cost_model.changes import GROUP_SEPARATOR, Kind, Measured, Step, changes, in_order
+from metroculus.cost_model.allocation import Filters
+from metroculus.cost_model.changes import Kind, Step, changes, in_order
 from metroculus.cost_model.reading import COVERAGE_THRESHOLD
 from metroculus.metroculus_api.errors import cannot_group_by, history_of
 from metroculus.sources.accounts import Accounts
 from metroculus.storage.coverage import currencies_of
 from metroculus.storage.ledger import CommittedHours, Marker
 from metroculus.storage.store import Store
+from metroculus.watch.spikes import find_spikes, groups_of
 from metroculus.wire import coverage_of, window_of, wired
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
-from tools.window import DAY, HOUR, Window
-
-MAX_SPIKES = 500
-CAUSES = 5
-"""Namespaces that are named with a spike."""
+from tools.window import HOUR, Window
 
 
 class _Compared(Struct, frozen=True):
@@ -70,7 +66,7 @@ class ChangesController:
                 raise ApiError(INVALID, reason, ["window", "against"])
             compared = _compared(store, committed[0], committed[1], against, window, filters)
             before, after = (
-                _groups(store.history.measured(one, aggregate, filters)) for one in (compared.before, compared.after)
+                groups_of(store.history.measured(one, aggregate, filters)) for one in (compared.before, compared.after)
             )
             steps = in_order([*changes(before, after), *compared.steps])
             totals = [_total(store, one, filters) for one in committed]
@@ -107,25 +103,15 @@ class ChangesController:
         filters = Filters(clusters=(await self._accounts.of(account)).clusters.named)
 
         def read() -> structs.Anomalies:
-            since = window.start - LOOK_BACK_SECONDS - HOUR
-            answer = store.summaries.sums(account, since, window.end, ("hour",), filters)
-            markers = answer.committed.hours
-            currencies = currencies_of(answer.committed)
-            totals = {int(one.keys[0]): one.total for one in answer.sums}
-            known = {
-                hour: totals.get(hour, 0.0)
-                for hour, marker in markers.items()
-                if _whole(marker) and marker.currency == currencies[-1]
-            }
+            found = find_spikes(store, account, window.start, window.end, filters)
             hours = range(window.start - window.start % HOUR, window.end, HOUR)
-            found = spikes(known, hours)[-MAX_SPIKES:]
             return structs.Anomalies(
                 cloud_account_id=account,
                 window=window_of(window),
-                currency=currencies[-1] if currencies else None,
-                hours=sum(hour in known for hour in hours),
-                unknown_hours=sum(hour not in known for hour in hours if hour < window.final_until),
-                anomalies=tuple(_anomaly(store, account, one, markers, filters) for one in found),
+                currency=found.currency,
+                hours=sum(hour in found.known for hour in hours),
+                unknown_hours=sum(hour not in found.known for hour in hours if hour < window.final_until),
+                anomalies=found.anomalies,
             )
 
         return await store.ask(deadline.left(), read)
@@ -134,53 +120,6 @@ class ChangesController:
 def _seen(marker: Marker) -> bool:
     """Whether all of an hour was seen: a third of it is no fall in cost."""
     return marker.seconds >= COVERAGE_THRESHOLD * HOUR
-
-
-def _whole(marker: Marker) -> bool:
-    """Whether an hour may be held against others: all of it seen, nothing of it unknown."""
-    return (
-        marker.seconds >= HOUR
-        and not marker.unknown
-        and not marker.quarantined
-        and not marker.partly_covered
-        and marker.reconciled
-    )
-
-
-def _anomaly(
-    store: Store, account: str, spike: Spike, markers: Mapping[int, Marker], filters: Filters
-) -> structs.Anomaly:
-    """A spike with the steps from the same hour of the day before, or of the last hour that is whole before it."""
-    before = (spike.hour - DAY, *range(spike.hour - HOUR, spike.hour - DAY, -HOUR))
-    held = next((hour for hour in before if hour in markers and _whole(markers[hour])), None)
-    steps: list[Step] = []
-    if held is not None:
-        was, now = (
-            _groups(store.history.measured(_only(account, markers[hour]), ("namespace",), filters))
-            for hour in (held, spike.hour)
-        )
-        steps = changes(was, now)
-    rises: dict[str, list[float]] = {}
-    for step in steps:
-        if step.group is not None:
-            rises.setdefault(step.group, []).append(step.amount)
-    risen = {group: usd for group, parts in rises.items() if (usd := fsum(parts)) > 0}
-    rise = fsum(risen.values())
-    ranked = sorted(risen.items(), key=lambda one: (-one[1], one[0]))[:CAUSES]
-    return structs.Anomaly(
-        hour=spike.hour,
-        total_cost=spike.total,
-        typical_cost=spike.typical,
-        limit_cost=spike.limit,
-        mean_cost_before=spike.mean_before,
-        against_hour=held,
-        causes=tuple(structs.AnomalyCause(namespace=name, rise=usd, share=usd / rise) for name, usd in ranked),
-        steps=wired(steps, structs.ChangeStep),
-    )
-
-
-def _only(account: str, marker: Marker) -> CommittedHours:
-    return CommittedHours(account, marker.hour, marker.hour + HOUR, {marker.hour: marker})
 
 
 def _compared(
@@ -211,8 +150,3 @@ def _compared(
 
 def _total(store: Store, committed: CommittedHours, filters: Filters) -> float:
     return fsum(one.total for one in store.history.sums(committed, (), filters))
-
-
-def _groups(measured: Sequence[tuple[tuple[str, ...], Measured]]) -> dict[str, Measured]:
-    """By the name that is shown; what no namespace owns has one name, whatever it is grouped by."""
-    return {keys[0] if keys[0] in (IDLE, MANAGEMENT) else GROUP_SEPARATOR.join(keys): one for keys, one in measured}
