@@ -47,6 +47,8 @@ INBOX_FULL = ErrorCode(503, "OM0033", "too much that was pushed is not stored ye
 TOO_MANY_TOKENS = ErrorCode(429, "OM0034", "too many push tokens of this account are still good: use one of them")
 ALREADY_CLOSED = ErrorCode(409, "OM0035", "a closed month is not changed")
 NOT_COMPLETE = ErrorCode(409, "OM0036", "the month cannot be closed yet")
+NO_BUDGET = ErrorCode(404, "OM0037", "there is no such budget")
+NAME_TAKEN = ErrorCode(409, "OM0038", "this name is taken")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,

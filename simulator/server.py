@@ -17,6 +17,7 @@ from tornado.web import Application, RequestHandler
 from simulator import answers, openmetrics, savings
 from simulator.world import DAY, HOUR, World
 
+FORECAST = "/forecasting/forecast/allocation"
 _DURATION_SECONDS = {"s": 1, "m": 60, "h": HOUR, "d": DAY}
 
 
@@ -49,6 +50,10 @@ class Habits:
     """An OpenCost that keeps blocks of its own instead of asking a Prometheus."""
     silent: bool = False
     """It takes connections and requests, and answers none."""
+    budgets: Any = None
+    """What Kubecost keeps as budgets: the ``data`` of its answer; None has no such path."""
+    forecast: Any = None
+    """What Kubecost expects of the days to come, likewise."""
     seconds_an_hour: float = 0.0
     """What it takes over each hour that it is asked for."""
 
@@ -99,6 +104,9 @@ class Simulator:
             ]
         if self.habits.currency is not None:
             routes.append((r"/model/getConfigs", KubecostConfigs, {"simulator": self}))
+        for path, data in (("/model/budgets", self.habits.budgets), (FORECAST, self.habits.forecast)):
+            if data is not None:
+                routes.append((path, KubecostKept, {"simulator": self}))
         if "kubecost" in self.habits.serves:
             routes += [
                 (r"/model/allocation", KubecostAllocation, {"simulator": self}),
@@ -361,6 +369,14 @@ class KubecostAssets(SimulatedHandler):
             for start, end in stretches
         ]
         return self.answer({"code": 200, "data": found})
+
+
+class KubecostKept(SimulatedHandler):
+    """Kubecost's own budgets and its forecast, as they were put in."""
+
+    def get(self) -> None:
+        habits = self.simulator.habits
+        self.answer({"code": 200, "data": habits.forecast if self.request.path == FORECAST else habits.budgets})
 
 
 class KubecostSavings(SimulatedHandler):

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo, available_timezones
 HOUR = 3600
 DAY = 86400
 
-Period = Literal["hour", "day", "week", "month"]
+Period = Literal["hour", "day", "week", "month", "quarter", "year"]
 
 
 _NOT_A_PLACE = frozenset({"localtime", "Factory", "posixrules"})
@@ -63,7 +63,7 @@ class Zone:
         return midnight - midnight % HOUR
 
     def period(self, stamp: int, length: Period) -> tuple[int, int]:
-        """The hour, local day, week (from Sunday) or month that a moment is counted to."""
+        """The hour, local day, week (from Sunday), month, quarter or year that a moment is counted to."""
         if length == "hour":
             return stamp - stamp % HOUR, stamp - stamp % HOUR + HOUR
         if length == "day" and self.is_utc:
@@ -75,8 +75,9 @@ class Zone:
             day -= timedelta(days=day.isoweekday() % 7)
             following = day + timedelta(days=7)
         else:
-            day = day.replace(day=1)
-            following = (day + timedelta(days=31)).replace(day=1)
+            months = {"month": 1, "quarter": 3, "year": 12}[length]
+            day = day.replace(day=1, month=day.month - (day.month - 1) % months)
+            following = (day + timedelta(days=31 * months)).replace(day=1)
         return self.first_hour(day), self.first_hour(following)
 
     def whole_offsets(self, start: int, end: int) -> list[tuple[int, int]]:

@@ -475,6 +475,11 @@ class _LabelBits(_Bits):
         return self._others if value in ("", UNALLOCATED) else self._others | self._has_it | super().of(value)
 
 
+def fits(pattern: str, text: str) -> bool:
+    """Whether a text fits a pattern, in which ``*`` stands for any text."""
+    return text == pattern if "*" not in pattern else bool(_glob(pattern)(text))
+
+
 def _glob(pattern: str) -> Callable[[str], object]:
     """Whether a text fits a pattern in which ``*`` stands for any text: each part is looked for once, in order."""
     first, *middle, last = pattern.split("*")

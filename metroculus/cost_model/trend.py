@@ -115,3 +115,22 @@ def quantile(values: Sequence[float], share: float) -> float:
     below = int(at)
     above = min(below + 1, len(ranked) - 1)
     return ranked[below] + (ranked[above] - ranked[below]) * (at - below)
+
+
+def at_most(hours: Mapping[int, float], partly_known: Mapping[int, float]) -> float | None:
+    """How much more hours may have cost than is known of them, by the dearest of their hour of the week.
+
+    Args:
+        hours: total of each whole hour of the last four weeks, by its first second.
+        partly_known: what is known of each hour that is not whole; 0 of one that is missing.
+
+    Returns:
+        None where no hour of the week bounds them.
+    """
+    if not partly_known:
+        return 0.0
+    if not hours:
+        return None
+    dearest = max(hours.values())
+    by_hour = {hour: max(values) for hour, values in _by_hour_of_week(hours).items()}
+    return fsum(max(0.0, by_hour.get(hour_of_week(hour), dearest) - usd) for hour, usd in partly_known.items())

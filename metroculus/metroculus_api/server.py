@@ -14,6 +14,7 @@ from metroculus.config import MetroculusConfig
 from metroculus.dependencies import Dependencies, make_dependencies
 from metroculus.metroculus_api.cache import AnswerCache, CacheCollector
 from metroculus.metroculus_api.controllers.backfills import BackfillsController
+from metroculus.metroculus_api.controllers.budgets import BudgetsController
 from metroculus.metroculus_api.controllers.changes import ChangesController
 from metroculus.metroculus_api.controllers.chargeback import ChargebackController
 from metroculus.metroculus_api.controllers.costs import CostsController
@@ -31,6 +32,7 @@ from metroculus.metroculus_api.shared_answers import SharedAnswers
 from metroculus.metroculus_api.urls import routes
 from metroculus.sources.accounts import Accounts
 from metroculus.storage.store import Store
+from metroculus.watch.budgets import BudgetReader
 from metroculus.watch.months import Months
 from tools.tornado_service.application import make_application
 from tools.tornado_service.service import Service
@@ -97,6 +99,7 @@ def make_app(
     CacheCollector(cache, service.registry)
     costs = CostsController(accounts, savings, store)
     months = Months(accounts, store, clock) if store is not None else None
+    budgets = BudgetReader(accounts, store, months, clock) if store is not None and months is not None else None
     controllers: dict[str, Any] = {
         "costs": costs,
         "summaries": SummariesController(accounts, costs, cache, ClusterCosts.key_of_statement),
@@ -108,6 +111,7 @@ def make_app(
         "push": PushController(accounts, store, clock),
         "changes": ChangesController(accounts, store),
         "chargeback": ChargebackController(store, months, clock),
+        "budgets": BudgetsController(accounts, store, months, budgets),
         "backfills": BackfillsController(accounts, store, worked, clock),
         "cache": cache,
     }

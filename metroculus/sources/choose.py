@@ -55,6 +55,7 @@ from metroculus.sources.source import (
     Metadata,
     SavingsReading,
     Series,
+    UpstreamBudgets,
     worst,
 )
 from tools.deadline import Deadline
@@ -316,6 +317,19 @@ class AccountSources:
     async def currency(self, deadline: Deadline) -> str:
         """What money is in: as the first source says, else as the account's entry does, else US dollars."""
         return await self.known_currency(deadline) or DEFAULT_CURRENCY
+
+    async def budgets(self, deadline: Deadline) -> UpstreamBudgets:
+        """The budgets and the forecast that a source has of its own; none where no source has any.
+
+        Raises:
+            SourceError
+        """
+        for source in self._sources:
+            if Capability.BUDGETS in source.known_capabilities and Capability.BUDGETS in await source.capabilities(
+                deadline
+            ):
+                return await source.budgets(deadline)
+        return UpstreamBudgets()
 
     async def metadata(self, at: int, deadline: Deadline) -> Metadata:
         """Quotas, workloads and nodes.

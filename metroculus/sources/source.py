@@ -57,6 +57,8 @@ class Capability(Enum):
     """Quotas, requests, limits and nodes as they are now."""
     SERIES = auto()
     """Samples of single metrics."""
+    BUDGETS = auto()
+    """Budgets that it keeps itself, and what it expects of the days to come."""
 
 
 class HourSet(Struct, frozen=True, kw_only=True):
@@ -104,6 +106,35 @@ class SavingsReading(Struct, frozen=True):
     by_category: dict[str, float] | None = None
     usages: tuple[ContainerUsage, ...] = ()
     """What the recommendations were worked out of, where they were."""
+
+
+class UpstreamBudget(Struct, frozen=True, kw_only=True):
+    """A budget that a source keeps itself; money in its currency, None where it does not say."""
+
+    id: str
+    name: str
+    scope: dict[str, tuple[str, ...]]
+    """In its own words: names by what they are names of."""
+    period: str
+    amount: float | None
+    spent: float | None
+    start: int | None
+    end: int | None
+
+
+class UpstreamForecast(Struct, frozen=True, kw_only=True):
+    """What a source expects of the days in ``[start, end)``."""
+
+    start: int
+    end: int
+    expected: float
+    low: float | None
+    high: float | None
+
+
+class UpstreamBudgets(Struct, frozen=True):
+    budgets: tuple[UpstreamBudget, ...] = ()
+    forecast: UpstreamForecast | None = None
 
 
 class Quota(Struct, frozen=True):
@@ -272,6 +303,10 @@ class CostSource:
 
     async def savings(self, window: Window, utilization: float | None, deadline: Deadline) -> SavingsReading | None:
         """What could be saved; None where the upstream turns out to have no such thing."""
+        raise NotImplementedError
+
+    async def budgets(self, deadline: Deadline) -> UpstreamBudgets:
+        """The budgets that it keeps itself, and its forecast."""
         raise NotImplementedError
 
     async def metadata(self, at: int, deadline: Deadline) -> Metadata:

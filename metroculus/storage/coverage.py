@@ -116,3 +116,8 @@ def whole(committed: CommittedHours, source: SourceReport) -> bool:
     """Whether what is stored of a window is all of its final time, and all known."""
     covered = source.coverage is None or source.coverage >= COVERAGE_THRESHOLD
     return bool(committed.hours) and covered and source.status == "ok"
+
+
+def is_all_known(marker: Marker) -> bool:
+    """Whether all of an hour was seen, and nothing of it is unknown."""
+    return marker.seconds >= HOUR and not (marker.unknown or marker.quarantined or marker.partly_covered)

@@ -10,7 +10,7 @@ from msgspec import Struct
 from metroculus.storage.columns import DOCUMENTS
 from metroculus.storage.engine import Engine, literal
 
-Kind = Literal["accounts", "rules", "closed_month"]
+Kind = Literal["accounts", "rules", "closed_month", "budget"]
 
 
 class Document(Struct, frozen=True, kw_only=True):

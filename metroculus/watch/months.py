@@ -135,7 +135,7 @@ class Months:
 
     def window(self, month: str) -> Window:
         """A month of UTC, of which the settled hours are final."""
-        start = int(UTC_ZONE.midnight(first_day(month)))
+        start = first_second(month)
         end = UTC_ZONE.period(start, "month")[1]
         settled = int(self._clock()) - SETTLING_SECONDS
         return Window(start, end, max(start, min(end, settled - settled % HOUR)))
@@ -296,6 +296,11 @@ def _gaps(account: str, answer: Answer, window: Window, coverage: structs.Accoun
 def first_day(month: str) -> date:
     """Of a month such as 2026-11."""
     return date(int(month[:4]), int(month[5:]), 1)
+
+
+def first_second(month: str) -> int:
+    """Of a month of UTC."""
+    return int(UTC_ZONE.midnight(first_day(month)))
 
 
 def month_before(month: str) -> str:

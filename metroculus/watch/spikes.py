@@ -10,6 +10,7 @@ from msgspec import Struct
 from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Filters
 from metroculus.cost_model.anomalies import LOOK_BACK_SECONDS, Spike, spikes
 from metroculus.cost_model.changes import GROUP_SEPARATOR, Measured, Step, changes
+from metroculus.storage.coverage import is_all_known
 from metroculus.storage.ledger import CommittedHours, Marker
 from metroculus.storage.store import Store
 from metroculus.wire import wired
@@ -42,21 +43,10 @@ def find_spikes(store: Store, account: str, start: int, end: int, filters: Filte
     known = {
         hour: totals.get(hour, 0.0)
         for hour, marker in markers.items()
-        if is_whole(marker) and marker.currency == currency
+        if _may_be_held(marker) and marker.currency == currency
     }
     found = spikes(known, range(start - start % HOUR, end, HOUR))[-MAX_SPIKES:]
     return FoundSpikes(known, currency, tuple(_anomaly(store, account, one, markers, filters) for one in found))
-
-
-def is_whole(marker: Marker) -> bool:
-    """Whether an hour may be held against others: all of it seen, nothing of it unknown."""
-    return (
-        marker.seconds >= HOUR
-        and not marker.unknown
-        and not marker.quarantined
-        and not marker.partly_covered
-        and marker.reconciled
-    )
 
 
 def groups_of(measured: Sequence[tuple[tuple[str, ...], Measured]]) -> dict[str, Measured]:
@@ -69,7 +59,7 @@ def _anomaly(
 ) -> structs.Anomaly:
     """A spike with the steps from the same hour of the day before, or of the last hour that is whole before it."""
     before = (spike.hour - DAY, *range(spike.hour - HOUR, spike.hour - DAY, -HOUR))
-    held = next((hour for hour in before if hour in markers and is_whole(markers[hour])), None)
+    held = next((hour for hour in before if _may_be_held(markers.get(hour))), None)
     steps: list[Step] = []
     if held is not None:
         was, now = (
@@ -98,3 +88,8 @@ def _anomaly(
 
 def _only(account: str, marker: Marker) -> CommittedHours:
     return CommittedHours(account, marker.hour, marker.hour + HOUR, {marker.hour: marker})
+
+
+def _may_be_held(marker: Marker | None) -> bool:
+    """Whether an hour may be held against others: all of it known, and as its source's own totals say."""
+    return marker is not None and is_all_known(marker) and marker.reconciled

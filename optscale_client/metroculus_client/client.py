@@ -487,6 +487,57 @@ class Client:
         body = {} if accept_incomplete is None else {"accept_incomplete": accept_incomplete}
         return self._call("POST", path, {}, body, request_id=request_id, timeout=timeout)
 
+    def get_budgets(
+        self,
+        organization_id: str,
+        upstream: bool = True,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """An organization's budgets in their running periods; with ``upstream``, those of its Kubecost beside them."""
+        path, query = _below("budgets", organization_id), {"upstream": "true" if upstream else "false"}
+        return self._call("GET", path, query, request_id=request_id, timeout=timeout)
+
+    def create_budget(
+        self,
+        organization_id: str,
+        budget: Mapping[str, Any],
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """A new budget."""
+        path = _below("budgets", organization_id)
+        return self._call("POST", path, {}, budget, request_id=request_id, timeout=timeout)
+
+    def get_budget(
+        self, organization_id: str, budget_id: str, *, request_id: str | None = None, timeout: float | None = None
+    ) -> Answer:
+        """One budget in its running period."""
+        path = _below(_below("budgets", organization_id), budget_id)
+        return self._call("GET", path, {}, request_id=request_id, timeout=timeout)
+
+    def change_budget(
+        self,
+        organization_id: str,
+        budget_id: str,
+        change: Mapping[str, Any],
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Change some of a budget."""
+        path = _below(_below("budgets", organization_id), budget_id)
+        return self._call("PATCH", path, {}, change, request_id=request_id, timeout=timeout)
+
+    def delete_budget(
+        self, organization_id: str, budget_id: str, *, request_id: str | None = None, timeout: float | None = None
+    ) -> Answer:
+        """Remove a budget; the answer is as it was last."""
+        path = _below(_below("budgets", organization_id), budget_id)
+        return self._call("DELETE", path, {}, request_id=request_id, timeout=timeout)
+
     def create_push_token(
         self, cloud_account_id: str, *, request_id: str | None = None, timeout: float | None = None
     ) -> Answer:

@@ -504,6 +504,135 @@ class ChargebackPreview(Struct, frozen=True, kw_only=True):
     rows: tuple[PreviewRow, ...]
 
 
+class BudgetScope(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What counts: all of it that is given must fit; nothing is the whole organization."""
+
+    cluster_id: str | None = None
+    namespace: str | None = None
+    label: str | None = None
+    values: tuple[str, ...] = ()
+    cost_center: str | None = None
+
+
+class BudgetThreshold(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A share of the amount, held against what is spent or against what will be at the period's end."""
+
+    percent: float
+    on: Literal["actual", "forecast"] = "actual"
+
+
+class Budget(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What may be spent in each period of UTC."""
+
+    name: str
+    amount: float
+    scope: BudgetScope = BudgetScope()
+    period: Literal["week", "month", "quarter", "year"] = "month"
+    currency: str = "USD"
+    thresholds: tuple[BudgetThreshold, ...] = (
+        BudgetThreshold(percent=80.0),
+        BudgetThreshold(percent=100.0),
+        BudgetThreshold(percent=100.0, on="forecast"),
+    )
+
+
+class BudgetChange(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is to be other in a budget; what is not named stays as it is."""
+
+    name: str | UnsetType = UNSET
+    amount: float | UnsetType = UNSET
+    scope: BudgetScope | UnsetType = UNSET
+    period: Literal["week", "month", "quarter", "year"] | UnsetType = UNSET
+    currency: str | UnsetType = UNSET
+    thresholds: tuple[BudgetThreshold, ...] | UnsetType = UNSET
+
+
+class BudgetCrossing(Struct, frozen=True, kw_only=True):
+    """A threshold, and whether it is ``crossed``, ``not_crossed`` or ``unknown``."""
+
+    percent: float
+    on: str
+    state: str
+
+
+class BudgetForecast(Struct, frozen=True, kw_only=True):
+    """What the whole period will have cost: ``low`` to ``high`` holds it four times in five."""
+
+    expected: Usd
+    low: Usd
+    high: Usd
+
+
+class BudgetState(Struct, frozen=True, kw_only=True):
+    """A budget in its running period.
+
+    ``spent`` is what is known, ``spent_at_most`` with what ``missing`` names (None where nothing bounds that).
+    ``percent`` is of ``spent``; ``as_of`` the end of the newest hour that is counted.
+    """
+
+    id: str
+    name: str
+    scope: BudgetScope
+    period: str
+    amount: Money
+    currency: str
+    source: str
+    start: str
+    end: str
+    state: str
+    spent: Money
+    spent_at_most: Usd
+    percent: float
+    forecast: BudgetForecast
+    thresholds: tuple[BudgetCrossing, ...]
+    coverage: float | None
+    as_of: str | None
+    missing: tuple[str, ...]
+
+
+class UpstreamBudget(Struct, frozen=True, kw_only=True):
+    """A budget that a cluster's Kubecost keeps itself, as it says; ``scope`` by its own words."""
+
+    cloud_account_id: str
+    id: str
+    name: str
+    scope: dict[str, tuple[str, ...]]
+    period: str
+    amount: Usd
+    currency: str
+    source: str
+    start: str | None
+    end: str | None
+    state: str
+    spent: Usd
+    percent: float | None
+
+
+class UpstreamForecast(Struct, frozen=True, kw_only=True):
+    """What a cluster's Kubecost expects of the days to come."""
+
+    cloud_account_id: str
+    currency: str
+    start: str
+    end: str
+    expected: Usd
+    low: Usd
+    high: Usd
+
+
+class Budgets(Struct, frozen=True, kw_only=True):
+    """``budgets``: the organization's own, and beside them what its clusters' Kubecost has.
+
+    ``failures`` says by cluster why its Kubecost could not be asked.
+    """
+
+    organization_id: str
+    budgets: tuple[BudgetState, ...]
+    kubecost_budgets: tuple[UpstreamBudget, ...] = ()
+    kubecost_forecasts: tuple[UpstreamForecast, ...] = ()
+    failures: dict[str, Failure] = {}
+
+
 class ChangeStep(Struct, frozen=True, kw_only=True):
     """One part of a difference; ``before`` and ``after`` are of what changed, in ``unit``."""
 

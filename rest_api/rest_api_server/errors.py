@@ -69,6 +69,9 @@ def map_error(error: BaseException) -> ApiError | None:
         return ApiError(NO_DIRECTORY, retry_after=5)
     if isinstance(error, DeadlineExceeded):
         return ApiError(DEADLINE)
+    if isinstance(error, MetroculusError) and error.error_code in ("OM0037", "OM0038"):
+        code = NOT_FOUND if error.error_code == "OM0037" else CONFLICT
+        return ApiError(code, error.reason, error.params)
     if isinstance(error, NoSourceConfigured):
         if error.error_code == "OM0023":
             return ApiError(NO_HISTORY)

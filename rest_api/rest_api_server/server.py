@@ -13,6 +13,7 @@ from tornado.web import Application
 from optscale_client.metroculus_client import Client
 from rest_api.rest_api_server.auth import Gate
 from rest_api.rest_api_server.config import RestApiConfig
+from rest_api.rest_api_server.controllers.budgets import BudgetsController
 from rest_api.rest_api_server.controllers.changes import ChangesController
 from rest_api.rest_api_server.controllers.chargeback import ChargebackController
 from rest_api.rest_api_server.controllers.clusters import ClustersController
@@ -104,6 +105,7 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
         "metrics": MetricsController(metroculus),
         "changes": ChangesController(metroculus),
         "chargebacks": ChargebackController(metroculus),
+        "budgets": BudgetsController(metroculus),
         "links": ClustersController(gate, metroculus, kept),
     }
     application = make_application(service, routes({"gate": gate}, controllers))

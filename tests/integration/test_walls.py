@@ -53,9 +53,13 @@ OWNER = "/restapi/v2/organizations/{organization_id}/kubecost"
 RULES = ("PUT", f"{OWNER}/allocation_rules")
 PREVIEW = ("POST", f"{OWNER}/allocation_rules/preview")
 CLOSE = ("POST", f"{OWNER}/months/{{month}}/close")
-MANAGER_WRITES = {RULES, CLOSE}
+BUDGETS = f"{OWNER}/budgets"
+NEW_BUDGET = ("POST", BUDGETS)
+CHANGED_BUDGET = ("PATCH", f"{BUDGETS}/{{budget_id}}")
+NO_BUDGET = ("DELETE", f"{BUDGETS}/{{budget_id}}")
+MANAGER_WRITES = {RULES, CLOSE, NEW_BUDGET, CHANGED_BUDGET, NO_BUDGET}
 NEEDS_MANAGER = {("GET", f"{LINKS}/{{cluster_id}}")} | MANAGER_WRITES
-BODIES = {RULES: {"valid_from": "2026-11"}, PREVIEW: {"valid_from": "2026-11"}, CLOSE: {}}
+BODIES = {RULES: {"valid_from": "2026-11"}, PREVIEW: {"valid_from": "2026-11"}, CLOSE: {}, CHANGED_BUDGET: {}}
 """What is sent to those that need a body, beside links."""
 PUSH_TOKEN = ("POST", f"{LINKS}/{{cluster_id}}/push_token")
 NEEDS_ADMIN = {
@@ -99,6 +103,7 @@ class World:
             fill = self.running.worker.worker.fill(self.clusters[name], (END - DAY, END), 1, lambda progress: None)
             self.stack.thread.run(fill)
         self.organization = self.tenants[MINE].organization_id
+        self.budgets = {name: self.new_budget(tenant.organization_id) for name, tenant in self.tenants.items()}
         self._objects()
         self._callers()
 
@@ -108,6 +113,13 @@ class World:
         body = {"flavour": flavour, "url": url}
         address = f"{self.running.metroculus_listener.url}/metroculus/v2/kubecost_sources/{cluster_id}"
         assert requests.put(address, json=body, headers={"Secret": SECRET}, timeout=20).status_code == 200
+
+    def new_budget(self, organization_id):
+        body = {"name": f"{uuid4()}", "amount": 100.0}
+        address = f"{self.running.metroculus_listener.url}/metroculus/v2/budgets/{organization_id}"
+        answer = requests.post(address, json=body, headers={"Secret": SECRET}, timeout=20)
+        assert answer.status_code == 201, answer.text
+        return answer.json()["id"]
 
     def _objects(self):
         deleted, other_kind, gone = str(uuid4()), str(uuid4()), self.directory.create_organization("gone")
@@ -214,10 +226,10 @@ def expected(caller, thing, path, method):
 
 def target(world, path, thing):
     """The path of an object, with what else the operation requires; ids that stand in no path go into the query."""
-    organization, cluster, _ = world.objects[thing]
+    organization, cluster, name = world.objects[thing]
     filled = path.format(
         organization_id=organization, cluster_id=cluster, namespace=f"{MINE}-shop", cluster=quote(cluster),
-        month="2026-11",
+        month="2026-11", budget_id=world.budgets.get(name, ABSENT),
     )  # fmt: skip
     query = dict(WINDOW)
     if path == "/restapi/v2/clean_expenses":
@@ -228,7 +240,7 @@ def target(world, path, thing):
         query["metric"] = "cpu"
     if path.endswith(("/chargeback", "/preview")):
         query = {"month": "2026-11"}
-    elif path.endswith(("/allocation_rules", "/close")):
+    elif path.endswith(("/allocation_rules", "/close")) or path.startswith(BUDGETS):
         query = {}
     if path.endswith("monthly"):
         query = {key: value for key, value in query.items() if key.endswith("_id")} | {"months": "1"}
@@ -244,7 +256,9 @@ def test_who_may_what_of_the_rest_api(world, path, method, handler, caller, thin
     body = None
     if (method, path) in NEEDS_ADMIN | NEEDS_MANAGER:
         query = {}
-    if method == "DELETE" and thing == "own":
+    if (method, path) == NO_BUDGET and thing == "own":
+        filled = filled.replace(world.budgets[MINE], world.new_budget(world.organization))
+    elif method == "DELETE" and thing == "own":
         sacrificed = str(uuid4())
         world.link(world.organization, sacrificed, sacrificed)
         filled = filled.replace(MY_CLUSTER, sacrificed)
@@ -252,14 +266,18 @@ def test_who_may_what_of_the_rest_api(world, path, method, handler, caller, thin
         body = BODIES[method, path]
     elif method in ("POST", "PATCH") and (method, path) != PUSH_TOKEN:
         body = {"name": str(uuid4()), "flavour": "push"} if method == "POST" else {}
+        if (method, path) == NEW_BUDGET:
+            body = {"name": str(uuid4()), "amount": 100.0}
     url = world.running.rest_api_listener.url + filled + ("?" + urlencode(query) if query else "")
     counts = {name: len(one.requests) for name, one in world.simulators.items()}
     status, text = world.request(method, url, world.callers[caller], body)
     wanted = expected(caller, thing, path, method)
     assert status in wanted, text[:300]
-    if method == "DELETE" and thing == "own":
+    if method == "DELETE" and thing == "own" and (method, path) != NO_BUDGET:
         world.directory.delete_cluster(sacrificed)
-    if status == 201:  # it would be asked about by every later question to the organization
+    if (
+        status == 201 and (method, path) != NEW_BUDGET
+    ):  # it would be asked about by every later question to the organization
         assert world.directory.delete_cluster(json.loads(text)["cluster_id"])
     if status >= 400:
         assert json.loads(text)["error"]["status_code"] == status
@@ -297,7 +315,7 @@ def test_no_token_opens_metroculus(world, path, method, handler, caller, thing):
     _, cluster, _ = world.objects[thing]
     stretch = {"kind": "allocation", "start": END - HOUR, "end": END, "step": "hour"}
     url = world.running.metroculus_listener.url + path.format(cloud_account_id=cluster, backfill_id=cluster, organization_id=cluster,
-        month="2026-11", **stretch
+        month="2026-11", budget_id=cluster, **stretch
     )  # fmt: skip
     headers = {"Secret": "garbage"} if caller == "garbage" else world.callers[caller]
     counts = {name: len(one.requests) for name, one in world.simulators.items()}
@@ -344,9 +362,11 @@ def fired(world, base, headers, path, name):
     """Every injection at one parameter: declared outcomes and no foreign byte. How many there were."""
     organization, cluster, _ = world.objects["own"]
     values = {"organization_id": organization, "cluster_id": cluster, "cloud_account_id": cluster, "cluster": cluster,
-              "namespace": f"{MINE}-shop", "backfill_id": cluster}  # fmt: skip
+              "namespace": f"{MINE}-shop", "backfill_id": cluster, "budget_id": world.budgets[MINE]}  # fmt: skip
     query = {"start_date": str(END - HOUR), "end_date": str(END)}
-    if path.endswith(("monthly", "k8s_metadata", "/clusters/{cluster_id}")) or re.search("backfill_id|sources", path):
+    if path.endswith(("monthly", "k8s_metadata", "/clusters/{cluster_id}")) or re.search(
+        "backfill_id|sources|budgets", path
+    ):
         query = {}
     if "/metroculus/" in path and "{" not in path:
         query["cloud_account_id"] = cluster

@@ -39,10 +39,20 @@ from metroculus.sources.answers.assets_json import FORMS, DecodedAssets, by_hour
 from metroculus.sources.answers.envelope import open_envelope
 from metroculus.sources.answers.large import decode_allocations, decode_elsewhere
 from metroculus.sources.errors import BadAnswer, SourceError
+from metroculus.sources.kubecost.budgets import PREDICTED_DAYS, decode_budgets, decode_forecast
 from metroculus.sources.kubecost.configuration import decode_currency
 from metroculus.sources.kubecost.savings import decode_abandoned, decode_overview, decode_request_sizing
 from metroculus.sources.outbound.http import SourceHttp, Upstream
-from metroculus.sources.source import NO_CONTAINERS, Capability, CostSource, HourSet, HourSets, SavingsReading, worst
+from metroculus.sources.source import (
+    NO_CONTAINERS,
+    Capability,
+    CostSource,
+    HourSet,
+    HourSets,
+    SavingsReading,
+    UpstreamBudgets,
+    worst,
+)
 from tools.deadline import Deadline
 from tools.window import DAY, HOUR, Window, iso, split
 
@@ -98,7 +108,7 @@ MANY_ASSETS = 500
 
 _BOTH = frozenset({Capability.ALLOCATIONS, Capability.DAY_SET, Capability.ASSETS, Capability.PLACEMENT})
 CAPABILITIES: Mapping[Flavour, frozenset[Capability]] = {
-    "kubecost": _BOTH | {Capability.MANAGEMENT, Capability.SAVINGS},
+    "kubecost": _BOTH | {Capability.MANAGEMENT, Capability.SAVINGS, Capability.BUDGETS},
     "opencost": _BOTH,
 }
 
@@ -612,9 +622,9 @@ class KubecostSource(CostSource):
     async def savings(self, window: Window, utilization: float | None, deadline: Deadline) -> SavingsReading | None:
         """Kubecost's own; None where it has no savings API."""
         overview, sizing, abandoned, cluster = await asyncio.gather(
-            self._savings_body("", {}, deadline),
-            self._savings_body("/requestSizingV2", {"window": "7d"}, deadline),
-            self._savings_body("/abandonedWorkloads", {"window": "7d"}, deadline),
+            self._body_if_any("/model/savings", {}, deadline),
+            self._body_if_any("/model/savings/requestSizingV2", {"window": "7d"}, deadline),
+            self._body_if_any("/model/savings/abandonedWorkloads", {"window": "7d"}, deadline),
             self._cluster_name(window, deadline),
         )
         if overview is None and sizing is None:
@@ -633,14 +643,26 @@ class KubecostSource(CostSource):
                 source = SourceReport(name="savings", status="no_data", error=why)
         return SavingsReading(source, tuple(recommendations), categories)
 
-    async def _savings_body(self, detail: str, params: Mapping[str, str], deadline: Deadline) -> bytes | None:
-        """The raw answer of ``/model/savings`` or one of its details; None where the upstream has no such thing.
+    async def budgets(self, deadline: Deadline) -> UpstreamBudgets:
+        """Kubecost's own; its forecast is of all its clusters, and told only where they are all the account's."""
+        days = {"predictionWindow": f"{PREDICTED_DAYS}d"}
+        budgets = await self._body_if_any("/model/budgets", {}, deadline)
+        forecast = None
+        if not self.clusters.named:
+            forecast = await self._body_if_any("/forecasting/forecast/allocation", days, deadline)
+        return UpstreamBudgets(
+            decode_budgets(budgets, self.clusters) if budgets is not None else (),
+            decode_forecast(forecast) if forecast is not None else None,
+        )
+
+    async def _body_if_any(self, path: str, params: Mapping[str, str], deadline: Deadline) -> bytes | None:
+        """A raw answer; None where the upstream has no such thing.
 
         Raises:
             SourceError
         """
         try:
-            return await self._http.get(self._upstream, f"/model/savings{detail}", params, deadline)
+            return await self._http.get(self._upstream, path, params, deadline)
         except BadAnswer as failure:
             if failure.status == 404:
                 return None

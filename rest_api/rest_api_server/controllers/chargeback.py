@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
 
 import msgspec
 
 from optscale_client.metroculus_client import structs
-from rest_api.rest_api_server.controllers.metroculus import Method, MetroculusPool
+from rest_api.rest_api_server.controllers.organizations import OrganizationController
 from rest_api.rest_api_server.directory.model import Cluster
 
-T = TypeVar("T")
 
-
-class ChargebackController:
-    def __init__(self, metroculus: MetroculusPool) -> None:
-        self._metroculus = metroculus
-
+class ChargebackController(OrganizationController):
     async def rules(
         self, organization_id: str, clusters: Sequence[Cluster], request_id: str
     ) -> structs.AllocationRules:
@@ -78,19 +72,3 @@ class ChargebackController:
         """
         asked = (self._metroculus.client.close_month, month, why)
         return await self._ask(organization_id, clusters, request_id, *asked, shape=structs.Chargeback)
-
-    async def _ask(
-        self,
-        organization_id: str,
-        clusters: Sequence[Cluster],
-        request_id: str,
-        method: Method,
-        *args: Any,
-        shape: type[T],
-    ) -> T:
-        """An answer over the clusters that the organization has now."""
-        about, accounts = clusters or None, [cluster.id for cluster in clusters]
-        keep = self._metroculus.client.put_organization
-        kept = (organization_id, accounts)
-        await self._metroculus.call(about, keep, *kept, request_id=request_id, shape=structs.OrganizationAccounts)
-        return await self._metroculus.call(about, method, organization_id, *args, request_id=request_id, shape=shape)
