@@ -48,6 +48,8 @@ TOO_MANY_TOKENS = ErrorCode(429, "OM0034", "too many push tokens of this account
 ALREADY_CLOSED = ErrorCode(409, "OM0035", "a closed month is not changed")
 NOT_COMPLETE = ErrorCode(409, "OM0036", "the month cannot be closed yet")
 NO_BUDGET = ErrorCode(404, "OM0037", "there is no such budget")
+NO_ALERT = ErrorCode(404, "OM0039", "there is no such alert")
+NOT_FIRING = ErrorCode(409, "OM0040", "the alert does not fire any more")
 NAME_TAKEN = ErrorCode(409, "OM0038", "this name is taken")
 
 CODES = CommonCodes(

@@ -21,6 +21,8 @@ from tools.settings import (
     DATA_DIR,
     Setting,
     address,
+    authority_file,
+    base_url,
     cluster_secret,
     count,
     declared,
@@ -29,6 +31,7 @@ from tools.settings import (
     one_of,
     seconds,
     settings_of,
+    size,
     values_of,
 )
 from tools.tornado_service.access import SERVING_SETTINGS, Access, access_of, tls_of
@@ -81,6 +84,14 @@ def _cron(text: str) -> str:
 def _queue(text: str) -> str:
     if urlsplit(text).scheme not in ("amqp", "amqps") or not urlsplit(text).hostname:
         raise ValueError("must be amqp://user:password@host:port/vhost, or amqps://")
+    return text
+
+
+def _webhook(text: str) -> str:
+    """An address that may carry its own secret in path or query, but no user."""
+    base_url(text.partition("?")[0])
+    if not text.isascii() or not text.isprintable() or any(mark in text for mark in " \\#"):
+        raise ValueError("must be http:// or https:// without a user and a fragment")
     return text
 
 
@@ -163,6 +174,52 @@ class WorkerConfig:
             "file",
         )
     )
+
+
+@dataclass(frozen=True)
+class AlertConfig:
+    """Where alerts are sent to, and what of them is a matter of taste."""
+
+    alertmanager_url: str | None = declared(
+        Setting("ALERTMANAGER_URL", "An Alertmanager (http://host:9093) that is told what fires.", base_url)
+    )
+    webhook_url: str | None = declared(
+        Setting(
+            "ALERT_WEBHOOK_URL",
+            "Where each alert that fires or is resolved is posted to.",
+            _webhook,
+            secret=True,
+            etcd="/alerts/webhook_url",
+        )
+    )
+    webhook_secret: str | None = declared(
+        Setting(
+            "ALERT_WEBHOOK_SECRET",
+            "What posts to ALERT_WEBHOOK_URL are signed with.",
+            cluster_secret,
+            secret=True,
+            etcd="/alerts/webhook_secret",
+        )
+    )
+    ca: str | None = declared(
+        Setting("ALERT_CA", "Authorities (PEM) that sign for the Alertmanager and the webhook.", authority_file)
+    )
+    public_url: str | None = declared(
+        Setting("PUBLIC_URL", "Where users reach the REST API; links in alerts begin with it.", base_url)
+    )
+    store_bytes: int | None = declared(
+        Setting(
+            "STORE_BYTES",
+            "What the store may take, in bytes or as 500GiB; without it, the volume that it is on.",
+            size,
+        )
+    )
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Where alerts are owed to."""
+        urls = {"alertmanager": self.alertmanager_url, "webhook": self.webhook_url}
+        return tuple(name for name, url in urls.items() if url is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,13 +323,14 @@ class MetroculusConfig:
     access: Access = field(default_factory=Access)
     kubecost_flavour: Any = None
     worker: WorkerConfig = field(default_factory=WorkerConfig)
+    alerts: AlertConfig = field(default_factory=AlertConfig)
 
     @property
     def cache_bytes(self) -> int:
         return self.cache_mib << 20
 
 
-SETTINGS = (*settings_of(MetroculusConfig), *settings_of(WorkerConfig), *SERVING_SETTINGS)
+SETTINGS = (*settings_of(MetroculusConfig), *settings_of(WorkerConfig), *settings_of(AlertConfig), *SERVING_SETTINGS)
 
 
 def config_of(values: Mapping[str, Any]) -> MetroculusConfig:
@@ -286,5 +344,6 @@ def config_of(values: Mapping[str, Any]) -> MetroculusConfig:
         tls=tls_of(values),
         access=access_of(values),
         worker=WorkerConfig(**values_of(WorkerConfig, values)),
+        alerts=AlertConfig(**values_of(AlertConfig, values)),
     )
     return replace(config, clickhouse_url=config.clickhouse_url or f"{EMBEDDED}{config.data_dir / 'store'}")

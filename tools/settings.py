@@ -157,6 +157,18 @@ def whole_number(most: int) -> Callable[[str], int]:
 count = whole_number(9999)
 
 
+_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+def size(text: str) -> int:
+    """Bytes: a whole number, alone or with KiB, MiB, GiB or TiB."""
+    digits = text.rstrip("KMGTiB").strip()
+    unit = text.strip()[len(digits) :].strip()
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 18 or unit not in _UNITS or not int(digits):
+        raise ValueError("must be bytes: a whole number above 0, alone or with KiB, MiB, GiB or TiB")
+    return int(digits) * _UNITS[unit]
+
+
 def existing_file(text: str) -> str:
     """The path of a file that is there."""
     if not Path(text).is_file():

@@ -13,6 +13,7 @@ from metroculus.codes import CODES
 from metroculus.config import MetroculusConfig
 from metroculus.dependencies import Dependencies, make_dependencies
 from metroculus.metroculus_api.cache import AnswerCache, CacheCollector
+from metroculus.metroculus_api.controllers.alerts import AlertsController
 from metroculus.metroculus_api.controllers.backfills import BackfillsController
 from metroculus.metroculus_api.controllers.budgets import BudgetsController
 from metroculus.metroculus_api.controllers.changes import ChangesController
@@ -98,8 +99,6 @@ def make_app(
     cache = AnswerCache(_Basis(accounts, store), config.cache_ttl, config.kubecost_timeout, config.cache_bytes, shared)
     CacheCollector(cache, service.registry)
     costs = CostsController(accounts, savings, store)
-    months = Months(accounts, store, clock) if store is not None else None
-    budgets = BudgetReader(accounts, store, months, clock) if store is not None and months is not None else None
     controllers: dict[str, Any] = {
         "costs": costs,
         "summaries": SummariesController(accounts, costs, cache, ClusterCosts.key_of_statement),
@@ -110,10 +109,9 @@ def make_app(
         "monthly": MonthlyController(accounts, store, clock),
         "push": PushController(accounts, store, clock),
         "changes": ChangesController(accounts, store),
-        "chargeback": ChargebackController(store, months, clock),
-        "budgets": BudgetsController(accounts, store, months, budgets),
         "backfills": BackfillsController(accounts, store, worked, clock),
         "cache": cache,
+        **_of_organizations(accounts, store, clock),
     }
     parts = {
         "secret": secret,
@@ -123,6 +121,17 @@ def make_app(
     controllers["budget"] = UploadBudget(PUSHED_AT_ONCE_BYTES, MAX_PUSHED_BYTES)
     application = make_application(service, routes(parts, controllers), {PUSH_PATHS: MAX_PUSHED_BYTES})
     return Metroculus(application, service, secret, dependencies, cache, shared)
+
+
+def _of_organizations(accounts: Accounts, store: Store | None, clock: Callable[[], float]) -> dict[str, Any]:
+    """The controllers of what organizations decide and are told."""
+    months = Months(accounts, store, clock) if store is not None else None
+    budgets = BudgetReader(accounts, store, months, clock) if store is not None and months is not None else None
+    return {
+        "chargeback": ChargebackController(store, months, clock),
+        "budgets": BudgetsController(accounts, store, months, budgets),
+        "alerts": AlertsController(store, clock),
+    }
 
 
 def _scope(config: MetroculusConfig) -> Hashable:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from metroculus.metroculus_api.handlers.v2 import budgets, cache, changes, chargeback, costs, history, push, sources
+from metroculus.metroculus_api.handlers.v2 import (
+    alerts,
+    budgets,
+    cache,
+    changes,
+    chargeback,
+    costs,
+    history,
+    push,
+    sources,
+)
 from tools.tornado_service.application import Route
 
 ORGANIZATION = r"(?P<organization_id>[^/]+)"
@@ -39,6 +49,8 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route(rf"chargeback/{ORGANIZATION}/months/(?P<month>[^/]+)/close", chargeback.MonthClose, "chargeback"),
         route(f"budgets/{ORGANIZATION}", budgets.Budgets, "budgets"),
         route(rf"budgets/{ORGANIZATION}/(?P<budget_id>[^/]+)", budgets.BudgetEntry, "budgets"),
+        route(f"alerts/{ORGANIZATION}", alerts.Alerts, "alerts"),
+        route(rf"alerts/{ORGANIZATION}/(?P<alert_id>[^/]+)/ack", alerts.AlertAck, "alerts"),
         route("push_tokens/check", push.PushTokenCheck, "push"),
         route(f"push_tokens/{ACCOUNT}", push.PushTokens, "push"),
         route(f"push/{ACCOUNT}/wanted", push.PushWanted, "push"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter as Counted
+from collections.abc import Callable, Iterable, Mapping
 from math import fsum
 
 from msgspec import Struct
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from metroculus.metroculus_worker.extract import Outcome
 from metroculus.storage.gaps import Gap
 from metroculus.storage.ledger import Marker
+from metroculus.watch.alerts import SEVERITIES, Alert
 from tools.window import HOUR
 
 
@@ -85,6 +87,8 @@ class WorkerMetrics:
             ["upstream", "result"],
             registry=registry,
         )
+        self._alerts = gauge("alerts_firing", "Alerts that fire now", "kind")
+        self._owed = gauge("alerts_owed", "Transitions of alerts that are still to be sent", "target")
         self.store_bytes = gauge("store_bytes", "Size of the store on disk")
         self._waiting = gauge("queue_messages", "Tasks that wait in a queue", "queue")
         self._dead = gauge("queue_dead_letters", "Tasks that failed by a defect, again and again", "queue")
@@ -95,6 +99,15 @@ class WorkerMetrics:
         for queue, (waiting, dead) in counts.items():
             self._waiting.labels(queue).set(waiting)
             self._dead.labels(queue).set(dead)
+
+    def alerting(self, firing: Iterable[Alert]) -> None:
+        """How many alerts of each kind fire."""
+        counts = Counted(alert.kind for alert in firing)
+        for kind in SEVERITIES:
+            self._alerts.labels(kind).set(counts[kind])
+
+    def owes(self, target: str, transitions: int) -> None:
+        self._owed.labels(target).set(transitions)
 
     def called(self, upstream: str, succeeded: bool, seconds: float) -> None:
         self._upstream.labels(upstream.removeprefix("the "), "ok" if succeeded else "failed").observe(seconds)

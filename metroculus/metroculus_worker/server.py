@@ -18,14 +18,20 @@ from tornado.web import Application
 from metroculus.codes import CODES
 from metroculus.config import WORKER_ROLES, MetroculusConfig, WorkerConfig
 from metroculus.dependencies import Dependencies
+from metroculus.metroculus_worker.alerting import AlertRound
+from metroculus.metroculus_worker.attempts import AttemptLog
 from metroculus.metroculus_worker.metrics import WorkerMetrics
+from metroculus.metroculus_worker.notify import Notifier
 from metroculus.metroculus_worker.ownership import FileOwners, Owned, Owners
 from metroculus.metroculus_worker.queue import QueueError, TaskQueue
 from metroculus.metroculus_worker.task_runner import LocalExecutor, TaskRunner
 from metroculus.metroculus_worker.tasks import TaskResult
 from metroculus.metroculus_worker.worker import Worker
+from metroculus.sources.accounts import Accounts
 from metroculus.storage.engine import StoreError
 from metroculus.storage.store import Store
+from metroculus.watch.budgets import BudgetReader
+from metroculus.watch.months import Months
 from tools.tornado_service.application import make_application
 from tools.tornado_service.service import Service
 from tools.version import VERSION
@@ -39,6 +45,11 @@ SAVINGS_SECONDS = 3600
 """Between two looks at which clusters' savings of the last day are not stored yet."""
 DUE_SECONDS = 2
 """Between two looks at whether anything is due, which ask nobody."""
+ALERTS_SECONDS = 60
+COMPARE_SECONDS = 600
+"""Between two looks at which clusters' last day was not held against their metrics yet."""
+NOTIFY_SECONDS = 5
+"""Between two looks at whether any alert is still to be sent."""
 LEAD_SECONDS = 5
 """Interval at which a worker tries to lead."""
 COUNT_SECONDS = 15
@@ -62,6 +73,8 @@ class WorkerService:
     metrics: WorkerMetrics
     owners: Owners
     store: Store
+    alerts: AlertRound
+    notifier: Notifier
     queue: TaskQueue | None = None
     scheduler: AsyncIOScheduler = field(default_factory=lambda: AsyncIOScheduler(timezone=UTC))
     queue_failure: str | None = None
@@ -103,6 +116,9 @@ class WorkerService:
                 (worker.look_into_inbox, INBOX_SECONDS),
                 (worker.savings_all, SAVINGS_SECONDS),
                 (worker.work_off, JOBS_SECONDS),
+                (self.alerts.evaluate, ALERTS_SECONDS),
+                (self.alerts.compare_days, COMPARE_SECONDS),
+                (self.notifier.deliver, NOTIFY_SECONDS),
             ):
                 self._repeated.append(self._launch(partial(self._repeat, run, seconds)))
         for run in at_once:
@@ -194,6 +210,8 @@ class WorkerService:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.notifier.close()
+        await asyncio.to_thread(self.alerts.close)
         if self._leadership is not None:
             await asyncio.to_thread(self._leadership.release)
         if self.queue is not None:
@@ -214,9 +232,7 @@ def make_worker(
     """
     if dependencies.store is None:
         raise ValueError("a worker needs a store")
-    # A line a second, ten a connection, and a stack for each try while RabbitMQ is away say nothing.
-    for chatty, level in (("apscheduler", "WARNING"), ("dramatiq", "WARNING"), ("pika", "CRITICAL")):
-        logging.getLogger(chatty).setLevel(level)
+    _quieten()
     if dependencies.accounts.one_cluster:
         log.warning("KUBECOST_ACCOUNT_ID is not set: history is kept only of accounts that were back-filled")
     settings = config.worker
@@ -251,6 +267,41 @@ def make_worker(
         keep_ownership=queue is None,
     )
     executor = LocalExecutor(runner) if queue is None else queue
-    worker = Worker(store, dependencies.accounts, executor, runner, metrics, clock)
-    running = WorkerService(make_application(service, []), service, worker, settings, metrics, owners, store, queue)
+    attempts = AttemptLog(clock)
+    worker = Worker(store, dependencies.accounts, executor, runner, metrics, clock, attempts)
+    alerts = _make_alerts(
+        config, store, dependencies.accounts, attempts, owners if queue is None else None, metrics, clock
+    )
+    notifier = Notifier(store, config.alerts, metrics, alerts.owns, clock)
+    application = make_application(service, [])
+    running = WorkerService(application, service, worker, settings, metrics, owners, store, alerts, notifier, queue)
     return running
+
+
+def _quieten() -> None:
+    """A line a second, ten a connection, and a stack for each try while RabbitMQ is away say nothing."""
+    for chatty, level in (("apscheduler", "WARNING"), ("dramatiq", "WARNING"), ("pika", "CRITICAL")):
+        logging.getLogger(chatty).setLevel(level)
+
+
+def _make_alerts(
+    config: MetroculusConfig,
+    store: Store,
+    accounts: Accounts,
+    attempts: AttemptLog,
+    owners: Owners | None,
+    metrics: WorkerMetrics,
+    clock: Callable[[], float],
+) -> AlertRound:
+    return AlertRound(
+        store,
+        accounts,
+        BudgetReader(accounts, store, Months(accounts, store, clock), clock),
+        attempts,
+        owners,
+        metrics,
+        clock,
+        config.kubecost_timeout,
+        config.alerts.store_bytes,
+        config.alerts.targets,
+    )

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from metroculus.metroculus_worker.attempts import AttemptLog
 from metroculus.metroculus_worker.backfill import Progress, Report
 from metroculus.metroculus_worker.daily import settled_day
 from metroculus.metroculus_worker.extract import RepairOrder
@@ -41,6 +42,7 @@ class Worker:
     Args:
         executor: executes tasks, and passes their results to ``record``.
         runner: runs the tasks that this process executes itself.
+        attempts: is told of every extraction and what became of it.
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class Worker:
         runner: TaskRunner,
         metrics: WorkerMetrics,
         clock: Callable[[], float],
+        attempts: AttemptLog,
     ) -> None:
+        self._attempts = attempts
         self._store = store
         self._accounts = accounts
         self._executor = executor
@@ -274,6 +278,8 @@ class Worker:
 
     def _record_extraction(self, result: TaskResult) -> None:
         account = result.task.account
+        if not result.internal:
+            self._attempts.note(account, result.finished_at, result.failure is not None)
         if result.state is not None:  # it came to its end, whatever the source did
             if result.silent:
                 self.silent.add(account)
@@ -329,6 +335,7 @@ class Worker:
 
     def _forget(self, account: str) -> None:
         """Drop the state of a cluster that another worker owns, or that is gone."""
+        self._attempts.forget(account)
         if account in self.states:
             self._metrics.forget(account)
         for known in self._by_cluster:

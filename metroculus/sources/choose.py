@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from math import fsum
 from typing import Any, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import IDLE, Allocation
-from metroculus.cost_model.columns import Allocations
-from metroculus.cost_model.components import Costs
+from metroculus.cost_model.columns import Allocations, exact
+from metroculus.cost_model.components import COMPONENTS, Costs
 from metroculus.cost_model.prices import CustomPrices, mark_unpriced, unpriced, unpriced_components, with_prices
 from metroculus.cost_model.reading import (
     AllocationReading,
@@ -66,6 +67,8 @@ log = logging.getLogger("sources")
 R = TypeVar("R")
 
 DEFAULT_CURRENCY = "USD"
+COMPARED = frozenset({"cpu", "ram", "gpu", "pv"})
+"""Components by which two sources of an account are held against each other."""
 NO_METRICS = SourceReport(name="thanos", status="not_configured")
 NO_IDLE = "idle is not told, and what the nodes cost is not known either"
 
@@ -317,6 +320,31 @@ class AccountSources:
     async def currency(self, deadline: Deadline) -> str:
         """What money is in: as the first source says, else as the account's entry does, else US dollars."""
         return await self.known_currency(deadline) or DEFAULT_CURRENCY
+
+    async def day_by_two(self, day: int, seconds_a_call: float) -> tuple[float | None, float | None] | None:
+        """What ran on a day cost by the first source and by the one behind it; None where there are not two.
+
+        Of the components that both tell: cpu, memory, GPU and volumes. One that does not tell all of the day is None.
+        """
+        first = self._first(Capability.ALLOCATIONS)
+        behind = self._after(first, Capability.ALLOCATIONS) if first is not None else None
+        if first is None or behind is None or self._prices is not None:
+            return None
+
+        async def told(source: CostSource) -> float | None:
+            window = Window.past(day, day + DAY)
+            question = Question(cloud_account_id="", window=window, detail="pod", aggregate=("namespace",))
+            try:
+                reading = await source.allocations(question, window, Deadline(seconds_a_call))
+                reading = self.clusters.of_reading(reading)
+            except SourceError as failure:
+                log.info("a day cannot be compared: %s", failure)
+                return None
+            if reading.source.status != "ok" or COMPARED.intersection(reading.missing):
+                return None
+            return await asyncio.to_thread(_cost_of_what_ran, reading.allocations())
+
+        return await told(first), await told(behind)
 
     async def budgets(self, deadline: Deadline) -> UpstreamBudgets:
         """The budgets and the forecast that a source has of its own; none where no source has any.
@@ -742,6 +770,11 @@ class _Hours:
         costs = Costs(cpu=nodes.cpu - used.cpu, ram=nodes.ram - used.ram, gpu=nodes.gpu - used.gpu)
         idle = Allocation(name=IDLE, start=hour_set.start, end=hour_set.end, costs=costs)
         return Allocations.joined([priced, Allocations.of([idle])])
+
+
+def _cost_of_what_ran(rows: Allocations) -> float:
+    lines = (line[rows.owned] for name, line in zip(COMPONENTS, rows.costs, strict=True) if name in COMPARED)
+    return fsum(float(exact(line)) for line in lines)
 
 
 def _unused(reading: AssetsReading, allocation: AllocationReading) -> list[Recommendation]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -10,7 +10,10 @@ from msgspec import Struct
 from metroculus.storage.columns import DOCUMENTS
 from metroculus.storage.engine import Engine, literal
 
-Kind = Literal["accounts", "rules", "closed_month", "budget"]
+Kind = Literal["accounts", "rules", "closed_month", "budget", "alert", "alert_sent", "drift"]
+PASSING: tuple[Kind, ...] = ("alert", "alert_sent", "drift")
+"""Of which old versions are forgotten."""
+FORGOTTEN_AT_ONCE = 1_000
 
 
 class Document(Struct, frozen=True, kw_only=True):
@@ -37,13 +40,25 @@ class Documents:
         Raises:
             StoreError
         """
-        newest = max((one.sequence for one in self._read(organization, kind, name)), default=0)
+        return self.put_all(organization, kind, {name: body})[0]
+
+    def put_all(self, organization: str, kind: Kind, bodies: Mapping[str, str]) -> list[Document]:
+        """Write the next version of several, by name, at once.
+
+        Raises:
+            StoreError
+        """
+        newest = {one.name: one.sequence for one in self._read(organization, kind, bodies)}
         now = self._clock()
-        written = Document(
-            organization=organization, kind=kind, name=name, sequence=max(newest + 1, int(now * 1e6)),
-            changed_at=int(now), body=body,
-        )  # fmt: skip
-        self._engine.insert(DOCUMENTS.name, DOCUMENTS.names, [[getattr(written, one) for one in DOCUMENTS.names]])
+        written = [
+            Document(
+                organization=organization, kind=kind, name=name, body=body, changed_at=int(now),
+                sequence=max(newest.get(name, 0) + 1, int(now * 1e6)),
+            )
+            for name, body in bodies.items()
+        ]  # fmt: skip
+        rows = [[getattr(one, column) for column in DOCUMENTS.names] for one in written]
+        self._engine.insert(DOCUMENTS.name, DOCUMENTS.names, rows)
         return written
 
     def newest(self, organization: str, kind: Kind) -> dict[str, Document]:
@@ -60,7 +75,7 @@ class Documents:
         Raises:
             StoreError
         """
-        return next(iter(self._read(organization, kind, name)), None)
+        return next(iter(self._read(organization, kind, (name,))), None)
 
     def names(self, organization: str, kind: Kind) -> tuple[str, ...]:
         """The names of those that there are, in order, without reading them.
@@ -74,10 +89,54 @@ class Documents:
         )
         return tuple(sorted(str(row["name"]) for row in rows))
 
-    def _read(self, organization: str, kind: Kind, name: str | None = None) -> Sequence[Document]:
-        named = "" if name is None else f" AND name = {literal(name)}"
-        rows = self._engine.rows(
-            f"SELECT {', '.join(DOCUMENTS.names)} FROM {DOCUMENTS.name} WHERE organization = {literal(organization)}"
-            f" AND kind = {literal(kind)}{named}"
-        )
-        return sorted((Document(**row) for row in rows), key=lambda one: (one.name, one.sequence, one.body))
+    def versions(self, organization: str, kind: Kind, names: Collection[str] | None = None) -> list[Document]:
+        """Every version, by name, the oldest first.
+
+        Raises:
+            StoreError
+        """
+        return self._read(organization, kind, names)
+
+    def of_all(self, kinds: Sequence[Kind], newest: bool = True) -> list[Document]:
+        """The last version of each document of every organization, or all of them; by organization, kind and name.
+
+        Raises:
+            StoreError
+        """
+        last = " ORDER BY sequence DESC, body DESC LIMIT 1 BY organization, kind, name" if newest else ""
+        named = ", ".join(map(literal, kinds))
+        return self._found(f"kind IN ({named}){last}")
+
+    def forget(self, before: int) -> None:
+        """Delete versions of what passes that are older, the last of each apart.
+
+        Raises:
+            StoreError
+        """
+        key = "organization, kind, name"
+        passing = f"kind IN ({', '.join(map(literal, PASSING))})"
+        newest = {
+            (row["organization"], row["kind"], row["name"]): row["newest"]
+            for row in self._engine.rows(
+                f"SELECT {key}, max(sequence) AS newest FROM {DOCUMENTS.name} WHERE {passing} GROUP BY {key}"
+            )
+        }
+        old = [
+            f"({literal(row['organization'])}, {literal(row['kind'])}, {literal(row['name'])}, {int(row['sequence'])})"
+            for row in self._engine.rows(
+                f"SELECT {key}, sequence FROM {DOCUMENTS.name} WHERE {passing} AND changed_at < {before}"
+            )
+            if newest[row["organization"], row["kind"], row["name"]] != row["sequence"]
+        ]
+        target = self._engine.dialect.altered(DOCUMENTS.name)
+        for part in (old[first : first + FORGOTTEN_AT_ONCE] for first in range(0, len(old), FORGOTTEN_AT_ONCE)):
+            self._engine.command(f"ALTER TABLE {target} DELETE WHERE ({key}, sequence) IN ({', '.join(part)})")
+
+    def _read(self, organization: str, kind: Kind, names: Collection[str] | None = None) -> list[Document]:
+        named = "" if names is None else f" AND name IN ({', '.join(map(literal, names)) or literal('')})"
+        return self._found(f"organization = {literal(organization)} AND kind = {literal(kind)}{named}")
+
+    def _found(self, where: str) -> list[Document]:
+        rows = self._engine.rows(f"SELECT {', '.join(DOCUMENTS.names)} FROM {DOCUMENTS.name} WHERE {where}")
+        found = (Document(**row) for row in rows)
+        return sorted(found, key=lambda one: (one.organization, one.kind, one.name, one.sequence, one.body))

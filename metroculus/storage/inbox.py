@@ -212,6 +212,17 @@ class Inbox:
             self._delete(PUSH_PIECES.name, f"answer IN ({numbers(lost)})")
         return sum(map(len, gone.values()))
 
+    def heard(self) -> dict[str, int]:
+        """By account, when an answer of it was received last (Unix seconds).
+
+        Raises:
+            StoreError
+        """
+        rows = self._engine.rows(
+            f"SELECT account, max(received_at) AS latest FROM {PUSH_ANSWERS.name} GROUP BY account"
+        )
+        return {str(row["account"]): int(row["latest"]) for row in rows}
+
     def accounts(self) -> list[str]:
         """Those of which there are answers."""
         return [str(row["account"]) for row in self._engine.rows(f"SELECT DISTINCT account FROM {PUSH_ANSWERS.name}")]

@@ -426,6 +426,18 @@ class Ledger:
         )
         return {str(row["account"]): int(row["newest"]) for row in rows}
 
+    def stored_until(self, since: int) -> dict[str, int]:
+        """By account, the end of its newest committed hour; without those that have none of at least ``since``.
+
+        Raises:
+            StoreError
+        """
+        rows = self._engine.rows(
+            f"SELECT account, toUInt32(max(hour)) AS newest FROM {EXTRACTIONS.name} WHERE hour >= {moment(since)}"
+            " GROUP BY account"
+        )
+        return {str(row["account"]): int(row["newest"]) + HOUR for row in rows}
+
     def accounts(self) -> list[str]:
         """Every account with a committed hour."""
         return sorted(

@@ -14,6 +14,7 @@ from metroculus.storage.columns import (
     SUMMARIES,
     SUMMARY_BUILDS,
 )
+from metroculus.storage.documents import Documents
 from metroculus.storage.engine import Engine, literal
 from metroculus.storage.inbox import Inbox
 from metroculus.storage.jobs import KEPT_SECONDS, Jobs
@@ -68,8 +69,9 @@ BATCHED = (
 class Maintenance:
     """Cleans a store; every question is one for all accounts, a partition at a time."""
 
-    def __init__(self, engine: Engine, ledger: Ledger, jobs: Jobs, inbox: Inbox) -> None:
+    def __init__(self, engine: Engine, ledger: Ledger, jobs: Jobs, inbox: Inbox, documents: Documents) -> None:
         self._engine = engine
+        self._documents = documents
         self._inbox = inbox
         self._jobs = jobs
         self._ledger = ledger
@@ -90,6 +92,7 @@ class Maintenance:
                     self._engine.command(f"ALTER TABLE {target} DROP PARTITION {month}")
                     dropped.add(month)
         self._jobs.forget(now - KEPT_SECONDS)
+        self._documents.forget(now - keep_days * DAY)
         self._inbox.sweep(now)
         broken = self._verify()
         swept = sum(self._sweep(now, one, month) for one in BATCHED for month in self._months(one.rows))
@@ -153,6 +156,12 @@ class Maintenance:
             f" AND table = {literal(name)}"
         )
         return sorted(int(row["partition"]) for row in rows)
+
+    def share_of_volume(self) -> float | None:
+        """How much of the fullest volume that the store is on is taken, by whatever; None where it is not told."""
+        rows = self._engine.rows("SELECT free_space AS free, total_space AS total FROM system.disks")
+        shares = [1 - int(row["free"]) / int(row["total"]) for row in rows if 0 < int(row["total"]) < 1 << 60]
+        return max(shares, default=None)
 
     def bytes_on_disk(self) -> int:
         """Size of the store as this server holds it."""

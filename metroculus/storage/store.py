@@ -62,7 +62,7 @@ class Store:
         self.jobs = Jobs(engine, clock)
         self.documents = Documents(engine, clock)
         self.inbox = Inbox(engine, clock)
-        self.maintenance = Maintenance(engine, self.ledger, self.jobs, self.inbox)
+        self.maintenance = Maintenance(engine, self.ledger, self.jobs, self.inbox, self.documents)
         self._failed: str | None = None
         """Why the last call failed; None where it did not."""
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")

@@ -17,6 +17,7 @@ from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, at_most, 
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import AccountSources
 from metroculus.storage.coverage import currencies_of, in_groups, is_all_known, residual_bound
+from metroculus.storage.documents import Document
 from metroculus.storage.history import CostSums
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
@@ -39,6 +40,11 @@ _BUDGET = msgspec.json.Decoder(Budget)
 class StoredBudget(Struct, frozen=True):
     id: str
     budget: Budget
+
+
+def read_budget(document: Document) -> StoredBudget:
+    """A budget as it is kept; a document without a body is one that was removed."""
+    return StoredBudget(document.name, _BUDGET.decode(document.body))
 
 
 class _Series(Struct, frozen=True, kw_only=True):
@@ -115,7 +121,7 @@ class BudgetReader:
             StoreError
         """
         newest = await self._store.ask(deadline.left(), self._store.documents.newest, organization, "budget")
-        kept = [StoredBudget(name, _BUDGET.decode(one.body)) for name, one in newest.items() if one.body]
+        kept = [read_budget(one) for one in newest.values() if one.body]
         return tuple(sorted(kept, key=lambda one: (one.budget.name, one.id)))
 
     async def states(

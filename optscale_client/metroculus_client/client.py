@@ -538,6 +538,33 @@ class Client:
         path = _below(_below("budgets", organization_id), budget_id)
         return self._call("DELETE", path, {}, request_id=request_id, timeout=timeout)
 
+    def get_alerts(
+        self,
+        organization_id: str,
+        state: str | None = None,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """An organization's alerts with their history; ``firing``, ``resolved``, or both."""
+        path, query = _below("alerts", organization_id), {"state": state}
+        return self._call("GET", path, query, request_id=request_id, timeout=timeout)
+
+    def acknowledge_alert(
+        self,
+        organization_id: str,
+        alert_id: str,
+        acknowledged_by: str,
+        note: str | None = None,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Say that somebody has seen an alert that fires."""
+        path = f"{_below(_below('alerts', organization_id), alert_id)}/ack"
+        body = {"acknowledged_by": acknowledged_by} | ({} if note is None else {"note": note})
+        return self._call("POST", path, {}, body, request_id=request_id, timeout=timeout)
+
     def create_push_token(
         self, cloud_account_id: str, *, request_id: str | None = None, timeout: float | None = None
     ) -> Answer:

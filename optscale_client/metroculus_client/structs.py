@@ -633,6 +633,57 @@ class Budgets(Struct, frozen=True, kw_only=True):
     failures: dict[str, Failure] = {}
 
 
+class AlertCause(Struct, frozen=True, kw_only=True):
+    """A namespace, by how much it rose an hour, and its share of the rise."""
+
+    namespace: str
+    rise: Money
+    share: float
+
+
+class AlertTransition(Struct, frozen=True, kw_only=True):
+    """A time that an alert fired, was resolved, or was acknowledged; ``key`` is what it was sent with."""
+
+    state: str
+    at: str
+    key: str
+    summary: str
+    resolved_because: str | None
+    acknowledged_by: str | None
+
+
+class Alert(Struct, frozen=True, kw_only=True):
+    """An alert as it stands, and its history, the newest first.
+
+    ``unknown_since``: since when it cannot be told whether it still holds. ``figures`` are of when it fired.
+    """
+
+    id: str
+    kind: str
+    severity: str
+    state: str
+    cloud_account_id: str | None
+    budget_id: str | None
+    fired_at: str
+    changed_at: str
+    summary: str
+    resolved_because: str | None
+    unknown_since: str | None
+    figures: dict[str, float | str | None]
+    causes: tuple[AlertCause, ...]
+    acknowledged_at: str | None
+    acknowledged_by: str | None
+    note: str | None
+    history: tuple[AlertTransition, ...]
+
+
+class Alerts(Struct, frozen=True, kw_only=True):
+    """``alerts``: those that fire first, then the others, the newest first."""
+
+    organization_id: str
+    alerts: tuple[Alert, ...]
+
+
 class ChangeStep(Struct, frozen=True, kw_only=True):
     """One part of a difference; ``before`` and ``after`` are of what changed, in ``unit``."""
 

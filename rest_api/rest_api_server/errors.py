@@ -41,6 +41,10 @@ NOT_PUSHED = ErrorCode(409, "OE0917", "this cluster's costs are not pushed: chan
 TOO_MANY_TOKENS = ErrorCode(429, "OE0918", "too many push tokens of this cluster are still good: use one of them")
 MONTH_CLOSED = ErrorCode(409, "OE0919", "a closed month is not changed")
 NOT_COMPLETE = ErrorCode(409, "OE0920", "the month cannot be closed yet")
+NOT_FIRING = ErrorCode(409, "OE0921", "the alert does not fire any more")
+
+OF_WHAT_IS_KEPT = {"OM0037": NOT_FOUND, "OM0038": CONFLICT, "OM0039": NOT_FOUND, "OM0040": NOT_FIRING}
+"""What Metroculus says of budgets and alerts."""
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,
@@ -69,9 +73,8 @@ def map_error(error: BaseException) -> ApiError | None:
         return ApiError(NO_DIRECTORY, retry_after=5)
     if isinstance(error, DeadlineExceeded):
         return ApiError(DEADLINE)
-    if isinstance(error, MetroculusError) and error.error_code in ("OM0037", "OM0038"):
-        code = NOT_FOUND if error.error_code == "OM0037" else CONFLICT
-        return ApiError(code, error.reason, error.params)
+    if isinstance(error, MetroculusError) and error.error_code in OF_WHAT_IS_KEPT:
+        return ApiError(OF_WHAT_IS_KEPT[error.error_code], error.reason, error.params)
     if isinstance(error, NoSourceConfigured):
         if error.error_code == "OM0023":
             return ApiError(NO_HISTORY)

@@ -13,6 +13,7 @@ from tornado.web import Application
 from optscale_client.metroculus_client import Client
 from rest_api.rest_api_server.auth import Gate
 from rest_api.rest_api_server.config import RestApiConfig
+from rest_api.rest_api_server.controllers.alerts import AlertsController
 from rest_api.rest_api_server.controllers.budgets import BudgetsController
 from rest_api.rest_api_server.controllers.changes import ChangesController
 from rest_api.rest_api_server.controllers.chargeback import ChargebackController
@@ -21,6 +22,7 @@ from rest_api.rest_api_server.controllers.costs import CostsController
 from rest_api.rest_api_server.controllers.expenses import ExpensesController
 from rest_api.rest_api_server.controllers.metrics import MetricsController
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
+from rest_api.rest_api_server.controllers.organizations import OrganizationsSync
 from rest_api.rest_api_server.controllers.resources import ResourcesController
 from rest_api.rest_api_server.controllers.sources import SourcesSweep
 from rest_api.rest_api_server.directory.connect import open_directory
@@ -49,11 +51,15 @@ class RestApi:
     threads: ThreadPoolExecutor
     answers: KeptAnswers
     sweep: SourcesSweep
+    organizations: OrganizationsSync
     running: list[asyncio.Task[None]] = field(default_factory=list)
 
     def start(self) -> None:
-        """Keep what clusters are made of fresh, and sweep sources, from now on; call on the loop."""
-        for work in (self.resources.keep_fresh(), self.sweep.keep_sweeping()):
+        """Keep what clusters are made of fresh, sweep sources, and tell of organizations, from now on.
+
+        Call it on the loop.
+        """
+        for work in (self.resources.keep_fresh(), self.sweep.keep_sweeping(), self.organizations.keep_telling()):
             self.running.append(asyncio.create_task(work))
 
     def close(self) -> None:
@@ -106,8 +112,19 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
         "changes": ChangesController(metroculus),
         "chargebacks": ChargebackController(metroculus),
         "budgets": BudgetsController(metroculus),
+        "alerts": AlertsController(metroculus),
         "links": ClustersController(gate, metroculus, kept),
     }
     application = make_application(service, routes({"gate": gate}, controllers))
     sweep = SourcesSweep(gate, metroculus)
-    return RestApi(application, service, directory, metroculus, resources, threads, kept, sweep)
+    return RestApi(
+        application,
+        service,
+        directory,
+        metroculus,
+        resources,
+        threads,
+        kept,
+        sweep,
+        OrganizationsSync(gate, metroculus),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rest_api.rest_api_server.handlers.v1 import kubecent
-from rest_api.rest_api_server.handlers.v2 import budgets, changes, chargeback, clusters, expenses
+from rest_api.rest_api_server.handlers.v2 import alerts, budgets, changes, chargeback, clusters, expenses
 from tools.tornado_service.application import Route
 
 OWNER = r"/restapi/v2/organizations/(?P<organization_id>[^/]+)"
@@ -30,6 +30,8 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route(rf"{OWNER}/kubecost/chargeback", chargeback.Chargeback, "chargebacks"),
         route(rf"{OWNER}/kubecost/budgets", budgets.Budgets, "budgets"),
         route(rf"{OWNER}/kubecost/budgets/(?P<budget_id>[^/]+)", budgets.BudgetEntry, "budgets"),
+        route(rf"{OWNER}/kubecost/alerts", alerts.Alerts, "alerts"),
+        route(rf"{OWNER}/kubecost/alerts/(?P<alert_id>[^/]+)/ack", alerts.AlertAck, "alerts"),
         route(rf"{OWNER}/kubecost/months/(?P<month>[^/]+)/close", chargeback.MonthClose, "chargebacks"),
         route(rf"{OWNER}/clean_expenses", expenses.OrganizationCleanExpenses, "expenses"),
         route(r"/restapi/v2/clean_expenses", expenses.CleanExpenses, "expenses"),

@@ -34,6 +34,7 @@ command -v java >/dev/null || missing="$missing default-jre-headless"
 command -v faketime >/dev/null || missing="$missing faketime"
 command -v wrk >/dev/null || missing="$missing wrk"
 [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || missing="$missing rabbitmq-server"
+command -v prometheus-alertmanager >/dev/null || missing="$missing prometheus-alertmanager"
 command -v redis-server >/dev/null || missing="$missing redis-server"
 [ -e /usr/share/java/zookeeper.jar ] || missing="$missing zookeeper"
 [ -z "$missing" ] && exit 0

@@ -1,0 +1,319 @@
+"""The worker's round of alerts: observe, hold against what each kind fires on, keep what changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec import Struct
+
+from metroculus.cost_model.allocation import Filters
+from metroculus.metroculus_worker.attempts import AttemptLog
+from metroculus.metroculus_worker.daily import settled_day
+from metroculus.metroculus_worker.metrics import WorkerMetrics
+from metroculus.metroculus_worker.ownership import Owned, Owners
+from metroculus.sources.accounts import PUSH, Accounts
+from metroculus.sources.errors import NoSource, RegistryError, SourceError
+from metroculus.storage.engine import StoreError
+from metroculus.storage.store import Store
+from metroculus.watch.alerts import PLATFORM, Alert, Finding, acknowledged, advance, gone
+from metroculus.watch.budgets import BudgetReader, StoredBudget, read_budget
+from metroculus.watch.findings import (
+    SPIKE_HOURS,
+    Compared,
+    cost_spike,
+    data_stale,
+    drift,
+    extraction_failing,
+    of_budget,
+    push_silent,
+    store_capacity,
+)
+from metroculus.watch.spikes import find_spikes
+from tools.deadline import Deadline
+from tools.window import DAY, HOUR, SETTLING_SECONDS
+
+log = logging.getLogger("alerts")
+
+LOOK_BACK_SECONDS = 7 * DAY
+"""A newest hour that is older than this is as good as none."""
+EVALUATED_AT_ONCE = 2
+"""Clusters, or budgets of organizations, that are worked out side by side."""
+BUDGET_SECONDS = 60.0
+COMPARED_AGAIN_SECONDS = HOUR
+"""After a day could not be compared."""
+
+_ALERT = msgspec.json.Decoder(Alert)
+_ACCOUNTS = msgspec.json.Decoder(list[str])
+_COMPARED = msgspec.json.Decoder(Compared)
+
+
+@dataclass
+class _Organization:
+    """What is kept of one organization that alerts need."""
+
+    accounts: dict[str, int] = field(default_factory=dict)
+    """With when each became the organization's."""
+    budgets: list[StoredBudget] = field(default_factory=list)
+    alerts: dict[str, Alert] = field(default_factory=dict)
+    compared: dict[str, Compared] = field(default_factory=dict)
+
+
+class _Observed(Struct, frozen=True):
+    """What one round has seen of all clusters."""
+
+    now: int
+    stored_until: Mapping[str, int]
+    heard: Mapping[str, int]
+    versions: Mapping[str, int]
+    store_share: float | None
+
+
+class AlertRound:
+    """Evaluates every organization that this worker owns the alerts of.
+
+    Args:
+        owners: None where one worker leads all others, and alone makes rounds.
+        store_bytes: what the store may take; None is its volume.
+        targets: where transitions are owed to.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        accounts: Accounts,
+        budgets: BudgetReader,
+        attempts: AttemptLog,
+        owners: Owners | None,
+        metrics: WorkerMetrics,
+        clock: Callable[[], float],
+        seconds_a_call: float,
+        store_bytes: int | None,
+        targets: tuple[str, ...],
+    ) -> None:
+        self._store = store
+        self._accounts = accounts
+        self._budgets = budgets
+        self._attempts = attempts
+        self._owners = owners
+        self._metrics = metrics
+        self._clock = clock
+        self._seconds_a_call = seconds_a_call
+        self._store_bytes = store_bytes
+        self._targets = targets
+        self._owned: dict[str, Owned] = {}
+        self._running = asyncio.Lock()
+        self._comparing = asyncio.Lock()
+        self._places = asyncio.Semaphore(EVALUATED_AT_ONCE)
+        self._worked_out: dict[str, tuple[object, list[Finding]]] = {}
+        """By what it is of, the findings that take reading many hours, and what they were made of."""
+        self._tried_at: dict[tuple[str, int], int] = {}
+        """When a day of a cluster was compared in vain."""
+
+    async def evaluate(self) -> None:
+        """One round; where the store does not answer, nothing fires and nothing is resolved."""
+        if self._running.locked():
+            return
+        async with self._running:
+            try:
+                observed, organizations = await self._observe()
+                for name, one in organizations.items():
+                    if await self._owns(name):
+                        await self._keep(name, one, await self._findings(name, one, observed), observed.now)
+                firing = [a for one in organizations.values() for a in one.alerts.values() if a.state == "firing"]
+                self._metrics.alerting(firing)
+            except (StoreError, RegistryError, OSError) as failure:
+                log.warning("alerts cannot be evaluated: %s", failure)
+
+    async def compare_days(self) -> None:
+        """Hold the last settled day of clusters that two sources tell against each other, once a day."""
+        if self._comparing.locked():
+            return
+        async with self._comparing:
+            try:
+                organizations = await self._organizations()
+                day = settled_day(int(self._clock()))
+                for name, one in organizations.items():
+                    for account in one.accounts:
+                        known = one.compared.get(account)
+                        if (known is None or known.day != day) and self.owns(name):
+                            await self._compare(name, account, day)
+            except (StoreError, RegistryError) as failure:
+                log.warning("days cannot be compared: %s", failure)
+
+    def close(self) -> None:
+        for owned in self._owned.values():
+            owned.release()
+        self._owned.clear()
+
+    def owns(self, organization: str) -> bool:
+        """Whether this worker evaluates an organization's alerts, as far as it knows."""
+        owned = self._owned.get(organization)
+        return self._owners is None or (owned is not None and owned.still())
+
+    async def _owns(self, organization: str) -> bool:
+        if self._owners is None or self.owns(organization):
+            return True
+        found = await self._store.run(self._owners.own, f"{organization}.alerts", self._store.highest_fence)
+        if found is not None:
+            self._owned[organization] = found
+        return found is not None
+
+    async def _observe(self) -> tuple[_Observed, dict[str, _Organization]]:
+        """Raises: StoreError, RegistryError"""
+        run, now = self._store.run, int(self._clock())
+        observed = _Observed(
+            now=now,
+            stored_until=await run(self._store.ledger.stored_until, now - LOOK_BACK_SECONDS),
+            heard=await run(self._store.inbox.heard),
+            versions=await run(self._store.ledger.newest_sequences, now - LOOK_BACK_SECONDS),
+            store_share=await self._share_of_store(),
+        )
+        organizations = await self._organizations()
+        if not self._accounts.one_cluster:
+            known = await self._accounts.known()
+            for one in organizations.values():  # a cluster that was unlinked is watched no more
+                one.accounts = {account: since for account, since in one.accounts.items() if account in known}
+        return observed, organizations
+
+    async def _share_of_store(self) -> float | None:
+        if self._store_bytes is None:
+            return await self._store.run(self._store.maintenance.share_of_volume)
+        return await self._store.run(self._store.maintenance.bytes_on_disk) / self._store_bytes
+
+    async def _organizations(self) -> dict[str, _Organization]:
+        documents = self._store.documents
+        versions = await self._store.run(documents.of_all, ("accounts",), False)
+        newest = await self._store.run(documents.of_all, ("budget", "alert", "drift"))
+        found = {PLATFORM: _Organization()}
+        for one in versions:  # the oldest first
+            known = found.setdefault(one.organization, _Organization())
+            listed = _ACCOUNTS.decode(one.body)
+            known.accounts = {account: known.accounts.get(account, one.changed_at) for account in listed}
+        for one in newest:
+            known = found.setdefault(one.organization, _Organization())
+            if one.kind == "alert":
+                known.alerts[one.name] = _ALERT.decode(one.body)
+            elif one.kind == "drift":
+                known.compared[one.name] = _COMPARED.decode(one.body)
+            elif one.body:
+                known.budgets.append(read_budget(one))
+        return found
+
+    async def _findings(self, name: str, one: _Organization, observed: _Observed) -> list[Finding]:
+        if name == PLATFORM:
+            return [store_capacity(observed.store_share)]
+        found: list[Finding] = []
+        for account, since in one.accounts.items():
+            found.append(extraction_failing(account, self._attempts.of(account)))
+            tried = self._attempts.knows(account)
+            found.append(data_stale(account, observed.stored_until.get(account), since, tried, observed.now))
+            if account in one.compared:
+                found.append(drift(account, one.compared[account]))
+            if account in observed.heard and await self._is_pushed(account):
+                found.append(push_silent(account, observed.heard[account], observed.now))
+        spikes = [self._spike(account, observed) for account in one.accounts]
+        for several in await asyncio.gather(*spikes, self._of_budgets(name, one, observed)):
+            found += several
+        return found
+
+    async def _is_pushed(self, account: str) -> bool:
+        entry = await self._accounts.registry.get(account)
+        return entry is not None and entry.flavour == PUSH
+
+    async def _spike(self, account: str, observed: _Observed) -> list[Finding]:
+        """Worked out where an hour was stored or has settled since."""
+        settled = observed.now - SETTLING_SECONDS
+        settled -= settled % HOUR
+        made_of = (observed.versions.get(account), settled)
+        known = self._worked_out.get(account)
+        if known is not None and known[0] == made_of:
+            return known[1]
+        filters = Filters(clusters=(await self._accounts.of(account)).clusters.named)
+        async with self._places:
+            start = settled - SPIKE_HOURS * HOUR
+            spikes = await self._store.run(find_spikes, self._store, account, start, settled, filters)
+        found = [cost_spike(account, spikes, settled)]
+        self._worked_out[account] = made_of, found
+        return found
+
+    async def _of_budgets(self, name: str, one: _Organization, observed: _Observed) -> list[Finding]:
+        if not one.budgets:
+            return []
+        versions = tuple(observed.versions.get(account) for account in one.accounts)
+        made_of = (tuple(one.budgets), tuple(one.accounts), versions, observed.now // HOUR)
+        known = self._worked_out.get(f"budgets {name}")
+        if known is not None and known[0] == made_of:
+            return known[1]
+        async with self._places:
+            states = await self._budgets.states(name, one.budgets, Deadline(BUDGET_SECONDS))
+        found = [finding for state in states for finding in of_budget(state)]
+        self._worked_out[f"budgets {name}"] = made_of, found
+        return found
+
+    async def _keep(self, name: str, one: _Organization, findings: Iterable[Finding], now: int) -> None:
+        """Write the alerts that changed."""
+        by_subject = {(alert.kind, alert.subject): alert for alert in one.alerts.values()}
+        changed: dict[str, Alert] = {}
+
+        def put(before: Alert | None, after: Alert | None) -> None:
+            if after is not None and after is not before:
+                changed[after.id] = after
+                one.alerts[after.id] = after
+                if before is None or before.transition != after.transition:
+                    log.warning("alert %s of organization %s: %s %s", after.kind, name, after.subject, after.state)
+
+        for finding in findings:
+            alert = by_subject.pop((finding.kind, finding.subject), None)
+            put(alert, advance(name, alert, finding, now, self._targets))
+        for (kind, subject), alert in by_subject.items():
+            if _is_gone(alert, one):
+                put(alert, gone(alert, now, self._targets))
+            else:
+                unknown = Finding(kind=kind, subject=subject, verdict="unknown", epoch=alert.epoch)
+                put(alert, advance(name, alert, unknown, now, self._targets))
+        if changed:
+            await self._store.run(self._put, name, changed)
+
+    def _put(self, name: str, changed: dict[str, Alert]) -> None:
+        """Write alerts; who acknowledged one meanwhile has done so. Blocks."""
+        documents = self._store.documents
+        for one in documents.versions(name, "alert", changed):
+            seen, ours = _ALERT.decode(one.body), changed[one.name]
+            if seen.transition == ours.transition and seen.acknowledged_at is not None:
+                changed[one.name] = acknowledged(ours, seen.acknowledged_by or "", seen.note, seen.acknowledged_at)
+        documents.put_all(name, "alert", {key: msgspec.json.encode(one).decode() for key, one in changed.items()})
+
+    async def _compare(self, name: str, account: str, day: int) -> None:
+        """Keep what two sources say of a day; tried again within the hour where one of them does not say it."""
+        now, key = int(self._clock()), (account, day)
+        if self._tried_at.get(key, 0) + COMPARED_AGAIN_SECONDS > now:
+            return
+        self._tried_at = {one: at for one, at in self._tried_at.items() if one[1] >= day - DAY} | {key: now}
+        try:
+            sources = await self._accounts.of(account)
+            told = await sources.day_by_two(day, self._seconds_a_call)
+            if told is None:
+                return
+            currency = await sources.currency(Deadline(self._seconds_a_call))
+        except (SourceError, NoSource) as failure:
+            log.info("account %s: a day cannot be compared: %s", account, failure)
+            return
+        if None in told:
+            return
+        body = Compared(day=day, by_api=told[0], by_metrics=told[1], currency=currency)
+        await self._store.run(self._store.documents.put, name, "drift", account, msgspec.json.encode(body).decode())
+
+
+def _is_gone(alert: Alert, one: _Organization) -> bool:
+    """Whether what an alert is about does not exist any more: its cluster, its budget, or its threshold."""
+    if alert.kind == "budget":
+        return not any(
+            alert.subject == f"{stored.id}/{threshold.on}/{threshold.percent:g}"
+            for stored in one.budgets
+            for threshold in stored.budget.thresholds
+        )
+    return alert.cloud_account_id is not None and alert.cloud_account_id not in one.accounts
