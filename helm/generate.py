@@ -30,6 +30,7 @@ BY_THE_CHART = {
     "CLUSTER_SECRET", "METROCULUS_LISTEN", "WORKER_LISTEN", "REST_API_LISTEN", "DIPROXY_LISTEN",
     "CLICKHOUSE_URL", "REGISTRY_URL",
     "ENCRYPTION_KEY", "QUEUE_URL", "REDIS_URL", "DIRECTORY_URL", "METROCULUS_URL", "DATA_DIR", "WORKER_ROLE",
+    "ALERT_WEBHOOK_URL", "ALERT_WEBHOOK_SECRET",
     "WORKER_LOCKS", "AUDIT_LOG", "LOG_FORMAT", "TLS_CERT", "TLS_KEY",
 }  # fmt: skip
 """Settings that have a value of the chart's own; TLS ends at the Ingress, and probes speak HTTP."""

@@ -120,6 +120,7 @@ class AlertRound:
         async with self._running:
             try:
                 observed, organizations = await self._observe()
+                self._metrics.observed(observed.heard, observed.store_share)
                 for name, one in organizations.items():
                     if await self._owns(name):
                         await self._keep(name, one, await self._findings(name, one, observed), observed.now)

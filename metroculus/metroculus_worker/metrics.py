@@ -88,6 +88,8 @@ class WorkerMetrics:
             registry=registry,
         )
         self._alerts = gauge("alerts_firing", "Alerts that fire now", "kind")
+        self._heard = gauge("push_heard_timestamp_seconds", "When a cluster's agent was heard of last", account)
+        self._share = gauge("store_share", "How much of the store's room is taken, 0 to 1")
         self._owed = gauge("alerts_owed", "Transitions of alerts that are still to be sent", "target")
         self.store_bytes = gauge("store_bytes", "Size of the store on disk")
         self._waiting = gauge("queue_messages", "Tasks that wait in a queue", "queue")
@@ -105,6 +107,14 @@ class WorkerMetrics:
         counts = Counted(alert.kind for alert in firing)
         for kind in SEVERITIES:
             self._alerts.labels(kind).set(counts[kind])
+
+    def observed(self, heard: Mapping[str, int], store_share: float | None) -> None:
+        """What a round of alerts saw: when agents were heard of, by account, and how full the store is."""
+        self._heard.clear()
+        for account, at in heard.items():
+            self._heard.labels(account).set(at)
+        if store_share is not None:
+            self._share.set(store_share)
 
     def owes(self, target: str, transitions: int) -> None:
         self._owed.labels(target).set(transitions)

@@ -16,7 +16,7 @@ BUILT = ROOT / "build" / "parts" / "bin"
 SCHEMAS = ROOT / "build" / "parts" / "tools" / "lib"
 """Holds the schemas of Kubernetes 1.25 to 1.37 that come with the package kubernetes-validate."""
 OLDEST, NEWEST = "1.25", "1.37"
-CUSTOM = "ServiceMonitor,PodMonitor,HTTPRoute"
+CUSTOM = "ServiceMonitor,PodMonitor,PrometheusRule,HTTPRoute"
 """Kinds that Kubernetes itself does not have."""
 VERSION = ("--kube-version", "1.30")
 """A Helm that was built from source reckons with Kubernetes 1.20 unless it is told."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import need
 from tests.helm.chart import (
     CHART,
     MINIMAL,
@@ -39,6 +41,10 @@ FEATURES: dict[str, dict[str, Any]] = {
                                         "hostnames": ["push.example.com"]}}},
     "monitored": {"serviceMonitor": {"enabled": True, "labels": {"team": "costs"}},
                   "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]}},
+    "alerting": {"serviceMonitor": {"enabled": True}, "networkPolicy": {"enabled": False},
+                 "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+                 "settings": {"ALERTMANAGER_URL": "http://alertmanager:9093", "STORE_BYTES": "500GiB"},
+                 "alertWebhook": {"existingSecret": "hook"}},
     "open network": {"networkPolicy": {"enabled": False}},
     "closed network": {"networkPolicy": {"restApiFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
                                          "diproxyFrom": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
@@ -212,6 +218,17 @@ def test_images_are_as_they_are_asked_for(every: dict[tuple[str, str], list[Mani
     }
 
 
+def test_the_rules_of_prometheus_fire_on_what_they_are_for(tmp_path: Path) -> None:
+    """The rules as they are rendered, by Prometheus' own test of rules."""
+    need("promtool", package="prometheus")
+    (found,) = of_kind(rendered(merged(MINIMAL, FEATURES["alerting"]), tmp_path), "PrometheusRule")
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(found["spec"]))
+    shutil.copy(Path(__file__).parent / "rules_test.yaml", tmp_path)
+    for command in (["check", "rules", "rules.yaml"], ["test", "rules", "rules_test.yaml"]):
+        done = subprocess.run(["promtool", *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_what_is_generated_is_up_to_date() -> None:
     done = subprocess.run([sys.executable, "-m", "helm.generate", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -271,6 +288,9 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (MINIMAL, {"worker": {"nodeSelector": {"a": "b"}}}, "worker"),
     (MINIMAL, {"worker": {"extraEnv": [{"name": "A", "value": "b"}]}}, "worker"),
     (MINIMAL, {"serviceMonitor": {"enabled": True}}, "networkPolicy.metricsFrom"),
+    (MINIMAL, {"prometheusRule": {"enabled": True}}, "prometheusRule.enabled"),
+    (MINIMAL, {"settings": {"ALERT_WEBHOOK_URL": "https://x"}}, "ALERT_WEBHOOK_URL"),
+    (MINIMAL, {"metroculus": {"extraEnv": [{"name": "ALERT_WEBHOOK_SECRET", "value": "x"}]}}, "ALERT_WEBHOOK_SECRET"),
     (MINIMAL, {"diproxy": {"settings": {"TENANT_LABEL": "tenant"}}}, "diproxy.settings.TENANT_LABEL"),
     (
         MINIMAL,

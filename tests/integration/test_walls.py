@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote, urlencode
 from uuid import uuid4
 
+import msgspec
 import pytest
 import requests
 from msgspec.structs import fields
 
+from metroculus.watch.alerts import Finding, advance
 from rest_api.rest_api_server.directory.model import Role
 from simulator.costs import truth
 from simulator.world import DAY, HOUR, make_world, marked
@@ -57,9 +59,10 @@ BUDGETS = f"{OWNER}/budgets"
 NEW_BUDGET = ("POST", BUDGETS)
 CHANGED_BUDGET = ("PATCH", f"{BUDGETS}/{{budget_id}}")
 NO_BUDGET = ("DELETE", f"{BUDGETS}/{{budget_id}}")
-MANAGER_WRITES = {RULES, CLOSE, NEW_BUDGET, CHANGED_BUDGET, NO_BUDGET}
+ACK = ("POST", f"{OWNER}/alerts/{{alert_id}}/ack")
+MANAGER_WRITES = {ACK, RULES, CLOSE, NEW_BUDGET, CHANGED_BUDGET, NO_BUDGET}
 NEEDS_MANAGER = {("GET", f"{LINKS}/{{cluster_id}}")} | MANAGER_WRITES
-BODIES = {RULES: {"valid_from": "2026-11"}, PREVIEW: {"valid_from": "2026-11"}, CLOSE: {}, CHANGED_BUDGET: {}}
+BODIES = {RULES: {"valid_from": "2026-11"}, PREVIEW: {"valid_from": "2026-11"}, CLOSE: {}, CHANGED_BUDGET: {}, ACK: {}}
 """What is sent to those that need a body, beside links."""
 PUSH_TOKEN = ("POST", f"{LINKS}/{{cluster_id}}/push_token")
 NEEDS_ADMIN = {
@@ -103,6 +106,7 @@ class World:
             fill = self.running.worker.worker.fill(self.clusters[name], (END - DAY, END), 1, lambda progress: None)
             self.stack.thread.run(fill)
         self.organization = self.tenants[MINE].organization_id
+        self.alerts = {name: self.new_alert(tenant.organization_id) for name, tenant in self.tenants.items()}
         self.budgets = {name: self.new_budget(tenant.organization_id) for name, tenant in self.tenants.items()}
         self._objects()
         self._callers()
@@ -113,6 +117,12 @@ class World:
         body = {"flavour": flavour, "url": url}
         address = f"{self.running.metroculus_listener.url}/metroculus/v2/kubecost_sources/{cluster_id}"
         assert requests.put(address, json=body, headers={"Secret": SECRET}, timeout=20).status_code == 200
+
+    def new_alert(self, organization_id):
+        alert = advance(organization_id, None, Finding(kind="drift", subject="x", verdict="firing"), NOW)
+        documents = self.running.metroculus.dependencies.store.documents
+        documents.put(organization_id, "alert", alert.id, msgspec.json.encode(alert).decode())
+        return alert.id
 
     def new_budget(self, organization_id):
         body = {"name": f"{uuid4()}", "amount": 100.0}
@@ -229,7 +239,7 @@ def target(world, path, thing):
     organization, cluster, name = world.objects[thing]
     filled = path.format(
         organization_id=organization, cluster_id=cluster, namespace=f"{MINE}-shop", cluster=quote(cluster),
-        month="2026-11", budget_id=world.budgets.get(name, ABSENT),
+        month="2026-11", budget_id=world.budgets.get(name, ABSENT), alert_id=world.alerts.get(name, ABSENT),
     )  # fmt: skip
     query = dict(WINDOW)
     if path == "/restapi/v2/clean_expenses":
@@ -240,7 +250,7 @@ def target(world, path, thing):
         query["metric"] = "cpu"
     if path.endswith(("/chargeback", "/preview")):
         query = {"month": "2026-11"}
-    elif path.endswith(("/allocation_rules", "/close")) or path.startswith(BUDGETS):
+    elif path.endswith(("/allocation_rules", "/close")) or path.startswith((BUDGETS, f"{OWNER}/alerts")):
         query = {}
     if path.endswith("monthly"):
         query = {key: value for key, value in query.items() if key.endswith("_id")} | {"months": "1"}
@@ -315,7 +325,7 @@ def test_no_token_opens_metroculus(world, path, method, handler, caller, thing):
     _, cluster, _ = world.objects[thing]
     stretch = {"kind": "allocation", "start": END - HOUR, "end": END, "step": "hour"}
     url = world.running.metroculus_listener.url + path.format(cloud_account_id=cluster, backfill_id=cluster, organization_id=cluster,
-        month="2026-11", budget_id=cluster, **stretch
+        month="2026-11", budget_id=cluster, alert_id=cluster, **stretch
     )  # fmt: skip
     headers = {"Secret": "garbage"} if caller == "garbage" else world.callers[caller]
     counts = {name: len(one.requests) for name, one in world.simulators.items()}
@@ -362,10 +372,10 @@ def fired(world, base, headers, path, name):
     """Every injection at one parameter: declared outcomes and no foreign byte. How many there were."""
     organization, cluster, _ = world.objects["own"]
     values = {"organization_id": organization, "cluster_id": cluster, "cloud_account_id": cluster, "cluster": cluster,
-              "namespace": f"{MINE}-shop", "backfill_id": cluster, "budget_id": world.budgets[MINE]}  # fmt: skip
+              "namespace": f"{MINE}-shop", "backfill_id": cluster, "budget_id": world.budgets[MINE], "alert_id": world.alerts[MINE]}  # fmt: skip
     query = {"start_date": str(END - HOUR), "end_date": str(END)}
     if path.endswith(("monthly", "k8s_metadata", "/clusters/{cluster_id}")) or re.search(
-        "backfill_id|sources|budgets", path
+        "backfill_id|sources|budgets|alerts", path
     ):
         query = {}
     if "/metroculus/" in path and "{" not in path:

@@ -121,6 +121,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if $values.redis.existingSecret }}
 {{ include "metroculus.fromSecret" (dict "name" "REDIS_URL" "from" $values.redis) }}
 {{- end }}
+{{- if $values.alertWebhook.existingSecret }}
+{{ include "metroculus.fromSecret" (dict "name" "ALERT_WEBHOOK_URL" "from" $values.alertWebhook) }}
+{{ include "metroculus.fromSecret" (dict "name" "ALERT_WEBHOOK_SECRET" "from" (dict "existingSecret" $values.alertWebhook.existingSecret "key" $values.alertWebhook.secretKey)) }}
+{{- end }}
 {{- if $values.caBundle.existingConfigMap }}
 - name: SSL_CERT_FILE
   value: /etc/metroculus-ca/ca.crt
