@@ -13,6 +13,7 @@ import requests
 
 from metroculus.cost_model.savings import LOCAL
 from simulator import savings
+from simulator.burst import NODE as BURST_NODE
 from simulator.costs import truth
 from simulator.world import DAY, GIB, HOUR, World
 from tools.window import parse_rfc3339
@@ -29,6 +30,10 @@ RULES: dict[str, Any] = {
     "idle": "weighted",
 }
 """How the demo's organization shares its costs out."""
+BUDGET: dict[str, Any] = {"name": "cluster-one, this year", "period": "year", "amount": 100.0}
+"""What the demo's organization means to spend: it is crossed, on whatever day the demo runs after the year's second."""
+WATCHED_WITHIN = 90.0
+"""Seconds: the worker looks each minute."""
 RELATIVE = 1e-6
 ROUNDED_USD = 1e-5
 
@@ -101,6 +106,8 @@ def check_everything(
     checks.append(_usd("clusters: total of all", listing["total_cost"], fsum(totals), truths[0], truths[1]))
     checks += _metrics(ask, clusters[0], window, with_metrics)
     checks += _links(ask, organization_id, clusters[0])
+    checks += _watched(ask, organization_id, clusters[0], with_metrics)
+    checks += _changed(ask, clusters[0], start, end, with_metrics)
     checks += _walls(Asker(base, stranger), organization_id, clusters[0])
     checks += _history(ask, organization_id, clusters, truths, window, with_metrics)
     return checks
@@ -354,6 +361,55 @@ def _links(ask: Asker, organization_id: str, cluster: DemoCluster) -> list[Check
     statuses = ((read, 200), (renamed, 200), (back, 200), (linked, 201), (unlinked, 200), (gone, 404))
     names = ("read", "rename", "rename back", "link another", "unlink it", "it is gone")
     return [Check(f"links: {name}", got, want) for name, (got, want) in zip(names, statuses, strict=True)]
+
+
+def _watched(ask: Asker, organization_id: str, cluster: DemoCluster, with_metrics: bool) -> list[Check]:
+    """The budget that is crossed and the hour that was dear: reckoned, and told with its cause."""
+    path = f"/restapi/v2/organizations/{organization_id}/kubecost"
+    (budget,) = ask.get(f"{path}/budgets", upstream="false")["budgets"]
+    start, end = (parse_rfc3339(budget[key]) for key in ("start", "as_of"))
+    assert start is not None and end is not None
+    first = int(max(start, cluster.world.start))
+    true: Json = truth(cluster.world, first, int(end), int(time.time()), adjusted=True)
+    spent = expected_total(cluster, true, with_metrics)
+    checks = [
+        _usd("budgets: spent", budget["spent"], spent, true),
+        _flag("budgets: exceeded", budget["state"] == "exceeded", spent > budget["amount"]),
+    ]
+    (node,) = [one for one in cluster.world.nodes if one.name == BURST_NODE]
+    hour = f"{node.start},{node.end}"
+    found = ask.get(f"/restapi/v2/kubecost/clusters/{cluster.id}/anomalies", window=hour)["anomalies"]
+    dear: Json = truth(cluster.world, node.start, node.end, int(time.time()), adjusted=True)
+    checks += [
+        _usd(
+            "anomalies: what the dear hour cost",
+            found[0]["total_cost"],
+            expected_total(cluster, dear, with_metrics),
+            dear,
+        ),
+        _flag("anomalies: its cause", found[0]["causes"][0]["namespace"] == "batch"),
+    ]
+    deadline, kinds = time.monotonic() + WATCHED_WITHIN, set[str]()
+    while time.monotonic() < deadline and not {"budget", "cost_spike"} <= kinds:
+        kinds = {one["kind"] for one in ask.get(f"{path}/alerts", state="firing")["alerts"]}
+        time.sleep(0.5)
+    return [*checks, *(_flag(f"alerts: {kind} fires", kind in kinds) for kind in ("budget", "cost_spike"))]
+
+
+def _changed(ask: Asker, cluster: DemoCluster, start: int, end: int, with_metrics: bool) -> list[Check]:
+    """From one day to the next: steps that add up to the difference of what both truly cost."""
+    days = [(day, day + DAY) for day in (end - 2 * DAY, end - DAY)]
+    trues: list[Json] = [truth(cluster.world, *day, int(time.time()), adjusted=True) for day in days]
+    before, after = (f"{first},{last}" for first, last in days)
+    found = ask.get(
+        f"/restapi/v2/kubecost/clusters/{cluster.id}/changes", window=after, against=before, aggregate="namespace"
+    )
+    totals = [expected_total(cluster, true, with_metrics) for true in trues]
+    return [
+        _usd("changes: the day before", found["before_cost"], totals[0], *trues),
+        _usd("changes: the day", found["total_cost"], totals[1], *trues),
+        Check("changes: steps add up", fsum(one["amount"] for one in found["steps"]), found["difference"], 1e-9),
+    ]
 
 
 def _walls(stranger: Asker, organization_id: str, cluster: DemoCluster) -> list[Check]:

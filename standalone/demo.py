@@ -20,22 +20,26 @@ from metroculus.sources.outbound.addresses import AllowedAddresses
 from metroculus.storage.store import EMBEDDED
 from rest_api.rest_api_server.directory.model import Role
 from simulator import openmetrics
+from simulator.burst import with_burst
 from simulator.field import HARDSHIPS as ALL_HARDSHIPS
 from simulator.field import make_field_world
 from simulator.server import Habits, Simulator
-from simulator.world import DAY, World
-from standalone.check import RULES, Check, DemoCluster, check_everything, check_store_alone
+from simulator.world import DAY, HOUR, World
+from standalone.check import BUDGET, RULES, Check, DemoCluster, check_everything, check_store_alone
 from standalone.history import tell_owner
 from standalone.pushed import PushedCluster, begin_pushing, taken_up
 from standalone.running import Running, single_machine, start
 from standalone.up import cost_table, fill_history, how_to_ask, new_secret, unless
 from tools.tornado_service.access import Access
 from tools.tornado_service.listening import stop_signal
+from tools.window import SETTLING_SECONDS
 
 HARDSHIPS = sorted(ALL_HARDSHIPS.keys() - {"blind_hours", "late_network"})
 """What the clusters of the demo have of the field; all that can be known of them is told, so that it can be checked."""
 HISTORY_DAYS = 14
 AHEAD_DAYS = 2
+BURST_HOURS_AGO, BURST = 3, 1.5
+"""When one hour of cluster-one was dear, and by how much of what its machines cost."""
 METRICS_INTERVAL_SECONDS = 300
 
 
@@ -175,14 +179,17 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
     try:
         _make_tenants(demo)
         await _link_and_fill(demo, stopped)
-        await asyncio.to_thread(share_out, demo)
+        await asyncio.to_thread(decide, demo)
         demo.running.begin()
+        if demo.running.worker is not None:
+            await demo.running.worker.alerts.evaluate()
         tell_owner(demo.store_url, demo.running.metroculus_listener.url, demo.secret)
         file = _write_connection(demo)
         click.echo(f"ready after {time.monotonic() - began:.1f} s; {file} says where everything is\n")
         if check:
             return report(await _checks(demo))
         click.echo(await asyncio.to_thread(first_look, demo.running, demo.token, demo.clusters[0].id))
+        click.echo(await asyncio.to_thread(alerts_of, demo))
         click.echo(how_to_ask(demo.running, demo.organization_id, demo.clusters[0].id, demo.token))
         await stopped.wait()
         return 0
@@ -200,6 +207,9 @@ def _started(folder: Path, ports: tuple[int, int]) -> Demo:
         make_field_world(HARDSHIPS, seed=seed, days=HISTORY_DAYS + AHEAD_DAYS, end=end, cluster_id=name)
         for seed, name in ((1, "cluster-one"), (2, "cluster-two"), (3, "cluster-three"))
     ]
+    spike = now - SETTLING_SECONDS
+    spike -= spike % HOUR + BURST_HOURS_AGO * HOUR
+    worlds[0] = with_burst(worlds[0], spike, BURST)
     click.echo(
         "starting three simulated clusters: cluster-one behind Kubecost, cluster-two behind OpenCost,"
         " cluster-three behind a Kubecost that only its own agent can reach …"
@@ -271,15 +281,26 @@ async def _link_and_fill(demo: Demo, stopped: asyncio.Event) -> None:
             await unless(stopped, filled(demo.running, cluster.id, f"storing two weeks of {name}"))
 
 
-def share_out(demo: Demo) -> None:
-    """Give the demo's organization its allocation rules, as a manager would."""
-    answer = requests.put(
-        f"{demo.running.rest_api_listener.url}/restapi/v2/organizations/{demo.organization_id}/kubecost/allocation_rules",
-        json=RULES,
-        headers={"Authorization": f"Bearer {demo.token}"},
-        timeout=40,
-    )
+def decide(demo: Demo) -> None:
+    """Give the demo's organization its allocation rules and a budget, as a manager would."""
+    base = f"{demo.running.rest_api_listener.url}/restapi/v2/organizations/{demo.organization_id}/kubecost"
+    budget = BUDGET | {"scope": {"cluster_id": demo.clusters[0].id}}
+    for method, path, body in (("PUT", "allocation_rules", RULES), ("POST", "budgets", budget)):
+        headers = {"Authorization": f"Bearer {demo.token}"}
+        answer = requests.request(method, f"{base}/{path}", json=body, headers=headers, timeout=40)
+        answer.raise_for_status()
+
+
+def alerts_of(demo: Demo) -> str:
+    """What fires, as lines; the worker has looked once it has begun."""
+    url = f"{demo.running.rest_api_listener.url}/restapi/v2/organizations/{demo.organization_id}/kubecost/alerts"
+    answer = requests.get(url, headers={"Authorization": f"Bearer {demo.token}"}, timeout=40)
     answer.raise_for_status()
+    lines = ["alerts that fire:"]
+    for one in answer.json()["alerts"]:
+        causes = ", ".join(f"{cause['namespace']} {cause['share']:.0%}" for cause in one["causes"])
+        lines.append(f"  {one['kind']}: {one['summary']}" + (f" ({causes})" if causes else ""))
+    return "\n".join(lines) + "\n"
 
 
 def _write_connection(demo: Demo) -> Path:
