@@ -95,6 +95,17 @@ def _webhook(text: str) -> str:
     return text
 
 
+def _influx(text: str) -> str:
+    where, _, query = text.partition("?")
+    base_url(where)
+    asked = dict(parse_qsl(query))
+    if not urlsplit(where).path.endswith("/write") or not asked.get("db") or asked.keys() - {"db", "u", "p", "rp"}:
+        raise ValueError("must be http://host:8086/write?db=NAME; beside it u, p and rp may stand")
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must be printable ASCII, special characters quoted")
+    return text
+
+
 REDIS_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 """What may stand behind the ``?`` of ``REDIS_URL``."""
 
@@ -222,6 +233,25 @@ class AlertConfig:
         return tuple(name for name, url in urls.items() if url is not None)
 
 
+@dataclass(frozen=True)
+class InfluxConfig:
+    """An InfluxDB that is told what is stored."""
+
+    url: str | None = declared(
+        Setting(
+            "INFLUX_URL",
+            "Where an InfluxDB takes points, http://host:8086/write?db=costs, with &u= and &p= where it asks for them.",
+            _influx,
+            secret=True,
+            etcd="/influx/url",
+        )
+    )
+    token: str | None = declared(
+        Setting("INFLUX_TOKEN", "Token of an InfluxDB 2 or 3.", cluster_secret, secret=True, etcd="/influx/token")
+    )
+    ca: str | None = declared(Setting("INFLUX_CA", "Authorities (PEM) that sign for the InfluxDB.", authority_file))
+
+
 @dataclass(frozen=True, kw_only=True)
 class MetroculusConfig:
     """Settings as values, each declared where it is held; ``kubecost_flavour`` is what ``metroculus up`` knows."""
@@ -324,13 +354,20 @@ class MetroculusConfig:
     kubecost_flavour: Any = None
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     alerts: AlertConfig = field(default_factory=AlertConfig)
+    influx: InfluxConfig = field(default_factory=InfluxConfig)
 
     @property
     def cache_bytes(self) -> int:
         return self.cache_mib << 20
 
 
-SETTINGS = (*settings_of(MetroculusConfig), *settings_of(WorkerConfig), *settings_of(AlertConfig), *SERVING_SETTINGS)
+SETTINGS = (
+    *settings_of(MetroculusConfig),
+    *settings_of(WorkerConfig),
+    *settings_of(AlertConfig),
+    *settings_of(InfluxConfig),
+    *SERVING_SETTINGS,
+)
 
 
 def config_of(values: Mapping[str, Any]) -> MetroculusConfig:
@@ -345,5 +382,6 @@ def config_of(values: Mapping[str, Any]) -> MetroculusConfig:
         access=access_of(values),
         worker=WorkerConfig(**values_of(WorkerConfig, values)),
         alerts=AlertConfig(**values_of(AlertConfig, values)),
+        influx=InfluxConfig(**values_of(InfluxConfig, values)),
     )
     return replace(config, clickhouse_url=config.clickhouse_url or f"{EMBEDDED}{config.data_dir / 'store'}")

@@ -88,6 +88,8 @@ class WorkerMetrics:
             registry=registry,
         )
         self._alerts = gauge("alerts_firing", "Alerts that fire now", "kind")
+        self.influx_sent = counter("influx_sent", "Hours and days of assets sent to InfluxDB", "measurement")
+        self.influx_failing = gauge("influx_failing", "1 where InfluxDB did not take what was sent last")
         self._heard = gauge("push_heard_timestamp_seconds", "When a cluster's agent was heard of last", account)
         self._share = gauge("store_share", "How much of the store's room is taken, 0 to 1")
         self._owed = gauge("alerts_owed", "Transitions of alerts that are still to be sent", "target")

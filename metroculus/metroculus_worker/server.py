@@ -20,6 +20,7 @@ from metroculus.config import WORKER_ROLES, MetroculusConfig, WorkerConfig
 from metroculus.dependencies import Dependencies
 from metroculus.metroculus_worker.alerting import AlertRound
 from metroculus.metroculus_worker.attempts import AttemptLog
+from metroculus.metroculus_worker.influx import InfluxRound
 from metroculus.metroculus_worker.metrics import WorkerMetrics
 from metroculus.metroculus_worker.notify import Notifier
 from metroculus.metroculus_worker.ownership import FileOwners, Owned, Owners
@@ -48,6 +49,8 @@ DUE_SECONDS = 2
 ALERTS_SECONDS = 60
 COMPARE_SECONDS = 600
 """Between two looks at which clusters' last day was not held against their metrics yet."""
+INFLUX_SECONDS = 30
+"""Between two looks at what an InfluxDB was not told yet."""
 NOTIFY_SECONDS = 5
 """Between two looks at whether any alert is still to be sent."""
 LEAD_SECONDS = 5
@@ -75,6 +78,7 @@ class WorkerService:
     store: Store
     alerts: AlertRound
     notifier: Notifier
+    influx: InfluxRound
     queue: TaskQueue | None = None
     scheduler: AsyncIOScheduler = field(default_factory=lambda: AsyncIOScheduler(timezone=UTC))
     queue_failure: str | None = None
@@ -119,6 +123,7 @@ class WorkerService:
                 (self.alerts.evaluate, ALERTS_SECONDS),
                 (self.alerts.compare_days, COMPARE_SECONDS),
                 (self.notifier.deliver, NOTIFY_SECONDS),
+                (self.influx.send, INFLUX_SECONDS),
             ):
                 self._repeated.append(self._launch(partial(self._repeat, run, seconds)))
         for run in at_once:
@@ -212,6 +217,7 @@ class WorkerService:
         await asyncio.gather(*tasks, return_exceptions=True)
         self.notifier.close()
         await asyncio.to_thread(self.alerts.close)
+        await self.influx.close()
         if self._leadership is not None:
             await asyncio.to_thread(self._leadership.release)
         if self.queue is not None:
@@ -269,12 +275,14 @@ def make_worker(
     executor = LocalExecutor(runner) if queue is None else queue
     attempts = AttemptLog(clock)
     worker = Worker(store, dependencies.accounts, executor, runner, metrics, clock, attempts)
-    alerts = _make_alerts(
-        config, store, dependencies.accounts, attempts, owners if queue is None else None, metrics, clock
-    )
+    alone = owners if queue is None else None  # with a queue one worker leads, and alone makes rounds
+    alerts = _make_alerts(config, store, dependencies.accounts, attempts, alone, metrics, clock)
     notifier = Notifier(store, config.alerts, metrics, alerts.owns, clock)
+    influx = InfluxRound(store, config.influx, alone, metrics, clock)
     application = make_application(service, [])
-    running = WorkerService(application, service, worker, settings, metrics, owners, store, alerts, notifier, queue)
+    running = WorkerService(
+        application, service, worker, settings, metrics, owners, store, alerts, notifier, influx, queue
+    )
     return running
 
 

@@ -20,6 +20,7 @@ from metroculus.storage.engine import Engine, StoreError, StoreTooNew, StoreUrlE
 from metroculus.storage.gaps import Gaps
 from metroculus.storage.history import History
 from metroculus.storage.inbox import Inbox
+from metroculus.storage.influx import InfluxSent
 from metroculus.storage.jobs import Jobs
 from metroculus.storage.ledger import COUNTER_BITS, Ledger
 from metroculus.storage.maintenance import Maintenance
@@ -62,6 +63,7 @@ class Store:
         self.jobs = Jobs(engine, clock)
         self.documents = Documents(engine, clock)
         self.inbox = Inbox(engine, clock)
+        self.influx_sent = InfluxSent(engine)
         self.maintenance = Maintenance(engine, self.ledger, self.jobs, self.inbox, self.documents)
         self._failed: str | None = None
         """Why the last call failed; None where it did not."""

@@ -18,6 +18,7 @@ RELEASED = {
     4: "40b8175bc2670753",
     5: "c0e5f86a8589763f",
     6: "8cf02f81a77c4144",
+    7: "f8fb97a94421e860",
 }
 """SHA-256 of each migration's steps."""
 
