@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from math import fsum
 from statistics import median
@@ -21,7 +21,9 @@ FEW = 3
 FEW_FACTOR = 1.5
 """With fewer hours to be held against than ``FEW``, so many times the dearest of them."""
 RISE = 0.5
-"""Over the mean of the day before."""
+"""Over the mean of the day before, and over its median: one hour of credits takes the mean down."""
+SMALLEST_RISE = 0.01
+"""Of money: less is no spike of anything."""
 FIRST_DAY_BEGINS, FIRST_DAY_ENDS = 14 * HOUR, 36 * HOUR
 """Before and after midnight UTC: somewhere it is a month's first day."""
 HOURS_NEEDED = 18
@@ -59,26 +61,33 @@ def spikes(totals: Mapping[int, float], hours: Iterable[int]) -> list[Spike]:
         if not limits:
             continue
         typical, limit = max(limits, key=lambda one: one[1])
-        limit = max([limit, *(FEW_FACTOR * usd for usd in _other_firsts(totals, hour))])
-        if totals[hour] > limit and totals[hour] > (1 + RISE) * mean:
+        firsts = _other_firsts(totals, hour)
+        if firsts is not None:
+            if not firsts:
+                continue  # a first day of a month that nothing can be held against
+            limit = max(limit, FEW_FACTOR * max(firsts))
+        before_it = max(mean, median(before))
+        rise = totals[hour] - before_it
+        if totals[hour] > limit and rise > RISE * abs(before_it) and rise >= SMALLEST_RISE:
             found.append(Spike(hour=hour, total=totals[hour], typical=typical, limit=limit, mean_before=mean))
     return found
 
 
-def _other_firsts(totals: Mapping[int, float], hour: int) -> Iterator[float]:
-    """Where an hour is of a month's first day, in whatever zone: what the same one of months before cost.
+def _other_firsts(totals: Mapping[int, float], hour: int) -> list[float] | None:
+    """Where an hour is of a month's first day, in whatever zone: what the same one of months before cost, else None.
 
     The hours beside it count, where clocks may have been changed.
     """
     near = datetime.fromtimestamp(hour + FIRST_DAY_BEGINS, UTC).replace(day=1, hour=0)
     since = hour - int(near.timestamp())
     if not -FIRST_DAY_BEGINS <= since < FIRST_DAY_ENDS:
-        return
-    start = near
+        return None
+    start, found = near, []
     while hour - start.timestamp() < LOOK_BACK_SECONDS:
         start = (start - timedelta(days=1)).replace(day=1)
         at = int(start.timestamp()) + since
-        yield from (totals[one] for one in (at - HOUR, at, at + HOUR) if one in totals)
+        found += [totals[one] for one in (at - HOUR, at, at + HOUR) if one in totals]
+    return found
 
 
 def _limit(totals: Mapping[int, float], hour: int, beside: int) -> tuple[float, float] | None:

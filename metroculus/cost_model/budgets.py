@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
@@ -17,6 +18,8 @@ from metroculus.cost_model.rules import MAX_AMOUNT, MAX_NAME, UNASSIGNED
 
 MAX_THRESHOLDS = 20
 MAX_PERCENT = 1000.0
+LEAST_PERCENT = 0.01
+LEAST_AMOUNT = 0.01
 NEAR = 1e-9
 """Relative: sums that are so near to a limit are at it."""
 
@@ -77,17 +80,26 @@ def check_budget(budget: Budget, clusters: frozenset[str], cost_centers: Sequenc
     """
     if not budget.name.strip() or len(budget.name) > MAX_NAME or not budget.name.isprintable():
         raise BudgetError(f"name must be 1 to {MAX_NAME} characters that can be printed")
-    if not 0 < budget.amount <= MAX_AMOUNT:
-        raise BudgetError(f"amount must be above 0 and at most {MAX_AMOUNT:.0f}")
+    if not LEAST_AMOUNT <= budget.amount <= MAX_AMOUNT:
+        raise BudgetError(f"amount must be from {LEAST_AMOUNT} to {MAX_AMOUNT:.0f}")
     if not re.fullmatch(r"[A-Z]{3}", budget.currency):
         raise BudgetError("currency must be three capital letters, such as USD")
     if not 0 < len(budget.thresholds) <= MAX_THRESHOLDS:
         raise BudgetError(f"thresholds must be 1 to {MAX_THRESHOLDS}")
-    if any(not 0 < one.percent <= MAX_PERCENT for one in budget.thresholds):
-        raise BudgetError(f"percent must be above 0 and at most {MAX_PERCENT:.0f}")
+    if any(not LEAST_PERCENT <= one.percent <= MAX_PERCENT for one in budget.thresholds):
+        raise BudgetError(f"percent must be from {LEAST_PERCENT} to {MAX_PERCENT:.0f}")
     if len(set(budget.thresholds)) < len(budget.thresholds):
         raise BudgetError("thresholds must differ")
     _check_scope(budget, clusters, cost_centers)
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether people would read two names as one."""
+    return _read_as(one) == _read_as(other)
+
+
+def _read_as(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _check_scope(budget: Budget, clusters: frozenset[str], cost_centers: Sequence[str]) -> None:

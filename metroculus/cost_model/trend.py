@@ -120,6 +120,8 @@ def quantile(values: Sequence[float], share: float) -> float:
 def at_most(hours: Mapping[int, float], partly_known: Mapping[int, float]) -> float | None:
     """How much more hours may have cost than is known of them, by the dearest of their hour of the week.
 
+    The last day that is known counts, too: what began lately has no hour of the week before.
+
     Args:
         hours: total of each whole hour of the last four weeks, by its first second.
         partly_known: what is known of each hour that is not whole; 0 of one that is missing.
@@ -132,5 +134,6 @@ def at_most(hours: Mapping[int, float], partly_known: Mapping[int, float]) -> fl
     if not hours:
         return None
     dearest = max(hours.values())
-    by_hour = {hour: max(values) for hour, values in _by_hour_of_week(hours).items()}
+    lately = max(usd for _, usd in sorted(hours.items())[-24:])
+    by_hour = {hour: max(lately, *values) for hour, values in _by_hour_of_week(hours).items()}
     return fsum(max(0.0, by_hour.get(hour_of_week(hour), dearest) - usd) for hour, usd in partly_known.items())

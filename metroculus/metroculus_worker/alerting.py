@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import Filters
 from metroculus.metroculus_worker.attempts import AttemptLog
@@ -19,7 +21,7 @@ from metroculus.sources.accounts import PUSH, Accounts
 from metroculus.sources.errors import NoSource, RegistryError, SourceError
 from metroculus.storage.engine import StoreError
 from metroculus.storage.store import Store
-from metroculus.watch.alerts import PLATFORM, Alert, Finding, acknowledged, advance, gone
+from metroculus.watch.alerts import PLATFORM, Alert, Finding, advance, gone
 from metroculus.watch.budgets import BudgetReader, StoredBudget, read_budget
 from metroculus.watch.findings import (
     SPIKE_HOURS,
@@ -28,9 +30,11 @@ from metroculus.watch.findings import (
     data_stale,
     drift,
     extraction_failing,
+    not_pushed,
     of_budget,
     push_silent,
     store_capacity,
+    threshold_subject,
 )
 from metroculus.watch.spikes import find_spikes
 from tools.deadline import Deadline
@@ -43,6 +47,9 @@ LOOK_BACK_SECONDS = 7 * DAY
 EVALUATED_AT_ONCE = 2
 """Clusters, or budgets of organizations, that are worked out side by side."""
 BUDGET_SECONDS = 60.0
+BEGUN_SECONDS = 120.0
+ANYBODY_AFTER_SECONDS = 900.0
+"""After so long a worker evaluates organizations whose clusters it does not extract, and takes silence for a try."""
 COMPARED_AGAIN_SECONDS = HOUR
 """After a day could not be compared."""
 
@@ -105,6 +112,11 @@ class AlertRound:
         self._store_bytes = store_bytes
         self._targets = targets
         self._owned: dict[str, Owned] = {}
+        self.active = True
+        """Whether this worker makes rounds."""
+        self._began = time.monotonic()
+        self._first_seen: dict[tuple[str, str], int] = {}
+        """When this worker saw first that an organization has an account."""
         self._running = asyncio.Lock()
         self._comparing = asyncio.Lock()
         self._places = asyncio.Semaphore(EVALUATED_AT_ONCE)
@@ -115,19 +127,23 @@ class AlertRound:
 
     async def evaluate(self) -> None:
         """One round; where the store does not answer, nothing fires and nothing is resolved."""
-        if self._running.locked():
+        if self._running.locked() or not self.active:
             return
         async with self._running:
             try:
                 observed, organizations = await self._observe()
-                self._metrics.observed(observed.heard, observed.store_share)
-                for name, one in organizations.items():
-                    if await self._owns(name):
-                        await self._keep(name, one, await self._findings(name, one, observed), observed.now)
-                firing = [a for one in organizations.values() for a in one.alerts.values() if a.state == "firing"]
-                self._metrics.alerting(firing)
             except (StoreError, RegistryError, OSError) as failure:
                 log.warning("alerts cannot be evaluated: %s", failure)
+                return
+            self._metrics.observed(observed.heard, observed.store_share)
+            for name, one in organizations.items():
+                try:
+                    if await self._owns(name, one):
+                        await self._keep(name, one, await self._findings(name, one, observed), observed.now)
+                except (StoreError, RegistryError, OSError) as failure:  # the others are looked at nevertheless
+                    log.warning("alerts of organization %s cannot be evaluated: %s", name, failure)
+            alerts = (alert for one in organizations.values() for alert in one.alerts.values())
+            self._metrics.alerting(alert for alert in alerts if alert.state == "firing")
 
     async def compare_days(self) -> None:
         """Hold the last settled day of clusters that two sources tell against each other, once a day."""
@@ -151,17 +167,34 @@ class AlertRound:
         self._owned.clear()
 
     def owns(self, organization: str) -> bool:
-        """Whether this worker evaluates an organization's alerts, as far as it knows."""
+        """Whether this worker evaluates an organization's alerts now, as far as it knows."""
         owned = self._owned.get(organization)
-        return self._owners is None or (owned is not None and owned.still())
+        return self.active and (self._owners is None or (owned is not None and owned.still()))
 
-    async def _owns(self, organization: str) -> bool:
-        if self._owners is None or self.owns(organization):
+    async def _owns(self, organization: str, one: _Organization) -> bool:
+        """Whoever extracts its clusters evaluates it: how that fails is known there alone.
+
+        A worker that has only begun may be that one; later it leaves to others what it does not extract, and takes up
+        what nobody does.
+        """
+        if self._owners is None:
+            return self.active
+        extracts = organization == PLATFORM or any(self._attempts.knows(account) for account in one.accounts)
+        if not extracts and BEGUN_SECONDS < self._for_long() < ANYBODY_AFTER_SECONDS:
+            owned = self._owned.pop(organization, None)
+            if owned is not None:
+                await asyncio.to_thread(owned.release)
+            return False
+        if self.owns(organization):
             return True
-        found = await self._store.run(self._owners.own, f"{organization}.alerts", self._store.highest_fence)
-        if found is not None:
-            self._owned[organization] = found
-        return found is not None
+        owned = await self._store.run(self._owners.own, f"{organization}.alerts", self._store.highest_fence)
+        if owned is not None:
+            self._owned[organization] = owned
+        return owned is not None
+
+    def _for_long(self) -> float:
+        """Seconds since this worker began to look."""
+        return time.monotonic() - self._began
 
     async def _observe(self) -> tuple[_Observed, dict[str, _Organization]]:
         """Raises: StoreError, RegistryError"""
@@ -174,6 +207,8 @@ class AlertRound:
             store_share=await self._share_of_store(),
         )
         organizations = await self._organizations()
+        heard = {account: at for account, at in observed.heard.items() if await self._is_pushed(account)}
+        observed = replace(observed, heard=heard)
         if not self._accounts.one_cluster:
             known = await self._accounts.known()
             for one in organizations.values():  # a cluster that was unlinked is watched no more
@@ -187,16 +222,15 @@ class AlertRound:
 
     async def _organizations(self) -> dict[str, _Organization]:
         documents = self._store.documents
-        versions = await self._store.run(documents.of_all, ("accounts",), False)
-        newest = await self._store.run(documents.of_all, ("budget", "alert", "drift"))
+        newest = await self._store.run(documents.of_all, ("accounts", "budget", "alert", "drift"))
         found = {PLATFORM: _Organization()}
-        for one in versions:  # the oldest first
-            known = found.setdefault(one.organization, _Organization())
-            listed = _ACCOUNTS.decode(one.body)
-            known.accounts = {account: known.accounts.get(account, one.changed_at) for account in listed}
         for one in newest:
             known = found.setdefault(one.organization, _Organization())
-            if one.kind == "alert":
+            if one.kind == "accounts":
+                for account in _ACCOUNTS.decode(one.body):
+                    since = self._first_seen.setdefault((one.organization, account), one.changed_at)
+                    known.accounts[account] = min(since, one.changed_at)
+            elif one.kind == "alert":
                 known.alerts[one.name] = _ALERT.decode(one.body)
             elif one.kind == "drift":
                 known.compared[one.name] = _COMPARED.decode(one.body)
@@ -210,12 +244,14 @@ class AlertRound:
         found: list[Finding] = []
         for account, since in one.accounts.items():
             found.append(extraction_failing(account, self._attempts.of(account)))
-            tried = self._attempts.knows(account)
+            tried = self._attempts.knows(account) or self._for_long() > ANYBODY_AFTER_SECONDS
             found.append(data_stale(account, observed.stored_until.get(account), since, tried, observed.now))
             if account in one.compared:
-                found.append(drift(account, one.compared[account]))
-            if account in observed.heard and await self._is_pushed(account):
+                found.append(drift(account, one.compared[account], settled_day(observed.now)))
+            if account in observed.heard:
                 found.append(push_silent(account, observed.heard[account], observed.now))
+            elif not await self._is_pushed(account):
+                found.append(not_pushed(account))
         spikes = [self._spike(account, observed) for account in one.accounts]
         for several in await asyncio.gather(*spikes, self._of_budgets(name, one, observed)):
             found += several
@@ -235,7 +271,7 @@ class AlertRound:
             return known[1]
         filters = Filters(clusters=(await self._accounts.of(account)).clusters.named)
         async with self._places:
-            start = settled - SPIKE_HOURS * HOUR
+            start = settled - 2 * SPIKE_HOURS * HOUR
             spikes = await self._store.run(find_spikes, self._store, account, start, settled, filters)
         found = [cost_spike(account, spikes, settled)]
         self._worked_out[account] = made_of, found
@@ -249,8 +285,12 @@ class AlertRound:
         known = self._worked_out.get(f"budgets {name}")
         if known is not None and known[0] == made_of:
             return known[1]
-        async with self._places:
-            states = await self._budgets.states(name, one.budgets, Deadline(BUDGET_SECONDS))
+        try:
+            async with self._places:
+                states = await self._budgets.states(name, one.budgets, Deadline(BUDGET_SECONDS))
+        except StoreError as failure:  # the organization's other alerts do not wait for its budgets
+            log.warning("budgets of organization %s cannot be held against the store: %s", name, failure)
+            return []
         found = [finding for state in states for finding in of_budget(state)]
         self._worked_out[f"budgets {name}"] = made_of, found
         return found
@@ -277,16 +317,8 @@ class AlertRound:
                 unknown = Finding(kind=kind, subject=subject, verdict="unknown", epoch=alert.epoch)
                 put(alert, advance(name, alert, unknown, now, self._targets))
         if changed:
-            await self._store.run(self._put, name, changed)
-
-    def _put(self, name: str, changed: dict[str, Alert]) -> None:
-        """Write alerts; who acknowledged one meanwhile has done so. Blocks."""
-        documents = self._store.documents
-        for one in documents.versions(name, "alert", changed):
-            seen, ours = _ALERT.decode(one.body), changed[one.name]
-            if seen.transition == ours.transition and seen.acknowledged_at is not None:
-                changed[one.name] = acknowledged(ours, seen.acknowledged_by or "", seen.note, seen.acknowledged_at)
-        documents.put_all(name, "alert", {key: msgspec.json.encode(one).decode() for key, one in changed.items()})
+            bodies = {key: msgspec.json.encode(alert).decode() for key, alert in changed.items()}
+            await self._store.run(self._store.documents.put_all, name, "alert", bodies)
 
     async def _compare(self, name: str, account: str, day: int) -> None:
         """Keep what two sources say of a day; tried again within the hour where one of them does not say it."""
@@ -313,7 +345,7 @@ def _is_gone(alert: Alert, one: _Organization) -> bool:
     """Whether what an alert is about does not exist any more: its cluster, its budget, or its threshold."""
     if alert.kind == "budget":
         return not any(
-            alert.subject == f"{stored.id}/{threshold.on}/{threshold.percent:g}"
+            alert.subject == threshold_subject(stored.id, threshold.on, threshold.percent)
             for stored in one.budgets
             for threshold in stored.budget.thresholds
         )

@@ -26,13 +26,14 @@ class AttemptLog:
 
     def of(self, account: str) -> Attempts:
         now = int(self._clock())
-        attempts = self._attempts.get(account, deque())
-        while attempts and attempts[0][0] <= now - HOUR:
-            attempts.popleft()
+        attempts = [(at, failed) for at, failed in self._attempts.get(account, ()) if now - HOUR < at <= now]
+        since = self._since.get(account, now)
+        if since > now:  # a clock that was set back
+            self._since[account] = since = now
         return Attempts(
             count=len(attempts),
             failed=sum(failed for _, failed in attempts),
-            observed_seconds=min(HOUR, max(0, now - self._since.get(account, now))),
+            observed_seconds=min(HOUR, now - since),
         )
 
     def knows(self, account: str) -> bool:

@@ -8,6 +8,7 @@ import ssl
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from math import fsum
+from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 from tornado.httpclient import HTTPRequest
@@ -180,7 +181,7 @@ class InfluxRound:
         request = HTTPRequest(
             f"{url}&precision=s", method="POST", body=body, headers=headers, follow_redirects=False,
             connect_timeout=CALL_SECONDS, request_timeout=CALL_SECONDS,
-            ssl_options=ssl.create_default_context(cafile=self._config.ca) if url.startswith("https:") else None,
+            ssl_options=ssl.create_default_context(cafile=self._config.ca) if urlsplit(url).scheme == "https" else None,
         )  # fmt: skip
         try:
             async with asyncio.timeout(CALL_SECONDS):

@@ -118,6 +118,13 @@ class WorkerMetrics:
         if store_share is not None:
             self._share.set(store_share)
 
+    def quiet(self) -> None:
+        """Say nothing any more of what another worker sees now."""
+        for gauge in (self._heard, self._alerts, self._owed):
+            gauge.clear()
+        self._share.set(0)
+        self.influx_failing.set(0)
+
     def owes(self, target: str, transitions: int) -> None:
         self._owed.labels(target).set(transitions)
 

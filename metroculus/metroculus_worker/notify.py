@@ -7,9 +7,10 @@ import hmac
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -17,6 +18,7 @@ from tornado.httpclient import HTTPRequest
 
 from metroculus.config import AlertConfig
 from metroculus.metroculus_worker.metrics import WorkerMetrics
+from metroculus.storage.documents import Kind
 from metroculus.storage.engine import StoreError
 from metroculus.storage.store import Store
 from metroculus.watch.alerts import SEVERITIES, Alert
@@ -25,7 +27,9 @@ from tools.window import DAY, iso
 
 log = logging.getLogger("alerts")
 
-ALERTMANAGER, WEBHOOK = "alertmanager", "webhook"
+Target = Literal["alertmanager", "webhook"]
+ALERTMANAGER: Target = "alertmanager"
+WEBHOOK: Target = "webhook"
 REPEAT_SECONDS = 60
 """Between two times that an Alertmanager is told what fires."""
 HELD_SECONDS = DAY
@@ -38,15 +42,14 @@ FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 5.0, 300.0
 SIGNATURE = "X-Metroculus-Signature"
 
 
-class Sent(Struct, frozen=True, kw_only=True):
-    """Up to which transition of an alert each target has been told."""
+class _Mark(Struct, frozen=True):
+    """Up to which transition of an alert a target has been told."""
 
-    webhook: int = 0
-    alertmanager: int = 0
+    transition: int
 
 
 _ALERT = msgspec.json.Decoder(Alert)
-_SENT = msgspec.json.Decoder(Sent)
+_MARK = msgspec.json.Decoder(_Mark)
 
 
 class Owed(Struct, frozen=True):
@@ -60,7 +63,7 @@ class Notifier:
     """Delivers at least once: what was sent is noted afterwards. A kill between the two sends it again, with its key.
 
     Args:
-        owned: whether this worker evaluates an organization's alerts, and so sends them.
+        owned: whether this worker evaluates an organization's alerts, and so sends them; asked before each is sent.
     """
 
     def __init__(
@@ -78,67 +81,87 @@ class Notifier:
         self._clock = clock
         self._client = HttpClient(force_instance=True, max_clients=SENT_AT_ONCE + 1)
         self._tls = TlsContext(config.ca)
-        self._running = asyncio.Lock()
+        self._posting, self._telling = asyncio.Lock(), asyncio.Lock()
         self._repeated_at = 0.0
         self._tries: dict[str, int] = {}
-        """Times in a row that an alert, or the Alertmanager, was told in vain."""
+        """Times in a row that a target, or one alert, was told in vain."""
         self._again_at: dict[str, float] = {}
 
     async def deliver(self) -> None:
-        """Send all that is owed; what cannot be sent is owed on."""
-        if self._running.locked():
+        """Send all that is owed; what cannot be sent is owed on. Neither target waits for the other."""
+        await asyncio.gather(
+            self._unless_running(self._posting, self._to_webhook),
+            self._unless_running(self._telling, self._to_alertmanager),
+        )
+
+    async def _unless_running(self, lock: asyncio.Lock, send: Callable[[], Awaitable[None]]) -> None:
+        if lock.locked():
             return
-        async with self._running:
+        async with lock:
             try:
-                newest = await self._store.run(self._store.documents.of_all, ("alert", "alert_sent"))
-                sent = {one.name: _SENT.decode(one.body) for one in newest if one.kind == "alert_sent"}
-                alerts = [
-                    Owed(one.organization, _ALERT.decode(one.body))
-                    for one in newest
-                    if one.kind == "alert" and self._owned(one.organization)
-                ]
-                await self._to_webhook(alerts, sent)
-                await self._to_alertmanager(alerts, sent)
+                await send()
             except StoreError as failure:
                 log.info("alerts cannot be read: %s", failure)
+
+    async def _newest(self, target: Target) -> tuple[list[Owed], dict[str, int]]:
+        """The newest version of each alert that is this worker's to send, and up to which a target was told each."""
+        marks: Kind = "webhook_sent" if target == WEBHOOK else "alertmanager_sent"
+        newest = await self._store.run(self._store.documents.of_all, ("alert", marks))
+        sent = {one.name: _MARK.decode(one.body).transition for one in newest if one.kind == marks}
+        alerts = [
+            Owed(one.organization, _ALERT.decode(one.body))
+            for one in newest
+            if one.kind == "alert" and self._owned(one.organization)
+        ]
+        return alerts, sent
 
     def close(self) -> None:
         self._client.close()
 
-    async def _to_webhook(self, newest: Sequence[Owed], sent: dict[str, Sent]) -> None:
+    async def _to_webhook(self) -> None:
         """Each alert's transitions one after the other; those of others go on where one is refused."""
         if self._config.webhook_url is None:
             return
+        newest, sent = await self._newest(WEBHOOK)
         behind: dict[str, set[str]] = {}
         for one in newest:
-            if WEBHOOK in one.alert.owed and one.alert.transition > sent.get(one.alert.id, Sent()).webhook:
+            if WEBHOOK in one.alert.owed and one.alert.transition > sent.get(one.alert.id, 0):
                 behind.setdefault(one.organization, set()).add(one.alert.id)
         by_alert: dict[str, dict[int, Owed]] = {}
         for organization, names in behind.items():
             versions = await self._store.run(self._store.documents.versions, organization, "alert", names)
             for alert in (_ALERT.decode(one.body) for one in versions):
-                if WEBHOOK in alert.owed and alert.transition > sent.get(alert.id, Sent()).webhook:
+                if WEBHOOK in alert.owed and alert.transition > sent.get(alert.id, 0):
                     by_alert.setdefault(alert.id, {}).setdefault(alert.transition, Owed(organization, alert))
         self._metrics.owes(WEBHOOK, sum(map(len, by_alert.values())))
         places = asyncio.Semaphore(SENT_AT_ONCE)
 
-        async def send(transitions: Iterable[Owed]) -> None:
+        async def send(transitions: Sequence[Owed]) -> None:
             async with places:
                 for one in transitions:
                     if not await self._post_transition(one):
                         return
-                    await self._note(one, sent, WEBHOOK)
+                    await self._note([one], WEBHOOK)
 
-        await asyncio.gather(*(send(by_number[n] for n in sorted(by_number)) for by_number in by_alert.values()))
+        in_order = [[by_number[number] for number in sorted(by_number)] for by_number in by_alert.values()]
+        answers = await asyncio.gather(*map(send, in_order), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
 
     async def _post_transition(self, one: Owed) -> bool:
         alert, url = one.alert, self._config.webhook_url
         assert url is not None
+        if not self._owned(one.organization) or self._waits(WEBHOOK) or self._waits(alert.id):
+            return False
         body = json.dumps(self._told(one)).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": alert.key}
         if self._config.webhook_secret is not None:
             headers[SIGNATURE] = signature(self._config.webhook_secret, int(self._clock()), body)
-        return await self._post(alert.id, url, body, headers)
+        why, whole = await self._refused(url, body, headers)
+        self._judge(WEBHOOK, why if whole else None)
+        self._judge(alert.id, None if whole else why)
+        return why is None
 
     def _told(self, one: Owed) -> dict[str, Any]:
         alert = one.alert
@@ -161,31 +184,45 @@ class Notifier:
             "link": link(self._config.public_url, one),
         }
 
-    async def _to_alertmanager(self, newest: Sequence[Owed], sent: dict[str, Sent]) -> None:
+    async def _to_alertmanager(self) -> None:
         """All that fires, again before it ends by itself; what is over, until it was taken once."""
-        over = [
-            one
-            for one in newest
-            if one.alert.state == "resolved" and one.alert.transition > sent.get(one.alert.id, Sent()).alertmanager
-            and ALERTMANAGER in one.alert.owed
-        ]  # fmt: skip
         base, now = self._config.alertmanager_url, self._clock()
         if base is None:
             return
-        self._metrics.owes(ALERTMANAGER, len(over))
+        newest, sent = await self._newest(ALERTMANAGER)
         firing = [one for one in newest if one.alert.state == "firing"]
-        fresh = [one for one in firing if one.alert.transition > sent.get(one.alert.id, Sent()).alertmanager]
-        if not (over or fresh) and self._repeated_at <= now < self._repeated_at + REPEAT_SECONDS:
+        over = [one for one in newest if one.alert.state == "resolved" and ALERTMANAGER in one.alert.owed]
+
+        def is_news(one: Owed) -> bool:
+            return one.alert.transition > sent.get(one.alert.id, 0)
+
+        over = [one for one in over if is_news(one)]
+        owed = len(over) + sum(map(is_news, firing))
+        self._metrics.owes(ALERTMANAGER, owed)
+        if self._waits(ALERTMANAGER) or (not owed and self._repeated_at <= now < self._repeated_at + REPEAT_SECONDS):
             return
-        told = [*firing, *over]
-        for part in (told[first : first + ALERTS_AT_ONCE] for first in range(0, len(told), ALERTS_AT_ONCE)):
+        told = [*over, *firing]
+        parts = [told[first : first + ALERTS_AT_ONCE] for first in range(0, len(told), ALERTS_AT_ONCE)]
+        while parts:
+            part = [one for one in parts.pop(0) if self._owned(one.organization) and not self._waits(one.alert.id)]
+            if not part:
+                continue
             body = json.dumps([self._as_alertmanager_has_it(one, int(now)) for one in part]).encode()
             headers = {"Content-Type": "application/json"}
-            if not await self._post(ALERTMANAGER, f"{base}/api/v2/alerts", body, headers):
+            why, whole = await self._refused(f"{base}/api/v2/alerts", body, headers)
+            if why is None:
+                news = [one for one in part if is_news(one)]
+                if news:
+                    await self._note(news, ALERTMANAGER)
+                self._metrics.owes(ALERTMANAGER, owed := owed - len(news))
+            elif whole:
+                self._judge(ALERTMANAGER, why)
                 return
-            for one in part:
-                if one.alert.transition > sent.get(one.alert.id, Sent()).alertmanager:
-                    await self._note(one, sent, ALERTMANAGER)
+            elif len(part) == 1:
+                self._judge(part[0].alert.id, why)
+            else:  # one of them is refused: the others are told without it
+                parts += [part[: len(part) // 2], part[len(part) // 2 :]]
+        self._judge(ALERTMANAGER, None)
         self._repeated_at = now
 
     def _as_alertmanager_has_it(self, one: Owed, now: int) -> dict[str, Any]:
@@ -203,55 +240,59 @@ class Notifier:
         if alert.budget_id is not None:
             labels["budget_id"] = alert.budget_id
         annotations = {"summary": alert.summary} | {
-            name: json.dumps(value) if isinstance(value, str) else f"{value:g}"
-            for name, value in alert.figures.items()
-            if value is not None
+            name: json.dumps(value) for name, value in alert.figures.items() if value is not None
         }
         if alert.causes:
             annotations["causes"] = json.dumps([[cause.namespace, round(cause.share, 4)] for cause in alert.causes])
         return {
             "labels": labels,
             "annotations": annotations,
-            "startsAt": iso(alert.fired_at),
-            "endsAt": iso(alert.changed_at if alert.state == "resolved" else now + HELD_SECONDS),
+            "startsAt": iso(min(alert.fired_at, alert.changed_at, now)),  # an end before it is refused
+            "endsAt": iso(min(alert.changed_at, now) if alert.state == "resolved" else now + HELD_SECONDS),
             **({"generatorURL": found} if (found := link(self._config.public_url, one)) else {}),
         }
 
-    async def _post(self, name: str, url: str, body: bytes, headers: dict[str, str]) -> bool:
-        """Whether it was taken; after a failure it is not tried again for a while."""
-        if self._clock() < self._again_at.get(name, 0.0) <= self._clock() + LAST_PAUSE_SECONDS:
-            return False
-        why = await self._refused(url, body, headers)
-        if why is None:
-            self._tries.pop(name, None)
-            self._again_at.pop(name, None)
-            return True
-        tries = self._tries[name] = self._tries.get(name, 0) + 1
-        pause = min(FIRST_PAUSE_SECONDS * 2 ** min(tries - 1, 16), LAST_PAUSE_SECONDS)
-        self._again_at[name] = self._clock() + pause * random.uniform(0.5, 1.0)
-        log.warning("an alert could not be sent (%s), try %d: %s", name, tries, why)
-        return False
+    async def _refused(self, url: str, body: bytes, headers: dict[str, str]) -> tuple[str | None, bool]:
+        """Why a post was not taken, None where it was; and whether that is the target's fault and not the body's.
 
-    async def _refused(self, url: str, body: bytes, headers: dict[str, str]) -> str | None:
-        """Why a post was not taken; None where it was. What failures say may hold the URL, which may be a secret."""
+        What failures say may hold the URL, which may be a secret: their kind is all that is told.
+        """
         try:
             request = HTTPRequest(
                 url, method="POST", body=body, headers=headers, follow_redirects=False,
                 connect_timeout=CALL_SECONDS, request_timeout=CALL_SECONDS,
-                ssl_options=self._tls.context() if url.startswith("https:") else None,
+                ssl_options=self._tls.context() if urlsplit(url).scheme == "https" else None,
             )  # fmt: skip
             async with asyncio.timeout(CALL_SECONDS):
                 answer = await self._client.fetch(request, raise_error=False)
         except CLIENT_FAILURES as failure:
-            return type(failure).__name__
-        return None if 200 <= answer.code < 300 else f"status {answer.code}"
+            return type(failure).__name__, True
+        taken = 200 <= answer.code < 300
+        return None if taken else f"status {answer.code}", not 400 <= answer.code < 500 or answer.code == 429
 
-    async def _note(self, one: Owed, sent: dict[str, Sent], target: str) -> None:
-        before = sent.get(one.alert.id, Sent())
-        after = msgspec.structs.replace(before, **{target: one.alert.transition})
-        sent[one.alert.id] = after
-        body = msgspec.json.encode(after).decode()
-        await self._store.run(self._store.documents.put, one.organization, "alert_sent", one.alert.id, body)
+    def _waits(self, name: str) -> bool:
+        """Whether a target or an alert failed a moment ago; a later moment comes from a clock that was set back."""
+        return self._clock() < self._again_at.get(name, 0.0) <= self._clock() + LAST_PAUSE_SECONDS
+
+    def _judge(self, name: str, why: str | None) -> None:
+        """Leave a target or an alert alone for a while after a failure, longer each time."""
+        if why is None:
+            self._tries.pop(name, None)
+            self._again_at.pop(name, None)
+            return
+        tries = self._tries[name] = self._tries.get(name, 0) + 1
+        pause = min(FIRST_PAUSE_SECONDS * 2 ** min(tries - 1, 16), LAST_PAUSE_SECONDS)
+        self._again_at[name] = self._clock() + pause * random.uniform(0.5, 1.0)
+        log.warning("an alert could not be sent (%s), try %d: %s", name, tries, why)
+
+    async def _note(self, several: Sequence[Owed], target: Target) -> None:
+        marks: Kind = "webhook_sent" if target == WEBHOOK else "alertmanager_sent"
+        bodies: dict[str, dict[str, str]] = {}
+        for one in several:
+            mark = msgspec.json.encode(_Mark(one.alert.transition)).decode()
+            bodies.setdefault(one.organization, {})[one.alert.id] = mark
+        for organization, by_name in bodies.items():
+            await self._store.run(self._store.documents.put_all, organization, marks, by_name)
 
 
 def signature(secret: str, at: int, body: bytes) -> str:

@@ -101,6 +101,7 @@ class WorkerService:
 
     def _begin_rounds(self, roles: Sequence[str]) -> None:
         """Make the rounds of these roles."""
+        self.alerts.active = True
         self.metrics.makes_rounds.set(1)
         extracts, aggregates = "extractor" in roles, "aggregator" in roles
         worker, config = self.worker, self.config
@@ -151,7 +152,9 @@ class WorkerService:
                 self._begin_rounds(WORKER_ROLES)
 
     async def _end_rounds(self) -> None:
+        self.alerts.active = False
         self.metrics.makes_rounds.set(0)
+        self.metrics.quiet()
         for repeated in self._repeated:
             repeated.cancel()
         self._repeated.clear()

@@ -10,8 +10,10 @@ from msgspec import Struct
 from metroculus.storage.columns import DOCUMENTS
 from metroculus.storage.engine import Engine, literal
 
-Kind = Literal["accounts", "rules", "closed_month", "budget", "alert", "alert_sent", "drift"]
-PASSING: tuple[Kind, ...] = ("alert", "alert_sent", "drift")
+Kind = Literal[
+    "accounts", "rules", "closed_month", "budget", "alert", "alert_ack", "webhook_sent", "alertmanager_sent", "drift"
+]
+PASSING: tuple[Kind, ...] = ("accounts", "alert", "alert_ack", "webhook_sent", "alertmanager_sent", "drift")
 """Of which old versions are forgotten."""
 FORGOTTEN_AT_ONCE = 1_000
 

@@ -46,8 +46,10 @@ class Finding(Struct, frozen=True, kw_only=True):
     cloud_account_id: str | None = None
     budget_id: str | None = None
     epoch: str = ""
-    """Where it changes, an alert of before is over."""
+    """Where it is another than the alert's, that one is over; empty where it is not known."""
     why_over: str = ""
+    renews: bool = False
+    """Whether an alert that fires already is told what was found now."""
     summary: str = ""
     figures: dict[str, float | str | None] = {}
     causes: tuple[Cause, ...] = ()
@@ -75,11 +77,17 @@ class Alert(Struct, frozen=True, kw_only=True):
     unknown_since: int | None = None
     """Since when it cannot be told whether it still holds."""
     resolved_because: str | None = None
-    acknowledged_at: int | None = None
-    acknowledged_by: str | None = None
-    note: str | None = None
     owed: tuple[str, ...] = ()
     """Where this transition is to be sent, of what was configured when it happened."""
+
+
+class Acknowledgement(Struct, frozen=True, kw_only=True):
+    """That somebody has seen an alert; it is of one transition, and kept beside the alert."""
+
+    transition: int
+    at: int
+    by: str
+    note: str | None = None
 
 
 def alert_id(organization: str, kind: Kind, subject: str) -> str:
@@ -95,12 +103,15 @@ def advance(
         if finding.verdict != "firing":
             return alert
         return _fired(organization, alert, finding, now, targets)
-    if finding.epoch != alert.epoch:
-        return _resolved(alert, finding.why_over, now, targets)
     if finding.verdict == "clear":
         return _resolved(alert, finding.summary, now, targets)
-    unknown_since = (alert.unknown_since or now) if finding.verdict == "unknown" else None
-    return alert if unknown_since == alert.unknown_since else replace(alert, unknown_since=unknown_since)
+    if finding.epoch and finding.epoch != alert.epoch:
+        return _resolved(alert, finding.why_over, now, targets)
+    if finding.verdict == "unknown":
+        return alert if alert.unknown_since is not None else replace(alert, unknown_since=now)
+    if finding.renews and finding.verdict == "firing" and finding.summary != alert.summary:
+        alert = replace(alert, summary=finding.summary, figures=finding.figures, causes=finding.causes)
+    return alert if alert.unknown_since is None else replace(alert, unknown_since=None)
 
 
 def gone(alert: Alert, now: int, targets: tuple[str, ...] = ()) -> Alert:
@@ -108,11 +119,6 @@ def gone(alert: Alert, now: int, targets: tuple[str, ...] = ()) -> Alert:
     if alert.state == "resolved":
         return alert
     return _resolved(alert, "what it was about does not exist any more", now, targets)
-
-
-def acknowledged(alert: Alert, who: str, note: str | None, now: int) -> Alert:
-    """An alert that somebody has seen; until it fires again."""
-    return replace(alert, acknowledged_at=now, acknowledged_by=who, note=note)
 
 
 def _fired(organization: str, before: Alert | None, finding: Finding, now: int, targets: tuple[str, ...]) -> Alert:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import fsum
 
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import IDLE, MANAGEMENT, UNALLOCATED, Filters
 from metroculus.cost_model.budgets import Bounds, Budget, Judged, Scope, judge
-from metroculus.cost_model.rules import UNASSIGNED, fits, rows_by
+from metroculus.cost_model.rules import UNASSIGNED, Row, fits, rows_by
 from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, at_most, project
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import AccountSources
@@ -29,6 +30,8 @@ from tools.deadline import Deadline
 from tools.window import HOUR, SETTLING_SECONDS, Window
 from tools.zones import UTC_ZONE
 
+SHARE_HOURS = 24
+"""With fewer hours of the running month than these, what is shared out by weights is not settled enough to go by."""
 FORECAST_HOURS = 24
 """With fewer whole hours than these a forecast is shown and crosses no threshold."""
 NAMED = 5
@@ -66,9 +69,10 @@ class _Series(Struct, frozen=True, kw_only=True):
     seconds: int
     """Of the period's settled time, what is stored."""
 
-    def spent(self) -> Bounds:
+    def bounds(self) -> Bounds:
+        """What it may have been: as much less, too, as hours may be off their source's own totals."""
         more = None if self.foreign else at_most(self.hours, self.partly_known)
-        return Bounds(self.booked, None if more is None else self.booked + more + self.residual)
+        return Bounds(self.booked - self.residual, None if more is None else self.booked + more + self.residual)
 
     def missing(self) -> list[str]:
         lacking = [f"cluster {self.account} lacks {self.absent} hours"] if self.absent else []
@@ -88,7 +92,9 @@ class _Series(Struct, frozen=True, kw_only=True):
 class _Figures(Struct, frozen=True, kw_only=True):
     """What a budget is held against."""
 
-    spent: Bounds
+    spent: float
+    """What is known."""
+    bounds: Bounds
     projection: Projection
     enough: bool
     """Whether there is history enough to go by the projection."""
@@ -100,9 +106,9 @@ class _Figures(Struct, frozen=True, kw_only=True):
     def forecast(self) -> Bounds:
         expected = self.projection.total_cost
         if expected is None or not self.enough:
-            return Bounds(self.spent.low, None)
-        unknown = None if self.spent.high is None else self.spent.high - self.spent.low
-        return Bounds(max(expected, self.spent.low), None if unknown is None else expected + unknown)
+            return Bounds(self.bounds.low, None)
+        less, high = self.spent - self.bounds.low, self.bounds.high
+        return Bounds(max(expected - less, self.bounds.low), None if high is None else expected + high - self.spent)
 
 
 class BudgetReader:
@@ -134,6 +140,7 @@ class BudgetReader:
         """
         known = await self._months.decisions(organization, deadline)
         figures: dict[tuple[Scope, str, str], _Figures] = {}
+        reads: _Reads = {}
         states = []
         for stored in budgets:
             budget = stored.budget
@@ -142,7 +149,7 @@ class BudgetReader:
             if key not in figures:
                 by_center = budget.scope.cost_center is not None
                 read = self._of_cost_center if by_center else self._of_scope
-                figures[key] = await read(known, budget, window, deadline)
+                figures[key] = await read(known, budget, window, reads, deadline)
             states.append(_state(stored, window, figures[key]))
         return tuple(states)
 
@@ -153,161 +160,208 @@ class BudgetReader:
         settled = now - SETTLING_SECONDS
         return Window(start, end, max(start, min(end, settled - settled % HOUR)))
 
-    async def _of_scope(self, known: Decisions, budget: Budget, window: Window, deadline: Deadline) -> _Figures:
+    async def _of_scope(
+        self, known: Decisions, budget: Budget, window: Window, reads: _Reads, deadline: Deadline
+    ) -> _Figures:
         scope = budget.scope
-        accounts = [one for one in known.accounts if scope.cluster_id in (None, one)]
-        if not accounts:
-            gone = "the organization has no cluster"
-            if scope.cluster_id is not None:
-                gone = f"cluster {scope.cluster_id} is not this organization's any more"
-            return _figures((), window, (gone,))
-        return _figures(await self._series(accounts, budget, window, deadline), window)
+        if not known.accounts:
+            return _figures((), window, ("the organization has no cluster",))
+        if scope.cluster_id is not None and scope.cluster_id not in known.accounts:
+            return _figures((), window, (f"cluster {scope.cluster_id} is not this organization's any more",))
+        by_account = await self._read_once(known.accounts, scope, window, reads, deadline)
+        of = [scope.cluster_id] if scope.cluster_id is not None else known.accounts
+        series = await asyncio.to_thread(
+            lambda: [_series_of(by_account[account], scope, budget.currency, window) for account in of]
+        )
+        return _figures(series, window)
 
-    async def _of_cost_center(self, known: Decisions, budget: Budget, window: Window, deadline: Deadline) -> _Figures:
-        """Its charges so far; of what is not known or still to come, the share that it had of all costs so far."""
+    async def _of_cost_center(
+        self, known: Decisions, budget: Budget, window: Window, reads: _Reads, deadline: Deadline
+    ) -> _Figures:
+        """Its charges so far; of what is still to come, the share that it had of all costs so far."""
         center, running = budget.scope.cost_center or "", UTC_ZONE.iso(self._clock())[:7]
-        charged, overhead, everything = [], [0.0], []
+        months: list[_MonthOfCenter] = []
         month = UTC_ZONE.iso(window.start)[:7]
         while month <= running:
-            charges = await self._months.charges(known, month, known.rules(month), deadline)
-            rows = [one for one in rows_by(charges, "cost_center") if one.currency == budget.currency]
-            everything += [one.total - fsum(one.overhead.values()) for one in rows]
-            mine = [one for one in rows if one.name == center]
-            overhead.append(fsum(usd for one in mine for usd in one.overhead.values()))
-            charged += [one.total for one in mine]
+            charges = await self._months.charges_now(known, month, deadline)
+            months.append(_month_of(rows_by(charges, "cost_center"), center, budget.currency))
             month = month_after(month)
-        months_to_come = 0
+        to_come = 0
         while first_second(month) < window.end:
-            months_to_come, month = months_to_come + 1, month_after(month)
-        whole = await self._of_scope(known, replace(budget, scope=Scope()), window, deadline)
+            to_come, month = to_come + 1, month_after(month)
+        whole = await self._of_scope(known, replace(budget, scope=Scope()), window, reads, deadline)
         named = {UNASSIGNED, *(one.name for one in known.rules(running).cost_centers)}
         gone = () if center in named else (f"the allocation rules of {running} name no cost center {center}",)
-        spent, total = fsum(charged), fsum(everything)
-        share = (spent - fsum(overhead)) / total if total > 0 else None
-        return _of_share(whole, spent, share, overhead[-1] * months_to_come, gone)
+        hours = (window.final_until - first_second(running)) // HOUR
+        return _of_share(whole, months, to_come, young=hours < SHARE_HOURS, gone=gone)
 
-    async def _series(
-        self, accounts: Sequence[str], budget: Budget, window: Window, deadline: Deadline
-    ) -> list[_Series]:
+    async def _read_once(
+        self, accounts: Sequence[str], scope: Scope, window: Window, reads: _Reads, deadline: Deadline
+    ) -> dict[str, _AccountRead]:
+        """What is stored by namespace and by the scope's label, where it asks for any; budgets share what was read."""
+        told_by: tuple[str, ...] = ("namespace",) if scope.namespace or scope.label else ()
+        told_by += (f"label:{scope.label}",) if scope.label else ()
+        key = (told_by, window.start, window.end)
+        if key not in reads:
+            reads[key] = await self._read_all(accounts, told_by, window, deadline)
+        return reads[key]
+
+    async def _read_all(
+        self, accounts: Sequence[str], told_by: tuple[str, ...], window: Window, deadline: Deadline
+    ) -> dict[str, _AccountRead]:
         await self._accounts.look_up(accounts)
         sources = dict(zip(accounts, await asyncio.gather(*map(self._accounts.of, accounts)), strict=True))
         by_clusters: dict[tuple[str, ...], list[str]] = {}
         for account, one in sources.items():
             by_clusters.setdefault(one.clusters.named, []).append(account)
-        series: list[_Series] = []
+        found: dict[str, _AccountRead] = {}
         span = window.end - min(window.start, window.final_until - LOOK_BACK_SECONDS)
         for clusters, several in by_clusters.items():
             for group in in_groups(several, span):
-                asked = (group, budget, window, clusters, sources)
-                series += await self._store.ask(deadline.left(), self._read, *asked)
-        return series
+                asked = (group, told_by, window, Filters(clusters=clusters), sources)
+                found |= await self._store.ask(deadline.left(), self._read, *asked)
+        return found
 
     def _read(
         self,
         accounts: Sequence[str],
-        budget: Budget,
+        told_by: tuple[str, ...],
         window: Window,
-        clusters: tuple[str, ...],
+        filters: Filters,
         sources: Mapping[str, AccountSources],
-    ) -> list[_Series]:
+    ) -> dict[str, _AccountRead]:
         """What is stored of several accounts that are limited to the same clusters; blocks."""
-        scope, until = budget.scope, window.final_until
-        asked = _Asked(scope, clusters)
-        booked = self._sums(accounts, window.start, until, (), asked)
-        recent = self._sums(accounts, until - LOOK_BACK_SECONDS, until, ("hour",), asked)
-        series = []
+        until, labels = window.final_until, [one for one in told_by if one.startswith("label:")]
+        booked = self._sums(accounts, window.start, until, told_by, filters)
+        recent = self._sums(accounts, until - LOOK_BACK_SECONDS, until, ("hour", *told_by), filters)
+        found = {}
         for account in accounts:
-            unable = sources[account].sources_without([f"label:{scope.label}"]) if scope.label else frozenset[str]()
-            series.append(self._series_of(booked[account], recent[account], budget.currency, window, unable, asked))
-        return series
+            period = booked[account]
+            currencies = currencies_of(period.committed)
+            by_currency: dict[str, Sequence[CostSums]] = {one: period.sums for one in currencies}
+            if len(currencies) > 1:
+                hours = period.committed.hours
+                for currency in currencies:
+                    own = {hour: marker for hour, marker in hours.items() if marker.currency == currency}
+                    committed = replace(period.committed, hours=own)
+                    by_currency[currency] = self._store.history.sums(committed, told_by, filters)
+            unable = sources[account].sources_without(labels) if labels else frozenset[str]()
+            found[account] = _account_read(period.committed, by_currency, recent[account], unable)
+        return found
 
     def _sums(
-        self, accounts: Sequence[str], start: int, end: int, keys: tuple[str, ...], asked: _Asked
+        self, accounts: Sequence[str], start: int, end: int, told_by: tuple[str, ...], filters: Filters
     ) -> dict[str, Answer]:
-        """Sums of what a scope lets through, by keys and what the scope is told by."""
         if start >= end:
             return {one: Answer(CommittedHours(one, start, end, {}), ()) for one in accounts}
-        return self._store.summaries.sums_by_account(accounts, start, end, (*keys, *asked.told_by), asked.filters)
-
-    def _series_of(
-        self,
-        period: Answer,
-        recent: Answer,
-        currency: str,
-        window: Window,
-        unable: frozenset[str],
-        asked: _Asked,
-    ) -> _Series:
-        markers = period.committed.hours
-        own = {hour: marker for hour, marker in markers.items() if marker.currency == currency}
-        sums: Sequence[CostSums] = period.sums
-        if currencies_of(period.committed) not in ([], [currency]):
-            own_hours = replace(period.committed, hours=own)
-            sums = self._store.history.sums(own_hours, asked.told_by, asked.filters)
-        by_hour: dict[int, list[float]] = {}
-        for one in recent.sums:
-            if asked.lets_through(one.keys[1:]):
-                by_hour.setdefault(int(one.keys[0]), []).append(one.total)
-        totals = {hour: fsum(parts) for hour, parts in by_hour.items()}
-        good = {
-            hour
-            for of in (recent.committed.hours, own)
-            for hour, marker in of.items()
-            if is_all_known(marker) and marker.source not in unable and marker.currency == currency
-        }
-        foreign: dict[str, int] = {}
-        for marker in markers.values():
-            if marker.currency != currency:
-                foreign[marker.currency] = foreign.get(marker.currency, 0) + 1
-        settled = range(window.start, window.final_until, HOUR)
-        return _Series(
-            account=period.committed.account,
-            booked=fsum(one.total for one in sums if asked.lets_through(one.keys)),
-            hours={hour: totals.get(hour, 0.0) for hour in recent.committed.hours if hour in good},
-            partly_known={
-                hour: totals.get(hour, 0.0) if hour in own else 0.0
-                for hour in settled
-                if hour not in good and (hour in own or hour not in markers)
-            },
-            absent=sum(hour not in markers for hour in settled),
-            residual=residual_bound(marker for marker in own.values() if not marker.reconciled),
-            foreign=foreign,
-            until=max(own, default=window.start - HOUR) + HOUR,
-            seconds=sum(min(marker.seconds, HOUR) for marker in own.values()),
-        )
+        return self._store.summaries.sums_by_account(accounts, start, end, told_by, filters)
 
 
-class _Asked:
-    """How the store is asked for what a scope lets through."""
+class _AccountRead(Struct, frozen=True):
+    """What is stored of one account in a period and in the four weeks before now."""
 
-    def __init__(self, scope: Scope, clusters: tuple[str, ...]) -> None:
-        self._scope = scope
-        exact = scope.namespace is not None and "*" not in scope.namespace
-        self.filters = Filters(namespaces=(scope.namespace or "",) if exact else (), clusters=clusters)
-        by_namespace = ("namespace",) if (scope.namespace or scope.label) and not exact else ()
-        self.told_by: tuple[str, ...] = (*by_namespace, *((f"label:{scope.label}",) if scope.label else ()))
-        self._by_namespace = bool(by_namespace)
+    period: CommittedHours
+    recent: CommittedHours
+    booked: Mapping[str, Mapping[tuple[str, ...], float]]
+    """By currency and by what it is told by: the sums of the period."""
+    by_hour: Mapping[tuple[str, ...], Mapping[int, float]]
+    """By what it is told by and hour: the totals of the last four weeks."""
+    unable: frozenset[str]
+    """Sources whose hours cannot tell what is asked."""
 
-    def lets_through(self, keys: Sequence[str | int]) -> bool:
-        """Args: keys: in the order of ``told_by``."""
-        texts = list(map(str, keys))
-        if self._by_namespace:
-            namespace = texts.pop(0)
-            if namespace in (IDLE, MANAGEMENT) or not fits(self._scope.namespace or "*", namespace):
-                return False
-        if not texts:
-            return True
-        value = texts[0]
-        if value in ("", UNALLOCATED):
-            return False
-        return not self._scope.values or any(fits(pattern, value) for pattern in self._scope.values)
+
+_Reads = dict[tuple[tuple[str, ...], int, int], dict[str, _AccountRead]]
+"""By what it is told by and period."""
+
+
+def _account_read(
+    period: CommittedHours, by_currency: Mapping[str, Sequence[CostSums]], recent: Answer, unable: frozenset[str]
+) -> _AccountRead:
+    by_hour: dict[tuple[str, ...], dict[int, float]] = {}
+    for one in recent.sums:
+        by_hour.setdefault(tuple(map(str, one.keys[1:])), {})[int(one.keys[0])] = one.total
+    booked = {
+        currency: {tuple(map(str, one.keys)): one.total for one in sums} for currency, sums in by_currency.items()
+    }
+    return _AccountRead(period, recent.committed, booked, by_hour, unable)
+
+
+def _series_of(read: _AccountRead, scope: Scope, currency: str, window: Window) -> _Series:
+    markers = read.period.hours
+    own = {hour: marker for hour, marker in markers.items() if marker.currency == currency}
+    parts: dict[int, list[float]] = {}
+    for keys, by_hour in read.by_hour.items():
+        if _lets_through(scope, keys):
+            for hour, usd in by_hour.items():
+                parts.setdefault(hour, []).append(usd)
+    totals = {hour: fsum(several) for hour, several in parts.items()}
+    good = {
+        hour
+        for of in (read.recent.hours, own)
+        for hour, marker in of.items()
+        if is_all_known(marker) and marker.source not in read.unable and marker.currency == currency
+    }
+    foreign = Counter(marker.currency for marker in markers.values() if marker.currency != currency)
+    settled = range(window.start, window.final_until, HOUR)
+    booked = read.booked.get(currency, {})
+    return _Series(
+        account=read.period.account,
+        booked=fsum(usd for keys, usd in booked.items() if _lets_through(scope, keys)),
+        hours={hour: totals.get(hour, 0.0) for hour in read.recent.hours if hour in good},
+        partly_known={
+            hour: totals.get(hour, 0.0) if hour in own else 0.0
+            for hour in settled
+            if hour not in good and (hour in own or hour not in markers)
+        },
+        absent=sum(hour not in markers for hour in settled),
+        residual=residual_bound(marker for marker in own.values() if not marker.reconciled),
+        foreign=foreign,
+        until=max(own, default=window.start - HOUR) + HOUR,
+        seconds=sum(min(marker.seconds, HOUR) for marker in own.values()),
+    )
+
+
+def _lets_through(scope: Scope, keys: Sequence[str]) -> bool:
+    """Whether a scope takes what has such a namespace, and such a value of its label; no keys are everything."""
+    if not keys:
+        return True
+    if keys[0] in (IDLE, MANAGEMENT) or not fits(scope.namespace or "*", keys[0]):
+        return False
+    if scope.label is None:
+        return True
+    value = keys[1]
+    if value in ("", UNALLOCATED):
+        return False
+    return not scope.values or any(fits(pattern, value) for pattern in scope.values)
+
+
+class _MonthOfCenter(Struct, frozen=True, kw_only=True):
+    """What a cost center bears of a month, and what there is to bear."""
+
+    direct: float
+    total: float
+    overhead: float
+    everything: float
+    """Of all centers, without overhead."""
+    all_overhead: float
+
+
+def _month_of(rows: Sequence[Row], center: str, currency: str) -> _MonthOfCenter:
+    own = [one for one in rows if one.currency == currency]
+    mine = [one for one in own if one.name == center]
+    return _MonthOfCenter(
+        direct=fsum(one.direct_cost for one in mine),
+        total=fsum(one.total for one in mine),
+        overhead=fsum(usd for one in mine for usd in one.overhead.values()),
+        everything=fsum(one.total - fsum(one.overhead.values()) for one in own),
+        all_overhead=fsum(usd for one in own for usd in one.overhead.values()),
+    )
 
 
 def _figures(series: Sequence[_Series], window: Window, missing: tuple[str, ...] = ()) -> _Figures:
     """What several clusters come to; bands are added as if all were off the same way."""
-    bounds = [one.spent() for one in series]
+    bounds = [one.bounds() for one in series]
     highs = [one.high for one in bounds if one.high is not None]
-    booked = fsum(one.low for one in bounds)
     bounded = len(highs) == len(bounds) and not missing
     projections = [project(one.hours, one.booked, range(one.until, window.end, HOUR)) for one in series]
     lacking = [note for one in series for note in one.missing()]
@@ -316,7 +370,8 @@ def _figures(series: Sequence[_Series], window: Window, missing: tuple[str, ...]
     settled = window.final_seconds * len(series)
     stored = [one.until for one in series if one.seconds]
     return _Figures(
-        spent=Bounds(booked, fsum(highs) if bounded else None),
+        spent=fsum(one.booked for one in series),
+        bounds=Bounds(fsum(one.low for one in bounds), fsum(highs) if bounded else None),
         projection=_added(projections),
         enough=bool(series) and all(len(one.hours) >= FORECAST_HOURS for one in series),
         coverage=sum(one.seconds for one in series) / settled if settled else None,
@@ -339,24 +394,41 @@ def _added(projections: Sequence[Projection]) -> Projection:
     )
 
 
-def _of_share(whole: _Figures, spent: float, share: float | None, to_come: float, gone: tuple[str, ...]) -> _Figures:
+def _of_share(
+    whole: _Figures, months: Sequence[_MonthOfCenter], to_come: int, young: bool, gone: tuple[str, ...]
+) -> _Figures:
     """The figures of one who bears a share of all costs.
 
+    What is not known of the clusters may all be its own, and what is shared by weights shifts with it: then what is
+    matched to it directly is all that is known.
+
     Args:
-        to_come: overhead of months that have not begun.
+        to_come: months of the period that have not begun.
+        young: whether the running month has too few hours to share anything out by.
     """
-    unknown = None if whole.spent.high is None else whole.spent.high - whole.spent.low
-    if gone or unknown is None or (share is None and unknown > 0):
-        high = None
-    else:
-        high = spent + (share or 0.0) * unknown
+    running = months[-1]
+    spent, overhead = fsum(one.total for one in months), fsum(one.overhead for one in months)
+    everything = fsum(one.everything for one in months)
+    unknown = None if whole.bounds.high is None else whole.bounds.high - whole.bounds.low
+    low, high = spent, None if gone or unknown is None else spent
+    if unknown is None or unknown > 0:
+        low = fsum(one.direct for one in months)
+        high = None if high is None or unknown is None else high + unknown + fsum(one.all_overhead for one in months)
+    elif young:
+        low = spent - running.total + running.direct
+        high = None if high is None else high + running.everything + running.all_overhead
+    share = (spent - overhead) / everything if everything > 0 else None
 
     def projected(of_all: float | None) -> float | None:
-        return None if of_all is None or share is None else spent + share * (of_all - whole.spent.low) + to_come
+        if of_all is None or share is None:
+            return None
+        return spent + share * (of_all - whole.spent) + running.overhead * to_come
 
     return replace(
         whole,
-        spent=Bounds(spent, high),
+        spent=spent,
+        bounds=Bounds(low, high),
+        enough=whole.enough and not young,
         projection=Projection(
             total_cost=projected(whole.projection.total_cost),
             low=projected(whole.projection.low),
@@ -369,8 +441,8 @@ def _of_share(whole: _Figures, spent: float, share: float | None, to_come: float
 
 
 def _state(stored: StoredBudget, window: Window, figures: _Figures) -> structs.BudgetState:
-    budget, spent, projection = stored.budget, figures.spent, figures.projection
-    judged: Judged = judge(budget, spent, figures.forecast)
+    budget, projection = stored.budget, figures.projection
+    judged: Judged = judge(budget, figures.bounds, figures.forecast)
     return structs.BudgetState(
         id=stored.id,
         name=budget.name,
@@ -382,9 +454,9 @@ def _state(stored: StoredBudget, window: Window, figures: _Figures) -> structs.B
         start=UTC_ZONE.iso(window.start),
         end=UTC_ZONE.iso(window.end),
         state=judged.state,
-        spent=spent.low,
-        spent_at_most=spent.high,
-        percent=100 * spent.low / budget.amount,
+        spent=figures.spent,
+        spent_at_most=figures.bounds.high,
+        percent=100 * figures.spent / budget.amount,
         forecast=structs.BudgetForecast(expected=projection.total_cost, low=projection.low, high=projection.high),
         thresholds=tuple(
             structs.BudgetCrossing(percent=one.percent, on=one.on, state=crossing)

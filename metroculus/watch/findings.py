@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from msgspec import Struct
 
 from metroculus.watch.alerts import Cause, Finding, Verdict
 from metroculus.watch.spikes import FoundSpikes
 from optscale_client.metroculus_client import structs
-from tools.window import HOUR, iso
+from tools.window import DAY, HOUR, iso
 
 FAILING_SHARE, FAILING_LEAST = 0.05, 2
 STALE_SECONDS = 4 * HOUR
 SILENT_SECONDS = 2 * HOUR
 SPIKE_HOURS = 24
+ONE_SPIKE_SECONDS = 6 * HOUR
+"""Dear hours that are no farther apart are one spike."""
 FULL_SHARE, ROOM_SHARE = 0.80, 0.75
 DRIFT_SHARE, DRIFT_UNITS, SAME_SHARE = 0.02, 100, 0.01
 _WITHOUT_CENTS = frozenset(
@@ -66,6 +66,17 @@ def data_stale(account: str, stored_until: int | None, known_since: int, tried: 
     )
 
 
+def not_pushed(account: str) -> Finding:
+    """Of a cluster whose source is another now."""
+    return Finding(
+        kind="push_silent",
+        subject=account,
+        verdict="clear",
+        cloud_account_id=account,
+        summary="the cluster's costs are not pushed any more",
+    )
+
+
 def push_silent(account: str, heard_at: int, now: int) -> Finding:
     return Finding(
         kind="push_silent",
@@ -78,10 +89,17 @@ def push_silent(account: str, heard_at: int, now: int) -> Finding:
 
 
 def cost_spike(account: str, found: FoundSpikes, settled: int) -> Finding:
-    """Args: settled: the end of the newest hour that is settled; spikes were looked for in the day before it."""
+    """Spikes that follow each other are one; a later one is another alert.
+
+    Args:
+        settled: the end of the newest hour that is settled; spikes were looked for in the two days before it.
+    """
     hours = range(settled - SPIKE_HOURS * HOUR, settled, HOUR)
-    spikes: Sequence[structs.Anomaly] = [one for one in found.anomalies if one.hour in hours]
-    if not spikes:
+    spikes: list[structs.Anomaly] = []
+    for one in sorted(found.anomalies, key=lambda one: one.hour):
+        follows = bool(spikes) and one.hour - spikes[-1].hour <= ONE_SPIKE_SECONDS
+        spikes = [*spikes, one] if follows else [one]
+    if not spikes or spikes[-1].hour not in hours:
         whole = all(hour in found.known for hour in hours)
         return Finding(
             kind="cost_spike", subject=account, verdict="clear" if whole else "unknown", cloud_account_id=account,
@@ -95,6 +113,9 @@ def cost_spike(account: str, found: FoundSpikes, settled: int) -> Finding:
         subject=account,
         verdict="firing",
         cloud_account_id=account,
+        epoch=iso(spikes[0].hour),
+        why_over="another spike came",
+        renews=True,
         summary=f"the hour from {iso(worst.hour)} cost {worst.total_cost:.2f} {found.currency}, {more}",
         figures={
             "hour": iso(worst.hour),
@@ -118,11 +139,11 @@ def of_budget(state: structs.BudgetState) -> list[Finding]:
         found.append(
             Finding(
                 kind="budget",
-                subject=f"{state.id}/{one.on}/{one.percent:g}",
+                subject=threshold_subject(state.id, one.on, one.percent),
                 verdict=verdict,
                 cloud_account_id=state.scope.cluster_id,
                 budget_id=state.id,
-                epoch=f"{state.start} {state.amount!r} {state.currency} {state.scope}",
+                epoch=f"{state.start} {state.end} {state.amount!r} {state.currency} {state.scope}",
                 why_over="a new period began, or the budget was changed",
                 summary=f"{told}: {one.percent:g} % of the budget for the {state.period} is crossed",
                 figures={
@@ -139,6 +160,11 @@ def of_budget(state: structs.BudgetState) -> list[Finding]:
             )
         )
     return found
+
+
+def threshold_subject(budget: str, on: str, percent: float) -> str:
+    """What an alert of one threshold is about; two that differ at all are two."""
+    return f"{budget}/{on}/{percent!r}"
 
 
 def store_capacity(share: float | None) -> Finding:
@@ -171,11 +197,17 @@ def _smallest(currency: str) -> float:
     return 1.0 if currency in _WITHOUT_CENTS else 0.001 if currency in _WITH_THREE_DIGITS else 0.01
 
 
-def drift(account: str, compared: Compared) -> Finding:
+def drift(account: str, compared: Compared, day: int) -> Finding:
+    """Args: day: the last that has settled; what was compared of an older one than the day before it is no news."""
     by_api, by_metrics = compared.by_api, compared.by_metrics
     figures: dict[str, float | str | None] = {
         "day": iso(compared.day), "by_api": by_api, "by_metrics": by_metrics, "currency": compared.currency
     }  # fmt: skip
+    if compared.day < day - DAY:
+        return Finding(
+            kind="drift", subject=account, verdict="unknown", cloud_account_id=account, figures=figures,
+            summary="no day was compared lately",
+        )  # fmt: skip
     if by_api is None or by_metrics is None:
         return Finding(
             kind="drift", subject=account, verdict="unknown", cloud_account_id=account, figures=figures,

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import Filters
-from metroculus.cost_model.reading import union
+from metroculus.cost_model.reading import union, without
 from metroculus.cost_model.rules import Cell, Charges, Rules, share_out
 from metroculus.sources.accounts import Accounts
 from metroculus.storage.coverage import currencies_of, in_groups
@@ -174,6 +174,23 @@ class Months:
         read = await self.read(known.accounts, self.window(month), rules, deadline)
         return await asyncio.to_thread(share_out, rules, read.cells)
 
+    async def charges_now(self, known: Decisions, month: str, deadline: Deadline) -> Charges:
+        """A month under its own rules, with what was restated since it was closed.
+
+        Raises:
+            StoreError
+        """
+        was = await self.closed(known, month, deadline)
+        if was is None:
+            return await self.charges(known, month, known.rules(month), deadline)
+        window, accounts = self.window(month), sorted(was.hours)
+        asked = (accounts, window.start, window.end)
+        prints = await self._store.ask(deadline.left(), self._store.ledger.fingerprints, *asked)
+        if {account: prints[account].get(window.start, 0) for account in accounts} == was.fingerprints:
+            return was.charges
+        read = await self.read(accounts, window, was.rules, deadline, was.clusters)
+        return await asyncio.to_thread(restated, was, read)
+
     async def read(
         self,
         accounts: Sequence[str],
@@ -211,6 +228,13 @@ class Months:
                         more = (part, ("namespace", *names), filters)
                         alone[account, currency] = await store.ask(deadline.left(), store.history.sums, *more)
         return await asyncio.to_thread(_read_of, clusters_of, window, found, alone, unable)
+
+
+def restated(was: Closed, read: ReadMonth) -> Charges:
+    """A closed month with what is stored now; a cluster of which hours are kept no longer is taken as it was."""
+    gone = {account for account, stretches in was.hours.items() if list(without(stretches, read.hours[account]))}
+    cells = [cell for cell in was.cells if cell.cluster in gone]
+    return share_out(was.rules, [*cells, *(cell for cell in read.cells if cell.cluster not in gone)])
 
 
 def _by_currency(committed: CommittedHours) -> dict[str, CommittedHours]:

@@ -91,5 +91,10 @@ def _only(account: str, marker: Marker) -> CommittedHours:
 
 
 def _may_be_held(marker: Marker | None) -> bool:
-    """Whether an hour may be held against others: all of it known, and as its source's own totals say."""
-    return marker is not None and is_all_known(marker) and marker.reconciled
+    """Whether an hour may be held against others: all of it known, as its source's own totals say, and told by itself.
+
+    An hour that was cut out of its day is a share of that, and says nothing of the hour.
+    """
+    if marker is None or marker.told_until - marker.told_from >= DAY:
+        return False
+    return is_all_known(marker) and marker.reconciled

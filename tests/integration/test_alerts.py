@@ -13,14 +13,19 @@ import threading
 import time
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from uuid import uuid4
 
+import msgspec
 import pytest
 import requests
 
 from metroculus.config import AlertConfig
 from metroculus.metroculus_worker import notify
 from metroculus.metroculus_worker.tasks import Task, TaskResult
+from metroculus.sources.registry.protocol import Credentials
 from metroculus.storage.engine import StoreError
+from metroculus.storage.inbox import PushedAnswer
+from metroculus.watch.alerts import Alert
 from simulator.server import Habits
 from simulator.world import make_world
 from tests.conftest import free_port, need, wait_until_ready
@@ -96,6 +101,7 @@ class Acme(Organization):
         for account in self.ids:
             self.store(account, ROWS, range(END - 36 * DAY, END, HOUR))
         self.stack.thread.run(self.running.rest_api.organizations.tell())
+        self.extracted(self.ids[0], succeeded=1)
 
     def round(self):
         self.stack.thread.run(self.worker.alerts.evaluate())
@@ -346,9 +352,9 @@ def test_a_real_alertmanager_has_each_alert_once_under_one_fingerprint(stack, al
     acme = Acme(stack, alertmanager_url=alertmanager.url, public_url="https://costs.example")
     acme.now = int(time.time()) // HOUR * HOUR + 1200  # it goes by its own clock
     name = '<script>"} \n{{ .Labels }}'.replace("\n", " ")
-    made = acme.call("POST", "budgets", {"name": name, "amount": 1e-6, "period": "year"}).json()
+    made = acme.call("POST", "budgets", {"name": name, "amount": 0.01, "period": "year"}).json()
     acme.round()
-    told = alertmanager.alerts()
+    told = [one for one in alertmanager.alerts() if one["labels"]["kind"] == "budget"]
     assert {one["labels"]["alertname"] for one in told} == {"KubecostBudget"} and len(told) == 3
     assert all(one["labels"]["organization_id"] == acme.tenant.organization_id for one in told)
     assert not any("script" in text for one in told for text in one["labels"].values())
@@ -356,7 +362,7 @@ def test_a_real_alertmanager_has_each_alert_once_under_one_fingerprint(stack, al
     assert told[0]["generatorURL"].startswith("https://costs.example/restapi/v2/organizations/")
     acme.now += 120
     acme.round()
-    again = alertmanager.alerts()
+    again = [one for one in alertmanager.alerts() if one["labels"]["kind"] == "budget"]
     assert {one["fingerprint"] for one in again} == {one["fingerprint"] for one in told}
     assert all(one["status"]["state"] == "active" for one in again)
 
@@ -367,7 +373,125 @@ def test_a_real_alertmanager_has_each_alert_once_under_one_fingerprint(stack, al
     alertmanager.start()
     acme.now += 600
     acme.round()
-    assert until(lambda: not alertmanager.alerts(active="true"), 20), alertmanager.alerts()
+    assert until(lambda: not [one for one in alertmanager.alerts() if one["labels"]["kind"] == "budget"], 20)
+
+
+def test_an_alert_that_a_clock_ahead_fired_is_resolved_and_one_that_is_refused_holds_up_no_other(stack, alertmanager):
+    acme = Acme(stack, alertmanager_url=alertmanager.url)
+    real = int(time.time())
+    acme.now = real + 3 * HOUR
+    made = [acme.call("POST", "budgets", {"name": f"b{n}", "amount": 0.01, "period": "year"}).json() for n in range(3)]
+    acme.round()
+    acme.now = real
+    acme.call("DELETE", f"budgets/{made[0]['id']}")
+    acme.round()
+    of_budgets = {one["labels"]["budget_id"] for one in alertmanager.alerts() if one["labels"]["kind"] == "budget"}
+    assert of_budgets == {one["id"] for one in made[1:]}
+    odd = Alert(id=str(uuid4()), kind="drift", subject="x", state="firing", transition=1, key="k", changed_at=real,
+                fired_at=real, summary="x", cloud_account_id="not\ud800utf".encode("utf-8", "surrogatepass").decode("latin-1") * 4000,
+                owed=("alertmanager",))  # fmt: skip
+    documents = acme.running.metroculus.dependencies.store.documents
+    documents.put(acme.tenant.organization_id, "alert", odd.id, msgspec.json.encode(odd).decode())
+    acme.call("POST", "budgets", {"name": "after it", "amount": 0.01, "period": "year"})
+    acme.now += 120
+    acme.round()
+    assert len([one for one in alertmanager.alerts() if one["labels"]["kind"] == "budget"]) == 3 * 3
+
+
+def test_alerts_that_are_owed_together_are_sent_once_each(stack, webhook):
+    acme = Acme(stack, webhook_url=webhook.url, webhook_secret=WEBHOOK_SECRET)
+    for number in range(6):
+        acme.call("POST", "budgets", {"name": f"b{number}", "amount": 1.0, "thresholds": [{"percent": 100}]})
+    acme.round()
+    assert len(webhook.taken) == 6 and len({one["alert_id"] for one in webhook.taken}) == 6
+    acme.round()
+    assert len(webhook.taken) == 6
+
+
+def test_one_that_is_refused_holds_up_no_other_and_one_that_leads_no_more_sends_nothing(stack, webhook):
+    acme = Acme(stack, webhook_url=webhook.url, webhook_secret=WEBHOOK_SECRET)
+    refused = acme.call("POST", "budgets", {"name": "a", "amount": 1.0, "thresholds": [{"percent": 100}]}).json()
+    for number in range(4):
+        acme.call("POST", "budgets", {"name": f"b{number}", "amount": 1.0, "thresholds": [{"percent": 100}]})
+
+    def refuse(body):
+        webhook.status = 400 if body["budget_id"] == refused["id"] else 200
+
+    webhook.before_answer = refuse
+    stack.thread.run(acme.worker.alerts.evaluate())
+    acme.worker.alerts.active = False
+    stack.thread.run(acme.worker.notifier.deliver())
+    assert webhook.taken == []
+    acme.worker.alerts.active = True
+    acme.round()
+    acme.now += 3600
+    acme.round()
+    taken = [one["budget_id"] for one in webhook.taken]
+    assert len(set(taken)) == 5 and len(taken) == 6 and taken.count(refused["id"]) == 2
+
+
+def test_budgets_of_one_organization_that_cannot_be_read_leave_the_others_alone(acme, monkeypatch):
+    theirs = acme.other.organization_id
+    base = f"{acme.running.metroculus_listener.url}/metroculus/v2/budgets"
+    for organization in (acme.tenant.organization_id, theirs):
+        body = {"name": "b", "amount": 1.0, "thresholds": [{"percent": 100}]}
+        assert requests.post(f"{base}/{organization}", json=body, headers={"Secret": SECRET}, timeout=20).ok
+    acme.extracted(acme.foreign, succeeded=1)
+    states = acme.worker.alerts._budgets.states
+
+    async def failing(organization, *args):
+        if organization == acme.tenant.organization_id:
+            raise StoreError("it took too long")
+        return await states(organization, *args)
+
+    monkeypatch.setattr(acme.worker.alerts._budgets, "states", failing)
+    acme.go_on(1, [row("web", 1.35), row("batch", 0.25)], acme.ids)
+    acme.round()
+    assert {kind for kind, _ in acme.firing()} == {"cost_spike"}
+    url = f"{acme.running.metroculus_listener.url}/metroculus/v2/alerts/{theirs}"
+    told = requests.get(url, headers={"Secret": SECRET}, timeout=20).json()["alerts"]
+    assert [one["kind"] for one in told] == ["budget"]
+
+
+def test_a_second_spike_is_told_with_its_own_cause(acme):
+    first = acme.ids[0]
+    acme.go_on(1, [row("web", 1.35), row("batch", 0.25)], [first])
+    acme.round()
+    acme.go_on(10, accounts=[first])
+    acme.go_on(1, [row("web", 0.75), row("batch", 50.0)], [first])
+    acme.round()
+    acme.round()
+    (alert,) = [one for one in acme.alerts() if one["cloud_account_id"] == first and one["kind"] == "cost_spike"]
+    assert (alert["state"], alert["causes"][0]["namespace"]) == ("firing", "batch")
+    assert [one["state"] for one in alert["history"]] == ["firing", "resolved", "firing"]
+    assert alert["history"][1]["resolved_because"] == "another spike came"
+
+
+def test_hours_that_were_cut_out_of_days_are_no_like_of_office_hours(acme):
+    first = acme.ids[0]
+    for day in range(END - 36 * DAY, END, DAY):
+        cut = {"told_from": day, "told_until": day + DAY}
+        acme.store(first, [row("web", 1.0)], range(day, day + DAY, HOUR), **cut)
+    for hour in range(24):
+        acme.go_on(1, [row("web", 2.2 if 9 <= hour < 17 else 0.4)], [first])
+    acme.round()
+    assert ("cost_spike", first) not in acme.firing()
+
+
+def test_a_cluster_that_pushes_no_more_is_silent_no_more(acme):
+    first, registry = acme.ids[0], acme.running.metroculus.dependencies.registry
+    store = acme.running.metroculus.dependencies.store
+    answer = PushedAnswer(
+        account=first, first=END - HOUR, last=END, kind="allocation", step="hour", answer=1, asked_at=acme.now,
+        received_at=acme.now, digest="d", pieces=1, bytes=1, form="", told=(END - HOUR,), currency="USD",
+    )  # fmt: skip
+    store.inbox.put(answer, b"x")
+    acme.go_on(3)
+    acme.round()
+    assert ("push_silent", first) in acme.firing()
+    acme.stack.thread.run(registry.put(first, "opencost", "http://127.0.0.1:1", Credentials()))
+    acme.round()
+    assert ("push_silent", first) not in acme.firing()
 
 
 class Killed:
@@ -417,7 +541,7 @@ def test_every_transition_is_sent_through_kills_and_doubles_are_no_more_than_tho
     run = Killed(tmp_path, webhook.url)
     rng, kills = random.Random(7), 0
     run.fill(url)
-    body = {"name": "b", "amount": 0.001, "period": "year", "thresholds": [{"percent": 100}]}
+    body = {"name": "b", "amount": 0.01, "period": "year", "thresholds": [{"percent": 100}]}
     budget = run.ask("POST", f"budgets/{run.organization}", body)["id"]
     for number in range(KILLS):
         struck = threading.Event()
@@ -431,7 +555,7 @@ def test_every_transition_is_sent_through_kills_and_doubles_are_no_more_than_tho
 
             webhook.before_answer = strike
         before = len(webhook.taken)
-        run.ask("PATCH", f"budgets/{run.organization}/{budget}", {"amount": 0.001 * (number + 2)})
+        run.ask("PATCH", f"budgets/{run.organization}/{budget}", {"amount": 0.01 + 0.001 * (number + 2)})
         run.kill()
         run.start()  # what starts evaluates at once
         assert until(lambda before=before: len(webhook.taken) > before, 60)

@@ -218,3 +218,84 @@ def test_bodies_that_are_none_are_refused(acme):
         answer = acme.call("POST", "budgets", body)
         assert answer.status_code == 400, (body, answer.text)
     assert acme.listed()["budgets"] == []
+
+
+def test_a_cost_center_whose_cluster_is_not_heard_of_may_have_spent_what_it_did_before(acme):
+    first = acme.ids[0]
+    down = acme.link(acme.tenant, "down")
+    acme.store(down, [row("data", 10.0)], range(OCTOBER, NOVEMBER, HOUR))
+    centers = [{"name": "data", "match": [{"cluster": down}]}, {"name": "web", "match": [{"cluster": first}]}]
+    acme.call("PUT", "allocation_rules", {"valid_from": "2026-10", "cost_centers": centers})
+    state = acme.budget(scope={"cost_center": "data"}, amount=1000.0)
+    assert state["state"] == "unknown" and state["spent"] == 0.0 and state["spent_at_most"] >= 480 * 10
+    state = acme.budget(scope={"cost_center": "web"}, amount=HOURS_SO_FAR)
+    assert state["state"] == "exceeded"  # what is matched to it directly is known, whatever others lack
+
+
+def test_a_month_of_an_hour_shares_nothing_out_that_could_be_gone_by(stack):
+    acme = Organization.__new__(Organization)
+    acme.now = NOVEMBER + 80 * 60
+    stack.plan["clock"] = lambda: acme.now
+    Organization.__init__(acme, stack)
+    acme.__class__ = Acme
+    for hour in range(OCTOBER, NOVEMBER + HOUR, HOUR):
+        rows = [row("batch", 4.0), row("web", 1.0)] if hour // HOUR % 24 < 2 else [row("web", 1.0)]
+        acme.store(acme.ids[0], rows, [hour])
+        acme.store(acme.ids[1], [row("web", 0.0625)], [hour])
+    rules = {
+        "valid_from": "2026-10",
+        "cost_centers": [{"name": one, "match": [{"namespace": one}]} for one in ("batch", "web")],
+        "overhead": [{"name": "support", "amount_month": 3000, "split": "weighted"}],
+    }
+    acme.call("PUT", "allocation_rules", rules)
+    state = acme.budget(scope={"cost_center": "batch"}, amount=2000.0)
+    assert state["state"] == "unknown" and {one["state"] for one in state["thresholds"]} == {"unknown"}
+    acme.now += 48 * HOUR
+    for hour in range(NOVEMBER + HOUR, NOVEMBER + 49 * HOUR, HOUR):
+        rows = [row("batch", 4.0), row("web", 1.0)] if hour // HOUR % 24 < 2 else [row("web", 1.0)]
+        acme.store(acme.ids[0], rows, [hour])
+        acme.store(acme.ids[1], [row("web", 0.0625)], [hour])
+    (state,) = acme.listed()["budgets"]
+    assert state["state"] == "ok", state
+
+
+def test_late_bills_of_a_closed_month_count(acme):
+    acme.call("PUT", "allocation_rules", {"valid_from": "2026-10", "cost_centers": [
+        {"name": "web", "match": [{"namespace": "shop-web"}]}]})  # fmt: skip
+    answer = acme.call("POST", "months/2026-10/close", {})
+    assert answer.status_code == 200, answer.text
+    acme.store(acme.ids[0], [row("shop-web", 5.0)], range(OCTOBER, NOVEMBER, HOUR))
+    asked = {"period": "quarter", "amount": 5000.0}
+    center = acme.budget(scope={"cost_center": "web"}, **asked)
+    namespace = acme.budget(scope={"namespace": "shop-web"}, **asked)
+    assert center["spent"] == pytest.approx(namespace["spent"], rel=1e-9) and center["state"] == namespace["state"]
+
+
+def test_hours_that_are_off_their_sources_own_total_may_be_less_too(acme):
+    known = 2 * HOURS_SO_FAR * HOURLY
+    acme.store(acme.ids[0], ROWS, range(END - 10 * HOUR, END, HOUR), reconciled=False, residual=-1.0)
+    state = acme.budget(amount=known - 5, thresholds=[{"percent": 100}])
+    assert (state["state"], state["spent"], state["spent_at_most"]) == ("unknown", known, known + 10)
+    assert acme.budget(amount=known - 11, thresholds=[{"percent": 100}])["state"] == "exceeded"
+
+
+def test_the_example_of_the_docs(acme):
+    for missing, amount, state, of_actual in (
+        (0, 1500.0, "warning", ["not_crossed", "not_crossed"]),
+        (0, 1100.0, "exceeded", ["crossed", "crossed"]),
+        (3, 1500.0, "warning", ["not_crossed", "not_crossed"]),
+        (3, 1139.0, "warning", ["crossed", "unknown"]),
+    ):
+        if missing:
+            store = acme.running.metroculus.dependencies.store
+            hours = ", ".join(f"toDateTime({END - n * HOUR}, 'UTC')" for n in (2, 3, 4))
+            gone = f"ALTER TABLE k8s_extractions DELETE WHERE account = '{acme.ids[0]}' AND hour IN ({hours})"
+            store.engine.command(gone)
+        found = acme.budget(amount=amount)
+        assert found["state"] == state and found["forecast"]["expected"] == pytest.approx(
+            1710.0 if not missing else 1710.0 - 3 * HOURLY
+        )
+        assert [one["state"] for one in found["thresholds"][:2]] == of_actual
+        assert found["spent"] == pytest.approx(1140.0 - missing * HOURLY) and found["spent_at_most"] == pytest.approx(
+            1140.0
+        )

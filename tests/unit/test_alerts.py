@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from metroculus.metroculus_worker.attempts import AttemptLog
 from metroculus.metroculus_worker.notify import signature
-from metroculus.watch.alerts import Finding, acknowledged, advance, alert_id, gone
+from metroculus.watch.alerts import Finding, advance, alert_id, gone
 from metroculus.watch.findings import (
     Attempts,
     Compared,
@@ -48,7 +48,7 @@ def test_alerts_fire_and_clear_for_a_cause_alone(found):
             continue
         assert alert is not None
         if state == "firing" and alert.state == "resolved":
-            assert verdict == "clear" or epoch != before.epoch
+            assert verdict == "clear" or (epoch and epoch != before.epoch)
         elif alert.state == "firing" and state != "firing":
             assert verdict == "firing"
         else:  # nothing but whether it can be told has changed
@@ -72,14 +72,20 @@ def test_an_alert_that_cannot_be_told_keeps_its_state_and_says_since_when():
     assert (resolved.state, resolved.resolved_because, resolved.transition) == ("resolved", "a day without", 2)
 
 
-def test_who_has_seen_an_alert_has_seen_this_one_alone():
-    fired = advance(ORGANIZATION, None, finding("firing"), NOW)
-    seen = acknowledged(fired, "ann", "on it", NOW + 5)
-    assert advance(ORGANIZATION, seen, finding("firing"), NOW + 60) is seen
-    over = gone(seen, NOW + 90)
-    assert over.state == "resolved" and over.acknowledged_by == "ann" and gone(over, NOW + 99) is over
+def test_an_alert_of_what_is_gone_is_over_once():
+    over = gone(advance(ORGANIZATION, None, finding("firing"), NOW), NOW + 90)
+    assert over.state == "resolved" and gone(over, NOW + 99) is over
     again = advance(ORGANIZATION, over, finding("firing"), NOW + 120)
-    assert again.acknowledged_at is None and again.transition == 3 and again.fired_at == NOW + 120
+    assert again.transition == 3 and again.fired_at == NOW + 120
+
+
+def test_what_is_found_anew_is_told_anew_without_a_transition():
+    fired = advance(ORGANIZATION, None, finding("firing", "e", summary="dear"), NOW)
+    worse = advance(ORGANIZATION, fired, finding("firing", "e", summary="dearer", renews=True), NOW + 60)
+    assert (worse.summary, worse.key, worse.transition) == ("dearer", fired.key, 1)
+    assert advance(ORGANIZATION, worse, finding("unknown"), NOW + 120).state == "firing"
+    other = advance(ORGANIZATION, worse, finding("firing", "f", why_over="another spike came", renews=True), NOW + 180)
+    assert (other.state, other.resolved_because) == ("resolved", "another spike came")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,10 @@ def test_attempts_are_those_of_the_last_hour_and_a_restart_knows_none():
     now[0] = NOW + 75 * 60
     assert log.of(ACCOUNT) == Attempts(count=4, failed=0, observed_seconds=HOUR)
     now[0] = NOW - DAY  # a clock that was set back
-    assert log.of(ACCOUNT).observed_seconds == 0
+    assert log.of(ACCOUNT) == Attempts(count=0, failed=0, observed_seconds=0)
+    log.note(ACCOUNT, now[0], failed=False)
+    now[0] += 1800
+    assert log.of(ACCOUNT) == Attempts(count=1, failed=0, observed_seconds=1800)
     log.forget(ACCOUNT)
     assert not log.knows(ACCOUNT)
 
@@ -149,6 +158,11 @@ def test_cost_spike():
     lacking = {hour: usd for hour, usd in DAY_KNOWN.items() if hour != SETTLED - 7 * HOUR}
     assert cost_spike(ACCOUNT, FoundSpikes(lacking, "USD", ()), SETTLED).verdict == "unknown"
     assert cost_spike(ACCOUNT, FoundSpikes({}, None, ()), SETTLED).verdict == "unknown"
+    later = replace(SPIKE, hour=SETTLED - HOUR, total_cost=90.0)
+    assert cost_spike(ACCOUNT, FoundSpikes(DAY_KNOWN, "USD", (SPIKE, later)), SETTLED).epoch == found.epoch
+    other = replace(SPIKE, hour=SETTLED - 11 * HOUR)
+    assert cost_spike(ACCOUNT, FoundSpikes(DAY_KNOWN, "USD", (other, SPIKE)), SETTLED).epoch == found.epoch
+    assert cost_spike(ACCOUNT, FoundSpikes(DAY_KNOWN, "USD", (other,)), SETTLED).epoch != found.epoch
     credits = replace(SPIKE, mean_cost_before=-1.0)
     assert cost_spike(ACCOUNT, FoundSpikes(DAY_KNOWN, "USD", (credits,)), SETTLED).verdict == "firing"
 
@@ -162,7 +176,8 @@ def test_cost_spike():
 )  # fmt: skip
 def test_drift(by_api, by_metrics, currency, verdict):
     compared = Compared(day=SETTLED, by_api=by_api, by_metrics=by_metrics, currency=currency)
-    assert drift(ACCOUNT, compared).verdict == verdict
+    assert drift(ACCOUNT, compared, SETTLED + DAY).verdict == verdict
+    assert drift(ACCOUNT, compared, SETTLED + 2 * DAY).verdict == "unknown"
 
 
 STATE = structs.BudgetState(
@@ -183,7 +198,7 @@ def test_a_budget_that_was_crossed_stands_until_its_period_or_its_amount_is_anot
     fired = advance(ORGANIZATION, None, first, NOW)
     back = replace(STATE, thresholds=(replace(STATE.thresholds[0], state="not_crossed"),))
     assert advance(ORGANIZATION, fired, of_budget(back)[0], NOW + 60) is fired
-    for change in ({"start": "2026-12-01T00:00:00Z"}, {"amount": 200.0}, {"currency": "EUR"},
+    for change in ({"start": "2026-12-01T00:00:00Z"}, {"end": "2027-01-01T00:00:00Z"}, {"amount": 200.0}, {"currency": "EUR"},
                    {"scope": structs.BudgetScope(namespace="x")}):  # fmt: skip
         over = advance(ORGANIZATION, fired, of_budget(replace(STATE, **change))[0], NOW + 60)
         assert over.state == "resolved" and "a new period" in over.resolved_because

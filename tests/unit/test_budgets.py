@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from metroculus.cost_model.budgets import Bounds, Budget, BudgetError, Scope, Threshold, check_budget, judge
+from metroculus.cost_model.budgets import Bounds, Budget, BudgetError, Scope, Threshold, check_budget, judge, same_name
 from metroculus.cost_model.trend import at_most
 from metroculus.sources.clusters import Clusters
 from metroculus.sources.errors import BadAnswer, SeveralClusters
@@ -69,6 +69,7 @@ def test_what_gaps_may_cost_is_never_less_than_the_like_of_them_did(hours, missi
     dearest = max(hours.values())
     for hour, known in missing.items():
         like = [usd for at, usd in hours.items() if at // HOUR % 168 == hour // HOUR % 168] or [dearest]
+        like += [usd for _, usd in sorted(hours.items())[-24:]]
         assert bound is not None and bound >= share * max(0.0, max(like) - known) - 1e-6
     assert at_most({}, missing) == (None if missing else 0.0)
 
@@ -80,6 +81,8 @@ def test_what_gaps_may_cost_is_never_less_than_the_like_of_them_did(hours, missi
         ({"name": "x" * 101}, "name"),
         ({"name": "a\nb"}, "name"),
         ({"amount": 0.0}, "amount"),
+        ({"amount": 5e-324}, "amount"),
+        ({"thresholds": (Threshold(percent=1e-9),)}, "percent"),
         ({"amount": -1.0}, "amount"),
         ({"amount": float("nan")}, "amount"),
         ({"amount": float("inf")}, "amount"),
@@ -125,6 +128,16 @@ def told(*budgets):
     return json.dumps({"code": 200, "data": list(budgets)}).encode()
 
 
+def test_names_that_are_read_as_one_are_one():
+    assert same_name("All of it", " all  of IT ") and same_name("caf\u00e9", "cafe\u0301")
+    assert not same_name("all", "al l")
+
+
+def test_what_began_lately_bounds_what_is_missing_of_it():
+    hours = {n * HOUR: 0.0 for n in range(500)} | {n * HOUR: 50.0 for n in range(500, 503)}
+    assert at_most(hours, {n * HOUR: 0.0 for n in range(503, 508)}) == 250.0
+
+
 def test_kubecosts_own_budgets_are_read():
     (one,) = decode_budgets(told(KEPT), Clusters())
     assert (one.name, one.period, one.amount, one.spent) == ("web", "month", 100.0, 40.5)
@@ -132,6 +145,12 @@ def test_kubecosts_own_budgets_are_read():
     (one,) = decode_budgets(told({"name": "x", "values": None, "window": None, "currentSpend": None}), Clusters())
     assert one.spent is None and one.amount is None and one.start is None
     assert decode_budgets(b'{"code": 200, "data": null}', Clusters()) == ()
+
+
+def test_one_that_cannot_be_read_takes_no_other_with_it():
+    odd = [{"spendLimit": "100", "id": 7, "name": None, "values": {"cluster": None}}, {"spendLimit": {}}, KEPT]
+    found = decode_budgets(told(*odd), Clusters())
+    assert [(one.id, one.name, one.amount) for one in found] == [("7", "", 100.0), ("e59c", "web", 100.0)]
 
 
 def test_budgets_of_another_cluster_of_the_same_kubecost_are_never_shown():
@@ -145,7 +164,7 @@ def test_budgets_of_another_cluster_of_the_same_kubecost_are_never_shown():
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"[]", b"<html>", b'{"code": 500, "data": []}', b'{"code": 200, "data": [{"spendLimit": "100"}]}',
+    [b"", b"[]", b"<html>", b'{"code": 500, "data": []}', b'{"code": 200, "data": [{"spendLimit": "much"}]}',
      b'{"code": 200, "data": [{"currentSpend": 1e300}]}', b'{"code": 200, "data": [{"values": {"cluster": "x"}}]}',
      told(*[KEPT] * 1001), b"[" * 100_000],
 )  # fmt: skip

@@ -9,7 +9,7 @@ import msgspec
 from metroculus.codes import NO_ALERT, NOT_FIRING
 from metroculus.metroculus_api.errors import history_of
 from metroculus.storage.store import Store
-from metroculus.watch.alerts import SEVERITIES, Alert, acknowledged
+from metroculus.watch.alerts import SEVERITIES, Acknowledgement, Alert
 from metroculus.wire import wired
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
@@ -20,6 +20,7 @@ HISTORY = 50
 """Transitions of one alert that are listed."""
 
 _ALERT = msgspec.json.Decoder(Alert)
+_SEEN = msgspec.json.Decoder(Acknowledgement)
 
 
 class AlertsController:
@@ -33,14 +34,10 @@ class AlertsController:
         Raises:
             NoHistory, StoreError
         """
-        store = history_of(self._store)
-        versions = await store.ask(deadline.left(), store.documents.versions, organization, "alert")
-        by_alert: dict[str, list[Alert]] = {}
-        for one in versions:
-            by_alert.setdefault(one.name, []).append(_ALERT.decode(one.body))
-        told = [_told(several) for several in by_alert.values() if state in (None, several[-1].state)]
-        told.sort(key=lambda one: (one.state == "firing", one.changed_at, one.id), reverse=True)
-        return structs.Alerts(organization_id=organization, alerts=tuple(told))
+        told = await history_of(self._store).ask(deadline.left(), self._read, organization, None)
+        chosen = [one for one in told if state in (None, one.state)]
+        chosen.sort(key=lambda one: (one.state == "firing", one.changed_at, one.id), reverse=True)
+        return structs.Alerts(organization_id=organization, alerts=tuple(chosen))
 
     async def acknowledge(
         self, organization: str, alert: str, who: str, note: str | None, deadline: Deadline
@@ -54,22 +51,42 @@ class AlertsController:
         store = history_of(self._store)
 
         def write() -> structs.Alert:
-            versions = [_ALERT.decode(one.body) for one in store.documents.versions(organization, "alert", (alert,))]
+            versions = store.documents.versions(organization, "alert", (alert,))
             if not versions:
                 raise ApiError(NO_ALERT)
-            if versions[-1].state != "firing":
+            newest = _ALERT.decode(versions[-1].body)
+            if newest.state != "firing":
                 raise ApiError(NOT_FIRING)
-            seen = acknowledged(versions[-1], who, note, int(self._clock()))
-            store.documents.put(organization, "alert", alert, msgspec.json.encode(seen).decode())
-            return _told([*versions, seen])
+            seen = Acknowledgement(transition=newest.transition, at=int(self._clock()), by=who, note=note)
+            store.documents.put(organization, "alert_ack", alert, msgspec.json.encode(seen).decode())
+            return self._read(organization, (alert,))[0]
 
         return await store.ask(deadline.left(), write)
 
+    def _read(self, organization: str, names: Sequence[str] | None) -> list[structs.Alert]:
+        """Alerts with their history; blocks."""
+        documents = history_of(self._store).documents
+        by_alert: dict[str, list[Alert]] = {}
+        for one in documents.versions(organization, "alert", names):
+            by_alert.setdefault(one.name, []).append(_ALERT.decode(one.body))
+        seen: dict[str, list[Acknowledgement]] = {}
+        for one in documents.versions(organization, "alert_ack", names):
+            seen.setdefault(one.name, []).append(_SEEN.decode(one.body))
+        return [_told(several, seen.get(name, ())) for name, several in by_alert.items()]
 
-def _told(versions: Sequence[Alert]) -> structs.Alert:
+
+def _told(versions: Sequence[Alert], seen: Sequence[Acknowledgement]) -> structs.Alert:
     """Args: versions: of one alert, the oldest first."""
     newest = versions[-1]
-    history = [one for before, one in zip((None, *versions), versions, strict=False) if _is_news(before, one)]
+    by = next((one for one in reversed(seen) if one.transition == newest.transition and newest.state == "firing"), None)
+    transitions = {one.transition: one for one in reversed(versions)}
+    history = [_transition(one, one.changed_at, one.state, None) for one in transitions.values()]
+    history += [
+        _transition(transitions[one.transition], one.at, "acknowledged", one.by)
+        for one in seen
+        if one.transition in transitions
+    ]
+    history.sort(key=lambda one: (one.at, one.state == "acknowledged"), reverse=True)
     return structs.Alert(
         id=newest.id,
         kind=newest.kind,
@@ -84,26 +101,22 @@ def _told(versions: Sequence[Alert]) -> structs.Alert:
         unknown_since=_iso(newest.unknown_since),
         figures=newest.figures,
         causes=wired(newest.causes, structs.AlertCause),
-        acknowledged_at=_iso(newest.acknowledged_at),
-        acknowledged_by=newest.acknowledged_by,
-        note=newest.note,
-        history=tuple(
-            structs.AlertTransition(
-                state="acknowledged" if one.acknowledged_at is not None and one.state == "firing" else one.state,
-                at=iso(max(one.changed_at, one.acknowledged_at or 0)),
-                key=one.key,
-                summary=one.summary,
-                resolved_because=one.resolved_because,
-                acknowledged_by=one.acknowledged_by,
-            )
-            for one in reversed(history[-HISTORY:])
-        ),
+        acknowledged_at=_iso(by.at if by else None),
+        acknowledged_by=by.by if by else None,
+        note=by.note if by else None,
+        history=tuple(history[:HISTORY]),
     )
 
 
-def _is_news(before: Alert | None, one: Alert) -> bool:
-    """Whether a version is more than that something became unknown."""
-    return before is None or (before.transition, before.acknowledged_at) != (one.transition, one.acknowledged_at)
+def _transition(one: Alert, at: int, state: str, by: str | None) -> structs.AlertTransition:
+    return structs.AlertTransition(
+        state=state,
+        at=iso(at),
+        key=one.key,
+        summary=one.summary,
+        resolved_because=one.resolved_because,
+        acknowledged_by=by,
+    )
 
 
 def _iso(stamp: int | None) -> str | None:

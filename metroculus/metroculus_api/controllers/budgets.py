@@ -12,7 +12,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from metroculus.codes import INVALID, NAME_TAKEN, NO_BUDGET
-from metroculus.cost_model.budgets import Budget, BudgetError, Scope, Threshold, check_budget
+from metroculus.cost_model.budgets import Budget, BudgetError, Scope, Threshold, check_budget, same_name
 from metroculus.metroculus_api.errors import failure_of, history_of
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.source import UpstreamBudgets
@@ -138,7 +138,7 @@ class BudgetsController:
             check_budget(stored.budget, frozenset(known.accounts), centers)
         except BudgetError as problem:
             raise ApiError(INVALID, str(problem), ["body"]) from None
-        if any(one.budget.name == stored.budget.name for one in others):
+        if any(same_name(one.budget.name, stored.budget.name) for one in others):
             raise ApiError(NAME_TAKEN, f"there is a budget {stored.budget.name!r} already", ["name"])
         if len(others) >= MAX_BUDGETS:
             raise ApiError(INVALID, f"an organization has at most {MAX_BUDGETS} budgets", ["body"])

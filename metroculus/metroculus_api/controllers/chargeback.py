@@ -13,7 +13,6 @@ import numpy as np
 from msgspec.structs import replace
 
 from metroculus.codes import ALREADY_CLOSED, INVALID, NOT_COMPLETE
-from metroculus.cost_model.reading import without
 from metroculus.cost_model.rules import WIDTH, Charges, Row, Rules, RulesError, check, rows_by, share_out
 from metroculus.metroculus_api.errors import history_of
 from metroculus.storage.store import Store
@@ -27,6 +26,7 @@ from metroculus.watch.months import (
     StoredMonth,
     month_after,
     month_before,
+    restated,
 )
 from metroculus.wire import wired
 from optscale_client.metroculus_client import structs
@@ -248,13 +248,8 @@ class ChargebackController:
 def _corrections(
     month: str, was: Closed, read: ReadMonth, booked: Sequence[Adjustment], views: Sequence[str]
 ) -> list[Adjustment]:
-    """By each view: what its rows are now, less what they were when it was closed and what was booked since.
-
-    A cluster of which hours are kept no longer is taken as it was.
-    """
-    gone = {account for account, stretches in was.hours.items() if list(without(stretches, read.hours[account]))}
-    cells = [cell for cell in was.cells if cell.cluster in gone]
-    charges = share_out(was.rules, [*cells, *(cell for cell in read.cells if cell.cluster not in gone)])
+    """By each view: what its rows are now, less what they were when it was closed and what was booked since."""
+    charges = restated(was, read)
     found = []
     for by in {*views}.intersection(_views(was.rules)):
         amounts: dict[_Key, list[float]] = defaultdict(list)

@@ -5,6 +5,7 @@ Both from Kubecost's documentation (Budget API, Forecast API).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import datetime
 from math import fsum
@@ -18,6 +19,8 @@ from metroculus.sources.errors import BadAnswer
 from metroculus.sources.numbers import Usd
 from metroculus.sources.source import UpstreamBudget, UpstreamForecast
 
+log = logging.getLogger("sources")
+
 PREDICTED_DAYS = 30
 MAX_BUDGETS = 1000
 LONGEST_NAME = 200
@@ -30,9 +33,9 @@ class _Window(Struct):
 
 
 class _Budget(Struct):
-    name: str = ""
-    id: str = ""
-    values: dict[str, list[str]] | None = None
+    name: str | None = None
+    id: str | int | None = None
+    values: dict[str, list[str] | None] | None = None
     interval: str = ""
     spendLimit: Usd | None = None
     currentSpend: Usd | None = None
@@ -56,7 +59,7 @@ class _Model(Struct):
 
 class _Budgets(Struct):
     code: int = 200
-    data: list[_Budget] | None = None
+    data: list[msgspec.Raw] | None = None
 
 
 class _Forecasts(Struct):
@@ -64,6 +67,7 @@ class _Forecasts(Struct):
     data: dict[str, _Model] | None = None
 
 
+_BUDGET = msgspec.json.Decoder(_Budget, strict=False)
 _BUDGETS = msgspec.json.Decoder(_Budgets)
 _FORECASTS = msgspec.json.Decoder(_Forecasts)
 
@@ -75,10 +79,18 @@ def decode_budgets(body: bytes, clusters: Clusters) -> tuple[UpstreamBudget, ...
         BadAnswer
         SeveralClusters: they are of several clusters, and none is named.
     """
-    found = _decoded(_BUDGETS, body, "budgets").data or []
-    if len(found) > MAX_BUDGETS:
+    raw = _decoded(_BUDGETS, body, "budgets").data or []
+    if len(raw) > MAX_BUDGETS:
         raise BadAnswer(f"more than {MAX_BUDGETS} budgets")
-    clusters.check(name for one in found for name in (one.values or {}).get("cluster", ()))
+    found = []
+    for one in raw:
+        try:
+            found.append(_BUDGET.decode(one))
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            log.warning("a budget of Kubecost's own cannot be read, and is not shown")
+    if raw and not found:
+        raise BadAnswer("none of the budgets can be read")
+    clusters.check(name for one in found for name in (one.values or {}).get("cluster") or ())
     return tuple(_budget(one) for one in found if _is_own(one, clusters))
 
 
@@ -116,17 +128,17 @@ def _decoded(decoder: msgspec.json.Decoder[Any], body: bytes, what: str) -> Any:
 
 
 def _is_own(one: _Budget, clusters: Clusters) -> bool:
-    of = set((one.values or {}).get("cluster", ()))
+    of = set((one.values or {}).get("cluster") or ())
     return not clusters.named or (bool(of) and of <= set(clusters.named))
 
 
 def _budget(one: _Budget) -> UpstreamBudget:
     window = one.window or _Window()
     return UpstreamBudget(
-        id=one.id[:LONGEST_NAME],
-        name=one.name[:LONGEST_NAME],
+        id=str(one.id or "")[:LONGEST_NAME],
+        name=(one.name or "")[:LONGEST_NAME],
         scope={
-            key[:LONGEST_NAME]: tuple(text[:LONGEST_NAME] for text in texts)
+            key[:LONGEST_NAME]: tuple(text[:LONGEST_NAME] for text in texts or ())
             for key, texts in (one.values or {}).items()
         },
         period=PERIODS.get(one.interval, one.interval[:LONGEST_NAME]),
