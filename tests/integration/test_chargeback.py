@@ -49,6 +49,9 @@ HOURLY = [
 class Organization:
     """Two stored clusters, and a stranger beside."""
 
+    october = range(OCTOBER, NOVEMBER, HOUR)
+    """What is stored of it."""
+
     def __init__(self, stack):
         self.stack = stack
         self.running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}", rounds=False)
@@ -57,7 +60,8 @@ class Organization:
         self.foreign = self.link(self.other, "theirs")
         self.writer = FencedWriter(1)
         for account, rows in zip((*self.ids, self.foreign), (*HOURLY, HOURLY[0]), strict=True):
-            self.store(account, rows, range(OCTOBER, NOVEMBER, HOUR))
+            if self.october:
+                self.store(account, rows, self.october)
 
     def link(self, tenant, name):
         directory, registry = self.running.rest_api.directory, self.running.metroculus.dependencies.registry

@@ -18,7 +18,7 @@ from metroculus.cost_model.line_protocol import series
 from metroculus.metroculus_worker.influx import NotTaken
 from metroculus.storage.engine import StoreError
 from tests.conftest import free_port, need, wait_until_ready
-from tests.integration.test_chargeback import Organization, row
+from tests.integration.test_chargeback import NOVEMBER, Organization, row
 from tests.support import END
 from tools.settings import SettingsError, load
 from tools.window import DAY, HOUR
@@ -79,6 +79,8 @@ def influx(tmp_path):
 
 
 class Acme(Organization):
+    october = range(NOVEMBER - 3 * DAY, NOVEMBER, HOUR)
+
     def __init__(self, stack, influx):
         stack.plan["influx"] = InfluxConfig(url=f"{influx.url}/write?db=costs")
         super().__init__(stack)
