@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from tornado.httpclient import HTTPRequest
 from tornado.httputil import HTTPInputError
 from tornado.iostream import StreamClosedError, UnsatisfiableReadError
 from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient, _HTTPConnection
@@ -57,6 +60,29 @@ class TlsContext:
             if self._made is None:
                 raise
         return self._made[1]
+
+
+async def post(
+    client: HttpClient, url: str, body: bytes, headers: dict[str, str], seconds: float, tls: TlsContext
+) -> tuple[int, bytes]:
+    """The status and the body of the answer to a post to an operator's own address; it follows no redirect.
+
+    Raises:
+        one of ``CLIENT_FAILURES``, whose text may hold the URL.
+    """
+    request = HTTPRequest(
+        url,
+        method="POST",
+        body=body,
+        headers=headers,
+        follow_redirects=False,
+        connect_timeout=seconds,
+        request_timeout=seconds,
+        ssl_options=tls.context() if urlsplit(url).scheme == "https" else None,
+    )
+    async with asyncio.timeout(seconds):
+        answer = await client.fetch(request, raise_error=False)
+    return answer.code, answer.body or b""
 
 
 def authorities(file: str | None) -> str | bool:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from math import fsum
-from urllib.parse import urlsplit
 
 from msgspec.structs import replace
-from tornado.httpclient import HTTPRequest
 
 from metroculus.config import InfluxConfig
 from metroculus.cost_model.allocation import Filters
@@ -22,7 +19,7 @@ from metroculus.metroculus_worker.ownership import Owned, Owners
 from metroculus.storage.engine import StoreError, TooManyRows
 from metroculus.storage.influx import DAYS, HOURS, SentTime
 from metroculus.storage.store import Store
-from tools.http_client import CLIENT_FAILURES, HttpClient
+from tools.http_client import CLIENT_FAILURES, HttpClient, TlsContext, post
 from tools.window import DAY, HOUR
 
 log = logging.getLogger("influx")
@@ -68,6 +65,7 @@ class InfluxRound:
         self._metrics = metrics
         self._clock = clock
         self._client = HttpClient(force_instance=True, max_clients=2)
+        self._tls = TlsContext(config.ca)
         self._owned: Owned | None = None
         self._running = asyncio.Lock()
         self._settled: dict[tuple[str, str], int] = {}
@@ -178,20 +176,14 @@ class InfluxRound:
         headers = {"Content-Type": "text/plain; charset=utf-8"}
         if self._config.token is not None:
             headers["Authorization"] = f"Token {self._config.token}"
-        request = HTTPRequest(
-            f"{url}&precision=s", method="POST", body=body, headers=headers, follow_redirects=False,
-            connect_timeout=CALL_SECONDS, request_timeout=CALL_SECONDS,
-            ssl_options=ssl.create_default_context(cafile=self._config.ca) if urlsplit(url).scheme == "https" else None,
-        )  # fmt: skip
         try:
-            async with asyncio.timeout(CALL_SECONDS):
-                answer = await self._client.fetch(request, raise_error=False)
+            status, told = await post(self._client, f"{url}&precision=s", body, headers, CALL_SECONDS, self._tls)
         except CLIENT_FAILURES as failure:  # what they say may hold the URL, with a password in it
             raise NotTaken(type(failure).__name__) from None
-        if answer.code == 400 and BEYOND in (answer.body or b""):
+        if status == 400 and BEYOND in told:
             log.info("some points are older than InfluxDB keeps")
-        elif not 200 <= answer.code < 300:
-            raise NotTaken(f"status {answer.code}")
+        elif not 200 <= status < 300:
+            raise NotTaken(f"status {status}")
 
 
 def _fields_of(asset: Asset) -> dict[str, float]:

@@ -10,11 +10,9 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
-from tornado.httpclient import HTTPRequest
 
 from metroculus.config import AlertConfig
 from metroculus.metroculus_worker.metrics import WorkerMetrics
@@ -22,7 +20,7 @@ from metroculus.storage.documents import Kind
 from metroculus.storage.engine import StoreError
 from metroculus.storage.store import Store
 from metroculus.watch.alerts import SEVERITIES, Alert
-from tools.http_client import CLIENT_FAILURES, HttpClient, TlsContext
+from tools.http_client import CLIENT_FAILURES, HttpClient, TlsContext, post
 from tools.window import DAY, iso
 
 log = logging.getLogger("alerts")
@@ -258,17 +256,10 @@ class Notifier:
         What failures say may hold the URL, which may be a secret: their kind is all that is told.
         """
         try:
-            request = HTTPRequest(
-                url, method="POST", body=body, headers=headers, follow_redirects=False,
-                connect_timeout=CALL_SECONDS, request_timeout=CALL_SECONDS,
-                ssl_options=self._tls.context() if urlsplit(url).scheme == "https" else None,
-            )  # fmt: skip
-            async with asyncio.timeout(CALL_SECONDS):
-                answer = await self._client.fetch(request, raise_error=False)
+            status, _ = await post(self._client, url, body, headers, CALL_SECONDS, self._tls)
         except CLIENT_FAILURES as failure:
             return type(failure).__name__, True
-        taken = 200 <= answer.code < 300
-        return None if taken else f"status {answer.code}", not 400 <= answer.code < 500 or answer.code == 429
+        return None if 200 <= status < 300 else f"status {status}", not 400 <= status < 500 or status == 429
 
     def _waits(self, name: str) -> bool:
         """Whether a target or an alert failed a moment ago; a later moment comes from a clock that was set back."""
