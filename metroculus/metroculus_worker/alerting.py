@@ -258,7 +258,11 @@ class AlertRound:
         return found
 
     async def _is_pushed(self, account: str) -> bool:
-        entry = await self._accounts.registry.get(account)
+        """As its entry says; of one that cannot be read nothing is taken for changed."""
+        try:
+            entry = await self._accounts.registry.get(account)
+        except RegistryError:
+            return True
         return entry is not None and entry.flavour == PUSH
 
     async def _spike(self, account: str, observed: _Observed) -> list[Finding]:
@@ -269,10 +273,14 @@ class AlertRound:
         known = self._worked_out.get(account)
         if known is not None and known[0] == made_of:
             return known[1]
-        filters = Filters(clusters=(await self._accounts.of(account)).clusters.named)
-        async with self._places:
-            start = settled - 2 * SPIKE_HOURS * HOUR
-            spikes = await self._store.run(find_spikes, self._store, account, start, settled, filters)
+        try:
+            filters = Filters(clusters=(await self._accounts.of(account)).clusters.named)
+            async with self._places:
+                start = settled - 2 * SPIKE_HOURS * HOUR
+                spikes = await self._store.run(find_spikes, self._store, account, start, settled, filters)
+        except (StoreError, RegistryError) as failure:  # other clusters do not wait for this one
+            log.warning("account %s: spikes cannot be looked for: %s", account, failure)
+            return []
         found = [cost_spike(account, spikes, settled)]
         self._worked_out[account] = made_of, found
         return found
@@ -288,7 +296,7 @@ class AlertRound:
         try:
             async with self._places:
                 states = await self._budgets.states(name, one.budgets, Deadline(BUDGET_SECONDS))
-        except StoreError as failure:  # the organization's other alerts do not wait for its budgets
+        except (StoreError, RegistryError) as failure:  # the organization's other alerts do not wait for its budgets
             log.warning("budgets of organization %s cannot be held against the store: %s", name, failure)
             return []
         found = [finding for state in states for finding in of_budget(state)]

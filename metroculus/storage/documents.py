@@ -109,30 +109,35 @@ class Documents:
         named = ", ".join(map(literal, kinds))
         return self._found(f"kind IN ({named}){last}")
 
-    def forget(self, before: int) -> None:
-        """Delete versions of what passes that are older, the last of each apart.
+    def forget(self, before: int, over: Collection[tuple[str, str]] = ()) -> None:
+        """Delete versions of what passes that are older than a moment, the last of each apart.
+
+        Args:
+            over: organizations and names of which everything that passes is deleted.
 
         Raises:
             StoreError
         """
-        key = "organization, kind, name"
-        passing = f"kind IN ({', '.join(map(literal, PASSING))})"
-        newest = {
-            (row["organization"], row["kind"], row["name"]): row["newest"]
+        newest: dict[tuple[str, str, str], int] = {}
+        versions = [
+            (str(row["organization"]), str(row["kind"]), str(row["name"]), int(row["sequence"]), int(row["changed_at"]))
             for row in self._engine.rows(
-                f"SELECT {key}, max(sequence) AS newest FROM {DOCUMENTS.name} WHERE {passing} GROUP BY {key}"
+                f"SELECT organization, kind, name, sequence, changed_at FROM {DOCUMENTS.name} WHERE kind IN"
+                f" ({', '.join(map(literal, PASSING))})"
             )
-        }
+        ]
+        for organization, kind, name, sequence, _ in versions:
+            newest[organization, kind, name] = max(sequence, newest.get((organization, kind, name), 0))
+        gone = frozenset(over)
         old = [
-            f"({literal(row['organization'])}, {literal(row['kind'])}, {literal(row['name'])}, {int(row['sequence'])})"
-            for row in self._engine.rows(
-                f"SELECT {key}, sequence FROM {DOCUMENTS.name} WHERE {passing} AND changed_at < {before}"
-            )
-            if newest[row["organization"], row["kind"], row["name"]] != row["sequence"]
+            f"({literal(organization)}, {literal(kind)}, {literal(name)}, {sequence})"
+            for organization, kind, name, sequence, changed_at in versions
+            if (organization, name) in gone or (changed_at < before and newest[organization, kind, name] != sequence)
         ]
         target = self._engine.dialect.altered(DOCUMENTS.name)
         for part in (old[first : first + FORGOTTEN_AT_ONCE] for first in range(0, len(old), FORGOTTEN_AT_ONCE)):
-            self._engine.command(f"ALTER TABLE {target} DELETE WHERE ({key}, sequence) IN ({', '.join(part)})")
+            named = ", ".join(part)
+            self._engine.command(f"ALTER TABLE {target} DELETE WHERE (organization, kind, name, sequence) IN ({named})")
 
     def _read(self, organization: str, kind: Kind, names: Collection[str] | None = None) -> list[Document]:
         named = "" if names is None else f" AND name IN ({', '.join(map(literal, names)) or literal('')})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from msgspec import Struct
 
 from metroculus.storage.columns import (
@@ -92,11 +93,21 @@ class Maintenance:
                     self._engine.command(f"ALTER TABLE {target} DROP PARTITION {month}")
                     dropped.add(month)
         self._jobs.forget(now - KEPT_SECONDS)
-        self._documents.forget(now - keep_days * DAY)
+        self._forget_documents(now - keep_days * DAY)
         self._inbox.sweep(now)
         broken = self._verify()
         swept = sum(self._sweep(now, one, month) for one in BATCHED for month in self._months(one.rows))
         return Cleaned(tuple(sorted(dropped)), swept, broken)
+
+    def _forget_documents(self, before: int) -> None:
+        """Old versions of alerts and accounts, and alerts that have been over for so long."""
+        alerts = self._documents.of_all(("alert",))
+        over = [
+            (one.organization, one.name)
+            for one in alerts
+            if one.changed_at < before and msgspec.json.decode(one.body)["state"] == "resolved"
+        ]
+        self._documents.forget(before, over)
 
     def purge(self, account: str) -> None:
         """Delete all that is stored of an account.
