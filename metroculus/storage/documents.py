@@ -16,6 +16,8 @@ Kind = Literal[
 PASSING: tuple[Kind, ...] = ("accounts", "alert", "alert_ack", "webhook_sent", "alertmanager_sent", "drift")
 """Of which old versions are forgotten."""
 FORGOTTEN_AT_ONCE = 1_000
+LAST_VERSIONS = " ORDER BY sequence DESC, body DESC LIMIT 1 BY organization, kind, name"
+"""What is put behind a condition to read the last version of each document alone."""
 
 
 class Document(Struct, frozen=True, kw_only=True):
@@ -50,7 +52,13 @@ class Documents:
         Raises:
             StoreError
         """
-        newest = {one.name: one.sequence for one in self._read(organization, kind, bodies)}
+        newest = {
+            row["name"]: row["newest"]
+            for row in self._engine.rows(
+                f"SELECT name, max(sequence) AS newest FROM {DOCUMENTS.name}"
+                f" WHERE {_named(organization, kind, bodies)} GROUP BY name"
+            )
+        }
         now = self._clock()
         written = [
             Document(
@@ -69,7 +77,7 @@ class Documents:
         Raises:
             StoreError
         """
-        return {one.name: one for one in self._read(organization, kind)}
+        return {one.name: one for one in self._found(f"{_named(organization, kind)}{LAST_VERSIONS}")}
 
     def first(self, organization: str, kind: Kind, name: str) -> Document | None:
         """The first version: of what is written once, whatever was written after it.
@@ -77,7 +85,7 @@ class Documents:
         Raises:
             StoreError
         """
-        return next(iter(self._read(organization, kind, (name,))), None)
+        return next(iter(self.versions(organization, kind, (name,))), None)
 
     def names(self, organization: str, kind: Kind) -> tuple[str, ...]:
         """The names of those that there are, in order, without reading them.
@@ -85,10 +93,7 @@ class Documents:
         Raises:
             StoreError
         """
-        rows = self._engine.rows(
-            f"SELECT DISTINCT name FROM {DOCUMENTS.name} WHERE organization = {literal(organization)}"
-            f" AND kind = {literal(kind)}"
-        )
+        rows = self._engine.rows(f"SELECT DISTINCT name FROM {DOCUMENTS.name} WHERE {_named(organization, kind)}")
         return tuple(sorted(str(row["name"]) for row in rows))
 
     def versions(self, organization: str, kind: Kind, names: Collection[str] | None = None) -> list[Document]:
@@ -97,7 +102,7 @@ class Documents:
         Raises:
             StoreError
         """
-        return self._read(organization, kind, names)
+        return self._found(_named(organization, kind, names))
 
     def of_all(self, kinds: Sequence[Kind], newest: bool = True) -> list[Document]:
         """The last version of each document of every organization, or all of them; by organization, kind and name.
@@ -105,9 +110,7 @@ class Documents:
         Raises:
             StoreError
         """
-        last = " ORDER BY sequence DESC, body DESC LIMIT 1 BY organization, kind, name" if newest else ""
-        named = ", ".join(map(literal, kinds))
-        return self._found(f"kind IN ({named}){last}")
+        return self._found(f"kind IN ({', '.join(map(literal, kinds))}){LAST_VERSIONS if newest else ''}")
 
     def forget(self, before: int, over: Collection[tuple[str, str]] = ()) -> None:
         """Delete versions of what passes that are older than a moment, the last of each apart.
@@ -139,11 +142,13 @@ class Documents:
             named = ", ".join(part)
             self._engine.command(f"ALTER TABLE {target} DELETE WHERE (organization, kind, name, sequence) IN ({named})")
 
-    def _read(self, organization: str, kind: Kind, names: Collection[str] | None = None) -> list[Document]:
-        named = "" if names is None else f" AND name IN ({', '.join(map(literal, names)) or literal('')})"
-        return self._found(f"organization = {literal(organization)} AND kind = {literal(kind)}{named}")
-
     def _found(self, where: str) -> list[Document]:
         rows = self._engine.rows(f"SELECT {', '.join(DOCUMENTS.names)} FROM {DOCUMENTS.name} WHERE {where}")
         found = (Document(**row) for row in rows)
         return sorted(found, key=lambda one: (one.organization, one.kind, one.name, one.sequence, one.body))
+
+
+def _named(organization: str, kind: Kind, names: Collection[str] | None = None) -> str:
+    """The condition that a row is of a document of an organization; of one of some names, where any are given."""
+    named = "" if names is None else f" AND name IN ({', '.join(map(literal, names)) or literal('')})"
+    return f"organization = {literal(organization)} AND kind = {literal(kind)}{named}"
