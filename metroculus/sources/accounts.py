@@ -181,6 +181,15 @@ class Accounts:
         """Read the entries of many accounts in one go, before each is asked for."""
         await self.registry.look_up(accounts)
 
+    async def of_all(self, accounts: Sequence[str]) -> dict[str, AccountSources]:
+        """``of`` many accounts, whose entries are read in one go.
+
+        Raises:
+            RegistryError
+        """
+        await self.look_up(accounts)
+        return dict(zip(accounts, await asyncio.gather(*map(self.of, accounts)), strict=True))
+
     async def _pushed(self, entry: SourceEntry) -> CostSource | None:
         """What the account's agent pushed; None where nothing of that is kept."""
         inbox, account = self._inbox, entry.cloud_account_id

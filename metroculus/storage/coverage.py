@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import fsum
+
+from msgspec.structs import replace
 
 from metroculus.cost_model.reading import COVERAGE_THRESHOLD, SourceReport
 from metroculus.storage.ledger import CommittedHours, Marker
@@ -21,6 +23,23 @@ def in_groups(accounts: Sequence[str], seconds: int) -> Iterator[Sequence[str]]:
     """Split accounts into groups of which so many seconds each come to ``HOURS_AT_ONCE`` at most."""
     size = max(1, HOURS_AT_ONCE * HOUR // max(HOUR, seconds))
     return (accounts[first : first + size] for first in range(0, len(accounts), size))
+
+
+def by_clusters(
+    clusters_of: Mapping[str, tuple[str, ...]], seconds: int
+) -> Iterator[tuple[tuple[str, ...], Sequence[str]]]:
+    """Groups of accounts that one question can be asked of: limited to the same clusters, and not too many hours.
+
+    Args:
+        clusters_of: the clusters that each account is limited to.
+        seconds: of each account.
+    """
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for account, clusters in clusters_of.items():
+        alike.setdefault(clusters, []).append(account)
+    for clusters, accounts in alike.items():
+        for group in in_groups(accounts, seconds):
+            yield clusters, group
 
 
 def source_of(committed: CommittedHours, window: Window, divided: Period | None = None) -> SourceReport:
@@ -98,6 +117,17 @@ def _all_cut(span: tuple[int, int], committed: CommittedHours) -> bool:
 def currencies_of(committed: CommittedHours) -> list[str]:
     """What the money of stored hours is in; more than one where a source changed its mind."""
     return sorted({marker.currency for marker in committed.hours.values()})
+
+
+def by_currency(committed: CommittedHours) -> dict[str, CommittedHours]:
+    """The hours of each currency by themselves."""
+    currencies = currencies_of(committed)
+    if len(currencies) == 1:
+        return {currencies[0]: committed}
+    return {
+        currency: replace(committed, hours={h: m for h, m in committed.hours.items() if m.currency == currency})
+        for currency in currencies
+    }
 
 
 def residual_bound(unreconciled: Iterable[Marker]) -> float:

@@ -17,7 +17,7 @@ from metroculus.cost_model.rules import UNASSIGNED, Row, fits, rows_by
 from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, at_most, project
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import AccountSources
-from metroculus.storage.coverage import currencies_of, in_groups, is_all_known, residual_bound
+from metroculus.storage.coverage import by_clusters, by_currency, is_all_known, residual_bound
 from metroculus.storage.documents import Document
 from metroculus.storage.history import CostSums
 from metroculus.storage.ledger import CommittedHours
@@ -209,17 +209,12 @@ class BudgetReader:
     async def _read_all(
         self, accounts: Sequence[str], told_by: tuple[str, ...], window: Window, deadline: Deadline
     ) -> dict[str, _AccountRead]:
-        await self._accounts.look_up(accounts)
-        sources = dict(zip(accounts, await asyncio.gather(*map(self._accounts.of, accounts)), strict=True))
-        by_clusters: dict[tuple[str, ...], list[str]] = {}
-        for account, one in sources.items():
-            by_clusters.setdefault(one.clusters.named, []).append(account)
+        sources = await self._accounts.of_all(accounts)
         found: dict[str, _AccountRead] = {}
         span = window.end - min(window.start, window.final_until - LOOK_BACK_SECONDS)
-        for clusters, several in by_clusters.items():
-            for group in in_groups(several, span):
-                asked = (group, told_by, window, Filters(clusters=clusters), sources)
-                found |= await self._store.ask(deadline.left(), self._read, *asked)
+        for clusters, group in by_clusters({name: one.clusters.named for name, one in sources.items()}, span):
+            asked = (group, told_by, window, Filters(clusters=clusters), sources)
+            found |= await self._store.ask(deadline.left(), self._read, *asked)
         return found
 
     def _read(
@@ -237,16 +232,13 @@ class BudgetReader:
         found = {}
         for account in accounts:
             period = booked[account]
-            currencies = currencies_of(period.committed)
-            by_currency: dict[str, Sequence[CostSums]] = {one: period.sums for one in currencies}
-            if len(currencies) > 1:
-                hours = period.committed.hours
-                for currency in currencies:
-                    own = {hour: marker for hour, marker in hours.items() if marker.currency == currency}
-                    committed = replace(period.committed, hours=own)
-                    by_currency[currency] = self._store.history.sums(committed, told_by, filters)
+            parts = by_currency(period.committed)
+            sums: dict[str, Sequence[CostSums]] = {currency: period.sums for currency in parts}
+            if len(parts) > 1:
+                history = self._store.history
+                sums = {currency: history.sums(part, told_by, filters) for currency, part in parts.items()}
             unable = sources[account].sources_without(labels) if labels else frozenset[str]()
-            found[account] = _account_read(period.committed, by_currency, recent[account], unable)
+            found[account] = _account_read(period.committed, sums, recent[account], unable)
         return found
 
     def _sums(
@@ -275,14 +267,13 @@ _Reads = dict[tuple[tuple[str, ...], int, int], dict[str, _AccountRead]]
 
 
 def _account_read(
-    period: CommittedHours, by_currency: Mapping[str, Sequence[CostSums]], recent: Answer, unable: frozenset[str]
+    period: CommittedHours, sums: Mapping[str, Sequence[CostSums]], recent: Answer, unable: frozenset[str]
 ) -> _AccountRead:
+    """Args: sums: of the period, by currency."""
     by_hour: dict[tuple[str, ...], dict[int, float]] = {}
     for one in recent.sums:
         by_hour.setdefault(tuple(map(str, one.keys[1:])), {})[int(one.keys[0])] = one.total
-    booked = {
-        currency: {tuple(map(str, one.keys)): one.total for one in sums} for currency, sums in by_currency.items()
-    }
+    booked = {currency: {tuple(map(str, one.keys)): one.total for one in several} for currency, several in sums.items()}
     return _AccountRead(period, recent.committed, booked, by_hour, unable)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, timedelta
 from math import fsum
@@ -12,16 +11,14 @@ import msgspec
 import numpy as np
 from cachetools import LRUCache
 from msgspec import Struct
-from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.reading import union, without
 from metroculus.cost_model.rules import Cell, Charges, Rules, share_out
 from metroculus.sources.accounts import Accounts
-from metroculus.storage.coverage import currencies_of, in_groups
+from metroculus.storage.coverage import by_clusters, by_currency, currencies_of
 from metroculus.storage.engine import StoreError
 from metroculus.storage.history import CostSums
-from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
 from metroculus.wire import coverage_of
@@ -208,25 +205,21 @@ class Months:
             StoreError
         """
         store, names = self._store, [f"label:{label}" for label in rules.labels]
-        await self._accounts.look_up(accounts)
-        sources = dict(zip(accounts, await asyncio.gather(*map(self._accounts.of, accounts)), strict=True))
+        sources = await self._accounts.of_all(accounts)
         clusters_of = limited_to or {account: one.clusters.named for account, one in sources.items()}
         unable = {account: one.sources_without(names) if names else frozenset() for account, one in sources.items()}
-        by_clusters: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        for account in accounts:
-            by_clusters[clusters_of[account]].append(account)
         found: dict[str, Answer] = {}
         alone: dict[tuple[str, str], list[CostSums]] = {}
-        for clusters, several in by_clusters.items():
+        for clusters, group in by_clusters(clusters_of, window.end - window.start):
             filters = Filters(clusters=clusters)
-            for group in in_groups(several, window.end - window.start):
-                asked = (group, window.start, window.end, ("namespace", *names), filters)
-                answers = await store.ask(deadline.left(), store.summaries.sums_by_account, *asked)
-                found |= answers
-                for account, answer in answers.items():
-                    for currency, part in _by_currency(answer.committed).items():
-                        more = (part, ("namespace", *names), filters)
-                        alone[account, currency] = await store.ask(deadline.left(), store.history.sums, *more)
+            asked = (group, window.start, window.end, ("namespace", *names), filters)
+            answers = await store.ask(deadline.left(), store.summaries.sums_by_account, *asked)
+            found |= answers
+            for account, answer in answers.items():
+                parts = by_currency(answer.committed)
+                for currency, part in parts.items() if len(parts) > 1 else ():
+                    more = (part, ("namespace", *names), filters)
+                    alone[account, currency] = await store.ask(deadline.left(), store.history.sums, *more)
         return await asyncio.to_thread(_read_of, clusters_of, window, found, alone, unable)
 
 
@@ -235,19 +228,6 @@ def restated(was: Closed, read: ReadMonth) -> Charges:
     gone = {account for account, stretches in was.hours.items() if list(without(stretches, read.hours[account]))}
     cells = [cell for cell in was.cells if cell.cluster in gone]
     return share_out(was.rules, [*cells, *(cell for cell in read.cells if cell.cluster not in gone)])
-
-
-def _by_currency(committed: CommittedHours) -> dict[str, CommittedHours]:
-    """The hours of each currency by themselves, where they are in several."""
-    currencies = currencies_of(committed)
-    if len(currencies) < 2:
-        return {}
-    return {
-        currency: replace(
-            committed, hours={h: marker for h, marker in committed.hours.items() if marker.currency == currency}
-        )
-        for currency in currencies
-    }
 
 
 def _read_of(

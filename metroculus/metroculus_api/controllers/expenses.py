@@ -19,7 +19,7 @@ from metroculus.cost_model.grouping import TIMES
 from metroculus.metroculus_api.errors import cannot_group_by, history_of
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY
-from metroculus.storage.coverage import currencies_of, in_groups
+from metroculus.storage.coverage import by_clusters, currencies_of
 from metroculus.storage.history import COSTS_AND_USAGE, CostSums, Page, Ranked, by_key
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
@@ -79,16 +79,13 @@ class ExpensesController:
         properties = _properties(group_by)
         finest = next((period for period in PERIODS if period in group_by), None)
 
-        await self._accounts.look_up(accounts)
-        sources = dict(zip(accounts, await asyncio.gather(*map(self._accounts.of, accounts)), strict=True))
+        sources = await self._accounts.of_all(accounts)
         unable: dict[str, frozenset[str]] = {}
-        by_clusters: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for account, one in sources.items():
             unsupported = (*one.unsupported(group_by), *one.not_stored(group_by))
             if unsupported:
                 raise cannot_group_by(unsupported, "group_by", " in stored hours")
             unable[account] = one.sources_without(group_by)
-            by_clusters[one.clusters.named].append(account)
 
         def read(group: Sequence[str], own: Filters) -> dict[str, _Stored]:
             if page is not None:
@@ -102,9 +99,9 @@ class ExpensesController:
             }
 
         found: dict[str, _Stored] = {}
-        for clusters, several in by_clusters.items():
-            for group in in_groups(several, window.end - window.start):
-                found |= await store.ask(deadline.left(), read, group, replace(filters, clusters=clusters))
+        named = {account: one.clusters.named for account, one in sources.items()}
+        for clusters, group in by_clusters(named, window.end - window.start):
+            found |= await store.ask(deadline.left(), read, group, replace(filters, clusters=clusters))
         answered = [(account, found[account]) for account in sources]
         return await asyncio.to_thread(_expenses, answered, window, group_by, page)
 
