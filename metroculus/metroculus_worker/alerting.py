@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import Filters
 from metroculus.metroculus_worker.attempts import AttemptLog
 from metroculus.metroculus_worker.daily import settled_day
 from metroculus.metroculus_worker.metrics import WorkerMetrics
-from metroculus.metroculus_worker.ownership import Owned, Owners
+from metroculus.metroculus_worker.ownership import Lease, Owners
 from metroculus.sources.accounts import PUSH, Accounts
 from metroculus.sources.errors import NoSource, RegistryError, SourceError
 from metroculus.storage.engine import StoreError
+from metroculus.storage.ledger import NewestHour
 from metroculus.storage.store import Store
 from metroculus.watch.alerts import PLATFORM, Alert, Finding, advance, gone
 from metroculus.watch.budgets import BudgetReader, StoredBudget, read_budget
@@ -47,8 +47,8 @@ LOOK_BACK_SECONDS = 7 * DAY
 EVALUATED_AT_ONCE = 2
 """Clusters, or budgets of organizations, that are worked out side by side."""
 BUDGET_SECONDS = 60.0
-BEGUN_SECONDS = 120.0
-ANYBODY_AFTER_SECONDS = 900.0
+STARTING_SECONDS = 120.0
+TAKEOVER_SECONDS = 900.0
 """After so long a worker evaluates organizations whose clusters it does not extract, and takes silence for a try."""
 COMPARED_AGAIN_SECONDS = HOUR
 """After a day could not be compared."""
@@ -73,9 +73,11 @@ class _Observed(Struct, frozen=True):
     """What one round has seen of all clusters."""
 
     now: int
-    stored_until: Mapping[str, int]
+    newest: Mapping[str, NewestHour]
     heard: Mapping[str, int]
-    versions: Mapping[str, int]
+    """When agents were heard of last, of clusters that push."""
+    pushed_before: frozenset[str]
+    """Clusters of which something was pushed, and whose source is another now."""
     store_share: float | None
 
 
@@ -111,7 +113,7 @@ class AlertRound:
         self._seconds_a_call = seconds_a_call
         self._store_bytes = store_bytes
         self._targets = targets
-        self._owned: dict[str, Owned] = {}
+        self._leases: dict[str, Lease] = {}
         self.active = True
         """Whether this worker makes rounds."""
         self._began = time.monotonic()
@@ -120,7 +122,7 @@ class AlertRound:
         self._running = asyncio.Lock()
         self._comparing = asyncio.Lock()
         self._places = asyncio.Semaphore(EVALUATED_AT_ONCE)
-        self._worked_out: dict[str, tuple[object, list[Finding]]] = {}
+        self._computed: dict[str, tuple[object, list[Finding]]] = {}
         """By what it is of, the findings that take reading many hours, and what they were made of."""
         self._tried_at: dict[tuple[str, int], int] = {}
         """When a day of a cluster was compared in vain."""
@@ -138,7 +140,7 @@ class AlertRound:
             self._metrics.observed(observed.heard, observed.store_share)
             for name, one in organizations.items():
                 try:
-                    if await self._owns(name, one):
+                    if await self._take(name, one):
                         await self._keep(name, one, await self._findings(name, one, observed), observed.now)
                 except (StoreError, RegistryError, OSError) as failure:  # the others are looked at nevertheless
                     log.warning("alerts of organization %s cannot be evaluated: %s", name, failure)
@@ -161,54 +163,49 @@ class AlertRound:
             except (StoreError, RegistryError) as failure:
                 log.warning("days cannot be compared: %s", failure)
 
-    def close(self) -> None:
-        for owned in self._owned.values():
-            owned.release()
-        self._owned.clear()
+    async def close(self) -> None:
+        for lease in self._leases.values():
+            await lease.release()
 
     def owns(self, organization: str) -> bool:
         """Whether this worker evaluates an organization's alerts now, as far as it knows."""
-        owned = self._owned.get(organization)
-        return self.active and (self._owners is None or (owned is not None and owned.still()))
+        return self.active and self._lease(organization).held
 
-    async def _owns(self, organization: str, one: _Organization) -> bool:
+    def _lease(self, organization: str) -> Lease:
+        if organization not in self._leases:
+            self._leases[organization] = Lease(self._store, self._owners, f"{organization}.alerts")
+        return self._leases[organization]
+
+    async def _take(self, organization: str, one: _Organization) -> bool:
         """Whoever extracts its clusters evaluates it: how that fails is known there alone.
 
         A worker that has only begun may be that one; later it leaves to others what it does not extract, and takes up
         what nobody does.
         """
-        if self._owners is None:
-            return self.active
+        lease = self._lease(organization)
         extracts = organization == PLATFORM or any(self._attempts.knows(account) for account in one.accounts)
-        if not extracts and BEGUN_SECONDS < self._for_long() < ANYBODY_AFTER_SECONDS:
-            owned = self._owned.pop(organization, None)
-            if owned is not None:
-                await asyncio.to_thread(owned.release)
+        if self._owners is not None and not extracts and STARTING_SECONDS < self._uptime() < TAKEOVER_SECONDS:
+            await lease.release()
             return False
-        if self.owns(organization):
-            return True
-        owned = await self._store.run(self._owners.own, f"{organization}.alerts", self._store.highest_fence)
-        if owned is not None:
-            self._owned[organization] = owned
-        return owned is not None
+        return await lease.take() and self.active
 
-    def _for_long(self) -> float:
+    def _uptime(self) -> float:
         """Seconds since this worker began to look."""
         return time.monotonic() - self._began
 
     async def _observe(self) -> tuple[_Observed, dict[str, _Organization]]:
         """Raises: StoreError, RegistryError"""
         run, now = self._store.run, int(self._clock())
+        heard = await run(self._store.inbox.heard)
+        pushed = {account for account in heard if await self._is_pushed(account)}
         observed = _Observed(
             now=now,
-            stored_until=await run(self._store.ledger.stored_until, now - LOOK_BACK_SECONDS),
-            heard=await run(self._store.inbox.heard),
-            versions=await run(self._store.ledger.newest_sequences, now - LOOK_BACK_SECONDS),
+            newest=await run(self._store.ledger.newest_hours, now - LOOK_BACK_SECONDS),
+            heard={account: at for account, at in heard.items() if account in pushed},
+            pushed_before=frozenset(heard.keys() - pushed),
             store_share=await self._share_of_store(),
         )
         organizations = await self._organizations()
-        heard = {account: at for account, at in observed.heard.items() if await self._is_pushed(account)}
-        observed = replace(observed, heard=heard)
         if not self._accounts.one_cluster:
             known = await self._accounts.known()
             for one in organizations.values():  # a cluster that was unlinked is watched no more
@@ -244,13 +241,15 @@ class AlertRound:
         found: list[Finding] = []
         for account, since in one.accounts.items():
             found.append(extraction_failing(account, self._attempts.of(account)))
-            tried = self._attempts.knows(account) or self._for_long() > ANYBODY_AFTER_SECONDS
-            found.append(data_stale(account, observed.stored_until.get(account), since, tried, observed.now))
+            tried = self._attempts.knows(account) or self._uptime() > TAKEOVER_SECONDS
+            newest = observed.newest.get(account)
+            stored_until = None if newest is None else newest.end
+            found.append(data_stale(account, stored_until, since, tried, observed.now))
             if account in one.compared:
                 found.append(drift(account, one.compared[account], settled_day(observed.now)))
             if account in observed.heard:
                 found.append(push_silent(account, observed.heard[account], observed.now))
-            elif not await self._is_pushed(account):
+            elif account in observed.pushed_before:
                 found.append(not_pushed(account))
         spikes = [self._spike(account, observed) for account in one.accounts]
         for several in await asyncio.gather(*spikes, self._of_budgets(name, one, observed)):
@@ -269,9 +268,10 @@ class AlertRound:
         """Worked out where an hour was stored or has settled since."""
         settled = observed.now - SETTLING_SECONDS
         settled -= settled % HOUR
-        made_of = (observed.versions.get(account), settled)
-        known = self._worked_out.get(account)
-        if known is not None and known[0] == made_of:
+        newest = observed.newest.get(account)
+        inputs = (None if newest is None else newest.sequence, settled)
+        known = self._computed.get(account)
+        if known is not None and known[0] == inputs:
             return known[1]
         try:
             filters = Filters(clusters=(await self._accounts.of(account)).clusters.named)
@@ -282,16 +282,16 @@ class AlertRound:
             log.warning("account %s: spikes cannot be looked for: %s", account, failure)
             return []
         found = [cost_spike(account, spikes, settled)]
-        self._worked_out[account] = made_of, found
+        self._computed[account] = inputs, found
         return found
 
     async def _of_budgets(self, name: str, one: _Organization, observed: _Observed) -> list[Finding]:
         if not one.budgets:
             return []
-        versions = tuple(observed.versions.get(account) for account in one.accounts)
-        made_of = (tuple(one.budgets), tuple(one.accounts), versions, observed.now // HOUR)
-        known = self._worked_out.get(f"budgets {name}")
-        if known is not None and known[0] == made_of:
+        versions = tuple(observed.newest.get(account) for account in one.accounts)
+        inputs = (tuple(one.budgets), tuple(one.accounts), versions, observed.now // HOUR)
+        known = self._computed.get(f"budgets {name}")
+        if known is not None and known[0] == inputs:
             return known[1]
         try:
             async with self._places:
@@ -300,7 +300,7 @@ class AlertRound:
             log.warning("budgets of organization %s cannot be held against the store: %s", name, failure)
             return []
         found = [finding for state in states for finding in of_budget(state)]
-        self._worked_out[f"budgets {name}"] = made_of, found
+        self._computed[f"budgets {name}"] = inputs, found
         return found
 
     async def _keep(self, name: str, one: _Organization, findings: Iterable[Finding], now: int) -> None:

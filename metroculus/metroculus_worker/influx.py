@@ -15,7 +15,7 @@ from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.assets import Asset
 from metroculus.cost_model.line_protocol import COST_FIELDS, cost_fields, line, nothing, resource_type, series
 from metroculus.metroculus_worker.metrics import WorkerMetrics
-from metroculus.metroculus_worker.ownership import Owned, Owners
+from metroculus.metroculus_worker.ownership import Lease, Owners
 from metroculus.storage.engine import StoreError, TooManyRows
 from metroculus.storage.influx import DAYS, HOURS, SentTime
 from metroculus.storage.store import Store
@@ -61,12 +61,11 @@ class InfluxRound:
     ) -> None:
         self._store = store
         self._config = config
-        self._owners = owners
         self._metrics = metrics
         self._clock = clock
         self._client = HttpClient(force_instance=True, max_clients=2)
         self._tls = TlsContext(config.ca)
-        self._owned: Owned | None = None
+        self._lease = Lease(store, owners, LEASE)
         self._running = asyncio.Lock()
         self._settled: dict[tuple[str, str], int] = {}
         """By measurement and account, as of which change all of it was sent."""
@@ -77,7 +76,7 @@ class InfluxRound:
             return
         async with self._running:
             try:
-                if await self._owns():
+                if await self._lease.take():
                     await self._send(HOURS)
                     await self._send(DAYS)
                     self._metrics.influx_failing.set(0)
@@ -89,15 +88,7 @@ class InfluxRound:
 
     async def close(self) -> None:
         self._client.close()
-        if self._owned is not None:
-            await asyncio.to_thread(self._owned.release)
-            self._owned = None
-
-    async def _owns(self) -> bool:
-        if self._owners is None or (self._owned is not None and self._owned.still()):
-            return True
-        self._owned = await self._store.run(self._owners.own, LEASE, self._store.highest_fence)
-        return self._owned is not None
+        await self._lease.release()
 
     async def _send(self, measurement: str) -> None:
         """Raises: NotTaken, StoreError"""

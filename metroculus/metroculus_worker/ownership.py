@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from metroculus.storage.ledger import FencedWriter
+from metroculus.storage.store import Store
 
 
 class Owned(Protocol):
@@ -34,6 +36,42 @@ class Owners(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Lease:
+    """A name that this worker alone does something under, until it releases or loses it.
+
+    Args:
+        owners: None where one worker leads all others: what it does is nobody else's.
+    """
+
+    def __init__(self, store: Store, owners: Owners | None, name: str) -> None:
+        self._store = store
+        self._owners = owners
+        self._name = name
+        self._owned: Owned | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether it is this worker's, as far as that is known without asking."""
+        return self._owners is None or (self._owned is not None and self._owned.still())
+
+    async def take(self) -> bool:
+        """Hold it from now on; False where another worker does.
+
+        Raises:
+            OSError: the lock cannot be used.
+            StoreError
+        """
+        if self._owners is not None and not self.held:
+            self._owned = await self._store.run(self._owners.own, self._name, self._store.highest_fence)
+        return self.held
+
+    async def release(self) -> None:
+        """Leave it to others; on a thread, for the lock may be in an etcd that hangs."""
+        owned, self._owned = self._owned, None
+        if owned is not None:
+            await asyncio.to_thread(owned.release)
 
 
 class FileOwners:

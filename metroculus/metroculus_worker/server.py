@@ -219,7 +219,7 @@ class WorkerService:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.notifier.close()
-        await asyncio.to_thread(self.alerts.close)
+        await self.alerts.close()
         await self.influx.close()
         if self._leadership is not None:
             await asyncio.to_thread(self._leadership.release)

@@ -154,6 +154,13 @@ class CommittedHours(Struct, frozen=True):
         return stretches
 
 
+class NewestHour(Struct, frozen=True):
+    """Until when an account is stored; ``sequence`` changes whenever an hour of it is written or read again."""
+
+    end: int
+    sequence: int
+
+
 def choose(markers: Iterable[Marker], counts: Mapping[int, int]) -> tuple[dict[int, Marker], tuple[Marker, ...]]:
     """The winner of each hour, and the newer ones that were passed over because rows of theirs are missing.
 
@@ -420,23 +427,19 @@ class Ledger:
         Raises:
             StoreError
         """
-        rows = self._engine.rows(
-            f"SELECT account, max(sequence) AS newest FROM {EXTRACTIONS.name} WHERE hour >= {moment(since)}"
-            " GROUP BY account"
-        )
-        return {str(row["account"]): int(row["newest"]) for row in rows}
+        return {account: newest.sequence for account, newest in self.newest_hours(since).items()}
 
-    def stored_until(self, since: int) -> dict[str, int]:
-        """By account, the end of its newest committed hour; without those that have none of at least ``since``.
+    def newest_hours(self, since: int) -> dict[str, NewestHour]:
+        """How far each account is stored, of those that have an hour of at least ``since``.
 
         Raises:
             StoreError
         """
         rows = self._engine.rows(
-            f"SELECT account, toUInt32(max(hour)) AS newest FROM {EXTRACTIONS.name} WHERE hour >= {moment(since)}"
-            " GROUP BY account"
+            f"SELECT account, toUInt32(max(hour)) AS last_hour, max(sequence) AS newest FROM {EXTRACTIONS.name}"
+            f" WHERE hour >= {moment(since)} GROUP BY account"
         )
-        return {str(row["account"]): int(row["newest"]) + HOUR for row in rows}
+        return {str(row["account"]): NewestHour(int(row["last_hour"]) + HOUR, int(row["newest"])) for row in rows}
 
     def accounts(self) -> list[str]:
         """Every account with a committed hour."""

@@ -243,7 +243,7 @@ def test_a_store_that_is_away_fires_nothing_and_resolves_nothing(acme, monkeypat
         raise StoreError("away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(store.ledger, "stored_until", away)
+        patched.setattr(store.ledger, "newest_hours", away)
         acme.now += HOUR
         acme.round()
     assert acme.alerts() == before
