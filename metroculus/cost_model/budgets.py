@@ -7,14 +7,13 @@ not crossed where the most that can be is under it. Between the two it is unknow
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
 
-from metroculus.cost_model.rules import MAX_AMOUNT, MAX_NAME, UNASSIGNED
+from metroculus.cost_model.rules import CURRENCY_RULE, MAX_AMOUNT, NAME_RULE, UNASSIGNED, is_currency, is_name
 
 MAX_THRESHOLDS = 20
 MAX_PERCENT = 1000.0
@@ -78,12 +77,12 @@ def check_budget(budget: Budget, clusters: frozenset[str], cost_centers: Sequenc
     Raises:
         BudgetError
     """
-    if not budget.name.strip() or len(budget.name) > MAX_NAME or not budget.name.isprintable():
-        raise BudgetError(f"name must be 1 to {MAX_NAME} characters that can be printed")
+    if not is_name(budget.name):
+        raise BudgetError(NAME_RULE)
     if not LEAST_AMOUNT <= budget.amount <= MAX_AMOUNT:
         raise BudgetError(f"amount must be from {LEAST_AMOUNT} to {MAX_AMOUNT:.0f}")
-    if not re.fullmatch(r"[A-Z]{3}", budget.currency):
-        raise BudgetError("currency must be three capital letters, such as USD")
+    if not is_currency(budget.currency):
+        raise BudgetError(CURRENCY_RULE)
     if not 0 < len(budget.thresholds) <= MAX_THRESHOLDS:
         raise BudgetError(f"thresholds must be 1 to {MAX_THRESHOLDS}")
     if any(not LEAST_PERCENT <= one.percent <= MAX_PERCENT for one in budget.thresholds):

@@ -24,6 +24,8 @@ UNASSIGNED = "unassigned"
 """The cost center of what matches none."""
 MONTH = r"[0-9]{4}-(0[1-9]|1[0-2])"
 MAX_NAME = 100
+NAME_RULE = f"name must be 1 to {MAX_NAME} characters that can be printed"
+CURRENCY_RULE = "currency must be three capital letters, such as USD"
 MAX_RULES = 500
 MAX_MATCHES = 2000
 MAX_LABELS = 20
@@ -109,6 +111,16 @@ class RulesError(ValueError):
     """Rules that cannot be worked by; says which, and why."""
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can name what an organization decides."""
+    return bool(text.strip()) and len(text) <= MAX_NAME and text.isprintable()
+
+
+def is_currency(text: str) -> bool:
+    """Whether a text looks like a currency (ISO 4217)."""
+    return re.fullmatch(r"[A-Z]{3}", text) is not None
+
+
 def check(rules: Rules, clusters: frozenset[str]) -> None:
     """Whether an organization of such clusters can work by these rules.
 
@@ -125,8 +137,8 @@ def check(rules: Rules, clusters: frozenset[str]) -> None:
         raise RulesError(f"matches may ask for at most {MAX_LABELS} labels together")
     named = [one.name for one in rules.matched] + [one.name for one in rules.overhead]
     for name in named:
-        if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
-            raise RulesError(f"name must be 1 to {MAX_NAME} characters that can be printed")
+        if not is_name(name):
+            raise RulesError(NAME_RULE)
         if name == UNASSIGNED or name.startswith("__"):
             raise RulesError(f"name {name!r} is taken: names that begin with __, and {UNASSIGNED}, are ours")
         if named.count(name) > 1:
@@ -145,8 +157,8 @@ def check(rules: Rules, clusters: frozenset[str]) -> None:
         _check_split(overhead.name, overhead.split, centers)
         if not math.isfinite(overhead.amount_month) or abs(overhead.amount_month) > MAX_AMOUNT:
             raise RulesError(f"{overhead.name}: amount_month must be at most {MAX_AMOUNT:.0f} either way")
-        if not re.fullmatch(r"[A-Z]{3}", overhead.currency):
-            raise RulesError(f"{overhead.name}: currency must be three capital letters, such as USD")
+        if not is_currency(overhead.currency):
+            raise RulesError(f"{overhead.name}: {CURRENCY_RULE}")
 
 
 def _check_match(name: str, match: Match, clusters: frozenset[str]) -> None:
