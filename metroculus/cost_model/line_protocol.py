@@ -13,7 +13,7 @@ _ESCAPED = str.maketrans({",": "\\,", "=": "\\=", " ": "\\ ", "\n": "\\n", "\r":
 COST_FIELDS = ("cpu_cost", "memory_cost", "network_cost", "storage_cost", "total_cost")
 
 
-def series(measurement: str, tags: Mapping[str, str]) -> str:
+def series_key(measurement: str, tags: Mapping[str, str]) -> str:
     """What makes a point the same: the measurement and its tags, in order of their names; empty ones are left out.
 
     A line cannot hold a line break, and a backslash cannot stand at a tag's end: a space is put behind it.
@@ -27,19 +27,19 @@ def _tag(value: str) -> str:
     return f"{text}\\ " if text.endswith("\\") else text
 
 
-def line(of: str, fields: Mapping[str, float], stamp: int) -> str:
+def point(of: str, fields: Mapping[str, float], stamp: int) -> str:
     """One point, its time in seconds; a field that is no number is left out.
 
     Args:
-        of: as ``series`` gives it.
+        of: as ``series_key`` gives it.
     """
     told = ",".join(f"{name}={value!r}" for name, value in fields.items() if math.isfinite(value))
     return f"{of} {told} {stamp}"
 
 
-def nothing(of: str, names: Iterable[str], stamp: int) -> str:
+def zero_point(of: str, names: Iterable[str], stamp: int) -> str:
     """The point of a series that is no more: each of its fields 0."""
-    return line(of, dict.fromkeys(names, 0.0), stamp)
+    return point(of, dict.fromkeys(names, 0.0), stamp)
 
 
 def resource_type(namespace: str) -> str:

@@ -117,7 +117,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ranked[below] + (ranked[above] - ranked[below]) * (at - below)
 
 
-def at_most(hours: Mapping[int, float], partly_known: Mapping[int, float]) -> float | None:
+def unknown_cost_bound(hours: Mapping[int, float], partly_known: Mapping[int, float]) -> float | None:
     """How much more hours may have cost than is known of them, by the dearest of their hour of the week.
 
     The last day that is known counts, too: what began lately has no hour of the week before.

@@ -21,17 +21,17 @@ from metroculus.sources.errors import NoSource, RegistryError, SourceError
 from metroculus.storage.engine import StoreError
 from metroculus.storage.ledger import NewestHour
 from metroculus.storage.store import Store
-from metroculus.watch.alerts import PLATFORM, Alert, Finding, advance, gone
+from metroculus.watch.alerts import PLATFORM, Alert, Finding, advance, resolve_gone
 from metroculus.watch.budgets import BudgetReader, StoredBudget, read_budget
 from metroculus.watch.findings import (
     SPIKE_HOURS,
     Compared,
+    budget_findings,
     cost_spike,
     data_stale,
     drift,
     extraction_failing,
     not_pushed,
-    of_budget,
     push_silent,
     store_capacity,
     threshold_subject,
@@ -299,7 +299,7 @@ class AlertRound:
         except (StoreError, RegistryError) as failure:  # the organization's other alerts do not wait for its budgets
             log.warning("budgets of organization %s cannot be held against the store: %s", name, failure)
             return []
-        found = [finding for state in states for finding in of_budget(state)]
+        found = [finding for state in states for finding in budget_findings(state)]
         self._computed[f"budgets {name}"] = inputs, found
         return found
 
@@ -320,7 +320,7 @@ class AlertRound:
             put(alert, advance(name, alert, finding, now, self._targets))
         for (kind, subject), alert in by_subject.items():
             if _is_gone(alert, one):
-                put(alert, gone(alert, now, self._targets))
+                put(alert, resolve_gone(alert, now, self._targets))
             else:
                 unknown = Finding(kind=kind, subject=subject, verdict="unknown", epoch=alert.epoch)
                 put(alert, advance(name, alert, unknown, now, self._targets))

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from metroculus.config import InfluxConfig
 from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.assets import Asset
-from metroculus.cost_model.line_protocol import COST_FIELDS, cost_fields, line, nothing, resource_type, series
+from metroculus.cost_model.line_protocol import COST_FIELDS, cost_fields, point, resource_type, series_key, zero_point
 from metroculus.metroculus_worker.metrics import WorkerMetrics
 from metroculus.metroculus_worker.ownership import Lease, Owners
 from metroculus.storage.engine import StoreError, TooManyRows
@@ -111,8 +111,8 @@ class InfluxRound:
         for start, (batch, points) in found.items():
             if batch == before[start].batch:
                 continue
-            lines += [line(of, fields, start) for of, fields in points.items()]
-            lines += [nothing(of, names, start) for of in before[start].series if of not in points]
+            lines += [point(of, fields, start) for of, fields in points.items()]
+            lines += [zero_point(of, names, start) for of in before[start].series if of not in points]
             sent.append(SentTime(start, batch, before[start].version + 1, tuple(sorted(points))))
         for first in range(0, len(lines), LINES_AT_ONCE):
             await self._post("\n".join(lines[first : first + LINES_AT_ONCE]).encode())
@@ -139,7 +139,7 @@ class InfluxRound:
                 "cluster": account, "namespace": namespace, "pod": pod, "resource_type": resource_type(namespace),
                 "owner": owner, "team": team, "currency": markers[hour].currency,
             }  # fmt: skip
-            parts[hour][series(HOURS, tags)].append(cost_fields(one.costs, one.total))
+            parts[hour][series_key(HOURS, tags)].append(cost_fields(one.costs, one.total))
         return {hour: (marker.batch, _added(parts[hour])) for hour, marker in markers.items()}
 
     def _points_of_days(self, account: str, days: Sequence[int]) -> dict[int, tuple[int, _Points]]:
@@ -156,7 +156,7 @@ class InfluxRound:
                     "node_type": ("spot" if asset.spot else "on-demand") if asset.type == "node" else "",
                     "instance_type": asset.instance_type,
                 }  # fmt: skip
-                parts[series(DAYS, tags)].append(_fields_of(asset))
+                parts[series_key(DAYS, tags)].append(_fields_of(asset))
             found[day] = kept[day].batch, _added(parts)
         return found
 

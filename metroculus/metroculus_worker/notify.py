@@ -50,6 +50,14 @@ _ALERT = msgspec.json.Decoder(Alert)
 _MARK = msgspec.json.Decoder(_Mark)
 
 
+class _Answer(Struct, frozen=True):
+    """What a target said to a post; ``refusal`` is why it was not taken, None where it was."""
+
+    refusal: str | None
+    target_failed: bool = False
+    """Whether that is the target's fault, and another body would fare no better."""
+
+
 class Owed(Struct, frozen=True):
     """One transition of an organization's alert that is still to be sent."""
 
@@ -150,16 +158,16 @@ class Notifier:
     async def _post_transition(self, one: Owed) -> bool:
         alert, url = one.alert, self._config.webhook_url
         assert url is not None
-        if not self._owned(one.organization) or self._waits(WEBHOOK) or self._waits(alert.id):
+        if not self._owned(one.organization) or self._in_backoff(WEBHOOK) or self._in_backoff(alert.id):
             return False
         body = json.dumps(self._told(one)).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": alert.key}
         if self._config.webhook_secret is not None:
             headers[SIGNATURE] = signature(self._config.webhook_secret, int(self._clock()), body)
-        why, whole = await self._refused(url, body, headers)
-        self._judge(WEBHOOK, why if whole else None)
-        self._judge(alert.id, None if whole else why)
-        return why is None
+        answer = await self._send(url, body, headers)
+        self._record(WEBHOOK, answer.refusal if answer.target_failed else None)
+        self._record(alert.id, None if answer.target_failed else answer.refusal)
+        return answer.refusal is None
 
     def _told(self, one: Owed) -> dict[str, Any]:
         alert = one.alert
@@ -197,30 +205,32 @@ class Notifier:
         over = [one for one in over if is_news(one)]
         owed = len(over) + sum(map(is_news, firing))
         self._metrics.owes(ALERTMANAGER, owed)
-        if self._waits(ALERTMANAGER) or (not owed and self._repeated_at <= now < self._repeated_at + REPEAT_SECONDS):
+        if self._in_backoff(ALERTMANAGER) or (
+            not owed and self._repeated_at <= now < self._repeated_at + REPEAT_SECONDS
+        ):
             return
         told = [*over, *firing]
         parts = [told[first : first + ALERTS_AT_ONCE] for first in range(0, len(told), ALERTS_AT_ONCE)]
         while parts:
-            part = [one for one in parts.pop(0) if self._owned(one.organization) and not self._waits(one.alert.id)]
+            part = [one for one in parts.pop(0) if self._owned(one.organization) and not self._in_backoff(one.alert.id)]
             if not part:
                 continue
             body = json.dumps([self._as_alertmanager_has_it(one, int(now)) for one in part]).encode()
             headers = {"Content-Type": "application/json"}
-            why, whole = await self._refused(f"{base}/api/v2/alerts", body, headers)
-            if why is None:
+            answer = await self._send(f"{base}/api/v2/alerts", body, headers)
+            if answer.refusal is None:
                 news = [one for one in part if is_news(one)]
                 if news:
                     await self._note(news, ALERTMANAGER)
                 self._metrics.owes(ALERTMANAGER, owed := owed - len(news))
-            elif whole:
-                self._judge(ALERTMANAGER, why)
+            elif answer.target_failed:
+                self._record(ALERTMANAGER, answer.refusal)
                 return
             elif len(part) == 1:
-                self._judge(part[0].alert.id, why)
+                self._record(part[0].alert.id, answer.refusal)
             else:  # one of them is refused: the others are told without it
                 parts += [part[: len(part) // 2], part[len(part) // 2 :]]
-        self._judge(ALERTMANAGER, None)
+        self._record(ALERTMANAGER, None)
         self._repeated_at = now
 
     def _as_alertmanager_has_it(self, one: Owed, now: int) -> dict[str, Any]:
@@ -250,31 +260,30 @@ class Notifier:
             **({"generatorURL": found} if (found := link(self._config.public_url, one)) else {}),
         }
 
-    async def _refused(self, url: str, body: bytes, headers: dict[str, str]) -> tuple[str | None, bool]:
-        """Why a post was not taken, None where it was; and whether that is the target's fault and not the body's.
-
-        What failures say may hold the URL, which may be a secret: their kind is all that is told.
-        """
+    async def _send(self, url: str, body: bytes, headers: dict[str, str]) -> _Answer:
+        """Post once. Of a failure its kind is all that is told: the text may hold the URL, which may be a secret."""
         try:
             status, _ = await post(self._client, url, body, headers, CALL_SECONDS, self._tls)
         except CLIENT_FAILURES as failure:
-            return type(failure).__name__, True
-        return None if 200 <= status < 300 else f"status {status}", not 400 <= status < 500 or status == 429
+            return _Answer(type(failure).__name__, target_failed=True)
+        if 200 <= status < 300:
+            return _Answer(None)
+        return _Answer(f"status {status}", target_failed=not 400 <= status < 500 or status == 429)
 
-    def _waits(self, name: str) -> bool:
+    def _in_backoff(self, name: str) -> bool:
         """Whether a target or an alert failed a moment ago; a later moment comes from a clock that was set back."""
         return self._clock() < self._again_at.get(name, 0.0) <= self._clock() + LAST_PAUSE_SECONDS
 
-    def _judge(self, name: str, why: str | None) -> None:
+    def _record(self, name: str, refusal: str | None) -> None:
         """Leave a target or an alert alone for a while after a failure, longer each time."""
-        if why is None:
+        if refusal is None:
             self._tries.pop(name, None)
             self._again_at.pop(name, None)
             return
         tries = self._tries[name] = self._tries.get(name, 0) + 1
         pause = min(FIRST_PAUSE_SECONDS * 2 ** min(tries - 1, 16), LAST_PAUSE_SECONDS)
         self._again_at[name] = self._clock() + pause * random.uniform(0.5, 1.0)
-        log.warning("an alert could not be sent (%s), try %d: %s", name, tries, why)
+        log.warning("an alert could not be sent (%s), try %d: %s", name, tries, refusal)
 
     async def _note(self, several: Sequence[Owed], target: Target) -> None:
         marks: Kind = "webhook_sent" if target == WEBHOOK else "alertmanager_sent"

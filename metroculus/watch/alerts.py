@@ -114,7 +114,7 @@ def advance(
     return alert if alert.unknown_since is None else replace(alert, unknown_since=None)
 
 
-def gone(alert: Alert, now: int, targets: tuple[str, ...] = ()) -> Alert:
+def resolve_gone(alert: Alert, now: int, targets: tuple[str, ...] = ()) -> Alert:
     """An alert whose subject does not exist any more."""
     if alert.state == "resolved":
         return alert

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from metroculus.cost_model.allocation import IDLE, MANAGEMENT, UNALLOCATED, Filters
 from metroculus.cost_model.budgets import Bounds, Budget, Judged, Scope, judge
 from metroculus.cost_model.rules import UNASSIGNED, Row, fits, rows_by
-from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, at_most, project
+from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, project, unknown_cost_bound
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import AccountSources
 from metroculus.storage.coverage import by_clusters, by_currency, is_all_known, residual_bound
@@ -71,7 +71,7 @@ class _Series(Struct, frozen=True, kw_only=True):
 
     def bounds(self) -> Bounds:
         """What it may have been: as much less, too, as hours may be off their source's own totals."""
-        more = None if self.foreign else at_most(self.hours, self.partly_known)
+        more = None if self.foreign else unknown_cost_bound(self.hours, self.partly_known)
         return Bounds(self.booked - self.residual, None if more is None else self.booked + more + self.residual)
 
     def missing(self) -> list[str]:
@@ -96,7 +96,7 @@ class _Figures(Struct, frozen=True, kw_only=True):
     """What is known."""
     bounds: Bounds
     projection: Projection
-    enough: bool
+    forecast_usable: bool
     """Whether there is history enough to go by the projection."""
     coverage: float | None
     as_of: int | None
@@ -105,7 +105,7 @@ class _Figures(Struct, frozen=True, kw_only=True):
     @property
     def forecast(self) -> Bounds:
         expected = self.projection.total_cost
-        if expected is None or not self.enough:
+        if expected is None or not self.forecast_usable:
             return Bounds(self.bounds.low, None)
         less, high = self.spent - self.bounds.low, self.bounds.high
         return Bounds(max(expected - less, self.bounds.low), None if high is None else expected + high - self.spent)
@@ -168,7 +168,7 @@ class BudgetReader:
             return _figures((), window, ("the organization has no cluster",))
         if scope.cluster_id is not None and scope.cluster_id not in known.accounts:
             return _figures((), window, (f"cluster {scope.cluster_id} is not this organization's any more",))
-        by_account = await self._read_once(known.accounts, scope, window, reads, deadline)
+        by_account = await self._shared_read(known.accounts, scope, window, reads, deadline)
         of = [scope.cluster_id] if scope.cluster_id is not None else known.accounts
         series = await asyncio.to_thread(
             lambda: [_series_of(by_account[account], scope, budget.currency, window) for account in of]
@@ -180,7 +180,7 @@ class BudgetReader:
     ) -> _Figures:
         """Its charges so far; of what is still to come, the share that it had of all costs so far."""
         center, running = budget.scope.cost_center or "", UTC_ZONE.iso(self._clock())[:7]
-        months: list[_MonthOfCenter] = []
+        months: list[_CenterMonth] = []
         month = UTC_ZONE.iso(window.start)[:7]
         while month <= running:
             charges = await self._months.charges_now(known, month, deadline)
@@ -193,42 +193,42 @@ class BudgetReader:
         named = {UNASSIGNED, *(one.name for one in known.rules(running).cost_centers)}
         gone = () if center in named else (f"the allocation rules of {running} name no cost center {center}",)
         hours = (window.final_until - first_second(running)) // HOUR
-        return _of_share(whole, months, to_come, young=hours < SHARE_HOURS, gone=gone)
+        return _center_figures(whole, months, to_come, too_few_hours=hours < SHARE_HOURS, gone=gone)
 
-    async def _read_once(
+    async def _shared_read(
         self, accounts: Sequence[str], scope: Scope, window: Window, reads: _Reads, deadline: Deadline
     ) -> dict[str, _AccountRead]:
         """What is stored by namespace and by the scope's label, where it asks for any; budgets share what was read."""
-        told_by: tuple[str, ...] = ("namespace",) if scope.namespace or scope.label else ()
-        told_by += (f"label:{scope.label}",) if scope.label else ()
-        key = (told_by, window.start, window.end)
+        group_by: tuple[str, ...] = ("namespace",) if scope.namespace or scope.label else ()
+        group_by += (f"label:{scope.label}",) if scope.label else ()
+        key = (group_by, window.start, window.end)
         if key not in reads:
-            reads[key] = await self._read_all(accounts, told_by, window, deadline)
+            reads[key] = await self._read_all(accounts, group_by, window, deadline)
         return reads[key]
 
     async def _read_all(
-        self, accounts: Sequence[str], told_by: tuple[str, ...], window: Window, deadline: Deadline
+        self, accounts: Sequence[str], group_by: tuple[str, ...], window: Window, deadline: Deadline
     ) -> dict[str, _AccountRead]:
         sources = await self._accounts.of_all(accounts)
         found: dict[str, _AccountRead] = {}
         span = window.end - min(window.start, window.final_until - LOOK_BACK_SECONDS)
         for clusters, group in by_clusters({name: one.clusters.named for name, one in sources.items()}, span):
-            asked = (group, told_by, window, Filters(clusters=clusters), sources)
+            asked = (group, group_by, window, Filters(clusters=clusters), sources)
             found |= await self._store.ask(deadline.left(), self._read, *asked)
         return found
 
     def _read(
         self,
         accounts: Sequence[str],
-        told_by: tuple[str, ...],
+        group_by: tuple[str, ...],
         window: Window,
         filters: Filters,
         sources: Mapping[str, AccountSources],
     ) -> dict[str, _AccountRead]:
         """What is stored of several accounts that are limited to the same clusters; blocks."""
-        until, labels = window.final_until, [one for one in told_by if one.startswith("label:")]
-        booked = self._sums(accounts, window.start, until, told_by, filters)
-        recent = self._sums(accounts, until - LOOK_BACK_SECONDS, until, ("hour", *told_by), filters)
+        until, labels = window.final_until, [one for one in group_by if one.startswith("label:")]
+        booked = self._sums(accounts, window.start, until, group_by, filters)
+        recent = self._sums(accounts, until - LOOK_BACK_SECONDS, until, ("hour", *group_by), filters)
         found = {}
         for account in accounts:
             period = booked[account]
@@ -236,17 +236,17 @@ class BudgetReader:
             sums: dict[str, Sequence[CostSums]] = {currency: period.sums for currency in parts}
             if len(parts) > 1:
                 history = self._store.history
-                sums = {currency: history.sums(part, told_by, filters) for currency, part in parts.items()}
+                sums = {currency: history.sums(part, group_by, filters) for currency, part in parts.items()}
             unable = sources[account].sources_without(labels) if labels else frozenset[str]()
             found[account] = _account_read(period.committed, sums, recent[account], unable)
         return found
 
     def _sums(
-        self, accounts: Sequence[str], start: int, end: int, told_by: tuple[str, ...], filters: Filters
+        self, accounts: Sequence[str], start: int, end: int, group_by: tuple[str, ...], filters: Filters
     ) -> dict[str, Answer]:
         if start >= end:
             return {one: Answer(CommittedHours(one, start, end, {}), ()) for one in accounts}
-        return self._store.summaries.sums_by_account(accounts, start, end, told_by, filters)
+        return self._store.summaries.sums_by_account(accounts, start, end, group_by, filters)
 
 
 class _AccountRead(Struct, frozen=True):
@@ -282,7 +282,7 @@ def _series_of(read: _AccountRead, scope: Scope, currency: str, window: Window) 
     own = {hour: marker for hour, marker in markers.items() if marker.currency == currency}
     parts: dict[int, list[float]] = {}
     for keys, by_hour in read.by_hour.items():
-        if _lets_through(scope, keys):
+        if _matches(scope, keys):
             for hour, usd in by_hour.items():
                 parts.setdefault(hour, []).append(usd)
     totals = {hour: fsum(several) for hour, several in parts.items()}
@@ -297,7 +297,7 @@ def _series_of(read: _AccountRead, scope: Scope, currency: str, window: Window) 
     booked = read.booked.get(currency, {})
     return _Series(
         account=read.period.account,
-        booked=fsum(usd for keys, usd in booked.items() if _lets_through(scope, keys)),
+        booked=fsum(usd for keys, usd in booked.items() if _matches(scope, keys)),
         hours={hour: totals.get(hour, 0.0) for hour in read.recent.hours if hour in good},
         partly_known={
             hour: totals.get(hour, 0.0) if hour in own else 0.0
@@ -312,7 +312,7 @@ def _series_of(read: _AccountRead, scope: Scope, currency: str, window: Window) 
     )
 
 
-def _lets_through(scope: Scope, keys: Sequence[str]) -> bool:
+def _matches(scope: Scope, keys: Sequence[str]) -> bool:
     """Whether a scope takes what has such a namespace, and such a value of its label; no keys are everything."""
     if not keys:
         return True
@@ -326,7 +326,7 @@ def _lets_through(scope: Scope, keys: Sequence[str]) -> bool:
     return not scope.values or any(fits(pattern, value) for pattern in scope.values)
 
 
-class _MonthOfCenter(Struct, frozen=True, kw_only=True):
+class _CenterMonth(Struct, frozen=True, kw_only=True):
     """What a cost center bears of a month, and what there is to bear."""
 
     direct: float
@@ -337,10 +337,10 @@ class _MonthOfCenter(Struct, frozen=True, kw_only=True):
     all_overhead: float
 
 
-def _month_of(rows: Sequence[Row], center: str, currency: str) -> _MonthOfCenter:
+def _month_of(rows: Sequence[Row], center: str, currency: str) -> _CenterMonth:
     own = [one for one in rows if one.currency == currency]
     mine = [one for one in own if one.name == center]
-    return _MonthOfCenter(
+    return _CenterMonth(
         direct=fsum(one.direct_cost for one in mine),
         total=fsum(one.total for one in mine),
         overhead=fsum(usd for one in mine for usd in one.overhead.values()),
@@ -364,7 +364,7 @@ def _figures(series: Sequence[_Series], window: Window, missing: tuple[str, ...]
         spent=fsum(one.booked for one in series),
         bounds=Bounds(fsum(one.low for one in bounds), fsum(highs) if bounded else None),
         projection=_added(projections),
-        enough=bool(series) and all(len(one.hours) >= FORECAST_HOURS for one in series),
+        forecast_usable=bool(series) and all(len(one.hours) >= FORECAST_HOURS for one in series),
         coverage=sum(one.seconds for one in series) / settled if settled else None,
         as_of=max(stored) if stored else None,
         missing=(*missing, *lacking),
@@ -385,8 +385,8 @@ def _added(projections: Sequence[Projection]) -> Projection:
     )
 
 
-def _of_share(
-    whole: _Figures, months: Sequence[_MonthOfCenter], to_come: int, young: bool, gone: tuple[str, ...]
+def _center_figures(
+    whole: _Figures, months: Sequence[_CenterMonth], to_come: int, too_few_hours: bool, gone: tuple[str, ...]
 ) -> _Figures:
     """The figures of one who bears a share of all costs.
 
@@ -395,7 +395,7 @@ def _of_share(
 
     Args:
         to_come: months of the period that have not begun.
-        young: whether the running month has too few hours to share anything out by.
+        too_few_hours: whether the running month has too few hours to share anything out by.
     """
     running = months[-1]
     spent, overhead = fsum(one.total for one in months), fsum(one.overhead for one in months)
@@ -405,7 +405,7 @@ def _of_share(
     if unknown is None or unknown > 0:
         low = fsum(one.direct for one in months)
         high = None if high is None or unknown is None else high + unknown + fsum(one.all_overhead for one in months)
-    elif young:
+    elif too_few_hours:
         low = spent - running.total + running.direct
         high = None if high is None else high + running.everything + running.all_overhead
     share = (spent - overhead) / everything if everything > 0 else None
@@ -419,7 +419,7 @@ def _of_share(
         whole,
         spent=spent,
         bounds=Bounds(low, high),
-        enough=whole.enough and not young,
+        forecast_usable=whole.forecast_usable and not too_few_hours,
         projection=Projection(
             total_cost=projected(whole.projection.total_cost),
             low=projected(whole.projection.low),

@@ -128,7 +128,7 @@ def cost_spike(account: str, found: FoundSpikes, settled: int) -> Finding:
     )
 
 
-def of_budget(state: structs.BudgetState) -> list[Finding]:
+def budget_findings(state: structs.BudgetState) -> list[Finding]:
     """One for each threshold. Once crossed it stands until its period is over, or the amount is another."""
     found = []
     for one in state.thresholds:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from metroculus.storage.store import Store, open_store
-from metroculus.watch.alerts import Finding, advance, gone
+from metroculus.watch.alerts import Finding, advance, resolve_gone
 from tests.support import until
 from tools.window import DAY
 
@@ -39,7 +39,7 @@ def test_what_passes_is_forgotten_and_what_was_decided_is_not(store: Store) -> N
         fired = advance("acme", None, Finding(kind="drift", subject="x", verdict="firing"), at)
         assert fired is not None
         put("alert", "firing", msgspec.json.encode(fired).decode(), at)
-        put("alert", "over", msgspec.json.encode(gone(fired, at)).decode(), at)
+        put("alert", "over", msgspec.json.encode(resolve_gone(fired, at)).decode(), at)
         put("webhook_sent", "over", '{"transition": 2}', at)
     store.maintenance.clean(NOW, kept)
     left = {(one.kind, one.name, one.body[:8]) for one in documents.of_all(("rules", "budget"), False)}

@@ -14,7 +14,7 @@ import requests
 from metroculus.config import SETTINGS, InfluxConfig
 from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.assets import Asset
-from metroculus.cost_model.line_protocol import series
+from metroculus.cost_model.line_protocol import series_key
 from metroculus.metroculus_worker.influx import NotTaken
 from metroculus.storage.engine import StoreError
 from tests.conftest import free_port, need, wait_until_ready
@@ -226,5 +226,5 @@ def test_a_url_that_cannot_be_written_to_stops_the_start(url):
 
 
 def test_empty_tags_are_left_out():
-    assert series("m", {"b": "", "a": "x y"}) == "m,a=x\\ y"
+    assert series_key("m", {"b": "", "a": "x y"}) == "m,a=x\\ y"
     assert issubclass(NotTaken, Exception)

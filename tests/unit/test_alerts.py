@@ -9,15 +9,15 @@ from msgspec.structs import replace
 
 from metroculus.metroculus_worker.attempts import AttemptLog
 from metroculus.metroculus_worker.notify import signature
-from metroculus.watch.alerts import Finding, advance, alert_id, gone
+from metroculus.watch.alerts import Finding, advance, alert_id, resolve_gone
 from metroculus.watch.findings import (
     Attempts,
     Compared,
+    budget_findings,
     cost_spike,
     data_stale,
     drift,
     extraction_failing,
-    of_budget,
     push_silent,
     store_capacity,
 )
@@ -73,8 +73,8 @@ def test_an_alert_that_cannot_be_told_keeps_its_state_and_says_since_when():
 
 
 def test_an_alert_of_what_is_gone_is_over_once():
-    over = gone(advance(ORGANIZATION, None, finding("firing"), NOW), NOW + 90)
-    assert over.state == "resolved" and gone(over, NOW + 99) is over
+    over = resolve_gone(advance(ORGANIZATION, None, finding("firing"), NOW), NOW + 90)
+    assert over.state == "resolved" and resolve_gone(over, NOW + 99) is over
     again = advance(ORGANIZATION, over, finding("firing"), NOW + 120)
     assert again.transition == 3 and again.fired_at == NOW + 120
 
@@ -192,15 +192,15 @@ STATE = structs.BudgetState(
 
 
 def test_a_budget_that_was_crossed_stands_until_its_period_or_its_amount_is_another():
-    first, second, third = of_budget(STATE)
+    first, second, third = budget_findings(STATE)
     assert [one.verdict for one in (first, second, third)] == ["firing", "unknown", "hold"]
     assert "85.00 of 100.00 USD is spent: 80 %" in first.summary
     fired = advance(ORGANIZATION, None, first, NOW)
     back = replace(STATE, thresholds=(replace(STATE.thresholds[0], state="not_crossed"),))
-    assert advance(ORGANIZATION, fired, of_budget(back)[0], NOW + 60) is fired
+    assert advance(ORGANIZATION, fired, budget_findings(back)[0], NOW + 60) is fired
     for change in ({"start": "2026-12-01T00:00:00Z"}, {"end": "2027-01-01T00:00:00Z"}, {"amount": 200.0}, {"currency": "EUR"},
                    {"scope": structs.BudgetScope(namespace="x")}):  # fmt: skip
-        over = advance(ORGANIZATION, fired, of_budget(replace(STATE, **change))[0], NOW + 60)
+        over = advance(ORGANIZATION, fired, budget_findings(replace(STATE, **change))[0], NOW + 60)
         assert over.state == "resolved" and "a new period" in over.resolved_because
 
 

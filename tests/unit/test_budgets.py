@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from metroculus.cost_model.budgets import Bounds, Budget, BudgetError, Scope, Threshold, check_budget, judge, same_name
-from metroculus.cost_model.trend import at_most
+from metroculus.cost_model.trend import unknown_cost_bound
 from metroculus.sources.clusters import Clusters
 from metroculus.sources.errors import BadAnswer, SeveralClusters
 from metroculus.sources.kubecost.budgets import decode_budgets, decode_forecast
@@ -65,13 +65,13 @@ def test_states_by_hand(spent, forecast, state, crossings):
     share=st.floats(0, 1),
 )
 def test_what_gaps_may_cost_is_never_less_than_the_like_of_them_did(hours, missing, share):
-    bound = at_most(hours, missing)
+    bound = unknown_cost_bound(hours, missing)
     dearest = max(hours.values())
     for hour, known in missing.items():
         like = [usd for at, usd in hours.items() if at // HOUR % 168 == hour // HOUR % 168] or [dearest]
         like += [usd for _, usd in sorted(hours.items())[-24:]]
         assert bound is not None and bound >= share * max(0.0, max(like) - known) - 1e-6
-    assert at_most({}, missing) == (None if missing else 0.0)
+    assert unknown_cost_bound({}, missing) == (None if missing else 0.0)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_names_that_are_read_as_one_are_one():
 
 def test_what_began_lately_bounds_what_is_missing_of_it():
     hours = {n * HOUR: 0.0 for n in range(500)} | {n * HOUR: 50.0 for n in range(500, 503)}
-    assert at_most(hours, {n * HOUR: 0.0 for n in range(503, 508)}) == 250.0
+    assert unknown_cost_bound(hours, {n * HOUR: 0.0 for n in range(503, 508)}) == 250.0
 
 
 def test_kubecosts_own_budgets_are_read():
