@@ -37,8 +37,8 @@ from tools.settings import (
 from tools.tornado_service.access import SERVING_SETTINGS, Access, access_of, tls_of
 from tools.tornado_service.params import Uuid
 
-Role = Literal["extractor", "aggregator"]
-WORKER_ROLES: tuple[Role, ...] = ("extractor", "aggregator")
+Role = Literal["extractor", "aggregator", "processor"]
+WORKER_ROLES: tuple[Role, ...] = ("extractor", "aggregator", "processor")
 """What a worker may do."""
 
 
@@ -175,7 +175,12 @@ class WorkerConfig:
         )
     )
     roles: tuple[Role, ...] = declared(
-        Setting("WORKER_ROLE", "What a worker does: extractor, aggregator, or both by commas.", _roles, WORKER_ROLES)
+        Setting(
+            "WORKER_ROLE",
+            "What a worker does: extractor, aggregator, processor, or several by commas.",
+            _roles,
+            WORKER_ROLES,
+        )
     )
     locks: str = declared(
         Setting(

@@ -226,7 +226,7 @@ class Metrics(SimulatedHandler):
 
     def get(self) -> None:
         self.set_header("Content-Type", "text/plain; version=0.0.4")
-        self.finish("".join(openmetrics.exposition(self.simulator.world, self.simulator.now())))
+        self.finish("".join(openmetrics.exposition(self.simulator.world, int(self.simulator.clock()))))
 
 
 class OpenCostAllocation(SimulatedHandler):

@@ -21,6 +21,7 @@ from metroculus.metroculus_api.controllers.chargeback import ChargebackControlle
 from metroculus.metroculus_api.controllers.costs import CostsController
 from metroculus.metroculus_api.controllers.expenses import ExpensesController
 from metroculus.metroculus_api.controllers.inventory import InventoryController
+from metroculus.metroculus_api.controllers.live import LiveController
 from metroculus.metroculus_api.controllers.monthly import MonthlyController
 from metroculus.metroculus_api.controllers.push import PushController
 from metroculus.metroculus_api.controllers.savings import SavingsController
@@ -109,6 +110,7 @@ def make_app(
         "monthly": MonthlyController(accounts, store, clock),
         "push": PushController(accounts, store, clock),
         "changes": ChangesController(accounts, store),
+        "live": LiveController(accounts, store, clock),
         "backfills": BackfillsController(accounts, store, worked, clock),
         "cache": cache,
         **_of_organizations(accounts, store, clock),

@@ -12,6 +12,7 @@ from metroculus.metroculus_api.handlers.v2 import (
     chargeback,
     costs,
     history,
+    live,
     push,
     sources,
 )
@@ -40,6 +41,7 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route("k8s_months", history.K8sMonths, "monthly"),
         route("changes", changes.CostChanges, "changes"),
         route("anomalies", changes.CostAnomalies, "changes"),
+        route("live", live.ClusterLive, "live"),
         route("backfills", history.Backfills, "backfills"),
         route(r"backfills/(?P<backfill_id>[^/]+)", history.BackfillEntry, "backfills"),
         route(f"organizations/{ORGANIZATION}", chargeback.Organizations, "chargeback"),

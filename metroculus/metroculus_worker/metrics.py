@@ -87,6 +87,8 @@ class WorkerMetrics:
             ["upstream", "result"],
             registry=registry,
         )
+        self._live_until = gauge("live_timestamp_seconds", "The last moment whose rate is stored", account)
+        self._live_failures = counter("live_failures", "Rates of the moment that could not be had", account)
         self._alerts = gauge("alerts_firing", "Alerts that fire now", "kind")
         self.influx_sent = counter("influx_sent", "Hours and days of assets sent to InfluxDB", "measurement")
         self.influx_failing = gauge("influx_failing", "1 where InfluxDB did not take what was sent last")
@@ -120,10 +122,17 @@ class WorkerMetrics:
 
     def quiet(self) -> None:
         """Say nothing any more of what another worker sees now."""
-        for gauge in (self._heard, self._alerts, self._owed):
+        for gauge in (self._heard, self._alerts, self._owed, self._live_until):
             gauge.clear()
         self._share.set(0)
         self.influx_failing.set(0)
+
+    def live(self, account: str, until: int | None, failed: bool) -> None:
+        """That the rates of a cluster were asked for; ``until`` is the last moment that is stored."""
+        if failed:
+            self._live_failures.labels(account).inc()
+        if until:
+            self._live_until.labels(account).set(until)
 
     def owes(self, target: str, transitions: int) -> None:
         self._owed.labels(target).set(transitions)
@@ -164,5 +173,6 @@ class WorkerMetrics:
             self._unreconciled,
             self._residual,
             self._broken,
+            self._live_until,
         ):
             metric.remove(account)

@@ -51,6 +51,9 @@ COMPARE_SECONDS = 600
 """Between two looks at which clusters' last day was not held against their metrics yet."""
 INFLUX_SECONDS = 30
 """Between two looks at what an InfluxDB was not told yet."""
+LIVE_SECONDS = 5
+"""Between two looks at whether a minute has begun."""
+SWEEP_LIVE_SECONDS = 3600
 NOTIFY_SECONDS = 5
 """Between two looks at whether any alert is still to be sent."""
 LEAD_SECONDS = 5
@@ -126,6 +129,9 @@ class WorkerService:
                 (self.notifier.deliver, NOTIFY_SECONDS),
                 (self.influx.send, INFLUX_SECONDS),
             ):
+                self._repeated.append(self._launch(partial(self._repeat, run, seconds)))
+        if "processor" in roles:
+            for run, seconds in ((worker.live_all, LIVE_SECONDS), (worker.sweep_live, SWEEP_LIVE_SECONDS)):
                 self._repeated.append(self._launch(partial(self._repeat, run, seconds)))
         for run in at_once:
             self._launch(run)

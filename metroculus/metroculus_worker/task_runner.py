@@ -12,6 +12,7 @@ from functools import partial
 from msgspec import Struct
 from msgspec.structs import replace
 
+from metroculus.cost_model.live import LivePoint
 from metroculus.metroculus_worker.backfill import Progress, Report, backfill, bounds, do_nothing
 from metroculus.metroculus_worker.daily import extract_assets, extract_savings, settled_day
 from metroculus.metroculus_worker.extract import Extractor, LostOwnership, Outcome, RepairOrder
@@ -28,14 +29,15 @@ from metroculus.plan import (
     next_due,
 )
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.errors import EntryUnreadable, NoSource, RegistryError, SourceError
+from metroculus.sources.errors import EntryUnreadable, NoMetricsSource, NoSource, RegistryError, SourceError
 from metroculus.storage.engine import StoreError
 from metroculus.storage.gaps import Gap
 from metroculus.storage.inbox import PushedAnswer
 from metroculus.storage.jobs import OPEN, Backfill, State
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
-from tools.window import DAY, HOUR
+from tools.deadline import Deadline
+from tools.window import DAY, HOUR, MINUTE
 
 log = logging.getLogger("worker")
 
@@ -46,6 +48,9 @@ INTERNAL_FAILURES = (StoreError, RegistryError, OSError)
 
 ROUND_SECONDS = 300.0
 """Time limit of one extraction task; hours that are still due are read by the next one."""
+LIVE_SECONDS = 30.0
+"""Time limit of reading a rate: the next minute is near."""
+LIVE_AGAIN_SECONDS = HOUR
 CANCELLED_SECONDS = 2.0
 """Interval at which a running back-fill checks whether it was cancelled."""
 NEWEST_RETRY_SECONDS = 60
@@ -56,7 +61,9 @@ BACKFILLS_SHARE = 2
 """Back-fills and daily work run in a separate pool, half as large: a back-fill may take days."""
 SILENT_SHARE = 4
 """Clusters whose source did not answer the last time run in a pool of a quarter, so that they delay no others."""
-SHARES = (1, BACKFILLS_SHARE, SILENT_SHARE)
+LIVE_SHARE = 3
+"""Rates of the moment run in a pool of a third: an extraction may take minutes, and a rate is of this one."""
+SHARES = (1, BACKFILLS_SHARE, LIVE_SHARE, SILENT_SHARE)
 RETRIED_IN_SECONDS: tuple[Kind, ...] = ("extract", "backfills")
 
 
@@ -136,7 +143,10 @@ class TaskRunner:
             "backfills": self._backfills,
             "summaries": self._summaries,
             "clean": self._clean,
+            "live": self._live,
         }
+        self._live_until: dict[str, int] = {}
+        """The last moment whose rate is stored, by cluster."""
         self.extractor = Extractor(store, accounts, clock, seconds_a_call)
 
     async def run(self, task: Task) -> None:
@@ -174,6 +184,7 @@ class TaskRunner:
             if not self._lock(name).locked():
                 await self._release(name)
         self._due_at.pop(account, None)
+        self._live_until.pop(account, None)
 
     async def fill(
         self, account: str, window: tuple[int, int], parallel: int, report: Report, order: RepairOrder | None = None
@@ -305,6 +316,32 @@ class TaskRunner:
             self._store, self._accounts, task.account, owned, self._clock, self._seconds_a_call
         )
         self._report(task, savings_day=day if stored else None)
+
+    async def _live(self, task: Task, owned: Owned) -> None:
+        """Store what a cluster costs an hour at the minutes that came since the last one that is stored.
+
+        What was not there the last time is asked for again, for an hour: metrics that are pushed arrive late.
+        """
+        account, now = task.account, int(self._clock())
+        newest, since = now - now % MINUTE, now - LIVE_AGAIN_SECONDS
+        until = self._live_until.get(account)
+        if until is None or until > newest:
+            until = await self._store.run(self._store.live.newest, account, since, newest)
+        first = max(until or 0, since - since % MINUTE) + MINUTE
+        points: Sequence[LivePoint] = ()
+        if first <= newest:
+            try:
+                sources = await self._accounts.of(account)
+                points = await sources.live(first, newest, Deadline(min(self._seconds_a_call, LIVE_SECONDS)))
+            except NoMetricsSource:
+                self._report(task, without_metrics=True)
+                return
+        if points and owned.still():
+            await self._store.run(self._store.live.commit, account, points)
+            until = points[-1].at
+        if until is not None:
+            self._live_until[account] = until
+        self._report(task, live_until=until or 0)
 
     async def _summaries(self, task: Task, owned: Owned) -> None:
         """Rebuild the summaries of the open days, or of all stored days."""
@@ -486,7 +523,9 @@ def share_of(kind: Kind, silent: bool) -> int:
     """The pool of a kind of task, as the divisor of the largest pool's size."""
     if kind in ("assets", "savings", "backfills"):
         return BACKFILLS_SHARE
-    return SILENT_SHARE if silent else 1
+    if silent:
+        return SILENT_SHARE
+    return LIVE_SHARE if kind == "live" else 1
 
 
 def pool_size(share: int, parallel: int) -> int:
@@ -495,10 +534,11 @@ def pool_size(share: int, parallel: int) -> int:
 
 
 def _owner_name(kind: Kind, account: str) -> str:
-    """The name that is owned while a task runs; aggregators own another one than extractors, so that both can run."""
+    """The name that is owned while a task runs; each role owns one of its own, so that all of them can run."""
     if kind == "clean":
         return "clean"
-    return account if role_of(kind) == "extractor" else f"{account}.summaries"
+    names = {"extractor": account, "aggregator": f"{account}.summaries", "processor": f"{account}.live"}
+    return names[role_of(kind)]
 
 
 class LocalExecutor:

@@ -10,11 +10,12 @@ from msgspec import Struct
 from metroculus.config import Role
 from metroculus.metroculus_worker.metrics import Freshness
 
-Kind = Literal["extract", "assets", "savings", "backfills", "summaries", "clean"]
+Kind = Literal["extract", "assets", "savings", "backfills", "summaries", "clean", "live"]
 
 KINDS: dict[Role, tuple[Kind, ...]] = {
     "extractor": ("extract", "assets", "savings", "backfills"),
     "aggregator": ("summaries", "clean"),
+    "processor": ("live",),
 }
 """The kinds of tasks that a worker of each role executes."""
 
@@ -29,7 +30,7 @@ class Task(Struct, frozen=True, kw_only=True):
     kind: Kind
     account: str = ""
     version: int | None = None
-    """Version of the input: the source entry of ``extract``, the stored hours of ``summaries``."""
+    """Version of the input: the source entry of ``extract`` and ``live``, the stored hours of ``summaries``."""
     patience: bool = True
     """Whether to skip hours that the source did not have a short time ago."""
     silent: bool = False
@@ -62,6 +63,10 @@ class TaskResult(Struct, frozen=True, kw_only=True):
     shift: int | None = None
     savings_day: int | None = None
     """The first second of the day whose savings are stored now."""
+    live_until: int | None = None
+    """The last moment whose rate is stored now; 0 where there is none."""
+    without_metrics: bool = False
+    """Whether the cluster has no source of metrics."""
 
 
 class Executor(Protocol):

@@ -19,7 +19,7 @@ from metroculus.sources.accounts import Accounts
 from metroculus.sources.errors import RegistryError
 from metroculus.storage.engine import StoreError
 from metroculus.storage.store import Store
-from tools.window import DAY, HOUR
+from tools.window import DAY, HOUR, MINUTE
 
 log = logging.getLogger("worker")
 
@@ -82,6 +82,11 @@ class Worker:
         self._without_assets: set[str] = set()
         self._savings_day: dict[str, int] = {}
         """The last day of which savings are stored."""
+        self._live_minute = 0
+        """The last minute in which rates were asked for."""
+        self._live_failing: set[str] = set()
+        self._without_metrics: dict[str, int | None] = {}
+        """Clusters that have no source of metrics, with the version of the entry that says so."""
         self._summed_up: dict[str, int | None] = {}
         """Which version of a cluster's hours its summaries were last made of."""
 
@@ -100,11 +105,12 @@ class Worker:
             self._extracted_version,
             self._savings_day,
             self._summed_up,
+            self._without_metrics,
         )
 
     @property
     def _of_clusters(self) -> tuple[set[str], ...]:
-        return self.silent, self._without_assets
+        return self.silent, self._without_assets, self._live_failing
 
     def reset(self) -> None:
         """Forget everything: every cluster is due."""
@@ -205,6 +211,32 @@ class Worker:
         lacking = [account for account in known if self._savings_day.get(account) != day]
         await self._submit(Task(kind="savings", account=account) for account in lacking)
 
+    async def live_all(self) -> None:
+        """What each cluster costs an hour, once a minute; one without metrics is asked again when its entry changes."""
+        minute = int(self._clock()) // MINUTE
+        if minute == self._live_minute:
+            return
+        self._live_minute = minute
+        known = await self._known() or []
+        await self._submit(
+            Task(
+                kind="live",
+                account=account,
+                version=self._entry_versions.get(account),
+                silent=account in self._live_failing,
+            )
+            for account in known
+            if account not in self._without_metrics
+            or self._without_metrics[account] != self._entry_versions.get(account)
+        )
+
+    async def sweep_live(self) -> None:
+        """Drop rates that are older than they are kept."""
+        try:
+            await self._store.run(self._store.live.sweep, int(self._clock()))
+        except StoreError as failure:
+            log.info("old rates cannot be dropped: %s", failure)
+
     async def aggregate_all(self, everything: bool = False) -> None:
         """Summaries of the days that are still open, where anything of them has changed, or of all that is stored."""
         everything = everything or self._sum_up_everything
@@ -262,6 +294,8 @@ class Worker:
             return
         if kind == "extract":
             self._record_extraction(result)
+        elif kind == "live":
+            self._record_live(result)
         elif result.failure is not None:
             self._record_failure(result)
         elif kind == "assets":
@@ -296,6 +330,19 @@ class Worker:
             self._record_failure(result)
         else:
             self.failing.pop(account, None)
+
+    def _record_live(self, result: TaskResult) -> None:
+        """A rate that cannot be had is no failure of history: it fails by itself, and is told by its age."""
+        account = result.task.account
+        if result.failure is not None:
+            self._live_failing.add(account)
+        else:
+            self._live_failing.discard(account)
+        if result.without_metrics:
+            self._without_metrics[account] = result.task.version
+        else:
+            self._without_metrics.pop(account, None)
+        self._metrics.live(account, result.live_until, result.failure is not None)
 
     def _record_failure(self, result: TaskResult) -> None:
         account, now = result.task.account, int(self._clock())
@@ -336,8 +383,7 @@ class Worker:
     def _forget(self, account: str) -> None:
         """Drop the state of a cluster that another worker owns, or that is gone."""
         self._attempts.forget(account)
-        if account in self.states:
-            self._metrics.forget(account)
+        self._metrics.forget(account)
         for known in self._by_cluster:
             known.pop(account, None)
         for clusters in self._of_clusters:

@@ -121,6 +121,7 @@ class Accounts:
         self._clock = clock
         self._makers = FLAVOURS if makers is None else makers
         self._made: dict[str, tuple[int, CostSource]] = {}
+        self._of_metrics: dict[str, tuple[object, MetricsSource]] = {}
 
     @property
     def one_cluster(self) -> bool:
@@ -239,11 +240,22 @@ class Accounts:
     def _metrics(
         self, account: str, clusters: Clusters | None = None, series: MetricsCluster | None = None
     ) -> list[CostSource]:
-        """The metrics of an account, where there is a querier."""
+        """The metrics of an account, where there is a querier.
+
+        Those of an account with an entry are kept, with what was learned of how they are written.
+        """
         if self._querier is None:
             return []
         selected = (series.label, series.value) if series is not None else None
-        return [MetricsSource(self._querier, account, clusters, selected)]
+        if clusters is None:  # no entry: whatever account was asked for, of which there are any number
+            self._of_metrics.pop(account, None)
+            return [MetricsSource(self._querier, account)]
+        meant = (clusters, selected)
+        kept = self._of_metrics.get(account)
+        if kept is None or kept[0] != meant:
+            kept = (meant, MetricsSource(self._querier, account, clusters, selected))
+            self._of_metrics[account] = kept
+        return [kept[1]]
 
     @staticmethod
     async def checked_url(text: str, allowed: AllowedAddresses) -> str:

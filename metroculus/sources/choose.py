@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from metroculus.cost_model.allocation import IDLE, Allocation
 from metroculus.cost_model.columns import Allocations, exact
 from metroculus.cost_model.components import COMPONENTS, Costs
+from metroculus.cost_model.live import LivePoint, priced_point
 from metroculus.cost_model.prices import CustomPrices, mark_unpriced, unpriced, unpriced_components, with_prices
 from metroculus.cost_model.reading import (
     AllocationReading,
@@ -366,6 +367,17 @@ class AccountSources:
             NoMetricsSource, SourceError
         """
         return await self._metrics(Capability.METADATA).metadata(at, deadline)
+
+    async def live(self, start: int, end: int, deadline: Deadline) -> list[LivePoint]:
+        """What the cluster costs an hour at whole minutes of ``[start, end]``, in order.
+
+        Raises:
+            NoMetricsSource, SourceError
+        """
+        source = self._metrics(Capability.LIVE)
+        points = await source.live(start, end, deadline)
+        currency = await self.currency(deadline) if points else DEFAULT_CURRENCY
+        return [replace(priced_point(one, self._prices), currency=currency) for one in points]
 
     async def series(self, name: str, window: Window, step: int, deadline: Deadline) -> tuple[list[Series], list[str]]:
         """One metric's series, and what the source warned of.

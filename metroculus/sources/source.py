@@ -16,6 +16,7 @@ from msgspec import Struct
 from metroculus.cost_model.allocation import Costs
 from metroculus.cost_model.columns import Allocations, by_owner
 from metroculus.cost_model.cutting import CutHour
+from metroculus.cost_model.live import LivePoint
 from metroculus.cost_model.reading import (
     AllocationReading,
     AllocationSet,
@@ -57,6 +58,8 @@ class Capability(Enum):
     """Quotas, requests, limits and nodes as they are now."""
     SERIES = auto()
     """Samples of single metrics."""
+    LIVE = auto()
+    """What it costs an hour at single moments."""
     BUDGETS = auto()
     """Budgets that it keeps itself, and what it expects of the days to come."""
 
@@ -311,6 +314,10 @@ class CostSource:
 
     async def metadata(self, at: int, deadline: Deadline) -> Metadata:
         """Quotas, workloads and nodes as they were shortly before ``at``."""
+        raise NotImplementedError
+
+    async def live(self, start: int, end: int, deadline: Deadline) -> list[LivePoint]:
+        """What it costs an hour at each whole minute of ``[start, end]`` of which anything is known, in order."""
         raise NotImplementedError
 
     async def series(self, name: str, window: Window, step: int, deadline: Deadline) -> tuple[list[Series], list[str]]:

@@ -69,14 +69,16 @@ PUSH_PIECES = _table("k8s_push_pieces", "account first answer number body")
 PUSH_TAKEN = _table("k8s_push_taken", "account first answer asked_at taken_at")
 DOCUMENTS = _table("k8s_documents", "organization kind name sequence changed_at body", partitioned=False)
 INFLUX_SENT = _table("k8s_influx_sent", "account measurement start version batch sent_at series")
+LIVE = _table("k8s_live", "account at told_at point namespaces", partitioned=False)
 AUDIT = _table("k8s_repairs", "account hour repair who why before after before_batch repaired_at", partitioned=False)
 
 TABLES = (
     ALLOCATIONS, EXTRACTIONS, GAPS, ASSETS, ASSET_DAYS, SUMMARIES, SUMMARY_BUILDS, DAY_RESIDUALS, SAVINGS, BACKFILLS,
-    AUDIT, PUSH_ANSWERS, PUSH_PIECES, PUSH_TAKEN, DOCUMENTS, INFLUX_SENT,
+    AUDIT, PUSH_ANSWERS, PUSH_PIECES, PUSH_TAKEN, DOCUMENTS, INFLUX_SENT, LIVE,
 )  # fmt: skip
 FENCED = (EXTRACTIONS, ASSET_DAYS, SUMMARY_BUILDS, DAY_RESIDUALS, SAVINGS)
 """Tables of which the row with the highest sequence counts; a sequence begins with its writer's fence."""
 ACCOUNTED = tuple(table for table in TABLES if "account" in table.names)
 """What is purged with an account; documents are an organization's."""
 PARTITIONED = tuple(table for table in TABLES if table.partitioned)
+"""What retention drops month by month."""

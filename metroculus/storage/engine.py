@@ -162,6 +162,20 @@ def moment(stamp: int) -> str:
     return f"toDateTime({int(stamp)}, 'UTC')"
 
 
+def partitions(engine: Engine, table: str) -> list[int]:
+    """The partitions of a table that hold rows, as their numbers (``202611``), in order.
+
+    Raises:
+        StoreError
+    """
+    name = f"{table}_local" if engine.dialect.cluster else table
+    rows = engine.rows(
+        "SELECT DISTINCT partition FROM system.parts WHERE active = 1 AND database = currentDatabase()"
+        f" AND table = {literal(name)}"
+    )
+    return sorted(int(row["partition"]) for row in rows)
+
+
 def numbers(values: Sequence[int]) -> str:
     """A list for ``IN``; never empty."""
     return ",".join(str(int(value)) for value in values) or "0"

@@ -16,7 +16,7 @@ from metroculus.storage.columns import (
     SUMMARY_BUILDS,
 )
 from metroculus.storage.documents import Documents
-from metroculus.storage.engine import Engine, literal
+from metroculus.storage.engine import Engine, literal, partitions
 from metroculus.storage.inbox import Inbox
 from metroculus.storage.jobs import KEPT_SECONDS, Jobs
 from metroculus.storage.ledger import COUNTER_BITS, Ledger
@@ -87,7 +87,7 @@ class Maintenance:
         first_kept = _month(oldest)
         dropped: set[int] = set()
         for table in PARTITIONED:
-            for month in self._months(table.name):
+            for month in partitions(self._engine, table.name):
                 if month < first_kept:
                     target = self._engine.dialect.altered(table.name)
                     self._engine.command(f"ALTER TABLE {target} DROP PARTITION {month}")
@@ -96,7 +96,7 @@ class Maintenance:
         self._forget_documents(now - keep_days * DAY)
         self._inbox.sweep(now)
         broken = self._verify()
-        swept = sum(self._sweep(now, one, month) for one in BATCHED for month in self._months(one.rows))
+        swept = sum(self._sweep(now, one, month) for one in BATCHED for month in partitions(self._engine, one.rows))
         return Cleaned(tuple(sorted(dropped)), swept, broken)
 
     def _forget_documents(self, before: int) -> None:
@@ -124,7 +124,7 @@ class Maintenance:
         """Write down which batches have lost rows, or have them again; how many are not whole."""
         changed: set[str] = set()
         broken = 0
-        for month in self._months(EXTRACTIONS.name):
+        for month in partitions(self._engine, EXTRACTIONS.name):
             # The oldest servers forget a column that stands in a lambda alone: it is selected, too.
             rows = self._engine.rows(
                 "SELECT account, whole, arrayCount((s, marked) -> marked = 1 AND s > whole, sequences, marks) AS lost,"
@@ -159,14 +159,6 @@ class Maintenance:
             here = f"toYYYYMM({one.period}) = {month} AND (account, {one.batch}) IN ({named})"
             self._engine.command(f"ALTER TABLE {target} DELETE WHERE {here}")
         return len(dead)
-
-    def _months(self, table: str) -> list[int]:
-        name = f"{table}_local" if self._engine.dialect.cluster else table
-        rows = self._engine.rows(
-            "SELECT DISTINCT partition FROM system.parts WHERE active = 1 AND database = currentDatabase()"
-            f" AND table = {literal(name)}"
-        )
-        return sorted(int(row["partition"]) for row in rows)
 
     def share_of_volume(self) -> float | None:
         """How much of the fullest volume that the store is on is taken, by whatever; None where it is not told."""

@@ -23,6 +23,7 @@ from metroculus.storage.inbox import Inbox
 from metroculus.storage.influx import InfluxSent
 from metroculus.storage.jobs import Jobs
 from metroculus.storage.ledger import COUNTER_BITS, Ledger
+from metroculus.storage.live import LivePoints
 from metroculus.storage.maintenance import Maintenance
 from metroculus.storage.migrations import MIGRATIONS
 from metroculus.storage.migrations.runner import migrate, require_columns
@@ -64,6 +65,7 @@ class Store:
         self.documents = Documents(engine, clock)
         self.inbox = Inbox(engine, clock)
         self.influx_sent = InfluxSent(engine)
+        self.live = LivePoints(engine, clock)
         self.maintenance = Maintenance(engine, self.ledger, self.jobs, self.inbox, self.documents)
         self._failed: str | None = None
         """Why the last call failed; None where it did not."""

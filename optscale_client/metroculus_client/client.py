@@ -418,6 +418,19 @@ class Client:
         query = _window(cloud_account_id, start_date, end_date, window, timezone)
         return self._call("GET", "anomalies", query, request_id=request_id, timeout=timeout)
 
+    def get_live(
+        self,
+        cloud_account_id: str,
+        *,
+        minutes: int | None = None,
+        namespace: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """What a cluster costs an hour now, and did in the last ``minutes`` (60 by default)."""
+        query = {"cloud_account_id": cloud_account_id, "minutes": minutes, "namespace": namespace}
+        return self._call("GET", "live", query, request_id=request_id, timeout=timeout)
+
     def put_organization(
         self,
         organization_id: str,

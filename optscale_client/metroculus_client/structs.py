@@ -748,6 +748,76 @@ class Anomalies(Struct, frozen=True, kw_only=True):
     anomalies: tuple[Anomaly, ...]
 
 
+class HourlyCosts(Struct, frozen=True, kw_only=True, gc=False):
+    """Money an hour by component; None is not known. It is a rate, and never added to costs."""
+
+    total: Usd
+    cpu: Usd
+    ram: Usd
+    gpu: Usd
+    pv: Usd
+    network: Usd
+    load_balancer: Usd
+
+
+class LiveUsage(Struct, frozen=True, kw_only=True, gc=False):
+    """What is requested and used; None is not known."""
+
+    cpu_request_cores: float | None
+    cpu_usage_cores: float | None
+    ram_request_bytes: float | None
+    ram_usage_bytes: float | None
+    network_bytes_per_second: float | None
+    storage_bytes: float | None
+
+
+class LiveNamespace(Struct, frozen=True, kw_only=True, gc=False):
+    namespace: str
+    per_hour: HourlyCosts
+    usage: LiveUsage
+
+
+class LiveMoment(Struct, frozen=True, kw_only=True, gc=False):
+    """A cluster, or one namespace of it, at one moment (Unix seconds).
+
+    ``total_per_hour`` is that of all namespaces with idle and management; of one namespace it is its own.
+    """
+
+    at: int
+    complete: bool
+    total_per_hour: Usd
+    per_hour: HourlyCosts
+    idle_per_hour: Usd
+    management_per_hour: Usd
+    usage: LiveUsage
+
+
+class LiveNow(LiveMoment, frozen=True, kw_only=True, gc=False):
+    """The last moment of which anything is known, with its namespaces."""
+
+    namespaces: tuple[LiveNamespace, ...]
+
+
+class Live(Struct, frozen=True, kw_only=True):
+    """``live``: what a cluster costs an hour, minute by minute.
+
+    ``complete`` says that the last moment is whole and not older than five minutes; ``missing_minutes`` counts those
+    before it of which nothing is known.
+    """
+
+    cloud_account_id: str
+    minutes: int
+    namespace: str | None
+    currency: str | None
+    as_of: int | None
+    age_seconds: int | None
+    complete: bool
+    source: SourceState
+    missing_minutes: int
+    latest: LiveNow | None
+    points: tuple[LiveMoment, ...]
+
+
 class Projection(Struct, frozen=True, kw_only=True, gc=False):
     """What a whole month will have cost: ``low`` to ``high`` holds it four times in five."""
 

@@ -20,6 +20,7 @@ from rest_api.rest_api_server.controllers.chargeback import ChargebackController
 from rest_api.rest_api_server.controllers.clusters import ClustersController
 from rest_api.rest_api_server.controllers.costs import CostsController
 from rest_api.rest_api_server.controllers.expenses import ExpensesController
+from rest_api.rest_api_server.controllers.live import LiveController
 from rest_api.rest_api_server.controllers.metrics import MetricsController
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool
 from rest_api.rest_api_server.controllers.organizations import OrganizationsSync
@@ -110,6 +111,7 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
         "expenses": ExpensesController(metroculus, costs),
         "metrics": MetricsController(metroculus),
         "changes": ChangesController(metroculus),
+        "live": LiveController(metroculus),
         "chargebacks": ChargebackController(metroculus),
         "budgets": BudgetsController(metroculus),
         "alerts": AlertsController(metroculus),

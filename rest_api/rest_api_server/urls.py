@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rest_api.rest_api_server.handlers.v1 import kubecent
-from rest_api.rest_api_server.handlers.v2 import alerts, budgets, changes, chargeback, clusters, expenses
+from rest_api.rest_api_server.handlers.v2 import alerts, budgets, changes, chargeback, clusters, expenses, live
 from tools.tornado_service.application import Route
 
 OWNER = r"/restapi/v2/organizations/(?P<organization_id>[^/]+)"
@@ -42,6 +42,7 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route(rf"{CLUSTER}/metrics", clusters.ClusterMetrics, "costs", "metrics", "answers"),
         route(rf"{CLUSTER}/changes", changes.ClusterChanges, "changes"),
         route(rf"{CLUSTER}/anomalies", changes.ClusterAnomalies, "changes"),
+        route(rf"{CLUSTER}/live", live.ClusterLive, "live"),
         route(rf"{CLUSTER}/optimization", clusters.ClusterOptimization, "costs", "answers"),
         (r"/api/v1/health", kubecent.KubecentHealth, {}),
         route(r"/api/v1/cost/namespaces", kubecent.KubecentNamespaces, "costs", "answers"),

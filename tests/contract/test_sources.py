@@ -28,7 +28,7 @@ from simulator.costs import truth
 from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack, exact_world
 from tests.toy_upstream import ToySource, toy_application
 from tools.deadline import Deadline
-from tools.window import Window
+from tools.window import MINUTE, Window
 
 LAST_DAY = Window.past(END - DAY, END)
 NOWHERE = "http://127.0.0.1:9"
@@ -175,6 +175,10 @@ def test_savings_metadata_and_series_come_where_they_are_declared(subject: Subje
         if Capability.SERIES in told:
             series, warnings = await source.series("node_total_hourly_cost", LAST_DAY, HOUR, Deadline(20))
             assert series and not warnings
+        if Capability.LIVE in told:
+            points = await source.live(END - 30 * MINUTE, END - MINUTE, Deadline(20))
+            assert [point.at for point in points] == list(range(END - 30 * MINUTE, END, MINUTE))
+            assert all(point.complete and point.total and point.namespaces for point in points)
         return told
 
     assert subject.ask(read)

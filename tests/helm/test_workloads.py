@@ -188,7 +188,7 @@ def servers(
 def test_a_production_install_serves_and_stops(pods: Any, servers: dict[tuple[str, str], str], roles: bool) -> None:
     values = merged(PRODUCTION, {"worker": {"separateRoles": roles}})
     found = pods(values, servers, {"etcd://etcd:2379": servers["etcd", "url"]})
-    workers = ["worker-aggregator", "worker-extractor"] if roles else ["worker"]
+    workers = ["worker-aggregator", "worker-extractor", "worker-processor"] if roles else ["worker"]
     assert sorted(found) == sorted(
         ["release-metroculus", *(f"release-metroculus-{one}" for one in ("diproxy", "rest-api", *workers))]
     )

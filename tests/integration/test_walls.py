@@ -105,6 +105,7 @@ class World:
             self.link(self.tenants[name].organization_id, self.clusters[name], name, "kubecost", url)
             fill = self.running.worker.worker.fill(self.clusters[name], (END - DAY, END), 1, lambda progress: None)
             self.stack.thread.run(fill)
+        self.stack.thread.run(self.running.worker.worker.live_all())
         self.organization = self.tenants[MINE].organization_id
         self.alerts = {name: self.new_alert(tenant.organization_id) for name, tenant in self.tenants.items()}
         self.budgets = {name: self.new_budget(tenant.organization_id) for name, tenant in self.tenants.items()}
@@ -375,7 +376,7 @@ def fired(world, base, headers, path, name):
               "namespace": f"{MINE}-shop", "backfill_id": cluster, "budget_id": world.budgets[MINE], "alert_id": world.alerts[MINE]}  # fmt: skip
     query = {"start_date": str(END - HOUR), "end_date": str(END)}
     if path.endswith(("monthly", "k8s_metadata", "/clusters/{cluster_id}")) or re.search(
-        "backfill_id|sources|budgets|alerts", path
+        "backfill_id|sources|budgets|alerts|live", path
     ):
         query = {}
     if "/metroculus/" in path and "{" not in path:

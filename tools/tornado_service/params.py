@@ -100,6 +100,13 @@ class Month(Text):
     what = "a month such as 2026-11"
 
 
+class Minutes(Text):
+    """Of the last two days."""
+
+    pattern = r"[1-9][0-9]{0,2}|1[0-9]{3}|2[0-7][0-9]{2}|28[0-7][0-9]|2880"
+    what = "a whole number of minutes, 1 to 2880"
+
+
 class Flag(Text):
     pattern = r"true|false"
     what = "true or false"

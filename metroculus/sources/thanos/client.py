@@ -164,7 +164,7 @@ class Querier:
     async def query_range(
         self, tenant: Tenant, query: str, start: int, end: int, step: int, deadline: Deadline, resolution: str = "0s"
     ) -> tuple[list[Series], list[str]]:
-        """A range query; samples that are no quantity are left out.
+        """A range query; samples that are no quantity are left out, and told of.
 
         Raises:
             SourceError
@@ -172,11 +172,17 @@ class Querier:
         params = {"query": query, "start": str(start), "end": str(end), "step": str(step), **self._flags(resolution)}
         answer = await self._ask("/api/v1/query_range", params, tenant, deadline, _MATRIX)
         series = []
+        unread = 0
         for entry in answer.data.result:
             self._check(tenant, entry.metric)
-            values = ((sample.at, float(sample.value)) for sample in entry.values)
-            series.append(Series(entry.metric, tuple(pair for pair in values if is_quantity(pair[1]))))
-        return series, [text[:200] for text in answer.warnings]
+            values = [(sample.at, _quantity(sample.value)) for sample in entry.values]
+            kept = tuple(pair for pair in values if not math.isnan(pair[1]))
+            unread += len(values) - len(kept)
+            series.append(Series(entry.metric, kept))
+        warnings = [text[:200] for text in answer.warnings]
+        if unread:
+            warnings.append(f"{unread} values could not be read and are not counted")
+        return series, warnings
 
     def _flags(self, resolution: str) -> dict[str, str]:
         return {"dedup": "true", "partial_response": "false", "max_source_resolution": resolution}

@@ -30,6 +30,9 @@ REACHES = {
 }
 MANAGEMENT = "kubecost_cluster_management_cost"
 EGRESS = "kubecost_pod_network_egress_bytes_total"
+EGRESS_FLAGS = ("internet", "same_zone", "same_region", "sameZone", "sameRegion")
+CAPACITY = "kube_node_status_capacity"
+"""As kube-state-metrics 2 writes it; version 1 had a metric for each resource."""
 NO_METRICS_OF = ("shared", "external")
 """Components that no metric tells: they are not covered, which is not the same as 0."""
 OF_NODES = ("cpu", "ram", "gpu")
@@ -303,15 +306,13 @@ class _ChunkReader:
 
     async def _capacity_cost(self, resource: str, unit: str, older: str, price: str, factor: str) -> float:
         """What all of one resource cost: its capacity as either version of kube-state-metrics writes it."""
-        there, newer = self.chunk.intervals, "kube_node_status_capacity"
-        sizes = [self.chunk.now(older, "node")] if older in there else []
-        if newer in there:
-            sizes.append(self.chunk.now(newer, "node", resource=resource, unit=unit))
-        if not sizes or price not in there:
+        there = self.chunk.intervals
+        sizes = capacity_of(self.chunk, resource, unit, older)
+        if sizes is None or price not in there:
             return 0.0
-        amounts = f"(({' or '.join(sizes)}){factor})"
+        amounts = f"(({sizes}){factor})"
         rate = promql.total(promql.priced(amounts, self.chunk.now(price, "node"), self.tenant, "node"), self.tenant)
-        measures = [name for name in (older, newer) if name in there]
+        measures = [name for name in (older, CAPACITY) if name in there]
         return math.fsum(value for _, value in await self.chunk.ask(self.chunk.integral(rate, *measures, price)))
 
     async def _volumes(self) -> tuple[dict[Pod, float], dict[Pod, float]]:
@@ -343,15 +344,9 @@ class _ChunkReader:
 
     async def _by_owner(self, rate: str, *metrics: str) -> dict[Pod, float]:
         """A rate of volumes by who mounts them, else by the namespace that claims them, else ``__unmounted__``."""
-        claims = self.chunk.own(f"last_over_time({self._claims()})")
-        claimed_by = f"max by ({self.tenant.by('volumename', 'namespace')}) ({claims})"
-        owned = promql.priced(
-            f'label_replace({claimed_by}, "persistentvolume", "$1", "volumename", "(.+)")', f"({rate})",
-            self.tenant, "persistentvolume",
-        )  # fmt: skip
         costs, claimed, mounts = await asyncio.gather(
             self.chunk.ask(self.chunk.integral(rate, *metrics)),
-            self.chunk.ask(self.chunk.integral(owned, *metrics)),
+            self.chunk.ask(self.chunk.integral(claimed_by(self.chunk, rate), *metrics)),
             self.chunk.seen("pod_pvc_allocation", "persistentvolume", "namespace", "pod"),
         )
         by_volume = {labels.get("persistentvolume", ""): usd for labels, usd in costs}
@@ -371,17 +366,12 @@ class _ChunkReader:
             by_pod[UNMOUNTED].append(rest)
         return {pod: math.fsum(values) for pod, values in by_pod.items()}
 
-    def _claims(self) -> str:
-        """Claims as they are now, with what looking back takes."""
-        claims = promql.selector("kube_persistentvolumeclaim_info", self.tenant)
-        return f"{claims}{promql.lookback(self.chunk.intervals['kube_persistentvolume_capacity_bytes'])}"
-
     async def _network(self) -> tuple[dict[Pod, float], dict[Pod, Egress], Literal["ok", "missing", "not_covered"]]:
         """Bytes sent times the price of where they went."""
         tenant, seconds = self.tenant, self.chunk.seconds
         if EGRESS not in self.chunk.intervals:
             return {}, {}, "not_covered"
-        labels = ("namespace", "pod_name", "internet", "same_zone", "same_region", "sameZone", "sameRegion")
+        labels = ("namespace", "pod_name", *EGRESS_FLAGS)
         step = self.chunk.step(EGRESS)
         counted = promql.seen_steps(self.chunk.now(EGRESS), seconds, step)
         sent, prices, steps = await asyncio.gather(
@@ -408,7 +398,7 @@ class _ChunkReader:
         price = {found["metric"]: value for found, value in prices}
         costs: dict[Pod, dict[str, float]] = {}
         for found, sent_bytes in sent:
-            reach = _reach(found)
+            reach = reach_of(found)
             if reach is None or not sent_bytes:
                 continue
             if reach not in price:
@@ -644,6 +634,24 @@ def volume_prices(chunk: Chunk) -> str:
     )
 
 
+def claimed_by(chunk: Chunk, rate: str) -> str:
+    """A rate of volumes by name (``volumename``) and namespace of their claims, as those are now."""
+    claims = promql.selector("kube_persistentvolumeclaim_info", chunk.tenant)
+    lookback = promql.lookback(chunk.intervals["kube_persistentvolume_capacity_bytes"])
+    claims = chunk.own(f"last_over_time({claims}{lookback})")
+    claimed = f"max by ({chunk.tenant.by('volumename', 'namespace')}) ({claims})"
+    by_volume = f'label_replace({claimed}, "persistentvolume", "$1", "volumename", "(.+)")'
+    return promql.priced(by_volume, f"({rate})", chunk.tenant, "persistentvolume")
+
+
+def capacity_of(chunk: Chunk, resource: str, unit: str, older: str) -> str | None:
+    """What each node has of a resource, as either version of kube-state-metrics writes it; None where nobody does."""
+    sizes = [chunk.now(older, "node")] if older in chunk.intervals else []
+    if CAPACITY in chunk.intervals:
+        sizes.append(chunk.now(CAPACITY, "node", resource=resource, unit=unit))
+    return " or ".join(sizes) or None
+
+
 Ask = Callable[[str], Awaitable[Samples]]
 
 
@@ -691,7 +699,7 @@ def _idle(nodes: _Nodes, used: Costs) -> Costs:
     return Costs(cpu=whole.cpu - used.cpu, ram=whole.ram - used.ram, gpu=whole.gpu - used.gpu)
 
 
-def _reach(labels: Labels) -> str | None:
+def reach_of(labels: Labels) -> str | None:
     """Where bytes went; None for what stays in its zone and costs nothing."""
     internet = labels.get("internet", "false")
     if internet == "true":

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from metroculus.cost_model.allocation import as_prometheus_spells
 from metroculus.cost_model.columns import by_owner
 from metroculus.cost_model.components import Costs
+from metroculus.cost_model.live import LivePoint
 from metroculus.cost_model.reading import AllocationReading, AssetsReading, ManagementReading, SourceReport
 from metroculus.cost_model.savings import MIN_WINDOW_SECONDS, abandoned_workloads, right_sizing
 from metroculus.cost_model.statement import Question
@@ -15,6 +16,7 @@ from metroculus.sources.source import Capability, CostSource, HourSets, Metadata
 from metroculus.sources.thanos.assets import assets_by_metrics
 from metroculus.sources.thanos.client import Querier
 from metroculus.sources.thanos.costs import allocation_by_metrics, management_by_metrics
+from metroculus.sources.thanos.live import LiveReader
 from metroculus.sources.thanos.promql import MIN_STEP_SECONDS, selector
 from metroculus.sources.thanos.usage import container_usages, metadata
 from tools.deadline import Deadline
@@ -42,6 +44,7 @@ class MetricsSource(CostSource):
         self.clusters = clusters or Clusters()
         self._querier = querier.of(self.clusters, selected)
         self._account = account
+        self._live = LiveReader(self._querier, account)
 
     def unsupported(self, properties: Iterable[str]) -> tuple[str, ...]:
         """Annotations: no exporter writes them with the pods that metrics tell of."""
@@ -94,6 +97,9 @@ class MetricsSource(CostSource):
 
     async def metadata(self, at: int, deadline: Deadline) -> Metadata:
         return await metadata(self._querier, self._account, at, deadline)
+
+    async def live(self, start: int, end: int, deadline: Deadline) -> list[LivePoint]:
+        return await self._live.read(start, end, deadline)
 
     async def series(self, name: str, window: Window, step: int, deadline: Deadline) -> tuple[list[Series], list[str]]:
         tenant = self._querier.tenant(self._account)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metroculus.storage.migrations import n0001, n0002, n0003, n0004, n0005, n0006, n0007
+from metroculus.storage.migrations import n0001, n0002, n0003, n0004, n0005, n0006, n0007, n0008
 from metroculus.storage.migrations.steps import Migration
 
 MIGRATIONS: tuple[Migration, ...] = (
@@ -13,4 +13,5 @@ MIGRATIONS: tuple[Migration, ...] = (
     n0005.MIGRATION,
     n0006.MIGRATION,
     n0007.MIGRATION,
+    n0008.MIGRATION,
 )
