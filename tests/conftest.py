@@ -49,8 +49,8 @@ settings.load_profile("repo")
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Stack]:
-    made = Stack(tmp_path)
+def stack(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    made = Stack(tmp_path, tmp_path_factory.getbasetemp() / "templates")
     yield made
     made.close()
 

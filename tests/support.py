@@ -119,8 +119,10 @@ class FakeUpstream:
 class Stack:
     """Services and simulators on one loop; everything is stopped with it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, templates: Path | None = None) -> None:
         self.folder = folder
+        self.templates = templates or folder / "templates"
+        """Where tests keep what the next ones copy."""
         self.plan: dict[str, Any] = {}
         """What every start of it has unless it says otherwise."""
         self.thread = LoopThread()

@@ -29,7 +29,7 @@ from metroculus.watch.alerts import Alert
 from simulator.server import Habits
 from simulator.world import make_world
 from tests.conftest import free_port, need, wait_until_ready
-from tests.integration.test_chargeback import NOVEMBER, Organization, row
+from tests.organizations import NOVEMBER, Organization, row
 from tests.support import BIN, END, NOW, SECRET, until
 from tools.window import DAY, HOUR, iso
 
@@ -100,10 +100,13 @@ class Acme(Organization):
         stack.plan["alerts"] = AlertConfig(**alerts)
         super().__init__(stack)
         self.worker = self.running.worker
-        for account in self.ids:
-            self.store(account, ROWS, range(END - 8 * DAY, END, HOUR))
         self.stack.thread.run(self.running.rest_api.organizations.tell())
         self.extracted(self.ids[0], succeeded=1)
+
+    def build(self):
+        super().build()
+        for account in self.ids:
+            self.store(account, ROWS, range(END - 8 * DAY, END, HOUR))
 
     def round(self):
         self.stack.thread.run(self.worker.alerts.evaluate())

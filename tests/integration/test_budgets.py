@@ -10,7 +10,8 @@ import requests
 from metroculus.sources.registry.protocol import Credentials
 from simulator.server import Habits
 from simulator.world import make_world
-from tests.integration.test_chargeback import NOVEMBER, OCTOBER, RULES, Organization, row
+from tests.integration.test_chargeback import RULES
+from tests.organizations import NOVEMBER, OCTOBER, Organization, row
 from tests.support import END, NOW
 from tools.window import DAY, HOUR, parse_rfc3339
 from tools.zones import UTC_ZONE
@@ -26,13 +27,8 @@ ROWS = [row("shop-web", 0.5), row("search", 0.25), row("kube-system", 0.125), ro
 HOURLY = 1.1875
 
 
-class Acme(Organization):
+class Bare(Organization):
     october = range(NOVEMBER - 3 * DAY, NOVEMBER, HOUR)
-
-    def __init__(self, stack):
-        super().__init__(stack)
-        for account in self.ids:
-            self.store(account, ROWS, range(min(self.october), SETTLED, HOUR))
 
     def budget(self, status=201, role="manager", **body):
         answer = self.call("POST", "budgets", {"name": str(uuid4()), "amount": 100.0} | body, role)
@@ -43,6 +39,13 @@ class Acme(Organization):
         answer = self.call("GET", "budgets", role="viewer")
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+
+class Acme(Bare):
+    def build(self):
+        super().build()
+        for account in self.ids:
+            self.store(account, ROWS, range(min(self.october), SETTLED, HOUR))
 
 
 class Whole(Acme):
@@ -213,8 +216,7 @@ def test_what_a_clusters_kubecost_keeps_stands_beside_ours(acme):
 
 
 def test_a_forecast_out_of_a_few_hours_is_shown_and_warns_of_nothing(stack):
-    acme = Acme.__new__(Acme)
-    Organization.__init__(acme, stack)
+    acme = Bare(stack)
     new = acme.link(acme.tenant, "new")
     acme.store(new, [row("a", 1.0)], range(SETTLED - 5 * HOUR, SETTLED, HOUR))
     state = acme.budget(scope={"cluster_id": new}, amount=400.0, thresholds=[{"percent": 100, "on": "forecast"}])
@@ -248,10 +250,9 @@ def test_a_cost_center_whose_cluster_is_not_heard_of_may_have_spent_what_it_did_
 
 
 def test_a_month_of_an_hour_shares_nothing_out_that_could_be_gone_by(stack):
-    acme = Acme.__new__(Acme)
-    acme.now = NOVEMBER + 80 * 60
-    stack.plan["clock"] = lambda: acme.now
-    Organization.__init__(acme, stack)
+    now = NOVEMBER + 80 * 60
+    stack.plan["clock"] = lambda: now
+    acme = Bare(stack)
 
     def store(start, end):
         hours = range(start, end, HOUR)
@@ -269,7 +270,7 @@ def test_a_month_of_an_hour_shares_nothing_out_that_could_be_gone_by(stack):
     acme.call("PUT", "allocation_rules", rules)
     state = acme.budget(scope={"cost_center": "batch"}, amount=2000.0)
     assert state["state"] == "unknown" and {one["state"] for one in state["thresholds"]} == {"unknown"}
-    acme.now += 48 * HOUR
+    now += 48 * HOUR
     store(NOVEMBER + HOUR, NOVEMBER + 49 * HOUR)
     (state,) = acme.listed()["budgets"]
     assert state["state"] == "ok", state

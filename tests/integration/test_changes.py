@@ -8,7 +8,7 @@ import pytest
 
 from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.components import Amounts, Costs, Egress, Usage
-from tests.integration.test_chargeback import Organization
+from tests.organizations import Organization
 from tests.support import NOW, ask
 from tools.window import DAY, HOUR
 
@@ -38,9 +38,10 @@ def idle(rows, nodes=4, price=PRICE):
 class History(Organization):
     """One cluster whose two days are written by the test."""
 
+    october = ()
+
     def write(self, start, made, hours=range(24)):
-        for hour in (start + n * HOUR for n in hours):
-            self.store(self.ids[0], made(hour), [hour])
+        self.store_hours(self.ids[0], {start + n * HOUR: made(start + n * HOUR) for n in hours})
 
     def changes(self, status=200, **asked):
         asked = {"window": f"{AFTER},{AFTER + DAY}"} | asked

@@ -10,16 +10,13 @@ import pytest
 import requests
 from msgspec import structs
 
-from metroculus.cost_model.allocation import Allocation
-from metroculus.cost_model.components import Costs
 from metroculus.sources.registry.protocol import Credentials
-from metroculus.storage.ledger import FencedWriter, HourBatch
-from tests.support import SECRET, ask, make_tenant
+from tests.organizations import HOURLY, NOVEMBER, OCTOBER, Organization, row
+from tests.support import SECRET, ask
 from tools.window import DAY, HOUR, parse_rfc3339
 
 pytestmark = pytest.mark.watch
 
-OCTOBER, NOVEMBER = int(parse_rfc3339("2026-10-01T00:00:00Z")), int(parse_rfc3339("2026-11-01T00:00:00Z"))
 HOURS = (NOVEMBER - OCTOBER) // HOUR
 RULES = {
     "valid_from": "2026-10",
@@ -33,67 +30,7 @@ RULES = {
 }
 
 
-def row(namespace, usd, team="", idle=False):
-    labels = {"team": team} if team else {}
-    name = "__idle__" if idle else f"{namespace}/pod"
-    namespace = "" if idle else namespace
-    return Allocation(name=name, namespace=namespace, pod=f"{namespace}-pod", labels=labels, costs=Costs(cpu=usd))
-
-
-HOURLY = [
-    [row("shop-web", 0.5), row("search", 0.25), row("kube-system", 0.125), row("", 0.5, idle=True), row("lab", 0.25, "blue")],
-    [row("search", 0.5), row("kube-system", 0.25), row("other", 0.125)],
-]  # fmt: skip
-
-
-class Organization:
-    """Two stored clusters, and a stranger beside."""
-
-    october = range(OCTOBER, NOVEMBER, HOUR)
-    """What is stored of it."""
-
-    def __init__(self, stack):
-        self.stack = stack
-        self.running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}", rounds=False)
-        self.tenant, self.other = make_tenant(self.running, "acme"), make_tenant(self.running, "other")
-        self.ids = [self.link(self.tenant, f"c{n}") for n in range(2)]
-        self.foreign = self.link(self.other, "theirs")
-        self.writer = FencedWriter(1)
-        for account, rows in zip((*self.ids, self.foreign), (*HOURLY, HOURLY[0]), strict=True):
-            if self.october:
-                self.store(account, rows, self.october)
-
-    def link(self, tenant, name):
-        directory, registry = self.running.rest_api.directory, self.running.metroculus.dependencies.registry
-        cluster = directory.create_cluster(tenant.organization_id, name, "push", "")
-        directory.update_cluster(
-            cluster.id, name=name, flavour="push", url="", state="linked", revision=cluster.revision
-        )
-        self.stack.thread.run(registry.put(cluster.id, "push", "", Credentials()))
-        return cluster.id
-
-    def store(self, account, rows, hours, currency="USD", **more):
-        store = self.running.metroculus.dependencies.store
-        store.ledger.commit(
-            [
-                HourBatch(account=account, hour=h, allocations=rows, management=0.0625, currency=currency, **more)
-                for h in hours
-            ],
-            self.writer,
-        )
-        store.summaries.rebuild(account, min(hours), max(hours) + HOUR, self.writer)
-
-    def call(self, method, path, body=None, role="manager", tenant=None, **query):
-        token = (tenant or self.tenant).tokens[role]
-        url = f"{self.running.rest_api_listener.url}/restapi/v2/organizations/{self.tenant.organization_id}/kubecost/{path}"
-        headers = {"Authorization": f"Bearer {token}"}
-        return requests.request(method, url, json=body, params=query, headers=headers, timeout=30)
-
-    def chargeback(self, month="2026-10", by="cost_center", status=200):
-        answer = self.call("GET", "chargeback", role="viewer", month=month, by=by)
-        assert answer.status_code == status, answer.text
-        return answer.json()
-
+class Acme(Organization):
     def put_rules(self, **change):
         answer = self.call("PUT", "allocation_rules", RULES | change)
         assert answer.status_code == 200, answer.text
@@ -101,7 +38,7 @@ class Organization:
 
 @pytest.fixture
 def acme(stack):
-    return Organization(stack)
+    return Acme(stack)
 
 
 def rows_of(body):

@@ -18,7 +18,7 @@ from metroculus.cost_model.line_protocol import series_key
 from metroculus.metroculus_worker.influx import NotTaken
 from metroculus.storage.engine import StoreError
 from tests.conftest import free_port, need, wait_until_ready
-from tests.integration.test_chargeback import NOVEMBER, Organization, row
+from tests.organizations import NOVEMBER, Organization, row
 from tests.support import END
 from tools.settings import SettingsError, load
 from tools.window import DAY, HOUR
