@@ -49,10 +49,12 @@ test: setup parts tools
 	@$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: setup parts tools
-	@CRASH_ROUNDS=25 OUTAGE_SECONDS=30 SOAK_SECONDS=60 FUZZ_EXAMPLES=30 LEDGER_EXAMPLES=50 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/faults tests/fuzz tests/contract/test_ledger_model.py
+	@CRASH_ROUNDS=25 CRASH_DAYS=4 ALERT_FAULTS=all OUTAGE_SECONDS=30 SOAK_SECONDS=60 FUZZ_EXAMPLES=30 LEDGER_EXAMPLES=50 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/faults tests/fuzz tests/contract/test_ledger_model.py
 	@WORLDS=200 $(BIN)/pytest --numprocesses=2 tests/worlds
 	@PUSH_KILLS=25 PUSH_DAYS=14 $(BIN)/pytest -s tests/push/test_kills.py tests/push/test_receiver.py
+	@PUSH_STEP_HOURS=1 $(BIN)/pytest --numprocesses=2 tests/push/test_hours.py tests/push/test_kept_days.py -k "restatements or bill"
 	@ALERT_KILLS=50 INFLUX_KILLS=20 $(BIN)/pytest -s tests/integration/test_alerts.py tests/integration/test_influx.py -k kills
+	@LIVE_ACCOUNTS=200 $(BIN)/pytest -s tests/integration/test_live.py -k accounts
 	@IMAGES=all $(BIN)/pytest tests/e2e/test_images.py
 	@CONTAINERS=10000 $(BIN)/pytest --numprocesses=1 tests/integration/test_large_metrics.py
 	@STORE_ROWS=7200000 $(BIN)/pytest --numprocesses=1 tests/contract/test_migrations.py -k large

@@ -29,7 +29,7 @@ from pymongo import MongoClient
 from simulator import openmetrics
 from simulator.world import World
 from tests.native import NativeListener
-from tests.stores import ClickHouse
+from tests.stores import ClickHouse, write_empty
 from tests.support import CANARIES, Stack
 
 FERRETDB = Path(__file__).parent.parent / "build" / "parts" / "ferretdb"
@@ -399,11 +399,25 @@ def directory_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[st
 
 @pytest.fixture(params=["embedded", "server", "newest"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """``CLICKHOUSE_URL`` of an empty store: embedded, the oldest server, the newest dialect over the server's driver."""
+    """``CLICKHOUSE_URL`` of no store yet: embedded, the oldest server, the newest dialect over the server's driver."""
+    yield from _store_url(request, tmp_path, migrated=False)
+
+
+@pytest.fixture(params=["embedded", "server", "newest"])
+def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The same of an empty store."""
+    yield from _store_url(request, tmp_path, migrated=True)
+
+
+def _store_url(request: pytest.FixtureRequest, tmp_path: Path, migrated: bool) -> Iterator[str]:
     if request.param == "embedded":
+        if migrated:
+            write_empty(tmp_path / "store")
         yield f"embedded:{tmp_path / 'store'}"
         return
     if request.param == "newest":
+        if migrated:
+            write_empty(tmp_path / "native")
         listener = NativeListener(tmp_path / "native")
         yield listener.url
         listener.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,20 @@ from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.components import Amounts, Costs, Egress, Usage
 from metroculus.storage.engine import StoreError
 from metroculus.storage.server import ServerEngine
+from metroculus.storage.store import EMBEDDED, open_store
+
+_EMPTY: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def write_empty(folder: Path) -> None:
+    """An embedded store that is migrated and holds nothing, where there is none yet: copied, for making one takes time."""
+    if folder.exists():
+        return
+    if not _EMPTY:
+        _EMPTY.append(tempfile.TemporaryDirectory())
+        open_store(f"{EMBEDDED}{_EMPTY[0].name}/store").close()
+    shutil.copytree(Path(_EMPTY[0].name) / "store", folder, symlinks=True)
+
 
 SERVER_CONFIG = """<yandex>
  <logger><level>warning</level><log>{folder}/log</log><errorlog>{folder}/errors</errorlog></logger>

@@ -29,10 +29,12 @@ from tornado.web import Application, RequestHandler
 from metroculus.metroculus_worker.backfill import Progress
 from metroculus.metroculus_worker.extract import RepairOrder
 from metroculus.sources.outbound.addresses import AllowedAddresses
+from metroculus.storage.store import EMBEDDED
 from rest_api.rest_api_server.directory.model import Role
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, HOUR, World, make_world
 from standalone.running import Running, single_machine, start
+from tests.stores import write_empty
 from tools.tornado_service.access import Access
 
 SECRET = "a-secret-of-the-tests"
@@ -154,6 +156,9 @@ class Stack:
             | self.plan
             | plan
         )
+        url = values.get("clickhouse_url") or ""
+        if url.startswith(EMBEDDED):
+            write_empty(Path(url.removeprefix(EMBEDDED)))
         running: Running = self.thread.call(start, single_machine(**values))
         self._running.append(running)
         return running

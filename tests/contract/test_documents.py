@@ -18,8 +18,8 @@ NOW = 1795220400
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    made = open_store(store_url)
+def store(migrated_url: str) -> Iterator[Store]:
+    made = open_store(migrated_url)
     yield made
     made.close()
 

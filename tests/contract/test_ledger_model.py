@@ -27,8 +27,8 @@ fences = st.integers(1, 4)
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = open_store(store_url, lambda: NOW)
+def store(migrated_url: str) -> Iterator[Store]:
+    opened = open_store(migrated_url, lambda: NOW)
     yield opened
     opened.close()
 

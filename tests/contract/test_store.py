@@ -32,8 +32,8 @@ H = END - DAY
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = open_store(store_url, lambda: NOW)
+def store(migrated_url: str) -> Iterator[Store]:
+    opened = open_store(migrated_url, lambda: NOW)
     yield opened
     opened.close()
 
@@ -498,11 +498,11 @@ def test_repairs_are_audited(store: Store) -> None:
     assert store.jobs.audited(OTHER) == []
 
 
-def test_a_store_is_opened_again_with_what_it_holds(store_url: str) -> None:
-    first = open_store(store_url, lambda: NOW)
+def test_a_store_is_opened_again_with_what_it_holds(migrated_url: str) -> None:
+    first = open_store(migrated_url, lambda: NOW)
     first.ledger.commit([batch(H, allocation("web-1", 8.0))], FencedWriter(3))
     first.close()
-    second = open_store(store_url, lambda: NOW)
+    second = open_store(migrated_url, lambda: NOW)
     try:
         assert (total(second), second.highest_fence()) == (12.25, 3)
     finally:

@@ -21,8 +21,8 @@ HOURS = list(range(END - 6 * HOUR, END, HOUR))
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = open_store(store_url, lambda: NOW)
+def store(migrated_url: str) -> Iterator[Store]:
+    opened = open_store(migrated_url, lambda: NOW)
     yield opened
     opened.close()
 

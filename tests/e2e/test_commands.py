@@ -124,13 +124,20 @@ def test_one_machine_shows_what_a_cluster_costs(tmp_path, flavour):
         simulator.wait(10)
 
 
-@pytest.mark.parametrize("beside", [["--opencost"], []])
-def test_a_prometheus_beside_an_opencost_or_alone_tells_management_too(tmp_path, prometheus_factory, beside):
+@pytest.fixture(scope="module")
+def recorded_until_now(prometheus_factory):
+    """A Prometheus of a cluster's own, and the world that it recorded."""
     now = int(time.time())
     world = make_world(days=9, end=now - now % DAY + DAY)
     server = prometheus_factory()
     server.load(list(openmetrics.lines(world, None, 300, now)), "own")
     server.start()
+    return server, world
+
+
+@pytest.mark.parametrize("beside", [["--opencost"], []])
+def test_a_prometheus_beside_an_opencost_or_alone_tells_management_too(tmp_path, recorded_until_now, beside):
+    server, world = recorded_until_now
     stack = Stack(tmp_path)
     _, url = stack.simulate(world, clock=time.time)
     sources = [*beside, *([url] if beside else []), "--prometheus", server.url]

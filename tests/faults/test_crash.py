@@ -21,8 +21,8 @@ from simulator.server import Habits
 from simulator.world import World, make_world
 from tests.support import DAY, END, HOUR, NOW, Stack
 
-ROUNDS = int(os.environ.get("CRASH_ROUNDS", "8"))
-DAYS = int(os.environ.get("CRASH_DAYS", "4"))
+ROUNDS = int(os.environ.get("CRASH_ROUNDS", "4"))
+DAYS = int(os.environ.get("CRASH_DAYS", "2"))
 FILLER = Path(__file__).with_name("filler.py")
 ACCOUNTS = [f"00000000-0000-4000-8000-{n:012d}" for n in range(3)]
 START = END - DAYS * DAY

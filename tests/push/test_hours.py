@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,8 @@ from tests.support import DAY, END, HOUR, NOW, Metroculus, Stack, exact_world, u
 pytestmark = pytest.mark.push
 
 WORLD: World = exact_world(prime=7, days=9)
+STEP_HOURS = int(os.environ.get("PUSH_STEP_HOURS", "4"))
+"""Between two looks of an agent and a worker at days that go by."""
 MINUTE = 60
 
 
@@ -127,7 +130,7 @@ def _hour_body(door: Door, world: World) -> bytes:
 
 
 def test_restatements_are_pushed_at_their_ages(stack: Stack) -> None:
-    """Hour after hour for six days: bills arrive a day late, and every hour ends as the last of them says."""
+    """Step by step for six days: bills arrive a day late, and every hour ends as the last of them says."""
     clock = Clock(END - 3 * DAY + 10 * MINUTE)
     door = Door(stack, clock)
     one = door.pusher(WORLD)
@@ -137,7 +140,7 @@ def test_restatements_are_pushed_at_their_ages(stack: Stack) -> None:
             door.pushed(one)
         if rng.random() < 0.8:
             door.worked()
-        clock.now += HOUR
+        clock.now += STEP_HOURS * HOUR
     everything(door, one)
     for day in range(END - 3 * DAY, END, DAY):
         exact = one.true(day, day + DAY, clock.now)["total_cost"]

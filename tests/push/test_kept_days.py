@@ -17,7 +17,7 @@ from metroculus.sources.errors import BadAnswer
 from simulator.costs import truth
 from simulator.server import Habits
 from simulator.world import World
-from tests.push.test_hours import everything, failing, statement
+from tests.push.test_hours import STEP_HOURS, everything, failing, statement
 from tests.pushing import Clock, Door
 from tests.support import DAY, END, HOUR, NOW, Stack, exact_world
 from tools.window import iso
@@ -112,11 +112,11 @@ def test_an_outage_of_days_is_made_up_for_out_of_days(side: Callable[..., Side],
 def test_a_bill_that_comes_when_hours_are_gone_is_taken_by_the_day(side: Callable[..., Side], mode: str) -> None:
     """The provider's bill halves what the hours said at list prices, two days later."""
     one = side(mode, END - 4 * DAY + 10 * MINUTE)
-    one.until(END + 10 * MINUTE, 2 * HOUR)
+    one.until(END + 10 * MINUTE, STEP_HOURS * HOUR)
     start = END - 4 * DAY
     assert one.stored(start, start + DAY) == pytest.approx(one.true(start, start + DAY), rel=1e-6), iso(start)
     assert statement(one.door, one.account, start, start + DAY)["complete"]
-    one.until(END + 2 * DAY, 4 * HOUR)
+    one.until(END + 2 * DAY, 2 * STEP_HOURS * HOUR)
     for start in (END - 4 * DAY, END - 3 * DAY, END - 2 * DAY):
         assert one.stored(start, start + DAY) == pytest.approx(one.true(start, start + DAY), rel=1e-6), iso(start)
 

@@ -24,8 +24,8 @@ from tests.support import BIN, DAY, HOUR, SECRET, Stack, until
 
 pytestmark = pytest.mark.push
 
-KILLS = int(os.environ.get("PUSH_KILLS", "3"))
-DAYS = int(os.environ.get("PUSH_DAYS", "8"))
+KILLS = int(os.environ.get("PUSH_KILLS", "2"))
+DAYS = int(os.environ.get("PUSH_DAYS", "4"))
 PATIENCE = 300 + 20 * KILLS
 """Seconds: a question that nobody answered is asked again within five minutes, and there were many."""
 FLAVOURS = ("kubecost", "opencost", "opencost")
