@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 from metroculus.cost_model.allocation import IDLE, MANAGEMENT, SPECIAL_NAMES
@@ -10,16 +11,23 @@ from metroculus.cost_model.components import Costs
 
 _ESCAPED = str.maketrans({",": "\\,", "=": "\\=", " ": "\\ ", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
+_BEFORE_ESCAPED = re.compile(r"\\(?=[,= \n\r\t\\]|\Z)")
+LONGEST_TAG = 1_000
 COST_FIELDS = ("cpu_cost", "memory_cost", "network_cost", "storage_cost", "total_cost")
 
 
 def series_key(measurement: str, tags: Mapping[str, str]) -> str:
     """What makes a point the same: the measurement and its tags, in order of their names; empty ones are left out.
 
-    A line cannot hold a line break, and a backslash cannot stand at a tag's end: a space is put behind it.
+    A line cannot hold a line break, and a backslash cannot stand at a tag's end: a space is put behind it. What is
+    longer than ``LONGEST_TAG`` is cut: a key has its limit, and no name that Kubernetes takes is so long.
     """
-    named = (f",{name}={_tag(value)}" for name, value in sorted(tags.items()) if value)
-    return measurement + "".join(named)
+    values = {name: value[:LONGEST_TAG] for name, value in sorted(tags.items()) if value}
+    if any('"' in value for value in values.values()):
+        # Behind a backslash of the name's own InfluxDB takes what is escaped for the end of the tags, and a quote there
+        # for the beginning of a text that hides the lines that follow.
+        values = {name: _BEFORE_ESCAPED.sub("/", value) for name, value in values.items()}
+    return measurement + "".join(f",{name}={_tag(value)}" for name, value in values.items())
 
 
 def _tag(value: str) -> str:

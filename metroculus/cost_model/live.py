@@ -64,7 +64,7 @@ class LivePoint(Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     """Why something is missing."""
     partial: bool = False
-    """Whether the querier warned of its answer."""
+    """Whether the querier warned of its answer, or a cluster of the account's is not in it."""
     currency: str = ""
 
     @property

@@ -91,6 +91,7 @@ class WorkerMetrics:
         self._live_failures = counter("live_failures", "Rates of the moment that could not be had", account)
         self._alerts = gauge("alerts_firing", "Alerts that fire now", "kind")
         self.influx_sent = counter("influx_sent", "Hours and days of assets sent to InfluxDB", "measurement")
+        self.influx_held = gauge("influx_held", "Hours and days of which InfluxDB refuses points")
         self.influx_failing = gauge("influx_failing", "1 where InfluxDB did not take what was sent last")
         self._heard = gauge("push_heard_timestamp_seconds", "When a cluster's agent was heard of last", account)
         self._share = gauge("store_share", "How much of the store's room is taken, 0 to 1")
@@ -126,6 +127,7 @@ class WorkerMetrics:
             gauge.clear()
         self._share.set(0)
         self.influx_failing.set(0)
+        self.influx_held.set(0)
 
     def live(self, account: str, until: int | None, failed: bool) -> None:
         """That the rates of a cluster were asked for; ``until`` is the last moment that is stored."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from functools import partial
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -51,6 +52,7 @@ ROUND_SECONDS = 300.0
 LIVE_SECONDS = 30.0
 """Time limit of reading a rate: the next minute is near."""
 LIVE_AGAIN_SECONDS = HOUR
+LIVE_LATE_SECONDS = 15 * MINUTE
 CANCELLED_SECONDS = 2.0
 """Interval at which a running back-fill checks whether it was cancelled."""
 NEWEST_RETRY_SECONDS = 60
@@ -63,7 +65,9 @@ SILENT_SHARE = 4
 """Clusters whose source did not answer the last time run in a pool of a quarter, so that they delay no others."""
 LIVE_SHARE = 3
 """Rates of the moment run in a pool of a third: an extraction may take minutes, and a rate is of this one."""
-SHARES = (1, BACKFILLS_SHARE, LIVE_SHARE, SILENT_SHARE)
+FAILING_LIVE_SHARE = 8
+"""Rates that failed the last time keep nobody waiting: not other rates, and not the retries of extractions."""
+SHARES = (1, BACKFILLS_SHARE, LIVE_SHARE, SILENT_SHARE, FAILING_LIVE_SHARE)
 RETRIED_IN_SECONDS: tuple[Kind, ...] = ("extract", "backfills")
 
 
@@ -146,7 +150,9 @@ class TaskRunner:
             "live": self._live,
         }
         self._live_until: dict[str, int] = {}
-        """The last moment whose rate is stored, by cluster."""
+        """Up to when rates are stored, by cluster, and need not be asked for again."""
+        self._live_told: dict[str, dict[int, int]] = {}
+        """By cluster and moment, what was stored though it lacks something."""
         self.extractor = Extractor(store, accounts, clock, seconds_a_call)
 
     async def run(self, task: Task) -> None:
@@ -185,6 +191,7 @@ class TaskRunner:
                 await self._release(name)
         self._due_at.pop(account, None)
         self._live_until.pop(account, None)
+        self._live_told.pop(account, None)
 
     async def fill(
         self, account: str, window: tuple[int, int], parallel: int, report: Report, order: RepairOrder | None = None
@@ -211,7 +218,8 @@ class TaskRunner:
 
     def _report_failure(self, task: Task, failure: Exception, internal: bool = False) -> None:
         why = str(failure) or type(failure).__name__
-        log.warning("account %s: %s: %s", task.account, task.kind, why)
+        level = logging.INFO if task.kind == "live" else logging.WARNING  # which is tried again each minute
+        log.log(level, "account %s: %s: %s", task.account, task.kind, why)
         self._report(task, failure=why, internal=internal)
 
     async def _extract(self, task: Task, owned: Owned) -> None:
@@ -325,7 +333,7 @@ class TaskRunner:
         account, now = task.account, int(self._clock())
         newest, since = now - now % MINUTE, now - LIVE_AGAIN_SECONDS
         until = self._live_until.get(account)
-        if until is None or until > newest:
+        if until is None or until > newest or not self._keep_ownership:  # another worker may have gone on
             until = await self._store.run(self._store.live.newest, account, since, newest)
         first = max(until or 0, since - since % MINUTE) + MINUTE
         points: Sequence[LivePoint] = ()
@@ -337,11 +345,22 @@ class TaskRunner:
                 self._report(task, without_metrics=True)
                 return
         if points and owned.still():
-            await self._store.run(self._store.live.commit, account, points)
-            until = points[-1].at
-        if until is not None:
-            self._live_until[account] = until
+            changed = self._changed(account, points)
+            if changed:
+                await self._store.run(self._store.live.commit, account, changed)
+            # What lacks something may only be late: it is asked for again for some minutes.
+            last = points[-1].at
+            lacking = [one.at for one in points if not one.complete and one.at > last - LIVE_LATE_SECONDS]
+            self._live_until[account] = min(lacking) - MINUTE if lacking else last
+            until = last
         self._report(task, live_until=until or 0)
+
+    def _changed(self, account: str, points: Sequence[LivePoint]) -> list[LivePoint]:
+        """The points that are not stored as they are."""
+        before = self._live_told.get(account, {})
+        told = {one.at: hash(msgspec.json.encode(one)) for one in points}
+        self._live_told[account] = {one.at: told[one.at] for one in points if not one.complete}
+        return [one for one in points if before.get(one.at) != told[one.at]]
 
     async def _summaries(self, task: Task, owned: Owned) -> None:
         """Rebuild the summaries of the open days, or of all stored days."""
@@ -523,9 +542,9 @@ def share_of(kind: Kind, silent: bool) -> int:
     """The pool of a kind of task, as the divisor of the largest pool's size."""
     if kind in ("assets", "savings", "backfills"):
         return BACKFILLS_SHARE
-    if silent:
-        return SILENT_SHARE
-    return LIVE_SHARE if kind == "live" else 1
+    if kind == "live":
+        return FAILING_LIVE_SHARE if silent else LIVE_SHARE
+    return SILENT_SHARE if silent else 1
 
 
 def pool_size(share: int, parallel: int) -> int:

@@ -84,6 +84,8 @@ class Worker:
         """The last day of which savings are stored."""
         self._live_minute = 0
         """The last minute in which rates were asked for."""
+        self._live: set[str] = set()
+        """Clusters whose rates were asked for."""
         self._live_failing: set[str] = set()
         self._without_metrics: dict[str, int | None] = {}
         """Clusters that have no source of metrics, with the version of the entry that says so."""
@@ -110,7 +112,7 @@ class Worker:
 
     @property
     def _of_clusters(self) -> tuple[set[str], ...]:
-        return self.silent, self._without_assets, self._live_failing
+        return self.silent, self._without_assets, self._live, self._live_failing
 
     def reset(self) -> None:
         """Forget everything: every cluster is due."""
@@ -334,6 +336,9 @@ class Worker:
     def _record_live(self, result: TaskResult) -> None:
         """A rate that cannot be had is no failure of history: it fails by itself, and is told by its age."""
         account = result.task.account
+        if account not in self._entry_versions and not self._accounts.one_cluster:  # unlinked meanwhile
+            return
+        self._live.add(account)
         if result.failure is not None:
             self._live_failing.add(account)
         else:
@@ -375,7 +380,7 @@ class Worker:
             log.warning("the clusters cannot be read: %s", failure)
             return None
         for account in sorted(self._remembered().difference(known)):
-            if not self._executor.busy("extract", account):
+            if not any(self._executor.busy(kind, account) for kind in ("extract", "live")):
                 await self._executor.release(account)
                 self._forget(account)
         return known

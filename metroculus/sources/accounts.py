@@ -135,6 +135,7 @@ class Accounts:
         """
         own = self._default.account if self._default is not None else None
         entry_versions = await self.registry.entry_versions() | ({own: 0} if own is not None else {})
+        self._of_metrics = {one: kept for one, kept in self._of_metrics.items() if one in entry_versions}
         return dict(sorted(entry_versions.items()))
 
     async def revision(self, account: str) -> int | None:
@@ -152,18 +153,19 @@ class Accounts:
             RegistryError
         """
         default = self._default_of(account)
-        behind = self._metrics(account)
         if default is not None:
             upstream = Upstream("the cost source", default.url, trusted=True)
 
             def make() -> CostSource:
                 return KubecostSource(self._http, upstream, default.flavour, self._clock)
 
+            own_cluster = Clusters() if default.account else None
+            behind = self._metrics(account, own_cluster)
             return AccountSources([self._kept(account if default.account else "", 0, make), *behind])
         entry = await self.registry.get(account)
         if entry is None:
             self._made.pop(account, None)
-            return AccountSources(behind)
+            return AccountSources(self._metrics(account))
         known = entry.credentials
         clusters = Clusters(known.clusters)
         behind = self._metrics(account, clusters, known.thanos)

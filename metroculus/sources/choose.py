@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from metroculus.cost_model.allocation import IDLE, Allocation
 from metroculus.cost_model.columns import Allocations, exact
 from metroculus.cost_model.components import COMPONENTS, Costs
-from metroculus.cost_model.live import LivePoint, priced_point
+from metroculus.cost_model.live import LivePoint, joined, priced_point
 from metroculus.cost_model.prices import CustomPrices, mark_unpriced, unpriced, unpriced_components, with_prices
 from metroculus.cost_model.reading import (
     AllocationReading,
@@ -375,9 +375,10 @@ class AccountSources:
             NoMetricsSource, SourceError
         """
         source = self._metrics(Capability.LIVE)
-        points = await source.live(start, end, deadline)
-        currency = await self.currency(deadline) if points else DEFAULT_CURRENCY
-        return [replace(priced_point(one, self._prices), currency=currency) for one in points]
+        minutes = await source.live(start, end, deadline)
+        currency = await self.currency(deadline) if minutes else DEFAULT_CURRENCY
+        points = (joined([priced_point(one, self._prices) for one in clusters]) for clusters in minutes)
+        return [replace(one, currency=currency) for one in points]
 
     async def series(self, name: str, window: Window, step: int, deadline: Deadline) -> tuple[list[Series], list[str]]:
         """One metric's series, and what the source warned of.

@@ -316,8 +316,11 @@ class CostSource:
         """Quotas, workloads and nodes as they were shortly before ``at``."""
         raise NotImplementedError
 
-    async def live(self, start: int, end: int, deadline: Deadline) -> list[LivePoint]:
-        """What it costs an hour at each whole minute of ``[start, end]`` of which anything is known, in order."""
+    async def live(self, start: int, end: int, deadline: Deadline) -> list[tuple[LivePoint, ...]]:
+        """What it costs an hour at each whole minute of ``[start, end]`` of which anything is known, in order.
+
+        A minute is a point for each of the account's clusters: each has prices of its own, or none.
+        """
         raise NotImplementedError
 
     async def series(self, name: str, window: Window, step: int, deadline: Deadline) -> tuple[list[Series], list[str]]:

@@ -69,7 +69,12 @@ PUSH_PIECES = _table("k8s_push_pieces", "account first answer number body")
 PUSH_TAKEN = _table("k8s_push_taken", "account first answer asked_at taken_at")
 DOCUMENTS = _table("k8s_documents", "organization kind name sequence changed_at body", partitioned=False)
 INFLUX_SENT = _table("k8s_influx_sent", "account measurement start version batch sent_at series")
-LIVE = _table("k8s_live", "account at told_at point namespaces", partitioned=False)
+LIVE = _table(
+    "k8s_live",
+    "account at told_at point namespace cpu ram gpu pv network load_balancer cpu_request cpu_usage ram_request"
+    " ram_usage network_sent cores ram_gib gpus pv_gib",
+    partitioned=False,
+)
 AUDIT = _table("k8s_repairs", "account hour repair who why before after before_batch repaired_at", partitioned=False)
 
 TABLES = (
@@ -78,7 +83,7 @@ TABLES = (
 )  # fmt: skip
 FENCED = (EXTRACTIONS, ASSET_DAYS, SUMMARY_BUILDS, DAY_RESIDUALS, SAVINGS)
 """Tables of which the row with the highest sequence counts; a sequence begins with its writer's fence."""
-ACCOUNTED = tuple(table for table in TABLES if "account" in table.names)
-"""What is purged with an account; documents are an organization's."""
+ACCOUNTED = tuple(table for table in TABLES if "account" in table.names and table is not INFLUX_SENT)
+"""What is purged with an account. Documents are an organization's; what was sent is written as 0 first."""
 PARTITIONED = tuple(table for table in TABLES if table.partitioned)
 """What retention drops month by month."""

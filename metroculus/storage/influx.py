@@ -12,6 +12,8 @@ from metroculus.storage.engine import Engine, literal, moment
 HOURS, DAYS = "cost_allocations", "asset_costs"
 _COMMITTED = {HOURS: (EXTRACTIONS.name, "hour"), DAYS: (ASSET_DAYS.name, "day")}
 """By measurement, the table whose rows commit its batches, and the column of their time."""
+UNSURE, GONE = 0, 1
+"""Instead of a batch: what was sent may or may not be there; it was written as 0, for its account was purged."""
 
 
 class SentTime(Struct, frozen=True):
@@ -24,20 +26,30 @@ class SentTime(Struct, frozen=True):
 
 
 class InfluxSent:
-    """The outbox: what is committed under another batch than was sent is owed."""
+    """The outbox: what is committed under another batch than was sent is owed, and so is what is no more."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def newest_sequences(self, measurement: str) -> dict[str, int]:
-        """By account, a number that changes whenever something of it may be owed.
+    def changes(self, measurement: str) -> dict[str, tuple[int, int]]:
+        """By account, numbers that change whenever something of it may be owed.
 
         Raises:
             StoreError
         """
         table, _ = _COMMITTED[measurement]
-        rows = self._engine.rows(f"SELECT account, max(sequence) AS newest FROM {table} GROUP BY account")
-        return {str(row["account"]): int(row["newest"]) for row in rows}
+        newest = {
+            str(row["account"]): int(row["newest"])
+            for row in self._engine.rows(f"SELECT account, max(sequence) AS newest FROM {table} GROUP BY account")
+        }
+        noted = {
+            str(row["account"]): int(row["noted"])
+            for row in self._engine.rows(
+                f"SELECT account, count() AS noted FROM {INFLUX_SENT.name}"
+                f" WHERE measurement = {literal(measurement)} GROUP BY account"
+            )
+        }
+        return {one: (newest.get(one, 0), noted.get(one, 0)) for one in sorted({*newest, *noted})}
 
     def owed(self, measurement: str, account: str) -> list[int]:
         """The hours or days whose newest batch is another than was sent, newest first.
@@ -61,7 +73,20 @@ class InfluxSent:
                 f" WHERE {of} AND measurement = {literal(measurement)} GROUP BY stamp"
             )
         }
-        return sorted((start for start, batch in newest.items() if sent.get(start) != batch), reverse=True)
+        owed = {start for start, batch in newest.items() if sent.get(start) != batch}
+        if not newest:  # purged: months that are older than is kept go on both sides at once
+            owed = {start for start, batch in sent.items() if batch != GONE}
+        return sorted(owed, reverse=True)
+
+    def is_purged(self, measurement: str, account: str) -> bool:
+        """Whether nothing is committed of an account of which something was sent.
+
+        Raises:
+            StoreError
+        """
+        table, _ = _COMMITTED[measurement]
+        rows = list(self._engine.rows(f"SELECT count() AS there FROM {table} WHERE account = {literal(account)}"))
+        return not int(rows[0]["there"])
 
     def last(self, measurement: str, account: str, starts: Sequence[int]) -> dict[int, SentTime]:
         """What was sent last of some hours or days; also of those that never were.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
-from msgspec.structs import replace
+from msgspec import Struct
+from msgspec.structs import astuple, replace
 
 from metroculus.cost_model.live import LivePoint, NamespaceRate
 from metroculus.storage.columns import LIVE
@@ -15,16 +18,32 @@ from tools.window import DAY, iso
 
 KEPT_SECONDS = 2 * DAY
 
+_RATES = NamespaceRate.__struct_fields__
+_NOTHING = NamespaceRate("")
+_Row = tuple[Any, ...]
+
+
+class _Header(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is of a cluster at a moment, beside sums and namespaces."""
+
+    idle: float | None
+    management: float | None
+    capacity: dict[str, float] = {}
+    missing: tuple[str, ...] = ()
+    not_covered: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    partial: bool = False
+    currency: str = ""
+
+
 _ENCODER = msgspec.json.Encoder()
-_POINT = msgspec.json.Decoder(LivePoint)
-_NAMESPACES = msgspec.json.Decoder(tuple[NamespaceRate, ...])
-_Row = tuple[str, int, int, str, str]
+_HEADER = msgspec.json.Decoder(_Header)
 
 
 class LivePoints:
-    """One row a minute and account; of two of one minute the one that was written last is read.
+    """One row a minute, account and namespace, and one with the sums, whose ``point`` is not empty.
 
-    What is of the cluster and what is of each namespace are columns of their own: a long series reads the first alone.
+    Of two of one minute the one that was written last is read.
     """
 
     def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
@@ -39,13 +58,11 @@ class LivePoints:
             StoreError
         """
         now = int(self._clock())
-        rows = [
-            (
-                account, one.at, now, _ENCODER.encode(replace(one, namespaces=())).decode(),
-                _ENCODER.encode(one.namespaces).decode(),
-            )
-            for one in points
-        ]  # fmt: skip
+        rows: list[_Row] = []
+        for one in points:
+            header = _ENCODER.encode(msgspec.convert(one, _Header, from_attributes=True)).decode()
+            rows.append((account, one.at, now, header, *astuple(replace(one.sums, namespace=""))))
+            rows += [(account, one.at, now, "", *astuple(row)) for row in one.namespaces]
         try:
             self._group.commit(rows)
         except FailedTogether as failure:
@@ -54,28 +71,44 @@ class LivePoints:
     def _insert(self, groups: Sequence[Sequence[_Row]]) -> None:
         self._engine.insert(LIVE.name, LIVE.names, [row for rows in groups for row in rows])
 
-    def of(self, account: str, start: int, end: int, namespaces: bool = False) -> list[LivePoint]:
-        """The points of ``[start, end]``, in order.
-
-        Args:
-            namespaces: whether to read what is of each namespace.
+    def of(self, account: str, start: int, end: int, namespace: str | None = None) -> list[LivePoint]:
+        """The points of ``[start, end]``, in order, with one namespace of each or none.
 
         Raises:
             StoreError
         """
-        column = "namespaces" if namespaces else "'[]' AS namespaces"
-        found: dict[int, tuple[int, str, str]] = {}
-        for row in self._engine.rows(
-            f"SELECT toUInt32(at) AS stamp, told_at, point, {column} FROM {LIVE.name}"
-            f" WHERE {_between(account, start, end)}"
-        ):
-            stamp, told = int(row["stamp"]), (int(row["told_at"]), str(row["point"]), str(row["namespaces"]))
-            found[stamp] = max(told, found.get(stamp, told))
+        names = ("",) if namespace is None else ("", namespace)
+        named = f" AND namespace IN ({', '.join(map(literal, names))})"
+        return self._points(f"{_between(account, start, end)}{named}", namespace)
+
+    def at(self, account: str, stamp: int) -> LivePoint | None:
+        """One point with all of its namespaces.
+
+        Raises:
+            StoreError
+        """
+        return next(iter(self._points(_between(account, stamp, stamp), None, every=True)), None)
+
+    def _points(self, where: str, namespace: str | None, every: bool = False) -> list[LivePoint]:
+        headers: dict[int, tuple[int, str, NamespaceRate]] = {}
+        namespaces: dict[tuple[int, int], dict[str, NamespaceRate]] = defaultdict(dict)
+        columns = ", ".join(("toUInt32(at) AS stamp", "told_at", "point", *_RATES))
+        for row in self._engine.rows(f"SELECT {columns} FROM {LIVE.name} WHERE {where}"):
+            stamp, told_at, point = int(row["stamp"]), int(row["told_at"]), str(row["point"])
+            rates = NamespaceRate(str(row["namespace"]), *(float(row[name]) for name in _RATES[1:]))
+            if point:
+                headers[stamp] = max((told_at, point, rates), headers.get(stamp, (0, "", _NOTHING)), key=_told)
+            elif every or rates.namespace == namespace:
+                namespaces[stamp, told_at][rates.namespace] = rates
         try:
             return [
-                replace(_POINT.decode(point), namespaces=_NAMESPACES.decode(rows))
-                for _, (_, point, rows) in sorted(found.items())
-            ]
+                LivePoint(
+                    at=stamp, sums=sums, namespaces=tuple(one for _, one in sorted(namespaces[stamp, told_at].items())),
+                    **{name: getattr(header, name) for name in _Header.__struct_fields__},
+                )
+                for stamp, (told_at, body, sums) in sorted(headers.items())
+                for header in (_HEADER.decode(body),)
+            ]  # fmt: skip
         except msgspec.DecodeError as problem:  # of another program
             raise StoreError(f"stored rates cannot be read: {problem}") from None
 
@@ -85,7 +118,7 @@ class LivePoints:
         Raises:
             StoreError
         """
-        where = _between(account, start, end)
+        where = f"{_between(account, start, end)} AND namespace = '' AND point != ''"
         rows = list(self._engine.rows(f"SELECT toUInt32(max(at)) AS newest FROM {LIVE.name} WHERE {where}"))
         return int(rows[0]["newest"]) or None
 
@@ -100,6 +133,10 @@ class LivePoints:
         for day in partitions(self._engine, LIVE.name):
             if day < first:
                 self._engine.command(f"ALTER TABLE {target} DROP PARTITION {day}")
+
+
+def _told(header: tuple[int, str, NamespaceRate]) -> int:
+    return header[0]
 
 
 def _between(account: str, start: int, end: int) -> str:

@@ -176,7 +176,8 @@ def test_savings_metadata_and_series_come_where_they_are_declared(subject: Subje
             series, warnings = await source.series("node_total_hourly_cost", LAST_DAY, HOUR, Deadline(20))
             assert series and not warnings
         if Capability.LIVE in told:
-            points = await source.live(END - 30 * MINUTE, END - MINUTE, Deadline(20))
+            minutes = await source.live(END - 30 * MINUTE, END - MINUTE, Deadline(20))
+            points = [point for (point,) in minutes]
             assert [point.at for point in points] == list(range(END - 30 * MINUTE, END, MINUTE))
             assert all(point.complete and point.total and point.namespaces for point in points)
         return told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 from math import fsum
@@ -15,13 +16,15 @@ from metroculus.config import SETTINGS, InfluxConfig
 from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.assets import Asset
 from metroculus.cost_model.line_protocol import series_key
-from metroculus.metroculus_worker.influx import NotTaken
+from metroculus.metroculus_worker import influx as influx_round
+from metroculus.metroculus_worker.influx import NotTaken, Refused
 from metroculus.storage.engine import StoreError
+from metroculus.storage.influx import UNSURE
 from tests.conftest import free_port, need, wait_until_ready
 from tests.organizations import NOVEMBER, Organization, row
 from tests.support import END
 from tools.settings import SettingsError, load
-from tools.window import DAY, HOUR
+from tools.window import DAY, HOUR, iso
 
 pytestmark = pytest.mark.watch
 
@@ -32,7 +35,8 @@ HOSTILE = ["a,b", "c=d", "e f", "g\\h", '"quoted"', "j,k=l m", "\\,n", "ünï", 
 class Influx:
     """An InfluxDB on ports of its own, with a folder that outlives it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, max_values=100_000):
+        folder.mkdir(exist_ok=True)
         need("influxd", package="influxdb")
         self.port, backup = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -40,6 +44,7 @@ class Influx:
             f'reporting-disabled = true\nbind-address = "127.0.0.1:{backup}"\n'
             f'[meta]\ndir = "{folder}/influx/meta"\n'
             f'[data]\ndir = "{folder}/influx/data"\nwal-dir = "{folder}/influx/wal"\n'
+            f"max-values-per-tag = {max_values}\n"
             f'[http]\nbind-address = "127.0.0.1:{self.port}"\nlog-enabled = false\n'
         )
         self.command = ["influxd", "-config", str(folder / "influx.conf")]
@@ -171,6 +176,173 @@ def test_kills_between_sending_and_noting_lose_and_double_nothing(acme, influx, 
         if not acme.kept.influx_sent.owed("cost_allocations", acme.ids[0]):
             break
     assert len(fails) == KILLS
+    assert influx.total(acme.ids[0]) == pytest.approx(acme.total(acme.ids[0]), rel=1e-9)
+
+
+def test_what_was_sent_and_not_noted_is_written_as_zero_when_it_is_restated(acme, influx, monkeypatch):
+    """Also half of what was to be sent, and a post that was taken though its answer never came."""
+    account, note, post = acme.ids[0], acme.kept.influx_sent.note, acme.round._post
+    failing = []
+
+    def final_fails(measurement, of, sent, now):
+        if failing and any(one.batch != UNSURE for one in sent):
+            raise StoreError("killed")
+        note(measurement, of, sent, now)
+
+    async def half(body):
+        await post(body)
+        if failing:
+            raise NotTaken("no answer")
+
+    for team, patched in (("first", (acme.kept.influx_sent, "note", final_fails)), ("second", (acme.round, "_post", half))):
+        with monkeypatch.context() as broken:
+            broken.setattr(*patched)
+            failing.append(1)
+            acme.store(account, [row("web", 8.0, team)], [END])
+            acme.send()
+            failing.clear()
+        acme.store(account, [row("web", 8.0, f"not {team}")], [END])
+        acme.send()
+        assert influx.total(account) == pytest.approx(acme.total(account), rel=1e-9)
+        assert influx.total(account, team=team) == 0.0
+
+
+def test_one_who_sends_no_more_leaves_what_it_sent_to_the_next(acme, influx, monkeypatch):
+    account, post, held = acme.ids[0], acme.round._post, [True]
+    acme.send()
+    acme.store(account, [row("late", 8.0)], [END])
+
+    async def loses(body):
+        await post(body)
+        held.clear()
+
+    with monkeypatch.context() as lost:
+        lost.setattr(acme.round, "_post", loses)
+        lost.setattr(type(acme.round._lease), "held", property(lambda lease: bool(held)))
+        acme.send()
+    acme.store(account, [row("web", 1.0)], [END])
+    acme.send()
+    assert influx.total(account, namespace="late") == 0.0
+    assert influx.total(account) == pytest.approx(acme.total(account), rel=1e-9)
+
+
+def test_points_that_are_refused_hold_back_their_own_hour_alone(acme, influx, monkeypatch, caplog):
+    """Of whatever account: the others are sent, and the hour is named with InfluxDB's reason."""
+    first, second = acme.ids
+    post = acme.round._post
+
+    async def refuses(body):
+        if b"poison" in body:
+            raise Refused("status 400: partial write")
+        await post(body)
+
+    acme.store(first, [row("poison", 8.0)], [END])
+    acme.store(first, [row("web", 8.0)], [END + HOUR])
+    acme.store(second, [row("web", 1.0)], [END, END + HOUR])
+    with monkeypatch.context() as refusing:
+        refusing.setattr(acme.round, "_post", refuses)
+        acme.send()
+    assert acme.kept.influx_sent.owed("cost_allocations", first) == [END]
+    assert f"account {first}: InfluxDB refuses points of {iso(END)}: status 400: partial write" in caplog.text
+    for account in (second, acme.foreign):
+        assert influx.total(account) == pytest.approx(acme.total(account), rel=1e-9)
+    assert influx.total(first) == pytest.approx(acme.total(first) - 8.0625, rel=1e-9)
+    acme.send()
+    assert acme.kept.influx_sent.owed("cost_allocations", first) == [END], "not before an hour"
+    acme.round._held.clear()
+    acme.send()
+    assert influx.total(first) == pytest.approx(acme.total(first), rel=1e-9)
+
+
+def test_a_series_limit_of_one_is_no_limit_of_others(tmp_path, stack):
+    influx = Influx(tmp_path / "limited", max_values=30)
+    acme = Acme(stack, influx)
+    acme.store(acme.ids[0], [row(f"n{n}", 1.0) for n in range(60)], [END - HOUR])
+    acme.send()
+    acme.store(acme.ids[0], [row(f"other{n}", 1.0) for n in range(60)], [END])
+    acme.store(acme.ids[1], [row("search", 1.0)], [END])
+    acme.send()
+    for account in (acme.ids[1], acme.foreign):
+        assert influx.total(account) == pytest.approx(acme.total(account), rel=1e-9)
+    assert acme.kept.influx_sent.owed("cost_allocations", acme.ids[0]) == [END]
+    influx.kill()
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (400, "points beyond retention policy dropped=5"),
+        (422, "partial write: dropped 3 points outside retention policy"),
+    ],
+)
+def test_what_is_too_old_counts_as_sent(acme, monkeypatch, status, told):
+    async def too_old(*args):
+        return status, told.encode()
+
+    monkeypatch.setattr(influx_round, "post", too_old)
+    acme.send()
+    for account in acme.ids:
+        assert acme.kept.influx_sent.owed("cost_allocations", account) == []
+
+
+def test_a_body_that_is_too_large_is_halved(acme, influx, monkeypatch):
+    sizes, post = [], influx_round.post
+
+    async def limited(client, url, body, *more):
+        sizes.append(len(body))
+        return (413, b"") if len(body) > 2_000 else await post(client, url, body, *more)
+
+    monkeypatch.setattr(influx_round, "post", limited)
+    acme.send()
+    assert max(sizes) > 2_000
+    for account in acme.ids:
+        assert influx.total(account) == pytest.approx(acme.total(account), rel=1e-9)
+
+
+def test_the_newest_hours_of_all_come_first(acme, influx, monkeypatch):
+    bodies, post = [], acme.round._post
+
+    async def seen(body):
+        bodies.append(body)
+        await post(body)
+
+    monkeypatch.setattr(acme.round, "_post", seen)
+    acme.send()
+    first = {re.search(rb"cluster=([0-9a-f-]+)", body)[1].decode() for body in bodies[:3]}
+    assert first == {*acme.ids, acme.foreign}
+
+
+def test_one_that_cannot_be_read_holds_up_no_other(acme, influx, monkeypatch):
+    points, first = acme.round._points_of_hours, acme.ids[0]
+
+    def unreadable(account, hours):
+        if account == first:
+            raise StoreError("memory limit")
+        return points(account, hours)
+
+    monkeypatch.setattr(acme.round, "_points_of_hours", unreadable)
+    acme.send()
+    assert influx.total(acme.ids[1]) == pytest.approx(acme.total(acme.ids[1]), rel=1e-9)
+    assert acme.running.worker.service.registry.get_sample_value("metroculus_influx_failing") == 1
+
+
+def test_what_was_purged_is_zero_and_comes_back_once(acme, influx):
+    account = acme.ids[0]
+    acme.send()
+    acme.kept.maintenance.purge(account)
+    acme.send()
+    assert influx.total(account) == 0.0
+    acme.send()
+    acme.store(account, [row("web", 1.0)], [END])
+    acme.send()
+    assert influx.total(account) == pytest.approx(acme.total(account), rel=1e-9)
+
+
+def test_a_quote_behind_a_backslash_hides_no_other_line(acme, influx):
+    names = ['\\ \\="', 'a\\ b"=', '"\\', "x" * 70_000]
+    acme.store(acme.ids[0], [row(f"n{n}", 1.0, team=name) for n, name in enumerate(names)], [END])
+    acme.send()
+    assert acme.kept.influx_sent.owed("cost_allocations", acme.ids[0]) == []
     assert influx.total(acme.ids[0]) == pytest.approx(acme.total(acme.ids[0]), rel=1e-9)
 
 

@@ -37,9 +37,9 @@ class LiveController:
         start = now - now % MINUTE - (minutes - 1) * MINUTE
 
         def read() -> structs.Live:
-            points = store.live.of(account, start, now, namespace is not None)
-            if points and namespace is None:
-                points[-1:] = store.live.of(account, points[-1].at, points[-1].at, True)
+            points = store.live.of(account, start, now, namespace)
+            last = store.live.at(account, points[-1].at) if points and namespace is None else None
+            points[-1:] = [last] if last is not None else points[-1:]
             return _answer(account, minutes, namespace, start, now, points)
 
         return await store.ask(deadline.left(), read)

@@ -52,7 +52,13 @@ FROM_OTHERS = (
     "kubecost_pod_network_egress_bytes_total",
 )
 GAUGES = (*FROM_THE_COST_EXPORTER, *FROM_OTHERS)
-MAY_BE_OVERWRITTEN = (ALLOCATED, "kube_pod_container_resource_requests", "kubecost_load_balancer_cost")
+MAY_BE_OVERWRITTEN = (
+    ALLOCATED,
+    "kube_pod_container_resource_requests",
+    "kube_pod_container_resource_requests_cpu_cores",
+    "kube_persistentvolumeclaim_info",
+    "kubecost_load_balancer_cost",
+)
 
 CLUSTER_LABEL = "cluster_id"
 """What Kubecost calls it, where several clusters write under one tenant."""
@@ -123,6 +129,10 @@ class Chunk:
         """A vector with the labels that its exporter gave it."""
         return promql.own_labels(expression) if self.overwritten else expression
 
+    def price(self, metric: str, *identity: str) -> str:
+        """A price's current value, one a thing; one below zero is none."""
+        return f"({self.now(metric, *identity)} >= 0)"
+
     def now(self, metric: str, *identity: str, **labels: str) -> str:
         """A metric's current value, one a thing."""
         return promql.current(metric, self.tenant, identity, self.intervals[metric], self.own, **labels)
@@ -171,17 +181,20 @@ class Chunk:
             in_all = found.get(f"in_all:{name}")
             if in_all:
                 self.series[name] = int(found.get(f"series:{name}", 1))
-                self.intervals[name] = promql.interval_of(found.get(f"hourly:{name}", 0.0), in_all, self.seconds)
+                interval = promql.interval_of(found.get(f"hourly:{name}", 0.0), in_all, self.seconds)
+                # Counted over all who write it: the quickest must not hide a slower one.
+                self.intervals[name] = max(interval, float(MINUTE)) if name in FROM_OTHERS else interval
 
     async def cluster_names(self) -> list[str]:
-        """The clusters that the heartbeats of the stretch are of, as their label says."""
+        """The clusters that the heartbeats of the stretch are of, as their label says; "" is one beside others."""
         by = self.tenant.by(CLUSTER_LABEL)
         asked = [
             f"count by ({by}) (count_over_time({promql.selector(name, self.tenant)}[{self.seconds}s]))"
             for name in self.beats
         ]
         found = await self.ask(" or ".join(asked)) if asked else []
-        return sorted({labels.get(CLUSTER_LABEL, "") for labels, _ in found} - {""})
+        names = sorted({labels.get(CLUSTER_LABEL, "") for labels, _ in found})
+        return [] if names == [""] else names
 
     async def paces(self) -> list[Pace]:
         """How often the cost exporter wrote, from which moment on; empty where nothing says so."""
@@ -331,14 +344,14 @@ def tenants_of(tenant: Tenant, clusters: Clusters, seen: Sequence[str]) -> list[
     Raises:
         SeveralClusters
     """
-    clusters.check(seen)
-    if len(seen) < 2:
+    if not clusters.names and len(seen) > 1:
+        raise SeveralClusters([name or "(without a name)" for name in seen])
+    if not seen or (len(seen) < 2 and (not clusters.named or seen[0] in clusters.named)):
         return [("", tenant)]
     if clusters.all:
         return [(name, msgspec.structs.replace(tenant, cluster_label=CLUSTER_LABEL, clusters=(name,))) for name in seen]
-    mine = tuple(name for name in clusters.named if name in seen)
-    if not mine:
-        raise SeveralClusters(seen)
+    # Where none of its own is seen nothing is: another cluster of the tenant does not take its place.
+    mine = tuple(name for name in clusters.named if name in seen) or clusters.named
     return [("", msgspec.structs.replace(tenant, cluster_label=CLUSTER_LABEL, clusters=mine))]
 
 

@@ -253,7 +253,7 @@ class _ChunkReader:
         if price not in self.chunk.intervals:
             self._untold(f"{component}: some of it ran on nodes whose price is not known, and is not counted")
             return _Compute({}, await self._by_container(summed))
-        prices = self.chunk.now(price, "node")
+        prices = self.chunk.price(price, "node")
         costs, without = await asyncio.gather(
             self._by_container(self.chunk.integral(promql.priced(amounts, prices, tenant, "node"), amount, price)),
             self.chunk.ask(
@@ -278,6 +278,15 @@ class _ChunkReader:
             found[(*_two(labels, "namespace", "pod"), *_two(labels, "container", "node"))] = value
         return found
 
+    async def _mostly(self, there: str | None, *metrics: str) -> bool:
+        """Whether something is there in more steps than the edges of a stretch explain."""
+        if there is None:
+            return False
+        step = self.chunk.step(*metrics)
+        found = await self.chunk.ask(promql.seen_steps(there, self.chunk.seconds, step))
+        allowed = 1 - promql.coverage_threshold(self.chunk.seconds, step)
+        return any(count * step / self.chunk.seconds > allowed for _, count in found)
+
     def _untold(self, note: str) -> None:
         """Something is missing from the sums: the source is partial, and says what."""
         self.incomplete = True
@@ -292,6 +301,8 @@ class _ChunkReader:
             promql.total(self.chunk.now("node_total_hourly_cost", "node"), tenant), "node_total_hourly_cost"
         )
         usd = math.fsum(value for _, value in await self.chunk.ask(total))
+        if await self._mostly(without_total(self.chunk), "node_total_hourly_cost"):
+            self._untold("idle: some nodes have no total price, and what is idle on them is not counted")
         parts = await asyncio.gather(
             self._capacity_cost("cpu", "core", "kube_node_status_capacity_cpu_cores", "node_cpu_hourly_cost", ""),
             self._capacity_cost(
@@ -311,7 +322,7 @@ class _ChunkReader:
         if sizes is None or price not in there:
             return 0.0
         amounts = f"(({sizes}){factor})"
-        rate = promql.total(promql.priced(amounts, self.chunk.now(price, "node"), self.tenant, "node"), self.tenant)
+        rate = promql.total(promql.priced(amounts, self.chunk.price(price, "node"), self.tenant, "node"), self.tenant)
         measures = [name for name in (older, CAPACITY) if name in there]
         return math.fsum(value for _, value in await self.chunk.ask(self.chunk.integral(rate, *measures, price)))
 
@@ -330,10 +341,11 @@ class _ChunkReader:
             amounts = await self._by_owner(gib, capacity)
             return dict.fromkeys(amounts, 0.0), amounts
         prices = volume_prices(self.chunk)
-        without_price = promql.total(promql.unpriced(sizes, prices, self.tenant, "persistentvolume"), self.tenant)
+        if await self._mostly(unsized_volumes(self.chunk), capacity, price):
+            self._untold("pv: the sizes of some volumes are not known for some of the time, and they are not counted")
         costs, without = await asyncio.gather(
             self._by_owner(promql.priced(gib, prices, self.tenant, "persistentvolume"), capacity, price),
-            self.chunk.ask(self.chunk.integral(without_price, capacity, price)),
+            self.chunk.ask(self.chunk.integral(unpriced_volumes(self.chunk), capacity, price)),
         )
         if any(value > 0 for _, value in without):
             self._untold("pv: some volumes have no price, and are not counted")
@@ -622,15 +634,19 @@ class _Rows:
             self.add(component, {where: usd * share for where, share in self._places.of(pod)})
 
 
-def volume_prices(chunk: Chunk) -> str:
-    """USD per GiB and hour of each volume; older exporters name it ``volumename`` alone."""
-    price, tenant = "pv_hourly_cost", chunk.tenant
-    lookback = promql.lookback(chunk.intervals[price])
-    older = promql.selector(price, tenant, persistentvolume="")
+def volume_prices(chunk: Chunk, interval: float = 0.0) -> str:
+    """USD per GiB and hour of each volume; older exporters name it ``volumename`` alone.
+
+    Args:
+        interval: looks back as if it were written so seldom.
+    """
+    price, tenant, spacing = "pv_hourly_cost", chunk.tenant, interval or chunk.intervals["pv_hourly_cost"]
+    newer = promql.current(price, tenant, ("persistentvolume",), spacing, chunk.own, persistentvolume="!")
+    older = f"last_over_time({promql.selector(price, tenant, persistentvolume='')}{promql.lookback(spacing)})"
     return (
-        f"({chunk.now(price, 'persistentvolume', persistentvolume='!')} or "
+        f"({newer} or "
         f"max by ({tenant.by('persistentvolume')}) "
-        f'(label_replace(last_over_time({older}{lookback}), "persistentvolume", "$1", "volumename", "(.+)")))'
+        f'(label_replace({older}, "persistentvolume", "$1", "volumename", "(.+)")))'
     )
 
 
@@ -640,8 +656,42 @@ def claimed_by(chunk: Chunk, rate: str) -> str:
     lookback = promql.lookback(chunk.intervals["kube_persistentvolume_capacity_bytes"])
     claims = chunk.own(f"last_over_time({claims}{lookback})")
     claimed = f"max by ({chunk.tenant.by('volumename', 'namespace')}) ({claims})"
-    by_volume = f'label_replace({claimed}, "persistentvolume", "$1", "volumename", "(.+)")'
+    count = f"sum by ({chunk.tenant.by('volumename')}) ({claimed})"  # a claim that lost its volume still names it
+    shares = f"({claimed} / on ({chunk.tenant.by('volumename')}) group_left () {count})"
+    by_volume = f'label_replace({shares}, "persistentvolume", "$1", "volumename", "(.+)")'
     return promql.priced(by_volume, f"({rate})", chunk.tenant, "persistentvolume")
+
+
+def _volumes_alike(chunk: Chunk) -> tuple[str, str]:
+    """Sizes and prices of volumes, both looked back at for as long: what has ended lingers on neither side alone."""
+    sizes, price = "kube_persistentvolume_capacity_bytes", "pv_hourly_cost"
+    longer = max(chunk.intervals[sizes], chunk.intervals[price])
+    told = promql.current(sizes, chunk.tenant, ("persistentvolume",), longer, chunk.own)
+    return told, volume_prices(chunk, longer)
+
+
+def unpriced_volumes(chunk: Chunk) -> str:
+    """The sizes of volumes that have no price."""
+    sizes, prices = _volumes_alike(chunk)
+    return promql.total(promql.unpriced(sizes, prices, chunk.tenant, "persistentvolume"), chunk.tenant)
+
+
+def unsized_volumes(chunk: Chunk) -> str | None:
+    """How many volumes have a price and no size: whoever tells sizes is away."""
+    if not {"kube_persistentvolume_capacity_bytes", "pv_hourly_cost"} <= chunk.intervals.keys():
+        return None
+    sizes, prices = _volumes_alike(chunk)
+    unsized = promql.unpriced(prices, sizes, chunk.tenant, "persistentvolume")
+    return f"count by ({chunk.tenant.by()}) ({unsized})"
+
+
+def without_total(chunk: Chunk) -> str | None:
+    """How many nodes have a price of their cores and no total one: what is idle on them is not told."""
+    total, price = "node_total_hourly_cost", "node_cpu_hourly_cost"
+    if not {total, price} <= chunk.intervals.keys():
+        return None
+    lacking = promql.unpriced(chunk.now(price, "node"), chunk.now(total, "node"), chunk.tenant, "node")
+    return f"count by ({chunk.tenant.by()}) ({lacking})"
 
 
 def capacity_of(chunk: Chunk, resource: str, unit: str, older: str) -> str | None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import msgspec
+from msgspec import structs
 
-from metroculus.cost_model.live import LivePoint, joined, rows_of, summed
+from metroculus.cost_model.live import LivePoint, rows_of, summed
 from metroculus.sources.thanos import promql
-from metroculus.sources.thanos.chunk import ALLOCATED, Chunk, open_parts
+from metroculus.sources.thanos.chunk import ALLOCATED, CLUSTER_LABEL, FROM_THE_COST_EXPORTER, Chunk, open_parts
 from metroculus.sources.thanos.client import Labels, Querier
 from metroculus.sources.thanos.costs import (
     EGRESS,
@@ -24,7 +23,10 @@ from metroculus.sources.thanos.costs import (
     capacity_of,
     claimed_by,
     reach_of,
+    unpriced_volumes,
+    unsized_volumes,
     volume_prices,
+    without_total,
 )
 from tools.deadline import Deadline
 from tools.window import DAY, HOUR, MINUTE
@@ -67,49 +69,87 @@ class LiveReader:
         self._account = account
         self._learned: list[Chunk] = []
         self._learned_at = 0
-        self._heard: dict[str, int] = {}
-        """When each cluster of the account was heard of last."""
+        self._names: frozenset[str] = frozenset()
+        """Of an account of several clusters, those that were heard of in the last day."""
 
-    async def read(self, start: int, end: int, deadline: Deadline) -> list[LivePoint]:
-        """Each whole minute of ``[start, end]`` at which the exporter was alive, in order.
+    async def read(self, start: int, end: int, deadline: Deadline) -> list[tuple[LivePoint, ...]]:
+        """Each whole minute of ``[start, end]`` at which an exporter was alive, in order; a point a cluster.
 
         Raises:
             SourceError
         """
         clusters = await self._clusters(start, end, deadline)
-        read = await asyncio.gather(*(_Moments(replace(one, deadline=deadline), start, end).read() for one in clusters))
-        by_minute: dict[int, list[LivePoint]] = defaultdict(list)
-        for points in read:
-            for point in points:
-                by_minute[point.at].append(point)
-        whole = [joined(points) for _, points in sorted(by_minute.items()) if len(points) == len(clusters)]
-        silent = self._silent(end, [one.cluster for one in clusters])
-        if not silent:
-            return whole
-        note = f"nothing is heard any more of {', '.join(silent)}"
-        return [msgspec.structs.replace(one, notes=(*one.notes, note), partial=True) for one in whole]
+        by_minute: dict[int, dict[str, LivePoint]] = defaultdict(dict)
+        for one in clusters:
+            for point in await _Moments(replace(one, deadline=deadline, warnings=[]), start, end).read():
+                by_minute[point.at][one.cluster] = point
+        return [self._all_of(points) for _, points in sorted(by_minute.items())]
 
-    def _silent(self, now: int, heard: Sequence[str]) -> list[str]:
-        """The clusters that were heard of in the last day and are not now: they may be gone, or their exporter is."""
-        self._heard |= dict.fromkeys(heard, now)
-        self._heard = {name: at for name, at in self._heard.items() if now - at < DAY}
-        return sorted(name for name in self._heard if name not in heard)
+    def _all_of(self, points: Mapping[str, LivePoint]) -> tuple[LivePoint, ...]:
+        """The clusters of a moment; one that is not heard of makes the others partial."""
+        silent = sorted(self._names - points.keys())
+        if not silent:
+            return tuple(points.values())
+        note = f"nothing is heard of {', '.join(silent)}, which wrote metrics in the last day"
+        return tuple(structs.replace(one, notes=(*one.notes, note), partial=True) for one in points.values())
 
     async def _clusters(self, start: int, now: int, deadline: Deadline) -> list[Chunk]:
-        """The account's clusters, each with what is known of how its metrics are written.
-
-        Of one that wrote nothing lately it is measured over all the time that is asked for.
-        """
-        if not self._learned or not 0 <= now - self._learned_at < LEARNED_FOR_SECONDS:
-            tenant = self._thanos.tenant(self._account)
-            for since in dict.fromkeys((now - LEARNED_FROM_SECONDS, min(start, now - LEARNED_FROM_SECONDS))):
-                parts = await open_parts(self._thanos, tenant, since, now, deadline)
-                newest = {one.cluster: one for one in sorted(parts, key=lambda part: part.start)}
-                self._learned = [one for one in newest.values() if one.beats]
+        """The account's clusters, each with what is known of how its metrics are written."""
+        if self._learned and 0 <= now - self._learned_at < LEARNED_FOR_SECONDS:
+            return self._learned
+        self._learned = []
+        for since in dict.fromkeys((now - LEARNED_FROM_SECONDS, min(start, now - LEARNED_FROM_SECONDS))):
+            if not await self._is_heard(since, now, deadline):
+                continue
+            self._learned = await self._learn(since, now, deadline)
+            if self._learned:
                 self._learned_at = now
-                if self._learned:
-                    break
+                break
         return self._learned
+
+    async def _is_heard(self, since: int, now: int, deadline: Deadline) -> bool:
+        """Whether there is any heartbeat: of a cluster that writes no metrics nothing else is asked."""
+        tenant = self._thanos.tenant(self._account)
+        beats = " or ".join(
+            f"count by ({tenant.by()}) (last_over_time({promql.selector(name, tenant)}[{now - since}s]))"
+            for name in promql.HEARTBEATS
+        )
+        found, _ = await self._thanos.query(tenant, beats, now, deadline)
+        return bool(found)
+
+    async def _learn(self, since: int, now: int, deadline: Deadline) -> list[Chunk]:
+        tenant = self._thanos.tenant(self._account)
+        parts = await open_parts(self._thanos, tenant, since, now, deadline)
+        newest = {one.cluster: one for one in sorted(parts, key=lambda part: part.start)}
+        learned = [_steady(one) for one in newest.values() if one.beats]
+        if len(learned) == 1 and not learned[0].cluster:
+            names = await learned[0].cluster_names()
+            if len(names) == 1:  # another one that appears is not added to it before it is known
+                mine = structs.replace(learned[0].tenant, cluster_label=CLUSTER_LABEL, clusters=(names[0],))
+                learned = [replace(learned[0], tenant=mine, cluster=names[0])]
+        self._names = frozenset()
+        if self._thanos.clusters.all and self._thanos.selected is None:
+            self._names = frozenset(await self._heard_in_a_day(learned, now, deadline))
+        return [one for one in learned if min(one.intervals[name] for name in one.beats) <= (now - since) / 2]
+
+    async def _heard_in_a_day(self, learned: Sequence[Chunk], now: int, deadline: Deadline) -> list[str]:
+        tenant = self._thanos.tenant(self._account)
+        beats = sorted({name for one in learned for name in one.beats})
+        asked = " or ".join(
+            f"count by ({tenant.by(CLUSTER_LABEL)}) (last_over_time({promql.selector(name, tenant)}[{DAY}s]))"
+            for name in beats
+        )
+        found, _ = await self._thanos.query(tenant, asked, now, deadline)
+        return [labels.get(CLUSTER_LABEL, "") for labels, _ in found]
+
+
+def _steady(chunk: Chunk) -> Chunk:
+    """With look-backs of what others write that are no longer than those can be: after an outage a sample is there."""
+    slowest = max(LEARNED_FROM_SECONDS / 3, *(chunk.intervals[name] for name in chunk.beats))
+    others = {
+        name: min(interval, slowest) for name, interval in chunk.intervals.items() if name not in FROM_THE_COST_EXPORTER
+    }
+    return replace(chunk, intervals=chunk.intervals | others)
 
 
 class _Moments:
@@ -124,10 +164,10 @@ class _Moments:
         self._warned = False
 
     async def read(self) -> list[LivePoint]:
-        costs, amounts, usage, network = await asyncio.gather(
-            self._ask(self._costs()), self._ask(self._amounts()), self._ask(self._usage()), self._ask(self._network())
-        )
-        values = {**costs, **amounts, **usage, **network}
+        values: dict[str, Mapping[int, Sequence[tuple[Labels, float]]]] = {}
+        # One after the other: rates leave the querier's places to those who wait for an answer.
+        for asked in (self._costs(), self._amounts(), self._usage(), self._network()):
+            values |= await self._ask(asked)
         return [self._point(at, values) for at in sorted(values.get("alive", {}))]
 
     async def _ask(self, queries: Mapping[str, str]) -> Values:
@@ -156,11 +196,14 @@ class _Moments:
         for name, (_, metric, price, unit) in _COMPUTE.items():
             if {metric, price} <= self._there.keys():
                 amounts = f"({chunk.now(metric, *_WHO, 'node')}{unit})"
-                prices = chunk.now(price, "node")
+                prices = chunk.price(price, "node")
                 asked[name] = promql.total(promql.priced(amounts, prices, tenant, "node"), tenant, "namespace")
                 asked[f"unpriced:{name}"] = promql.total(promql.unpriced(amounts, prices, tenant, "node"), tenant)
         if _NODES in self._there:
-            asked["nodes"] = promql.total(chunk.now(_NODES, "node"), tenant)
+            asked["nodes"] = promql.total(chunk.price(_NODES, "node"), tenant)
+        for name, lacking in (("nodes:untold", without_total(chunk)), ("pv:unsized", unsized_volumes(chunk))):
+            if lacking is not None:
+                asked[name] = lacking
         if MANAGEMENT in self._there:
             asked["management"] = promql.total(chunk.now(MANAGEMENT), tenant)
         if _BALANCERS in self._there:
@@ -170,7 +213,7 @@ class _Moments:
             sizes, prices = self._sizes(), volume_prices(chunk)
             rate = promql.priced(sizes, prices, tenant, "persistentvolume")
             asked |= {"pv": self._claimed(rate), "pv:all": promql.total(rate, tenant)}
-            asked["unpriced:pv"] = promql.total(promql.unpriced(sizes, prices, tenant, "persistentvolume"), tenant)
+            asked["unpriced:pv"] = unpriced_volumes(chunk)
         return asked
 
     def _sizes(self) -> str:
@@ -356,13 +399,15 @@ class _Point:
         if whole is None or ALLOCATED not in self._there:
             self._lacks("idle: what the nodes cost, or what is allocated on them, is not known", "idle")
             return None
+        if self._one("nodes:untold"):
+            self._lacks("idle: some nodes have no total price, and what is idle on them is not counted", "idle")
         return whole - math.fsum(usd for name in _COMPUTE for usd in measures[name].values())
 
     def _judge_compute(self) -> None:
-        for name, (_, metric, price, _) in _COMPUTE.items():
+        for name, (amount, metric, price, _) in _COMPUTE.items():
             if name == "gpu" and metric not in self._there:
                 continue
-            if metric not in self._there:
+            if metric not in self._there or not (name == "gpu" or self._at_this_moment(amount)):
                 self._lacks(f"{name}: nobody writes what is allocated", name)
             elif price not in self._there or self._one(f"unpriced:{name}"):
                 self._lacks(f"{name}: some of it runs on nodes whose price is not known, and is not counted", name)
@@ -371,5 +416,7 @@ class _Point:
         if _VOLUMES not in self._there:
             if _VOLUME_PRICE in self._there:
                 self._lacks("pv: volumes are there, and their size is not known", "pv")
+        elif self._one("pv:unsized"):
+            self._lacks("pv: the sizes of some volumes are not known now, and they are not counted", "pv")
         elif _VOLUME_PRICE not in self._there or self._one("unpriced:pv"):
             self._lacks("pv: some volumes have no price, and are not counted", "pv")

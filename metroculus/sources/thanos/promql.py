@@ -22,6 +22,8 @@ HEARTBEATS = ("node_total_hourly_cost", "kubecost_network_internet_egress_cost",
 """Gauges that the cost exporter always writes: where they are, it was alive."""
 
 MIN_STEP_SECONDS = 15
+SCRAPE_LABELS = ("job", "endpoint")
+"""What tells apart only which scrape of one instance recorded a series."""
 OVERWRITTEN_LABELS = ("namespace", "pod", "container")
 """What a scrape without ``honor_labels`` takes for the exporter's own pod."""
 
@@ -152,7 +154,7 @@ def increase(
         replicas: labels that tell apart only who recorded it: of those the most counts.
     """
     grown = own(f"increase({selector(metric, tenant, **matchers)}[{seconds}s])")
-    once = f"max without ({', '.join(replicas)}) ({grown})" if replicas else grown
+    once = f"max without ({', '.join((*SCRAPE_LABELS, *replicas))}) ({grown})"
     return f"sum by ({tenant.by(*labels)}) ({once})"
 
 

@@ -98,7 +98,7 @@ class MetricsSource(CostSource):
     async def metadata(self, at: int, deadline: Deadline) -> Metadata:
         return await metadata(self._querier, self._account, at, deadline)
 
-    async def live(self, start: int, end: int, deadline: Deadline) -> list[LivePoint]:
+    async def live(self, start: int, end: int, deadline: Deadline) -> list[tuple[LivePoint, ...]]:
         return await self._live.read(start, end, deadline)
 
     async def series(self, name: str, window: Window, step: int, deadline: Deadline) -> tuple[list[Series], list[str]]:
