@@ -249,6 +249,8 @@ def target(world, path, thing):
         query["cluster_id"] = cluster
     if path.endswith("/metrics"):
         query["metric"] = "cpu"
+    if path.endswith("/live"):
+        query = {name: value for name, value in query.items() if name not in WINDOW}
     if path.endswith(("/chargeback", "/preview")):
         query = {"month": "2026-11"}
     elif path.endswith(("/allocation_rules", "/close")) or path.startswith((BUDGETS, f"{OWNER}/alerts")):
