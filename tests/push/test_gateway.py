@@ -73,6 +73,23 @@ def door(stack: Stack, receiver: Any) -> Iterator[Door]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Door, Receiver]]:
+    stack, receiver = Stack(tmp_path_factory.mktemp("gateway")), Receiver()
+    receiver.url = stack.serve(receiver.application)  # type: ignore[attr-defined]
+    made = Door(stack, receive_url=f"{receiver.url}/api/v1/receive", limits=LIMITS)  # type: ignore[attr-defined]
+    yield made, receiver
+    made.close()
+    stack.close()
+
+
+@pytest.fixture
+def shared(gateway: tuple[Door, Receiver]) -> tuple[Door, Receiver]:
+    """A gateway that many requests find as it is: each has an account of its own."""
+    gateway[1].requests.clear()
+    return gateway
+
+
 def basic(token: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"anyone:{token}".encode()).decode()}
 
@@ -232,7 +249,8 @@ FINE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_metrics(door: Door, receiver: Receiver, case: str) -> None:
+def test_hostile_metrics(shared: tuple[Door, Receiver], case: str) -> None:
+    door, receiver = shared
     _, token = door.link()
     body, headers, status = HOSTILE[case]
     answer = door.push("POST", WRITE, token, data=body, headers=headers)
@@ -241,7 +259,8 @@ def test_hostile_metrics(door: Door, receiver: Receiver, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", FINE)
-def test_metrics_that_only_look_hostile(door: Door, receiver: Receiver, case: str) -> None:
+def test_metrics_that_only_look_hostile(shared: tuple[Door, Receiver], case: str) -> None:
+    door, receiver = shared
     _, token = door.link()
     answer = door.push("POST", WRITE, token, data=packed(FINE[case]), headers=METRICS)
     assert answer.status_code == 200 and receiver.requests[-1][1] == packed(FINE[case])
@@ -385,7 +404,8 @@ ANSWERS: dict[str, tuple[str, bytes, dict[str, str], int]] = {
 
 
 @pytest.mark.parametrize("case", ANSWERS)
-def test_hostile_answers(door: Door, case: str) -> None:
+def test_hostile_answers(shared: tuple[Door, Receiver], case: str) -> None:
+    door, _ = shared
     _, token = door.link()
     path, body, headers, status = ANSWERS[case]
     answer = door.push("PUT", path, token, data=body, headers=headers)
