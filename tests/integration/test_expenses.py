@@ -15,7 +15,7 @@ from rest_api.rest_api_server.controllers.expenses import joined
 from simulator.costs import truth
 from simulator.server import Habits
 from tests.integration.test_services import link
-from tests.support import ACCOUNT, END, NOW, ask, exact_world, make_tenant
+from tests.support import ACCOUNT, END, NOW, Stack, ask, exact_world, make_tenant
 
 WORLDS = {7: exact_world(7, days=3), 13: exact_world(13, days=3)}
 WINDOW = f"window={WORLDS[7].start},{END}"
@@ -43,8 +43,17 @@ class Organization:
         return f"/restapi/v2/organizations/{self.tenant.organization_id}"
 
 
+@pytest.fixture(scope="module")
+def acme(tmp_path_factory):
+    """One that tests only read."""
+    stack = Stack(tmp_path_factory.mktemp("expenses"))
+    yield Organization(stack)
+    stack.close()
+
+
 @pytest.fixture
-def acme(stack):
+def own(stack):
+    """One that a test may change."""
     return Organization(stack)
 
 
@@ -75,7 +84,8 @@ def test_filters_hold_for_both(acme, role):
     assert shop["total_cost"] * 32 % 13 == 0, "a foreign cent would show"
 
 
-def test_a_cluster_that_is_down_fails_nothing(acme):
+def test_a_cluster_that_is_down_fails_nothing(own):
+    acme = own
     for simulator in acme.simulators:
         simulator.habits.fail_with = (503, "down")
     wider = f"window={WORLDS[7].start - 86400},{END}"
@@ -144,8 +154,9 @@ def test_an_organization_without_clusters_has_spent_nothing(stack):
     assert ACCOUNT not in str(body)
 
 
-def test_an_organization_of_many_clusters_is_whole(acme):
+def test_an_organization_of_many_clusters_is_whole(own):
     """More clusters than a parameter may usually have values: none of them is left out, and none fails the others."""
+    acme = own
     directory = acme.running.rest_api.directory
     registry = acme.running.metroculus.dependencies.registry
     for number in range(130):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -21,8 +22,9 @@ def true(start: int, end: int) -> float:
     return float(truth(WORLD, start, end, now=NOW, adjusted=True)["total_cost"])  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=["live", "stored"])
-def running(stack: Stack, request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(scope="module", params=["live", "stored"])
+def running(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Any]:
+    stack = Stack(tmp_path_factory.mktemp("zones"))
     _, url = stack.simulate(WORLD)
     plan: dict[str, Any] = {"kubecost_api_url": url, "kubecost_account_id": ACCOUNT}
     if request.param == "stored":
@@ -30,7 +32,8 @@ def running(stack: Stack, request: pytest.FixtureRequest) -> Any:
     started = stack.start(**plan)
     if request.param == "stored":
         assert stack.fill(started, WORLD.start, END, 2).complete
-    return started
+    yield started
+    stack.close()
 
 
 @pytest.mark.parametrize("name", ZONES)
