@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any, Literal
 
 import pytest
@@ -172,13 +172,15 @@ HOSTILE = (
 )
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_text_is_kept_compared_and_never_read_as_sql(store: Store, text: str) -> None:
-    assert [row[0] for row in store.engine.query(f"SELECT {literal(text)}")] == [text]
-    store.ledger.commit([batch(H, allocation(text, 8.0, namespace=text), allocation("web-1", 1.0))], FencedWriter(1))
+def test_text_is_kept_compared_and_never_read_as_sql(store: Store) -> None:
+    for text in HOSTILE:
+        assert [row[0] for row in store.engine.query(f"SELECT {literal(text)}")] == [text]
+    rows = [allocation(text, 8.0, namespace=text) for text in HOSTILE]
+    store.ledger.commit([batch(H, *rows, allocation("web-1", 1.0))], FencedWriter(1))
     committed = store.ledger.committed(ACCOUNT, H, END)
-    found = store.history.sums(committed, ("namespace", "pod"), Filters(namespaces=(text,)))
-    assert [one.keys for one in found] == [(text, text)]
+    for text in HOSTILE:
+        found = store.history.sums(committed, ("namespace", "pod"), Filters(namespaces=(text,)))
+        assert [one.keys for one in found] == [(text, text)], text
 
 
 def test_filters_hold_and_special_names_are_rows_like_any(store: Store) -> None:
@@ -224,20 +226,17 @@ def test_time_is_cut_in_utc(store: Store, key: str, first: int, second: int) -> 
 
 
 @pytest.mark.parametrize("summarised", [False, True])
-@pytest.mark.parametrize("name", ["Europe/Berlin", "Asia/Kolkata", "America/St_Johns", "Pacific/Kiritimati"])
-def test_time_is_cut_in_a_zone_over_a_change_of_clocks(store: Store, name: str, summarised: bool) -> None:
-    zone, first, last = (
-        zone_of(name),
-        parse_rfc3339("2026-10-23T00:00:00Z") or 0,
-        parse_rfc3339("2026-11-03T00:00:00Z") or 0,
-    )
+def test_time_is_cut_in_a_zone_over_a_change_of_clocks(store: Store, summarised: bool) -> None:
+    first, last = parse_rfc3339("2026-10-23T00:00:00Z") or 0, parse_rfc3339("2026-11-03T00:00:00Z") or 0
     hours = range(first, last, HOUR)
     store.ledger.commit(
         [batch(hour, allocation("web-1", 1.0 + number)) for number, hour in enumerate(hours)], FencedWriter(1)
     )
     if summarised:
         store.summaries.rebuild(ACCOUNT, first, last, FencedWriter(1))
-    for key in ("day", "month"):
+    zones = map(zone_of, ("Europe/Berlin", "Asia/Kolkata", "America/St_Johns", "Pacific/Kiritimati"))
+    keys: tuple[Literal["day", "month"], ...] = ("day", "month")
+    for zone, key in product(zones, keys):
         expected: dict[tuple[str | int, ...], float] = {}
         for one in store.summaries.sums(ACCOUNT, first, last, ("hour",), Filters()).sums:
             period = (zone.period(int(one.keys[0]), key)[0],)
