@@ -111,11 +111,17 @@ class Door:
         headers = {"Authorization": f"Bearer {token}"} | more.pop("headers", {})
         return requests.request(method, f"{self.url}{path}", headers=headers, timeout=60, **more)
 
-    def pusher(self, world: World, flavour: Flavour = "kubecost", habits: Habits | None = None) -> Pusher:
+    def pusher(
+        self, world: World, flavour: Flavour = "kubecost", habits: Habits | None = None, beside: Pusher | None = None
+    ) -> Pusher:
+        """A cluster with an account of its own, or with that of another one."""
         simulator, url = self.stack.simulate(world, habits or Habits(serves=frozenset({flavour})), self.clock)
-        account, token = self.link()
-        token_file = self.stack.folder / f"{account}.token"
-        token_file.write_text(token)
+        if beside is not None:
+            account, token_file = beside.account, beside.token_file
+        else:
+            account, token = self.link()
+            token_file = self.stack.folder / f"{account}.token"
+            token_file.write_text(token)
         return self.stack.thread.call(self._agent, account, world, simulator, url, flavour, token_file)
 
     def _agent(

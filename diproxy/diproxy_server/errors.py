@@ -25,6 +25,7 @@ OVERLOADED = ErrorCode(503, "OD0014", "too many requests are being answered")
 NO_METROCULUS = ErrorCode(503, "OD0015", "Metroculus cannot be asked now")
 NO_RECEIVER = ErrorCode(503, "OD0016", "the receiver of metrics cannot take this now")
 NOT_PUSHED = ErrorCode(409, "OD0017", "this cluster's costs are not pushed any more")
+OTHER_CLUSTER = ErrorCode(409, "OD0018", "another cluster's answers are pushed with this token")
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,
@@ -53,4 +54,6 @@ def map_error(error: BaseException) -> ApiError | None:
         return ApiError(TOO_LARGE, error.reason, error.params)
     if error.status == 409 and error.error_code == "OM0032":
         return ApiError(NOT_PUSHED)
+    if error.status == 409 and error.error_code == "OM0041":
+        return ApiError(OTHER_CLUSTER, error.reason)
     return ApiError(NO_METROCULUS, retry_after=error.retry_after or RETRY_SECONDS)

@@ -99,6 +99,8 @@ class Content(Struct, frozen=True):
     """SHA-256 of the unpacked body, hexadecimal."""
     told: tuple[int, ...]
     form: str = ""
+    clusters: tuple[str, ...] = ()
+    """Whose rows it has, where they say so."""
 
 
 async def read_content(
@@ -116,18 +118,24 @@ async def read_content(
         assets = await decode_elsewhere(body, partial(decode_assets, NAME, body))
         of_the_day = range(first, last, HOUR) if _all_inside(assets, first, last) else ()
         told = of_the_day if step == "day" else _asset_hours(assets, first, last)
-        return Content(digest, tuple(told), assets.form or "")
+        named = {asset.cluster for _, asset in assets.found} - {""}
+        return Content(digest, tuple(told), assets.form or "", tuple(sorted(named)))
     if step == "day":
         decoded = await decode_allocations(offload, NAME, body, ())
         whole = _day_of(decoded, first, last) is not None
-        return Content(digest, tuple(range(first, last, HOUR)) if whole else ())
+        return Content(digest, tuple(range(first, last, HOUR)) if whole else (), clusters=_clusters_of(decoded))
     decoded = await decode_allocations(offload, NAME, body, ())
     hours = _hours_of(decoded, first, last)
     if decoded.sets and not any(first < one.end and one.start < last for one in decoded.sets):
         raise BadAnswer(f"{NAME} is of another time than it says")
     if decoded.sets and not hours and not any(one.end - one.start == HOUR for one in decoded.sets):
         raise BadAnswer(f"{NAME} has no sets of hours: ask the upstream by the hour")
-    return Content(digest, tuple(hour for hour, one in sorted(hours.items()) if not _filling(hour, one, now)))
+    told_hours = tuple(hour for hour, one in sorted(hours.items()) if not _filling(hour, one, now))
+    return Content(digest, told_hours, clusters=_clusters_of(decoded))
+
+
+def _clusters_of(decoded: Decoded) -> tuple[str, ...]:
+    return tuple(sorted({name for one in decoded.sets for name in one.columns.texts["cluster"].list()} - {""}))
 
 
 async def _unpacked(packed: bytes) -> bytes:

@@ -63,7 +63,7 @@ BACKFILLS = _table(
 )
 PUSH_ANSWERS = _table(
     "k8s_push_answers",
-    "account first last kind step answer asked_at received_at digest pieces bytes form told currency",
+    "account first last kind step answer asked_at received_at digest pieces bytes form told currency clusters",
 )
 PUSH_PIECES = _table("k8s_push_pieces", "account first answer number body")
 PUSH_TAKEN = _table("k8s_push_taken", "account first answer asked_at taken_at")

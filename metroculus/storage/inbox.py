@@ -56,6 +56,8 @@ class PushedAnswer(Struct, frozen=True, kw_only=True):
     """The hours that it tells, by their first second."""
     currency: str = ""
     """Of its money, as the upstream's configuration says; empty where it does not."""
+    clusters: tuple[str, ...] = ()
+    """Whose rows it has, where they say so."""
 
     @property
     def tells_hours(self) -> bool:
@@ -92,7 +94,8 @@ class Inbox:
 
     def _write(self, answer: PushedAnswer) -> None:
         values = [getattr(answer, name) for name in PUSH_ANSWERS.names]
-        values[PUSH_ANSWERS.names.index("told")] = list(answer.told)
+        for name in ("told", "clusters"):
+            values[PUSH_ANSWERS.names.index(name)] = list(getattr(answer, name))
         self._engine.insert(PUSH_ANSWERS.name, PUSH_ANSWERS.names, [values])
 
     def newest(self, account: str, kind: Kind, step: Step, first: int, last: int) -> PushedAnswer | None:
@@ -137,6 +140,20 @@ class Inbox:
     def currency(self, account: str) -> str:
         """What money the account's last answers are in; empty where none says it."""
         return self._last(account, "currency")
+
+    def clusters(self, account: str, since: int) -> tuple[str, ...]:
+        """Of which clusters the last answer of an account was that says so and was received since then.
+
+        Raises:
+            StoreError
+        """
+        where = f"account = {literal(account)} AND length(clusters) > 0 AND received_at >= {since}"
+        rows = list(
+            self._engine.rows(
+                f"SELECT clusters FROM {PUSH_ANSWERS.name} WHERE {where} ORDER BY received_at DESC, answer DESC LIMIT 1"
+            )
+        )
+        return tuple(map(str, rows[0]["clusters"])) if rows else ()
 
     def _last(self, account: str, column: str) -> str:
         """The text of the last answer that has one."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from metroculus.metroculus_agent.agent import _RoundEnded
 from metroculus.sources.errors import BadAnswer
 from metroculus.sources.source import NOT_PUSHED
 from simulator.server import Habits
@@ -146,6 +147,28 @@ def test_restatements_are_pushed_at_their_ages(stack: Stack) -> None:
         exact = one.true(day, day + DAY, clock.now)["total_cost"]
         assert door.total(one.account, day, day + DAY) == pytest.approx(exact, abs=1e-9), day
     door.close()
+
+
+def test_two_clusters_with_one_token_are_never_mixed(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    """The second one is refused by name, to its agent and to the operator, until the first was silent for a day."""
+    one = door.pusher(WORLD)
+    other = door.pusher(exact_world(prime=13, days=9, cluster_id="elsewhere"), beside=one)
+    door.clock.now = END - 3 * HOUR + 10 * MINUTE
+    everything(door, one)
+    for _ in range(3):  # the second one is the first to tell each hour that comes
+        door.clock.now += HOUR
+        with pytest.raises(_RoundEnded):
+            door.pushed(other)
+        door.worked()
+        everything(door, one)
+    start = END - 7 * DAY
+    exact = one.true(start, END, door.clock.now)["total_cost"]
+    assert door.total(one.account, start, END) == pytest.approx(exact, abs=1e-9)
+    assert "answers were of cluster-one, and this one is of elsewhere: link each cluster by itself" in caplog.text
+    assert f"account {one.account}: two clusters push with one token" in caplog.text
+    door.clock.now += 25 * HOUR
+    door.pushed(other)
+    assert door.store.inbox.clusters(one.account, int(door.clock.now) - DAY) == ("elsewhere",)
 
 
 def test_what_was_not_pushed_is_not_known_and_says_so(door: Door) -> None:

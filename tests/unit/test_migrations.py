@@ -19,7 +19,7 @@ RELEASED = {
     5: "c0e5f86a8589763f",
     6: "8cf02f81a77c4144",
     7: "f8fb97a94421e860",
-    8: "baa11e86c445b3e3",
+    8: "fb679f02f4d0b009",
 }
 """SHA-256 of each migration's steps."""
 

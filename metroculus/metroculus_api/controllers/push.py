@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Sequence, Set
 from uuid import UUID
 
 from metroculus import plan
-from metroculus.codes import INBOX_FULL, INVALID, NOT_PUSHED, ONE_CLUSTER, TOO_LARGE, TOO_MANY_TOKENS
+from metroculus.codes import INBOX_FULL, INVALID, NOT_PUSHED, ONE_CLUSTER, OTHER_CLUSTER, TOO_LARGE, TOO_MANY_TOKENS
 from metroculus.metroculus_api.errors import history_of
 from metroculus.sources.accounts import PUSH, Accounts, TooManyTokens
 from metroculus.sources.errors import BadAnswer, TooLarge
@@ -148,10 +148,9 @@ class PushController:
             raise ApiError(INVALID, "Digest: is not that of the body", ["Digest"])
         try:
             content = await self._accounts.read_pushed(kind, step, first, last, packed)
-        except TooLarge as problem:
-            raise ApiError(TOO_LARGE, str(problem), ["body"]) from None
-        except BadAnswer as problem:
-            raise ApiError(INVALID, f"body: {problem}", ["body"]) from None
+        except (TooLarge, BadAnswer) as problem:
+            raise _refusal(problem) from None
+        await self._require_cluster(account, content.clusters, now)
         answer = PushedAnswer(
             account=account,
             kind=kind,
@@ -167,6 +166,7 @@ class PushController:
             form=content.form,
             told=content.told,
             currency=currency,
+            clusters=content.clusters,
         )
         newest = await store.run(self._inbox.newest, account, kind, step, first, last)
         # One that tells less than this does not replace it, however late it was asked for.
@@ -189,6 +189,17 @@ class PushController:
             raise ApiError(ONE_CLUSTER)
         if not await self._accounts.pushes(account):
             raise ApiError(NOT_PUSHED)
+
+    async def _require_cluster(self, account: str, clusters: Sequence[str], now: int) -> None:
+        """Raises: ApiError: another cluster's answers were taken in the last day, and the account names none."""
+        entry = await self._accounts.registry.get(account)
+        if not clusters or (entry is not None and entry.credentials.clusters):
+            return
+        before = await self._store.run(self._inbox.clusters, account, now - DAY)
+        if before and not set(before) & set(clusters):
+            reason = f"this cluster's answers were of {', '.join(before)}, and this one is of {', '.join(clusters)}"
+            log.error("account %s: two clusters push with one token: %s", account, reason)
+            raise ApiError(OTHER_CLUSTER, f"{reason}: link each cluster by itself, or name the one that is meant")
 
     @staticmethod
     def _require_time(step: Step, first: int, last: int, now: int) -> None:
@@ -225,6 +236,12 @@ def _hours_of(
     # An hour that was told once is known, whatever later answers lack: they say when it was asked for last.
     known = {hour: tried[hour] for hour in told if hour in tried}
     return known, {hour: at for hour, at in tried.items() if hour not in told}
+
+
+def _refusal(problem: TooLarge | BadAnswer) -> ApiError:
+    if isinstance(problem, TooLarge):
+        return ApiError(TOO_LARGE, str(problem), ["body"])
+    return ApiError(INVALID, f"body: {problem}", ["body"])
 
 
 def _digest(text: str) -> str:

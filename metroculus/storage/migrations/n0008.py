@@ -1,11 +1,11 @@
-"""Number 8: what clusters cost an hour, minute by minute.
+"""Number 8: what clusters cost an hour, minute by minute; and of which clusters pushed answers are.
 
-Additive: a program of number 7 goes on beside it, and neither reads nor writes the new table.
+Additive: a program of number 7 goes on beside it, and neither reads nor writes what is new.
 """
 
 from __future__ import annotations
 
-from metroculus.storage.migrations.steps import CreateTable, Migration
+from metroculus.storage.migrations.steps import AddColumns, CreateTable, Migration
 
 MIGRATION = Migration(
     number=8,
@@ -38,5 +38,6 @@ MIGRATION = Migration(
             order="account, namespace, at, told_at",
             partition="toYYYYMMDD(at)",
         ),
+        AddColumns("k8s_push_answers", (("clusters", "Array(String)", "[]"),)),
     ),
 )
