@@ -51,7 +51,7 @@ RULES: dict[str, dict[str, Any]] = {
     r"\.(tolerations|topologySpreadConstraints|extraEnv|extraVolumes|extraVolumeMounts|parentRefs|tls|extraObjects)$": (
         LIST_OF_OBJECTS
     ),
-    r"\.networkPolicy\.\w+From$": LIST_OF_OBJECTS,
+    r"\.networkPolicy\.(\w+From|egressTo)$": LIST_OF_OBJECTS,
     r"\.(hosts|hostnames)$": {"type": "array", "items": {"type": "string", "pattern": HOST}},
     r"\.imagePullSecrets$": {
         "type": "array",

@@ -46,6 +46,8 @@ FEATURES: dict[str, dict[str, Any]] = {
                  "settings": {"ALERTMANAGER_URL": "http://alertmanager:9093", "STORE_BYTES": "500GiB"},
                  "alertWebhook": {"existingSecret": "hook"}},
     "open network": {"networkPolicy": {"enabled": False}},
+    "egress named": {"networkPolicy": {"denyEgress": True, "egressTo": [
+        {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 9000}, {"port": 5672}]}]}},
     "closed network": {"networkPolicy": {"restApiFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
                                          "diproxyFrom": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
                                          "metroculusFrom": [{"podSelector": {"matchLabels": {"app": "bills"}}}]}},
@@ -159,7 +161,8 @@ def test_selectors_find_just_their_own_pods(every: dict[tuple[str, str], list[Ma
             assert all(one["targetPort"] in ports for one in service["spec"]["ports"])
         for policy in of_kind(manifests, "NetworkPolicy"):
             wanted = policy["spec"]["podSelector"]["matchLabels"]
-            assert len([1 for has in labels.values() if wanted.items() <= has.items()]) == 1
+            chosen = [1 for has in labels.values() if wanted.items() <= has.items()]
+            assert len(chosen) == (len(labels) if policy["spec"]["policyTypes"] == ["Egress"] else 1)
         names = [(one["kind"], one["metadata"]["name"]) for one in manifests]
         assert len(names) == len(set(names))
 
@@ -180,6 +183,15 @@ def test_the_network_is_closed_to_all_but_those_who_are_named(tmp_path: Path) ->
     closed = rendered(PRODUCTION, tmp_path)
     (worker,) = [one for one in of_kind(closed, "NetworkPolicy") if one["metadata"]["name"].endswith("-worker")]
     assert "ingress" not in worker["spec"], "nobody"
+
+
+def test_the_pods_reach_what_is_named_alone(tmp_path: Path) -> None:
+    store = {"to": [{"ipBlock": {"cidr": "10.1.0.0/16"}}], "ports": [{"port": 9000}]}
+    manifests = rendered(merged(PRODUCTION, {"networkPolicy": {"denyEgress": True, "egressTo": [store]}}), tmp_path)
+    (policy,) = [one["spec"] for one in of_kind(manifests, "NetworkPolicy") if one["spec"]["policyTypes"] == ["Egress"]]
+    own, dns, named = policy["egress"]
+    assert own["to"][0]["podSelector"] == policy["podSelector"] and "ports" not in own
+    assert {(one["port"], one["protocol"]) for one in dns["ports"]} == {(53, "UDP"), (53, "TCP")} and named == store
 
 
 def test_what_is_one_process_is_never_two(every: dict[tuple[str, str], list[Manifest]]) -> None:
@@ -376,6 +388,8 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (MINIMAL, {"serviceMonitor": {"interval": "half a minute"}}, "interval"),
     (MINIMAL, {"global": {"imagePullSecrets": [5]}}, "imagePullSecrets"),
     (MINIMAL, {"networkPolicy": {"restApiFrom": "10.0.0.0/8"}}, "restApiFrom"),
+    (MINIMAL, {"networkPolicy": {"egressTo": "10.0.0.0/8"}}, "egressTo"),
+    (MINIMAL, {"networkPolicy": {"denyEgress": True}}, "networkPolicy.egressTo"),
     (MINIMAL, {"extraObjects": {"a": 1}}, "extraObjects"),
     (MINIMAL, {"diproxy": {"settings": {"CACHE_TTL": 5}}}, "CACHE_TTL"),
     (MINIMAL, {"diproxy": {"settings": {"THANOS_RECEIVE_URL": "http://u:pw@receive"}}}, "diproxy.settings"),
