@@ -128,7 +128,7 @@ class LiveReader:
                 mine = structs.replace(learned[0].tenant, cluster_label=CLUSTER_LABEL, clusters=(names[0],))
                 learned = [replace(learned[0], tenant=mine, cluster=names[0])]
         self._names = frozenset()
-        if self._thanos.clusters.all and self._thanos.selected is None:
+        if learned and self._thanos.clusters.all and self._thanos.selected is None:
             self._names = frozenset(await self._heard_in_a_day(learned, now, deadline))
         return [one for one in learned if min(one.intervals[name] for name in one.beats) <= (now - since) / 2]
 
