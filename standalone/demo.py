@@ -30,6 +30,7 @@ from standalone.history import tell_owner
 from standalone.pushed import PushedCluster, begin_pushing, taken_up
 from standalone.running import Running, single_machine, start
 from standalone.up import cost_table, fill_history, how_to_ask, new_secret, unless
+from tools.processes import end_with_parent
 from tools.tornado_service.access import Access
 from tools.tornado_service.listening import stop_signal
 from tools.window import SETTLING_SECONDS
@@ -90,6 +91,7 @@ class Prometheus:
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            preexec_fn=end_with_parent,
         )
         for _ in range(100):
             try:

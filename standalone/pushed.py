@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ from diproxy.diproxy_server.server import Gateway, make_app
 from metroculus.metroculus_worker.backfill import Progress, bounds
 from standalone.history import Bar
 from standalone.running import Running
+from tools.processes import end_with_parent
 from tools.tornado_service.access import Access
 from tools.tornado_service.listening import Listener, listen
 from tools.window import HOUR
@@ -66,14 +65,8 @@ def begin_pushing(
     ]  # fmt: skip
     log = (folder / "agent.log").open("wb")
     with log:
-        agent = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_end_with_parent)
+        agent = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=end_with_parent)
     return PushedCluster(gateway, listener, agent)
-
-
-def _end_with_parent() -> None:
-    """Whoever kills the demo leaves no agent behind (Linux; elsewhere it is ended at a stop alone)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 async def taken_up(running: Running, account: str, window: tuple[int, int], what: str) -> None:

@@ -10,6 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import ParamSpec, TypeVar
 
+from tools.processes import end_with_parent
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -32,9 +34,7 @@ class Offload:
         """
         if self._pool is None:
             # Spawned: a fork would inherit threads' locks and every open socket.
-            self._pool = ProcessPoolExecutor(
-                1, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
-            )
+            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
         pool = self._pool
         try:
             return await asyncio.wrap_future(pool.submit(function, *args, **kwargs))
@@ -51,6 +51,7 @@ class Offload:
             self._pool = None
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole group of processes: the parent ends this one when it is done."""
+def _begin() -> None:
+    """Ctrl-C reaches the whole group of processes: the parent ends this one when it is done, or is ended itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
 import msgspec
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("storage")
 
+MOST_LOG_BYTES = 1 << 20
+"""Of the engine's own log, when it is started."""
 ANSWER_SECONDS = 150.0
 """Longer than any statement may run: who is silent for that long is hung."""
 
@@ -76,14 +79,16 @@ class EmbeddedEngine(Engine):
         return self._process.pid if self._process is not None else None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "metroculus.storage.embedded_process", str(self._folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,  # what a buffer had swallowed, select would not see
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,
-        )
+        with self._own_log() as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "metroculus.storage.embedded_process", str(self._folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,  # what a buffer had swallowed, select would not see
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,
+            )
         self._process = process
         frame = self._read(process)
         kind, text = frame[:1], frame[1:].decode("utf-8", "replace")
@@ -95,6 +100,19 @@ class EmbeddedEngine(Engine):
         if kind == OWNED:
             raise StoreOwned(f"the store in {self._folder} is in use by another process: stop it, or ask it over HTTP")
         raise StoreError(f"the store in {self._folder} cannot be opened: {_first_line(text)}")
+
+    def _own_log(self) -> IO[bytes]:
+        """Where the engine's own warnings go: they are nothing to whoever starts a service.
+
+        Raises:
+            StoreError
+        """
+        path = self._folder / "engine.log"
+        try:
+            large = path.exists() and path.stat().st_size > MOST_LOG_BYTES
+            return open(path, "wb" if large else "ab", opener=partial(os.open, mode=0o600))
+        except OSError as problem:
+            raise StoreError(f"{path}: {problem.strerror}") from None
 
     def _read(self, process: subprocess.Popen[bytes]) -> bytes:
         """One frame; whoever does not give one is ended.

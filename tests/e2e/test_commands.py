@@ -91,6 +91,19 @@ def test_the_demo_shows_costs_and_two_commands_that_work_and_ends_on_sigterm(tmp
     assert process.returncode == 0
 
 
+def running_in(folder):
+    """The processes beside this one whose command names a folder."""
+    found = []
+    for one in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (one / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(one.name) != os.getpid() and any(str(folder).encode() in word for word in words):
+            found.append(one.name)
+    return found
+
+
 @pytest.mark.parametrize("flavour", ["opencost", "kubecost"])
 def test_one_machine_shows_what_a_cluster_costs(tmp_path, flavour):
     simulator = subprocess.Popen(
@@ -110,9 +123,15 @@ def test_one_machine_shows_what_a_cluster_costs(tmp_path, flavour):
         shown = "".join(read_until(process, "Ctrl-C stops"))
         assert "shop" in shown and "total" in shown
         assert ("not covered by what is configured: management" in shown) == (flavour == "opencost")
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
-        assert process.returncode == 0
+        if flavour == "opencost":
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+            assert process.returncode == 0 and "ClickHouse" not in said and "Traceback" not in said, said
+        else:
+            assert running_in(tmp_path), "the store's engine is a process of its own"
+            process.kill()
+            process.communicate(timeout=30)
+            assert until(lambda: not running_in(tmp_path), 20), "whoever is killed leaves no child behind"
         again = subprocess.run(
             [BIN / "metroculus", "up", "--opencost", "http://127.0.0.1:1", "--kubecost", "x"],
             capture_output=True,
