@@ -31,7 +31,7 @@ def main() -> int:
     failed = 0
     for moment, zone, why in TIMES:
         clock = ["env", f"TZ={zone}", "faketime", "-f", f"@{moment}"]
-        tests = [sys.executable, "-m", "pytest", "-n2", "-p", "no:cacheprovider", *sys.argv[1:], *FILES]
+        tests = [sys.executable, "-m", "pytest", "-n2", "-rfE", "-p", "no:cacheprovider", *sys.argv[1:], *FILES]
         try:
             done = subprocess.run(
                 [*clock, *tests], capture_output=True, text=True, check=False, timeout=AT_MOST_SECONDS
@@ -42,7 +42,7 @@ def main() -> int:
             continue
         summary = re.findall(r"^.*(?:passed|failed).* in .*$", done.stdout, re.M)
         print(f"{moment}  {zone:<20} {summary[-1] if summary else done.stdout[-300:]}  ({why})", flush=True)
-        for line in re.findall(r"^FAILED .*$", done.stdout, re.M):
+        for line in re.findall(r"^(?:FAILED|ERROR) .*$", done.stdout, re.M):
             print(f"    {line}", flush=True)
         failed += done.returncode != 0
     return int(failed > 0)
