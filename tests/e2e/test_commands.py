@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent.parent
 def test_the_demo_agrees_with_the_truth_in_every_view(tmp_path):
     need("prometheus", "promtool", package="prometheus")
     done = subprocess.run(
-        [BIN / "metroculus", "demo", "--check"], cwd=tmp_path, capture_output=True, text=True, timeout=180
+        [BIN / "metroculus", "demo", "--check"], cwd=tmp_path, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WRONG" not in done.stdout and re.search(r"(\d+) of \1 agree", done.stdout)
@@ -49,7 +49,7 @@ def test_the_demo_needs_no_server_installed(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=400,
         env=environment,
     )
     assert done.returncode == 0, done.stdout + done.stderr
