@@ -508,6 +508,7 @@ class Killed:
     def __init__(self, folder, webhook_url):
         port, worker = free_port(), free_port()
         self.folder, self.base = folder, f"http://127.0.0.1:{port}"
+        self.worker = f"http://127.0.0.1:{worker}"
         self.environment = {k: v for k, v in os.environ.items() if k not in ("CLUSTER_SECRET", "CONFIG_URL")} | {
             "CLUSTER_SECRET": SECRET, "DATA_DIR": str(folder / "data"), "METROCULUS_LISTEN": f"127.0.0.1:{port}",
             "WORKER_LISTEN": f"127.0.0.1:{worker}", "ALERT_WEBHOOK_URL": webhook_url, "STORE_BYTES": "900TiB",
@@ -529,6 +530,12 @@ class Killed:
         answer = requests.request(method, url, json=body, headers={"Secret": SECRET}, timeout=30)
         assert answer.ok, answer.text
         return answer.json()
+
+    def owes_nothing(self):
+        """Whether all that was sent is noted, as the worker says."""
+        lines = requests.get(f"{self.worker}/metrics", timeout=20).text.splitlines()
+        owed = [line.rpartition(" ")[2] for line in lines if line.startswith("metroculus_alerts_owed{")]
+        return bool(owed) and not any(map(float, owed))
 
     def fill(self, url):
         """Some hours of a cluster, so that something is spent."""
@@ -559,6 +566,7 @@ def test_every_transition_is_sent_through_kills_and_doubles_are_no_more_than_tho
                 run.process.send_signal(signal.SIGKILL)
                 struck.set()
 
+        assert until(run.owes_nothing, 60), "or this kill were one between sending and noting, too"
         run.ask("PATCH", f"budgets/{run.organization}/{budget}", {"amount": 0.01 + 0.001 * (number + 2)})
         run.kill()
         before = len(webhook.taken)
