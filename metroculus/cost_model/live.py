@@ -8,7 +8,7 @@ from math import fsum
 from msgspec import Struct
 from msgspec.structs import astuple, replace
 
-from metroculus.cost_model.prices import CustomPrices
+from metroculus.cost_model.prices import CustomPrices, priced_note, unpriced_note, without_price
 
 NODE_COSTS = ("cpu", "ram", "gpu")
 COSTS = (*NODE_COSTS, "pv", "network", "load_balancer")
@@ -19,7 +19,7 @@ ALLOCATED = {"cpu": "cores", "ram": "ram_gib", "gpu": "gpus", "pv": "pv_gib"}
 """By component, the amount that its price is for."""
 
 
-class NamespaceRate(Struct, frozen=True, array_like=True, gc=False):
+class NamespaceRate(Struct, frozen=True, gc=False):
     """One namespace at one moment: money an hour, usage, and what is allocated."""
 
     namespace: str
@@ -44,14 +44,9 @@ class NamespaceRate(Struct, frozen=True, array_like=True, gc=False):
         return fsum(getattr(self, name) for name in COSTS)
 
 
-class LivePoint(Struct, frozen=True, kw_only=True):
-    """A cluster at one moment."""
+class ClusterRate(Struct, frozen=True, kw_only=True):
+    """What is of a cluster as a whole at one moment."""
 
-    at: int
-    """Unix seconds."""
-    sums: NamespaceRate
-    """Of all namespaces."""
-    namespaces: tuple[NamespaceRate, ...] = ()
     idle: float | None
     """What nodes cost an hour beyond what is allocated on them; None where that is not known."""
     management: float | None
@@ -66,6 +61,16 @@ class LivePoint(Struct, frozen=True, kw_only=True):
     partial: bool = False
     """Whether the querier warned of its answer, or a cluster of the account's is not in it."""
     currency: str = ""
+
+
+class LivePoint(ClusterRate, frozen=True, kw_only=True):
+    """A cluster at one moment."""
+
+    at: int
+    """Unix seconds."""
+    sums: NamespaceRate
+    """Of all namespaces."""
+    namespaces: tuple[NamespaceRate, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -98,9 +103,7 @@ def priced_point(point: LivePoint, prices: CustomPrices | None) -> LivePoint:
         for name, price in given.items()
         if name not in priced and (allocated[name] or point.capacity.get(ALLOCATED[name]))
     }
-    free = set[str]()
-    if (allocated["cpu"] or allocated["ram"]) and not priced.intersection(("cpu", "ram")):
-        free = {name for name in NODE_COSTS if name not in priced and name not in wanted and allocated[name]}
+    free = set(without_price({name for name, amount in allocated.items() if amount}, priced)) - wanted.keys()
     notes, idle = list(point.notes), point.idle
     rows = tuple(
         replace(one, **{name: getattr(one, ALLOCATED[name]) * price for name, price in wanted.items()})
@@ -108,11 +111,11 @@ def priced_point(point: LivePoint, prices: CustomPrices | None) -> LivePoint:
     )
     missing = {*point.missing, *free}
     if wanted:
-        notes.append(f"priced by the operator's own prices, for the source has none: {', '.join(sorted(wanted))}")
+        notes.append(priced_note(wanted))
         idle = _idle(point, allocated, wanted)
         missing = (missing - wanted.keys() - {"idle"}) | ({"idle"} if idle is None else set())
     if free:
-        notes.append(f"unpriced: {', '.join(sorted(free))}: the nodes have no price; give custom_prices")
+        notes.append(unpriced_note(free))
         idle = None
     return replace(
         point, sums=summed(rows), namespaces=rows, idle=idle, missing=tuple(sorted(missing)), notes=tuple(notes)

@@ -5,7 +5,7 @@ A price is used for a component only where the upstream prices none of it, and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -72,8 +72,7 @@ def with_prices(
         sets.append(replace(one, allocations=Allocations.joined(parts)))
     if not priced and tells_idle:
         return reading
-    note = f"priced by the operator's own prices, for the source has none: {', '.join(sorted(priced))}"
-    warnings = (*reading.source.warnings, *([note] if priced else []))
+    warnings = (*reading.source.warnings, *([priced_note(priced)] if priced else []))
     missing = tuple(sorted({*reading.missing, *unknown}))
     source = structs.replace(reading.source, warnings=warnings)
     return structs.replace(reading, source=source, sets=tuple(sets), missing=missing)
@@ -135,11 +134,27 @@ def unpriced_nodes(rows: Allocations) -> tuple[str, ...]:
 
     One of the two alone may be free: some price nodes by their cores.
     """
-    compute = rows.line("core_hours").any() or rows.line("ram_gib_hours").any()
-    if not compute or rows.line("cpu").any() or rows.line("ram").any():
+    allocated = {name for name, amount in AMOUNT_OF.items() if rows.line(amount).any()}
+    return without_price(allocated, {name for name in AMOUNT_OF if rows.line(name).any()})
+
+
+def without_price(allocated: Collection[str], priced: Collection[str]) -> tuple[str, ...]:
+    """Of nodes' components, by which of them are allocated and which have a price, those that nobody put a price on."""
+    compute = ("cpu", "ram")
+    if not any(name in allocated for name in compute) or any(name in priced for name in compute):
         return ()
-    gpu = rows.line("gpu_hours").any() and not rows.line("gpu").any()
-    return ("cpu", "ram", "gpu") if gpu else ("cpu", "ram")
+    return (*compute, "gpu") if "gpu" in allocated and "gpu" not in priced else compute
+
+
+def priced_note(components: Iterable[str]) -> str:
+    """What is said of components that the operator's prices are used for."""
+    return f"priced by the operator's own prices, for the source has none: {', '.join(sorted(components))}"
+
+
+def unpriced_note(components: Collection[str]) -> str:
+    """What is said of components that have no price."""
+    named = ", ".join(name for name in COMPONENTS if name in components)
+    return f"unpriced: {named}: the nodes have no price; give custom_prices with the account's source"
 
 
 def mark_unpriced(reading: AllocationReading, apart: bool = False) -> AllocationReading:
@@ -153,9 +168,8 @@ def mark_unpriced(reading: AllocationReading, apart: bool = False) -> Allocation
     free = {name for one in reading.sets for name in unpriced_components(one.columns, apart)}
     if not free:
         return reading
-    named = ", ".join(name for name in COMPONENTS if name in free)
-    note = f"unpriced: {named}: the nodes have no price; give custom_prices with the account's source"
-    source = structs.replace(reading.source, status="partial", warnings=(*reading.source.warnings, note))
+    warnings = (*reading.source.warnings, unpriced_note(free))
+    source = structs.replace(reading.source, status="partial", warnings=warnings)
     return structs.replace(reading, source=source, missing=tuple(sorted({*reading.missing, *free})))
 
 

@@ -118,8 +118,9 @@ class WorkerService:
             if wanted:
                 self._add(name, run, CronTrigger.from_crontab(cron, timezone=UTC))
                 at_once += [run] if begins else []
+        repeated: list[tuple[Round, float]] = []
         if extracts:
-            for run, seconds in (
+            repeated += [
                 (self.extract, DUE_SECONDS),
                 (worker.look_into_inbox, INBOX_SECONDS),
                 (worker.savings_all, SAVINGS_SECONDS),
@@ -128,11 +129,11 @@ class WorkerService:
                 (self.alerts.compare_days, COMPARE_SECONDS),
                 (self.notifier.deliver, NOTIFY_SECONDS),
                 (self.influx.send, INFLUX_SECONDS),
-            ):
-                self._repeated.append(self._launch(partial(self._repeat, run, seconds)))
+            ]
         if "processor" in roles:
-            for run, seconds in ((worker.live_all, LIVE_SECONDS), (worker.sweep_live, SWEEP_LIVE_SECONDS)):
-                self._repeated.append(self._launch(partial(self._repeat, run, seconds)))
+            repeated += [(worker.live_all, LIVE_SECONDS), (worker.sweep_live, SWEEP_LIVE_SECONDS)]
+        for run, seconds in repeated:
+            self._repeated.append(self._launch(partial(self._repeat, run, seconds)))
         for run in at_once:
             self._launch(run)
 

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from functools import partial
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -52,7 +51,9 @@ ROUND_SECONDS = 300.0
 LIVE_SECONDS = 30.0
 """Time limit of reading a rate: the next minute is near."""
 LIVE_AGAIN_SECONDS = HOUR
+"""Minutes of which nothing is stored are asked for again for so long."""
 LIVE_LATE_SECONDS = 15 * MINUTE
+"""Minutes of which something lacks are asked for again for so long."""
 CANCELLED_SECONDS = 2.0
 """Interval at which a running back-fill checks whether it was cancelled."""
 NEWEST_RETRY_SECONDS = 60
@@ -149,10 +150,8 @@ class TaskRunner:
             "clean": self._clean,
             "live": self._live,
         }
-        self._live_until: dict[str, int] = {}
-        """Up to when rates are stored, by cluster, and need not be asked for again."""
-        self._live_told: dict[str, dict[int, int]] = {}
-        """By cluster and moment, what was stored though it lacks something."""
+        self._live_points: dict[str, list[LivePoint]] = {}
+        """By cluster what ``_still_open`` leaves of its stored rates."""
         self.extractor = Extractor(store, accounts, clock, seconds_a_call)
 
     async def run(self, task: Task) -> None:
@@ -190,8 +189,7 @@ class TaskRunner:
             if not self._lock(name).locked():
                 await self._release(name)
         self._due_at.pop(account, None)
-        self._live_until.pop(account, None)
-        self._live_told.pop(account, None)
+        self._live_points.pop(account, None)
 
     async def fill(
         self, account: str, window: tuple[int, int], parallel: int, report: Report, order: RepairOrder | None = None
@@ -332,10 +330,12 @@ class TaskRunner:
         """
         account, now = task.account, int(self._clock())
         newest, since = now - now % MINUTE, now - LIVE_AGAIN_SECONDS
-        until = self._live_until.get(account)
-        if until is None or until > newest or not self._keep_ownership:  # another worker may have gone on
-            until = await self._store.run(self._store.live.newest, account, since, newest)
-        first = max(until or 0, since - since % MINUTE) + MINUTE
+        stored = self._live_points.get(account, [])
+        if not stored or stored[-1].at > newest or not self._keep_ownership:  # another worker may have gone on
+            stored = _still_open(await self._store.run(self._store.live.of, account, since, newest))
+        lacking = [one.at for one in stored if not one.complete]
+        wanted = lacking[0] if lacking else stored[-1].at + MINUTE if stored else 0
+        first = max(wanted, since - since % MINUTE + MINUTE)
         points: Sequence[LivePoint] = ()
         if first <= newest:
             try:
@@ -345,22 +345,14 @@ class TaskRunner:
                 self._report(task, without_metrics=True)
                 return
         if points and owned.still():
-            changed = self._changed(account, points)
+            told = {one.at: one for one in stored}
+            found = {one.at: replace(one, namespaces=()) for one in points}
+            changed = [one for one in points if told.get(one.at) != found[one.at]]
             if changed:
                 await self._store.run(self._store.live.commit, account, changed)
-            # What lacks something may only be late: it is asked for again for some minutes.
-            last = points[-1].at
-            lacking = [one.at for one in points if not one.complete and one.at > last - LIVE_LATE_SECONDS]
-            self._live_until[account] = min(lacking) - MINUTE if lacking else last
-            until = last
-        self._report(task, live_until=until or 0)
-
-    def _changed(self, account: str, points: Sequence[LivePoint]) -> list[LivePoint]:
-        """The points that are not stored as they are."""
-        before = self._live_told.get(account, {})
-        told = {one.at: hash(msgspec.json.encode(one)) for one in points}
-        self._live_told[account] = {one.at: told[one.at] for one in points if not one.complete}
-        return [one for one in points if before.get(one.at) != told[one.at]]
+            stored = _still_open([one for _, one in sorted({**told, **found}.items())])
+        self._live_points[account] = stored
+        self._report(task, live_until=stored[-1].at if stored else 0)
 
     async def _summaries(self, task: Task, owned: Owned) -> None:
         """Rebuild the summaries of the open days, or of all stored days."""
@@ -536,6 +528,12 @@ class _ProgressNote:
                     self._store.jobs.advance, self.written, "running", told.total, told.done, told.missing
                 )
             await asyncio.sleep(NOTE_SECONDS)
+
+
+def _still_open(points: Sequence[LivePoint]) -> list[LivePoint]:
+    """Of stored rates, in order, those since the first one that may only lack what is late; else the last one alone."""
+    late = [one for one in points if not one.complete and one.at > points[-1].at - LIVE_LATE_SECONDS]
+    return [replace(one, namespaces=()) for one in points if one.at >= (late[0] if late else points[-1]).at]
 
 
 def share_of(kind: Kind, silent: bool) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from metroculus.cost_model.components import CLUSTER_COMPONENTS, MEASURES, of_kind
+from metroculus.cost_model.live import NamespaceRate
 
 COST_COLUMNS = CLUSTER_COMPONENTS
 USAGE_COLUMNS = tuple(one.name for one in of_kind("usage"))
@@ -69,12 +70,7 @@ PUSH_PIECES = _table("k8s_push_pieces", "account first answer number body")
 PUSH_TAKEN = _table("k8s_push_taken", "account first answer asked_at taken_at")
 DOCUMENTS = _table("k8s_documents", "organization kind name sequence changed_at body", partitioned=False)
 INFLUX_SENT = _table("k8s_influx_sent", "account measurement start version batch sent_at series")
-LIVE = _table(
-    "k8s_live",
-    "account at told_at point namespace cpu ram gpu pv network load_balancer cpu_request cpu_usage ram_request"
-    " ram_usage network_sent cores ram_gib gpus pv_gib",
-    partitioned=False,
-)
+LIVE = Table("k8s_live", ("account", "at", "told_at", "point", *NamespaceRate.__struct_fields__), partitioned=False)
 AUDIT = _table("k8s_repairs", "account hour repair who why before after before_batch repaired_at", partitioned=False)
 
 TABLES = (

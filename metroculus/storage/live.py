@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import Struct
-from msgspec.structs import astuple, replace
+from msgspec.structs import asdict, astuple, replace
 
-from metroculus.cost_model.live import LivePoint, NamespaceRate
+from metroculus.cost_model.live import ClusterRate, LivePoint, NamespaceRate
 from metroculus.storage.columns import LIVE
 from metroculus.storage.engine import Engine, StoreError, literal, moment, partitions
 from metroculus.storage.group_commit import FailedTogether, GroupCommit
@@ -23,21 +22,8 @@ _NOTHING = NamespaceRate("")
 _Row = tuple[Any, ...]
 
 
-class _Header(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is of a cluster at a moment, beside sums and namespaces."""
-
-    idle: float | None
-    management: float | None
-    capacity: dict[str, float] = {}
-    missing: tuple[str, ...] = ()
-    not_covered: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    partial: bool = False
-    currency: str = ""
-
-
 _ENCODER = msgspec.json.Encoder()
-_HEADER = msgspec.json.Decoder(_Header)
+_CLUSTER = msgspec.json.Decoder(ClusterRate)
 
 
 class LivePoints:
@@ -60,7 +46,7 @@ class LivePoints:
         now = int(self._clock())
         rows: list[_Row] = []
         for one in points:
-            header = _ENCODER.encode(msgspec.convert(one, _Header, from_attributes=True)).decode()
+            header = _ENCODER.encode(msgspec.convert(one, ClusterRate, from_attributes=True)).decode()
             rows.append((account, one.at, now, header, *astuple(replace(one.sums, namespace=""))))
             rows += [(account, one.at, now, "", *astuple(row)) for row in one.namespaces]
         try:
@@ -104,23 +90,12 @@ class LivePoints:
             return [
                 LivePoint(
                     at=stamp, sums=sums, namespaces=tuple(one for _, one in sorted(namespaces[stamp, told_at].items())),
-                    **{name: getattr(header, name) for name in _Header.__struct_fields__},
+                    **asdict(_CLUSTER.decode(body)),
                 )
                 for stamp, (told_at, body, sums) in sorted(headers.items())
-                for header in (_HEADER.decode(body),)
             ]  # fmt: skip
         except msgspec.DecodeError as problem:  # of another program
             raise StoreError(f"stored rates cannot be read: {problem}") from None
-
-    def newest(self, account: str, start: int, end: int) -> int | None:
-        """The last moment in ``[start, end]`` of which an account's rate is stored.
-
-        Raises:
-            StoreError
-        """
-        where = f"{_between(account, start, end)} AND namespace = '' AND point != ''"
-        rows = list(self._engine.rows(f"SELECT toUInt32(max(at)) AS newest FROM {LIVE.name} WHERE {where}"))
-        return int(rows[0]["newest"]) or None
 
     def sweep(self, now: int) -> None:
         """Drop the days that lie wholly before what is kept.

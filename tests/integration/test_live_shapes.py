@@ -8,6 +8,7 @@ from uuid import NAMESPACE_DNS, uuid5
 
 import pytest
 
+from metroculus.sources.thanos.source import MetricsSource
 from tests.integration.test_live import HALF_PAST, Watched
 from tests.support import HOUR, Metroculus, Stack
 from tools.window import MINUTE
@@ -227,10 +228,39 @@ def test_what_comes_late_in_part_is_made_up(stack: Stack, prometheus_factory: An
     late.load([*lines, "# EOF\n"], "late")
     late.start()
     again = Cases(stack, late.url, now=HALF_PAST + MINUTE)
-    again.worker.worker.runner._live_until[account_of("sizes away")] = HALF_PAST - 4 * MINUTE
     again.minute()
     body = again.get(account_of("sizes away"), minutes=4)
     assert body["complete"] and all(point["total_per_hour"] == pytest.approx(9.1) for point in body["points"])
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "among workers of a queue"])
+def test_only_what_lacks_something_is_asked_for_again(cases: Cases, alone: bool) -> None:
+    """Whoever asked before, and whether it is this worker that remembers it; what is the same is not written again."""
+    runner = cases.worker.worker.runner
+    runner._keep_ownership = alone
+    store = cases.running.metroculus.dependencies.store
+    assert store is not None
+    cases.link(account_of("two claims"))
+    cases.case("sizes away")
+    asked: dict[str, list[int]] = {}
+    live = MetricsSource.live
+
+    async def noted(self: Any, start: int, end: int, deadline: Any) -> Any:
+        asked.setdefault(self._account, []).append(start)
+        return await live(self, start, end, deadline)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(MetricsSource, "live", noted)
+        cases.clock.now += MINUTE
+        cases.minute()
+    assert asked[account_of("two claims")] == [HALF_PAST + MINUTE]
+    (first,) = asked[account_of("sizes away")]
+    assert HALF_PAST - 5 * MINUTE <= first <= HALF_PAST, "the first minute that lacks something"
+    rows = store.engine.rows(
+        "SELECT count() AS rows, uniqExact(account, at) AS moments FROM k8s_live WHERE point != ''"
+    )
+    (counted,) = rows
+    assert int(counted["rows"]) == int(counted["moments"])
 
 
 def test_minutes_of_an_outage_are_not_made_up_and_old_nodes_not_added(cases: Cases) -> None:

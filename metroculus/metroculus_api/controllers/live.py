@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from metroculus.cost_model.components import GIB
 from metroculus.cost_model.live import COSTS, USAGE, LivePoint, NamespaceRate
 from metroculus.cost_model.reading import SourceReport, Status
 from metroculus.metroculus_api.errors import history_of
@@ -16,7 +17,6 @@ from tools.window import MINUTE
 
 STALE_SECONDS = 5 * MINUTE
 """A rate that is older is told of as old."""
-GIB = 2**30
 
 
 class LiveController:
