@@ -202,20 +202,27 @@ class InfluxRound:
                 *(zero_point(of, names, start) for of in before[start].series if of not in points),
             )
         ]
-        for body in _bodies(lines):
-            await self._post(body)
-        if not self._lease.held:  # another worker may have sent other points meanwhile: whoever leads sends them again
+        try:
+            for body in _bodies(lines):
+                await self._post(body)
+            self._require_lease()
+        except LostLease:  # another worker may have sent other points meanwhile: whoever leads sends them again
             last = await self._store.run(self._store.influx_sent.last, measurement, account, starts)
             await self._note(measurement, account, [
                 SentTime(start, UNSURE, last[start].version + 1, _union(last[start].series, one.series))
                 for start, one in maybe.items()
             ])  # fmt: skip
-            raise LostLease
+            raise
         await self._note(measurement, account, [
             SentTime(start, batch, before[start].version + 2, tuple(sorted(points)))
             for start, (batch, points) in found.items()
         ])  # fmt: skip
         self._metrics.influx_sent.labels(measurement).inc(len(found))
+
+    def _require_lease(self) -> None:
+        """Raises: LostLease"""
+        if not self._lease.held:
+            raise LostLease
 
     async def _note(self, measurement: str, account: str, sent: Sequence[SentTime]) -> None:
         if sent:
@@ -265,8 +272,7 @@ class InfluxRound:
         """Raises: Refused, NotTaken, LostLease"""
         url = self._config.url
         assert url is not None
-        if not self._lease.held:
-            raise LostLease
+        self._require_lease()
         headers = {"Content-Type": "text/plain; charset=utf-8"}
         if self._config.token is not None:
             headers["Authorization"] = f"Token {self._config.token}"

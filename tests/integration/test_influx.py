@@ -212,8 +212,10 @@ def test_what_was_sent_and_not_noted_is_written_as_zero_when_it_is_restated(acme
         assert influx.total(account, team=team) == 0.0
 
 
-def test_one_who_sends_no_more_leaves_what_it_sent_to_the_next(acme, influx, monkeypatch):
+@pytest.mark.parametrize("size", [1 << 20, 1], ids=["after the last post", "between two posts"])
+def test_one_who_sends_no_more_leaves_what_it_sent_to_the_next(acme, influx, monkeypatch, size):
     account, post, held = acme.ids[0], acme.round._post, [True]
+    monkeypatch.setattr(influx_round, "BYTES_AT_ONCE", size)
     acme.send()
     acme.store(account, [row("late", 8.0)], [END])
 
@@ -262,6 +264,7 @@ def test_points_that_are_refused_hold_back_their_own_hour_alone(acme, influx, mo
 def test_a_series_limit_of_one_is_no_limit_of_others(tmp_path, stack):
     influx = Influx(tmp_path / "limited", max_values=30)
     acme = Acme(stack, influx)
+    acme.send()
     acme.store(acme.ids[0], [row(f"n{n}", 1.0) for n in range(60)], [END - HOUR])
     acme.send()
     acme.store(acme.ids[0], [row(f"other{n}", 1.0) for n in range(60)], [END])
