@@ -79,7 +79,7 @@ class EmbeddedEngine(Engine):
         return self._process.pid if self._process is not None else None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        with self._own_log() as log:
+        with self._open_log() as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "metroculus.storage.embedded_process", str(self._folder)],
                 stdin=subprocess.PIPE,
@@ -101,7 +101,7 @@ class EmbeddedEngine(Engine):
             raise StoreOwned(f"the store in {self._folder} is in use by another process: stop it, or ask it over HTTP")
         raise StoreError(f"the store in {self._folder} cannot be opened: {_first_line(text)}")
 
-    def _own_log(self) -> IO[bytes]:
+    def _open_log(self) -> IO[bytes]:
         """Where the engine's own warnings go: they are nothing to whoever starts a service.
 
         Raises:

@@ -18,7 +18,6 @@ import msgspec
 
 from metroculus.cost_model.reading import SourceReport, Status
 from metroculus.sources.clusters import Clusters
-from metroculus.sources.errors import SeveralClusters
 from metroculus.sources.thanos import promql
 from metroculus.sources.thanos.client import RESOLUTIONS, Labels, Querier, Samples
 from metroculus.sources.thanos.promql import Tenant
@@ -344,8 +343,7 @@ def tenants_of(tenant: Tenant, clusters: Clusters, seen: Sequence[str]) -> list[
     Raises:
         SeveralClusters
     """
-    if not clusters.names and len(seen) > 1:
-        raise SeveralClusters([name or "(without a name)" for name in seen])
+    clusters.check(name or "(without a name)" for name in seen)
     if not seen or (len(seen) < 2 and (not clusters.named or seen[0] in clusters.named)):
         return [("", tenant)]
     if clusters.all:

@@ -278,7 +278,7 @@ class _ChunkReader:
             found[(*_two(labels, "namespace", "pod"), *_two(labels, "container", "node"))] = value
         return found
 
-    async def _mostly(self, there: str | None, *metrics: str) -> bool:
+    async def _lasts(self, there: str | None, *metrics: str) -> bool:
         """Whether something is there in more steps than the edges of a stretch explain."""
         if there is None:
             return False
@@ -301,7 +301,7 @@ class _ChunkReader:
             promql.total(self.chunk.now("node_total_hourly_cost", "node"), tenant), "node_total_hourly_cost"
         )
         usd = math.fsum(value for _, value in await self.chunk.ask(total))
-        if await self._mostly(without_total(self.chunk), "node_total_hourly_cost"):
+        if await self._lasts(nodes_without_total(self.chunk), "node_total_hourly_cost"):
             self._untold("idle: some nodes have no total price, and what is idle on them is not counted")
         parts = await asyncio.gather(
             self._capacity_cost("cpu", "core", "kube_node_status_capacity_cpu_cores", "node_cpu_hourly_cost", ""),
@@ -341,11 +341,11 @@ class _ChunkReader:
             amounts = await self._by_owner(gib, capacity)
             return dict.fromkeys(amounts, 0.0), amounts
         prices = volume_prices(self.chunk)
-        if await self._mostly(unsized_volumes(self.chunk), capacity, price):
+        if await self._lasts(volumes_without_size(self.chunk), capacity, price):
             self._untold("pv: the sizes of some volumes are not known for some of the time, and they are not counted")
         costs, without = await asyncio.gather(
             self._by_owner(promql.priced(gib, prices, self.tenant, "persistentvolume"), capacity, price),
-            self.chunk.ask(self.chunk.integral(unpriced_volumes(self.chunk), capacity, price)),
+            self.chunk.ask(self.chunk.integral(volumes_without_price(self.chunk), capacity, price)),
         )
         if any(value > 0 for _, value in without):
             self._untold("pv: some volumes have no price, and are not counted")
@@ -662,7 +662,7 @@ def claimed_by(chunk: Chunk, rate: str) -> str:
     return promql.priced(by_volume, f"({rate})", chunk.tenant, "persistentvolume")
 
 
-def _volumes_alike(chunk: Chunk) -> tuple[str, str]:
+def _sizes_and_prices(chunk: Chunk) -> tuple[str, str]:
     """Sizes and prices of volumes, both looked back at for as long: what has ended lingers on neither side alone."""
     sizes, price = "kube_persistentvolume_capacity_bytes", "pv_hourly_cost"
     longer = max(chunk.intervals[sizes], chunk.intervals[price])
@@ -670,22 +670,22 @@ def _volumes_alike(chunk: Chunk) -> tuple[str, str]:
     return told, volume_prices(chunk, longer)
 
 
-def unpriced_volumes(chunk: Chunk) -> str:
+def volumes_without_price(chunk: Chunk) -> str:
     """The sizes of volumes that have no price."""
-    sizes, prices = _volumes_alike(chunk)
+    sizes, prices = _sizes_and_prices(chunk)
     return promql.total(promql.unpriced(sizes, prices, chunk.tenant, "persistentvolume"), chunk.tenant)
 
 
-def unsized_volumes(chunk: Chunk) -> str | None:
+def volumes_without_size(chunk: Chunk) -> str | None:
     """How many volumes have a price and no size: whoever tells sizes is away."""
     if not {"kube_persistentvolume_capacity_bytes", "pv_hourly_cost"} <= chunk.intervals.keys():
         return None
-    sizes, prices = _volumes_alike(chunk)
+    sizes, prices = _sizes_and_prices(chunk)
     unsized = promql.unpriced(prices, sizes, chunk.tenant, "persistentvolume")
     return f"count by ({chunk.tenant.by()}) ({unsized})"
 
 
-def without_total(chunk: Chunk) -> str | None:
+def nodes_without_total(chunk: Chunk) -> str | None:
     """How many nodes have a price of their cores and no total one: what is idle on them is not told."""
     total, price = "node_total_hourly_cost", "node_cpu_hourly_cost"
     if not {total, price} <= chunk.intervals.keys():

@@ -22,11 +22,11 @@ from metroculus.sources.thanos.costs import (
     UNMOUNTED,
     capacity_of,
     claimed_by,
+    nodes_without_total,
     reach_of,
-    unpriced_volumes,
-    unsized_volumes,
     volume_prices,
-    without_total,
+    volumes_without_price,
+    volumes_without_size,
 )
 from tools.deadline import Deadline
 from tools.window import DAY, HOUR, MINUTE
@@ -201,7 +201,10 @@ class _Moments:
                 asked[f"unpriced:{name}"] = promql.total(promql.unpriced(amounts, prices, tenant, "node"), tenant)
         if _NODES in self._there:
             asked["nodes"] = promql.total(chunk.price(_NODES, "node"), tenant)
-        for name, lacking in (("nodes:untold", without_total(chunk)), ("pv:unsized", unsized_volumes(chunk))):
+        for name, lacking in (
+            ("nodes:untold", nodes_without_total(chunk)),
+            ("pv:unsized", volumes_without_size(chunk)),
+        ):
             if lacking is not None:
                 asked[name] = lacking
         if MANAGEMENT in self._there:
@@ -213,7 +216,7 @@ class _Moments:
             sizes, prices = self._sizes(), volume_prices(chunk)
             rate = promql.priced(sizes, prices, tenant, "persistentvolume")
             asked |= {"pv": self._claimed(rate), "pv:all": promql.total(rate, tenant)}
-            asked["unpriced:pv"] = unpriced_volumes(chunk)
+            asked["unpriced:pv"] = volumes_without_price(chunk)
         return asked
 
     def _sizes(self) -> str:
