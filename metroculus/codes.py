@@ -51,6 +51,7 @@ NO_BUDGET = ErrorCode(404, "OM0037", "there is no such budget")
 NO_ALERT = ErrorCode(404, "OM0039", "there is no such alert")
 NOT_FIRING = ErrorCode(409, "OM0040", "the alert does not fire any more")
 OTHER_CLUSTER = ErrorCode(409, "OM0041", "another cluster's answers are pushed with this token")
+LIST_CHANGED = ErrorCode(409, "OM0042", "what this list began with is not stored any more: begin again")
 NAME_TAKEN = ErrorCode(409, "OM0038", "this name is taken")
 
 CODES = CommonCodes(

@@ -1,4 +1,4 @@
-"""``metroculus serve|worker|backfill|repair|up|demo|agent``: a command's parts are loaded once it is asked for.
+"""``metroculus COMMAND``: a command's parts are loaded once it is asked for.
 
 An agent holds neither a store nor a service in memory, and its image needs none of their libraries.
 """
@@ -10,7 +10,12 @@ from importlib import import_module
 import click
 
 _OWN = ("serve", "worker", "backfill", "repair", "rekey", "import-sources", "up", "demo")
-COMMANDS = {name: "standalone.commands" for name in _OWN} | {"agent": "metroculus.metroculus_agent.cli"}
+_ASKING = ("login", "clusters", "costs", "savings")
+COMMANDS = {
+    **dict.fromkeys(_OWN, "standalone.commands"),
+    **dict.fromkeys(_ASKING, "standalone.console.commands"),
+    "agent": "metroculus.metroculus_agent.cli",
+}
 """Where each command is."""
 
 

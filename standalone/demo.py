@@ -206,7 +206,11 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
             return report(await _checks(demo))
         click.echo(await asyncio.to_thread(first_look, demo.running, demo.token, demo.clusters[0].id))
         click.echo(await asyncio.to_thread(alerts_of, demo))
-        click.echo(how_to_ask(demo.running, demo.organization_id, demo.clusters[0].id, demo.token))
+        click.echo(
+            how_to_ask(
+                demo.running, demo.organization_id, (demo.clusters[0].id, "cluster-one"), demo.token, demo.folder
+            )
+        )
         await stopped.wait()
         return 0
     finally:

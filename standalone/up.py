@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shlex
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -94,12 +95,33 @@ def _trouble(source: dict[str, Any]) -> str:
     return f"{source['name']} {', '.join(filter(None, (*parts, source['error'], *source['warnings'])))}"
 
 
-def how_to_ask(running: Running, organization_id: str, cluster_id: str, token: str) -> str:
-    """Commands that can be pasted."""
+def leave_token(folder: Path, token: str) -> Path:
+    """A file with a token, for the command line; only its owner can read it."""
+    file = folder / "token"
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(f"{token}\n")
+    return file
+
+
+def how_to_ask(running: Running, organization_id: str, cluster: tuple[str, str], token: str, folder: Path) -> str:
+    """Commands that can be pasted.
+
+    Args:
+        cluster: its id and its name.
+        folder: where the command line finds the token.
+    """
+    cluster_id, name = cluster
     base = f"{running.rest_api_listener.url}/restapi/v2"
     ask = f"curl -s -H 'Authorization: Bearer {token}'"
     watched = f"Worker {running.worker_listener.url}/metrics\n" if running.worker_listener else ""
     return (
+        f"\nOn the command line:\n"
+        f"  export METROCULUS_REST_URL={running.rest_api_listener.url}"
+        f" METROCULUS_TOKEN_FILE={shlex.quote(str(leave_token(folder, token).resolve()))}\n"
+        f"  metroculus clusters\n"
+        f"  metroculus costs --cluster {name} --by namespace,controller --window 2d\n"
+        f"  metroculus savings --cluster {name}\n"
         f"\nEvery cluster of the organization, with its cost:\n"
         f"  {ask} '{base}/organizations/{organization_id}/kubecost/clusters?window=7d'\n"
         f"One cluster by namespace:\n"
@@ -170,7 +192,7 @@ async def run(plan: Plan, url: str, history_days: int) -> None:
         await unless(stopped, fill_shown(running, home.cluster_id, history_days))
     running.begin()
     click.echo(await asyncio.to_thread(show_costs, running, home))
-    click.echo(how_to_ask(running, home.organization_id, home.cluster_id, home.token))
+    click.echo(how_to_ask(running, home.organization_id, (home.cluster_id, CLUSTER), home.token, Path(config.data_dir)))
     await stopped.wait()
     click.echo("stopping …")
     await running.stop()

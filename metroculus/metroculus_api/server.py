@@ -19,6 +19,7 @@ from metroculus.metroculus_api.controllers.budgets import BudgetsController
 from metroculus.metroculus_api.controllers.changes import ChangesController
 from metroculus.metroculus_api.controllers.chargeback import ChargebackController
 from metroculus.metroculus_api.controllers.costs import CostsController
+from metroculus.metroculus_api.controllers.expense_rows import ExpenseRowsController
 from metroculus.metroculus_api.controllers.expenses import ExpensesController
 from metroculus.metroculus_api.controllers.inventory import InventoryController
 from metroculus.metroculus_api.controllers.live import LiveController
@@ -107,6 +108,7 @@ def make_app(
         "inventory": InventoryController(accounts, store, clock),
         "sources": SourcesController(accounts, config.upstream_allow),
         "expenses": ExpensesController(accounts, store),
+        "rows": ExpenseRowsController(accounts, store),
         "monthly": MonthlyController(accounts, store, clock),
         "push": PushController(accounts, store, clock),
         "changes": ChangesController(accounts, store),

@@ -37,6 +37,7 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route("k8s_metadata", costs.ClusterMetadata, "inventory", "cache"),
         route("cache_stats", cache.CacheFigures, "cache"),
         route("k8s_expenses", history.K8sExpenses, "expenses"),
+        route("k8s_expense_rows", history.K8sExpenseRows, "rows"),
         route("k8s_monthly", history.K8sMonthly, "monthly"),
         route("k8s_months", history.K8sMonths, "monthly"),
         route("changes", changes.CostChanges, "changes"),

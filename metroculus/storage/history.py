@@ -308,8 +308,8 @@ class History:
         measures: Sequence[str],
         zone: Zone,
         page: Page,
-    ) -> tuple[list[Ranked], dict[str, int]]:
-        """The first ``page.end`` rows of ``sums_by_account`` over all accounts, and how many there are of each account.
+    ) -> list[Ranked]:
+        """The first ``page.end`` rows of ``sums_by_account`` over all accounts.
 
         Raises:
             TooManyRows: the page ends too far from the first row.
@@ -319,7 +319,7 @@ class History:
             raise TooManyRows(f"a page that ends after {MAX_ROWS} rows")
         stored = [committed for committed in several if committed.hours]
         if not stored:
-            return [], {}
+            return []
         chosen, group, keys = self._grouped(stored, group_by, zone)
         where = f" WHERE {where_committed(*stored)}{filtered(filters)}{group}"
         cost = " + ".join(f"{SUM}{name}" for name in (COST_COLUMNS if page.by == "total" else (page.by,)))
@@ -334,14 +334,77 @@ class History:
             found = tuple(row[key] for key in keys)
             place = (row["ranked_by"], *found, row["account"])
             rows.append(Ranked(place, str(row["account"]), CostSums.read(found, row)))
-        counts = {
+        return rows
+
+    def count_rows(
+        self, several: Sequence[CommittedHours], group_by: Sequence[str], filters: Filters, zone: Zone = UTC_ZONE
+    ) -> dict[str, int]:
+        """How many rows ``sums_by_account`` has of each account; one without any is left out.
+
+        Raises:
+            StoreError
+        """
+        stored = [committed for committed in several if committed.hours]
+        if not stored:
+            return {}
+        chosen, group, _ = self._grouped(stored, group_by, zone)
+        where = f" WHERE {where_committed(*stored)}{filtered(filters)}{group}"
+        return {
             str(row["account"]): int(row["there"])
             for row in self._engine.rows(
                 f"SELECT account, count() AS there FROM (SELECT {chosen}count() FROM {ALLOCATIONS.name}{where})"
                 " GROUP BY account"
             )
         }
-        return rows, counts
+
+    def rows_between(
+        self,
+        committed: CommittedHours,
+        group_by: Sequence[str],
+        filters: Filters,
+        measures: Sequence[str],
+        stretch: Stretch,
+        limit: int,
+    ) -> list[CostSums]:
+        """The first rows of ``sums`` within a stretch, in the order of their keys, none of which is a time.
+
+        Raises:
+            StoreError
+        """
+        if not committed.hours:
+            return []
+        chosen, group, keys = self._grouped([committed], group_by, UTC_ZONE)
+        found = self._engine.rows(
+            f"SELECT {chosen}{sums_of(measures, committed)} FROM {ALLOCATIONS.name}"
+            f" WHERE {where_committed(committed)}{filtered(filters)}{stretch.condition(group_by)}{group}"
+            f" ORDER BY {', '.join(('account', *keys))} LIMIT {int(limit)}"
+        )
+        return [CostSums.read([row[key] for key in keys], row) for row in found]
+
+    def row_ends(
+        self, committed: CommittedHours, group_by: Sequence[str], filters: Filters, after: Keys, every: int, count: int
+    ) -> list[Keys]:
+        """The keys of every so many rows of ``sums`` after some keys, up to ``count`` of them, in order.
+
+        To sum up rows between two of them takes no sums of all others.
+
+        Raises:
+            StoreError
+        """
+        if not committed.hours:
+            return []
+        chosen, group, keys = self._grouped([committed], group_by, UTC_ZONE)
+        named = ", ".join(("account", *keys))
+        ordered = (
+            f"SELECT {chosen}count() AS rows FROM {ALLOCATIONS.name} WHERE {where_committed(committed)}"
+            f"{filtered(filters)}{Stretch(after).condition(group_by)}{group}"
+            f" ORDER BY {named} LIMIT {int(every) * int(count)}"
+        )
+        numbered = f"SELECT {named}, rowNumberInAllBlocks() AS number FROM ({ordered})"
+        found = self._engine.rows(
+            f"SELECT {named}, number FROM ({numbered}) WHERE number % {int(every)} = {int(every) - 1} ORDER BY number"
+        )
+        return [tuple(str(row[key]) for key in keys) for row in found]
 
     @staticmethod
     def _grouped(stored: Sequence[CommittedHours], group_by: Sequence[str], zone: Zone) -> tuple[str, str, list[str]]:
@@ -372,6 +435,23 @@ class History:
         if read > MAX_ROWS:
             raise TooManyRows(f"more than {MAX_ROWS} rows")
         return {account: by_period(sums, group_by, zone) for account, sums in found.items()}
+
+
+Keys = tuple[str, ...]
+"""Of a row; none of them is a time."""
+
+
+class Stretch(Struct, frozen=True):
+    """Rows whose keys come after ``after``, and up to ``until``; none is from the first on, or to the last."""
+
+    after: Keys = ()
+    until: Keys = ()
+
+    def condition(self, group_by: Sequence[str]) -> str:
+        """What rows must have, to put behind a condition."""
+        own = f"({', '.join(map(grouping, group_by))})"
+        edges = ((">", self.after), ("<=", self.until))
+        return "".join(f" AND {own} {sign} ({', '.join(map(literal, keys))})" for sign, keys in edges if keys)
 
 
 class Page(Struct, frozen=True):

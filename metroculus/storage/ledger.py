@@ -336,15 +336,20 @@ class Ledger:
         rows = [(account, *(_stored(getattr(m, name)) for name in names)) for account, m in markers]
         self._engine.insert(EXTRACTIONS.name, ("account", *names), rows)
 
-    def committed(self, account: str, start: int, end: int) -> CommittedHours:
+    def committed(self, account: str, start: int, end: int, up_to: int | None = None) -> CommittedHours:
         """The committed hours that lie wholly in ``[start, end)``.
+
+        Args:
+            up_to: a sequence; what was committed under a later one is as if it were not there.
 
         Raises:
             StoreError
         """
-        return self.committed_of([account], start, end)[account]
+        return self.committed_of([account], start, end, up_to)[account]
 
-    def committed_of(self, accounts: Sequence[str], start: int, end: int) -> dict[str, CommittedHours]:
+    def committed_of(
+        self, accounts: Sequence[str], start: int, end: int, up_to: int | None = None
+    ) -> dict[str, CommittedHours]:
         """``committed`` of several accounts, with as many questions as for one.
 
         Raises:
@@ -354,7 +359,8 @@ class Ledger:
         counts: Mapping[int, int] = {}
         if end - start >= HOUR and accounts:
             where = f"{of_accounts(accounts)} AND hour >= {moment(start)} AND hour <= {moment(end - HOUR)}"
-            for account, marker in self._markers_of(where):
+            marked = where if up_to is None else f"{where} AND sequence <= {int(up_to)}"
+            for account, marker in self._markers_of(marked):
                 by_account[account].append(marker)
             counts = self._counts(where, [marker for markers in by_account.values() for marker in markers])
         return {account: _chosen(account, start, end, markers, counts) for account, markers in by_account.items()}

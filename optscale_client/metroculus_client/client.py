@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -260,6 +260,48 @@ class Client:
             "order": order,
         }
         return self._call("GET", "k8s_expenses", query, request_id=request_id, timeout=timeout)
+
+    def get_k8s_expense_rows(
+        self,
+        cloud_account_id: Values,
+        start_date: int | None = None,
+        end_date: int | None = None,
+        group_by: Values = None,
+        k8s_namespace: Values = None,
+        k8s_node: Values = None,
+        k8s_service: Values = None,
+        *,
+        limit: int | None = None,
+        cursor: str | None = None,
+        window: str | None = None,
+        timezone: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """A page of stored hours, summed by ``group_by``, of what was committed when the first page was asked for."""
+        query = _window(cloud_account_id, start_date, end_date, window, timezone) | {
+            "group_by": group_by,
+            "k8s_namespace": k8s_namespace,
+            "k8s_node": k8s_node,
+            "k8s_service": k8s_service,
+            "limit": limit,
+            "cursor": cursor,
+        }
+        return self._call("GET", "k8s_expense_rows", query, request_id=request_id, timeout=timeout)
+
+    def expense_pages(self, cloud_account_id: Values, *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
+        """Every page of ``get_k8s_expense_rows``, which takes the same arguments, in order.
+
+        They are pages of one list: an hour that is stored again meanwhile changes nothing of it. Where what the list
+        began with is not stored any more, a ``MetroculusError`` with the code ``OM0042`` ends it.
+        """
+        cursor: str | None = None
+        while True:
+            _, page = self.get_k8s_expense_rows(cloud_account_id, *args, **kwargs, cursor=cursor)
+            yield page
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return
 
     def get_k8s_monthly(
         self,

@@ -367,6 +367,27 @@ class ExpensesWithoutLabels(ExpensesBase, frozen=True, kw_only=True):
     expenses: tuple[ExpenseRow, ...]
 
 
+class ExpenseRows(Struct, frozen=True, kw_only=True):
+    """``k8s_expense_rows``: one page; rows as those of ``Expenses``, each with its ``currency``."""
+
+    as_of: int
+    """When the list began: nothing that was committed later is in it."""
+    whole: ExpensesBase | None
+    """What all rows come to; with the first page alone."""
+    rows: tuple[dict[str, Any], ...]
+    next_cursor: str | None
+    """None with the last page."""
+
+
+class ExpenseRowsWithoutLabels(Struct, frozen=True, kw_only=True):
+    """``k8s_expense_rows`` where ``group_by`` names no label."""
+
+    as_of: int
+    whole: ExpensesBase | None
+    rows: tuple[ExpenseRow, ...]
+    next_cursor: str | None
+
+
 class Weights(Struct, frozen=True, forbid_unknown_fields=True):
     """Shares by name, in any unit."""
 

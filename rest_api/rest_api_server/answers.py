@@ -185,6 +185,33 @@ class ClusterSummary(Struct, frozen=True, kw_only=True):
     error: Failure | None = None
 
 
+class SeenOrganization(Struct, frozen=True, kw_only=True):
+    id: str
+    name: str
+    role: str
+
+
+class SeenCluster(Struct, frozen=True, kw_only=True):
+    cluster_id: str
+    name: str
+    state: str
+    flavour: str
+
+
+class OrganizationClusters(SeenOrganization, frozen=True, kw_only=True):
+    """An organization with its clusters, by name."""
+
+    clusters: tuple[SeenCluster, ...]
+
+
+class SeenOrganizations(Struct, frozen=True, kw_only=True):
+    """The organizations that a token sees, by name, with the role that its user has in each."""
+
+    user: str
+    read_only: bool
+    organizations: tuple[SeenOrganization, ...]
+
+
 class OrganizationCosts(Struct, frozen=True, kw_only=True):
     organization_id: str
     start_date: int
@@ -212,6 +239,8 @@ class CleanExpenseRow(Columns, frozen=True, kw_only=True, gc=False):
     cost: Money
     total_cost: Money
     management_cost: Usd
+    currency: str | UnsetType = UNSET
+    """Where rows are in different ones."""
     cpu_efficiency: float | None
     ram_efficiency: float | None
     total_efficiency: float | None

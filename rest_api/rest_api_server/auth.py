@@ -23,6 +23,7 @@ from rest_api.rest_api_server.directory.model import (
     digest,
 )
 from rest_api.rest_api_server.errors import CODES, FORBIDDEN, INVALID, NOT_FOUND, TOO_MANY, UNAUTHORIZED
+from rest_api.rest_api_server.exports.files import Files
 from rest_api.rest_api_server.kept import KeptAnswer, KeptAnswers
 from tools.tornado_service.application import ServiceHandler
 from tools.tornado_service.errors import ApiError
@@ -197,6 +198,11 @@ class Gate:
         await self.organization(identity, found.organization_id, needs)
         return found
 
+    async def organizations(self, identity: Identity) -> list[Organization]:
+        """Those in which the identity has a role, by name."""
+        asked = [await self._organization(organization_id) for organization_id in identity.roles]
+        return sorted((one for one in asked if one is not None), key=lambda one: (one.name, one.id))
+
     async def clusters(self, organization_id: str) -> list[Cluster]:
         return await self.ask(lambda directory: directory.clusters(organization_id))
 
@@ -276,6 +282,7 @@ class RestHandler(ServiceHandler):
     """A handler behind a token; ids in its path are checked with it."""
 
     gate: Gate
+    files: Files
     needs: Needs
     identity: Identity
     cluster: Cluster

@@ -65,6 +65,9 @@ class RestApiConfig:
             parse_origins,
         )
     )
+    export_seconds: float = declared(
+        Setting("EXPORT_SECONDS", "Seconds to make and send a file (format=csv or xlsx).", seconds, 600.0)
+    )
     tls: tuple[str, str] | None = None
     access: Access = field(default_factory=Access)
     call_seconds: float = CALL_SECONDS

@@ -43,8 +43,16 @@ MONTH_CLOSED = ErrorCode(409, "OE0919", "a closed month is not changed")
 NOT_COMPLETE = ErrorCode(409, "OE0920", "the month cannot be closed yet")
 NOT_FIRING = ErrorCode(409, "OE0921", "the alert does not fire any more")
 
-OF_WHAT_IS_KEPT = {"OM0037": NOT_FOUND, "OM0038": CONFLICT, "OM0039": NOT_FOUND, "OM0040": NOT_FIRING}
-"""What Metroculus says of budgets and alerts."""
+LIST_CHANGED = ErrorCode(409, "OE0922", "what this file began with is not stored any more: ask for it again")
+
+OF_WHAT_IS_KEPT = {
+    "OM0042": LIST_CHANGED,
+    "OM0037": NOT_FOUND,
+    "OM0038": CONFLICT,
+    "OM0039": NOT_FOUND,
+    "OM0040": NOT_FIRING,
+}
+"""What Metroculus says of budgets, alerts and lists."""
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,

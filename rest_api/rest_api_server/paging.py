@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, Literal, Self, TypeVar
 
@@ -135,11 +136,35 @@ def page_of(answer: T, query: PageQuery, key: str) -> T:
         ApiError: a cursor of another order.
     """
     sort, descending, offset = _asked(query)
-    named = sorted(getattr(answer, key), key=lambda row: row.name)
-    known = [row for row in named if getattr(row, sort, None) is not None]
-    unknown = [row for row in named if getattr(row, sort, None) is None]
-    ranked = sorted(known, key=attrgetter(sort), reverse=descending) + unknown
+    ranked = _ranked(getattr(answer, key), sort, descending)
     end = offset + int(query.limit or DEFAULT_LIMIT)
     cursor = _cursor(end, sort, descending) if end < len(ranked) else None
     paging: dict[str, Any] = {key: tuple(ranked[offset:end]), "total_count": len(ranked), "next_cursor": cursor}
     return replace(answer, **paging)
+
+
+def whole_of(answer: T, query: PageQuery, key: str) -> T:
+    """The answer with all its rows under ``key`` in the order that is asked for, as a file has them.
+
+    Raises:
+        ApiError: a page was asked for.
+    """
+    refuse_pages(query)
+    sort, descending, _ = _asked(query)
+    rows: dict[str, Any] = {key: tuple(_ranked(getattr(answer, key), sort, descending))}
+    return replace(answer, **rows)
+
+
+def refuse_pages(query: PageQuery) -> None:
+    """Raises: ApiError: a page was asked for, and a file has all rows."""
+    given = [name for name in ("limit", "cursor") if getattr(query, name) is not None]
+    if given:
+        raise ApiError(INVALID, f"a file has all rows: leave out {' and '.join(given)}", given)
+
+
+def _ranked(rows: Sequence[Any], sort: str, descending: bool) -> list[Any]:
+    """Rows by what they cost, or by name; what is not known comes last."""
+    named = sorted(rows, key=lambda row: row.name)
+    known = [row for row in named if getattr(row, sort, None) is not None]
+    unknown = [row for row in named if getattr(row, sort, None) is None]
+    return sorted(known, key=attrgetter(sort), reverse=descending) + unknown

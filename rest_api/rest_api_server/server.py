@@ -29,6 +29,7 @@ from rest_api.rest_api_server.controllers.sources import SourcesSweep
 from rest_api.rest_api_server.directory.connect import open_directory
 from rest_api.rest_api_server.directory.model import Directory
 from rest_api.rest_api_server.errors import CODES, map_error
+from rest_api.rest_api_server.exports.files import Files
 from rest_api.rest_api_server.kept import KeptAnswers, KeptCollector
 from rest_api.rest_api_server.urls import routes
 from tools.http_client import authorities
@@ -117,7 +118,7 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
         "alerts": AlertsController(metroculus),
         "links": ClustersController(gate, metroculus, kept),
     }
-    application = make_application(service, routes({"gate": gate}, controllers))
+    application = make_application(service, routes({"gate": gate, "files": Files(config.export_seconds)}, controllers))
     sweep = SourcesSweep(gate, metroculus)
     return RestApi(
         application,

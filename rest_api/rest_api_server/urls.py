@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from rest_api.rest_api_server.handlers.v1 import kubecent
-from rest_api.rest_api_server.handlers.v2 import alerts, budgets, changes, chargeback, clusters, expenses, live
+from rest_api.rest_api_server.handlers.v2 import (
+    alerts,
+    budgets,
+    changes,
+    chargeback,
+    clusters,
+    expenses,
+    live,
+    organizations,
+)
 from tools.tornado_service.application import Route
 
 OWNER = r"/restapi/v2/organizations/(?P<organization_id>[^/]+)"
@@ -21,6 +30,8 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         return (pattern, handler, parts | {name: controllers[name] for name in names})
 
     return [
+        route(r"/restapi/v2/organizations", organizations.Organizations),
+        route(OWNER, organizations.SeenOrganization),
         route(ORGANIZATION, clusters.OrganizationClusters, "costs", "links"),
         route(rf"{ORGANIZATION}/(?P<cluster_id>[^/]+)", clusters.OrganizationCluster, "links"),
         route(rf"{ORGANIZATION}/(?P<cluster_id>[^/]+)/push_token", clusters.ClusterPushToken, "links"),

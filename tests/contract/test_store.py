@@ -17,7 +17,7 @@ from metroculus.storage.blocks import NodeKind
 from metroculus.storage.columns import ACCOUNTED, COST_COLUMNS
 from metroculus.storage.engine import StoreError, TooManyRows, literal
 from metroculus.storage.gaps import Gap
-from metroculus.storage.history import Page
+from metroculus.storage.history import CostSums, Page, Stretch
 from metroculus.storage.jobs import Repair
 from metroculus.storage.ledger import CommittedHours, FencedWriter, HourBatch
 from metroculus.storage.store import Store, open_store
@@ -421,15 +421,46 @@ def test_pages_have_each_row_once_in_order(store: Store, by: str, descending: bo
     walked = []
     for offset in range(0, 35, 4):
         page = Page(by, descending, offset, 4)
-        rows, counts = store.history.first_rows(committed, keys, Filters(), measures, UTC_ZONE, page)
-        assert counts == dict.fromkeys(accounts, 10) and len(rows) == min(page.end, 30)
+        rows = store.history.first_rows(committed, keys, Filters(), measures, UTC_ZONE, page)
+        assert len(rows) == min(page.end, 30)
         walked += rows[offset:]
+    assert store.history.count_rows(committed, keys, Filters()) == dict.fromkeys(accounts, 10)
     assert sorted((row.account, row.sums.keys) for row in walked) == sorted(everything)
     costs = [row.sums.total if by == "total" else row.sums.costs.cpu for row in walked]
     rounded = [round(cost, 6) for cost in costs]
     assert rounded == sorted(rounded, reverse=descending)
     for row in walked:
         assert row.sums.total == pytest.approx(everything[row.account, row.sums.keys].total, rel=1e-12)
+
+
+HOSTILE_NAMES = ("a", "a'b", "a\\", "a\\'; --", "a,b", "a\nb", "é", "\u202eb", "z" * 63, "")
+
+
+def test_rows_are_walked_by_their_keys_as_of_a_sequence(store: Store) -> None:
+    """What is stored later, or again, is in no page of a list that began before."""
+    writer = FencedWriter(3)
+    rows = [allocation(pod, 1.0, namespace=f"ns-{n % 3}") for n, pod in enumerate(HOSTILE_NAMES)]
+    store.ledger.commit([batch(H, *rows), batch(H + HOUR, *rows[:4])], writer)
+    keys, began = ("namespace", "pod"), store.ledger.committed(ACCOUNT, H, END)
+    everything = {one.keys: one.total for one in store.history.sums(began, keys, Filters())}
+    newest = max(marker.sequence for marker in began.hours.values())
+    store.ledger.commit([batch(H, allocation("new", 5.0)), batch(H + 2 * HOUR, *rows)], writer)
+
+    pinned, after = store.ledger.committed(ACCOUNT, H, END, newest), ()
+    assert pinned.hours == began.hours
+    ends = store.history.row_ends(pinned, keys, Filters(), (), 3, 2)
+    assert len(ends) == 2
+    ends += store.history.row_ends(pinned, keys, Filters(), ends[-1], 3, 99)
+    walked: list[CostSums] = []
+    for end in (*ends, ()):
+        walked += store.history.rows_between(pinned, keys, Filters(), COST_COLUMNS, Stretch(after, end), 99)
+        assert len(walked) % 3 == 0 or not end
+        after = end
+    assert len(walked) == len(everything) and len(ends) == len(walked) // 3
+    assert {one.keys: one.total for one in walked} == pytest.approx(everything)
+    others = Filters(namespaces=("ns-9",))
+    assert store.history.rows_between(began, keys, others, COST_COLUMNS, Stretch(), 3) == []
+    assert store.history.row_ends(began, keys, others, (), 3, 9) == []
 
 
 def test_a_purged_account_leaves_nothing_and_takes_nothing_of_others(store: Store) -> None:

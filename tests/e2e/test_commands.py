@@ -16,10 +16,15 @@ from pathlib import Path
 import pytest
 import requests
 import tornado.web
+from click.testing import CliRunner
 
+from diproxy.diproxy_server.cli import main as diproxy
+from rest_api.rest_api_server.cli import main as rest_api
 from simulator import openmetrics
+from simulator.__main__ import main as simulator
 from simulator.costs import truth
 from simulator.world import DAY, make_world
+from standalone.cli import main as metroculus
 from tests.conftest import free_port, need
 from tests.integration.test_etcd import BIN, command, rest_commands
 from tests.support import ACCOUNT, SECRET, Stack, until
@@ -80,6 +85,19 @@ def test_the_demo_shows_costs_and_two_commands_that_work_and_ends_on_sigterm(tmp
     assert "(idle)" in shown and "kube-system" in shown
     pasted = re.findall(r"^  (curl .*)$", shown, re.M)
     assert len(pasted) == 3
+    exported = dict(word.split("=", 1) for word in shlex.split(re.search(r"^  export (.*)$", shown, re.M)[1]))
+    assert Path(exported["METROCULUS_TOKEN_FILE"]).stat().st_mode & 0o777 == 0o600
+    asked = re.findall(r"^  (metroculus .*)$", shown, re.M)
+    assert len(asked) == 3
+    for line in asked:
+        done = subprocess.run(
+            [BIN / "metroculus", *shlex.split(line)[1:]],
+            env=os.environ | exported,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode in (0, 3) and "cluster-one" in done.stdout + done.stderr, done.stdout + done.stderr
     for line in pasted:
         words = shlex.split(line)
         answer = requests.get(words[-1], headers=dict([words[words.index("-H") + 1].split(": ", 1)]), timeout=30)
@@ -295,6 +313,7 @@ def test_the_readme_shows_what_the_recorded_opencost_comes_to():
     assert done.stdout.strip() in (ROOT / "README.md").read_text()
 
 
+PROGRAMS = {"metroculus": metroculus, "rest-api": rest_api, "diproxy": diproxy, "simulator": simulator}
 BLOCK = re.compile(r"```sh\n(.*?)```", re.S)
 
 
@@ -319,15 +338,16 @@ def test_a_command_of_the_docs_is_one_that_there_is(file, line):
     if program == "make":
         done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    elif program in ("metroculus", "rest-api", "diproxy") or words[:3] == ["python", "-m", "simulator"]:
-        own = [sys.executable, "-m", "simulator"] if program == "python" else [str(BIN / program)]
+    elif program in PROGRAMS or words[:3] == ["python", "-m", "simulator"]:
         rest = words[3:] if program == "python" else words[1:]
         commands = [word for word in rest if not word.startswith("-")]
         depth = 2 if rest and rest[0] in ("organization", "user", "token") else 1
-        done = subprocess.run([*own, *commands[:depth], "--help"], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        told = CliRunner().invoke(
+            PROGRAMS["simulator" if program == "python" else program], [*commands[:depth], "--help"]
+        )
+        assert told.exit_code == 0, told.output
         for option in (word.split("=")[0] for word in rest if word.startswith("--")):
-            assert option in done.stdout, f"{option} is no option of {line}"
+            assert option in told.output, f"{option} is no option of {line}"
     else:
         assert program in (
             "cp",

@@ -6,8 +6,10 @@ and costs multiples of a prime of its own, so that a foreign byte or a foreign c
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote, urlencode
 from uuid import uuid4
@@ -50,6 +52,7 @@ REST = list(operations(REST_ROUTES))
 METROCULUS = list(operations(METROCULUS_ROUTES))
 REST_IDS = [f"{method} {path}" for path, method, _ in REST]
 
+SEEN = "/restapi/v2/organizations"
 LINKS = "/restapi/v2/organizations/{organization_id}/kubecost/clusters"
 OWNER = "/restapi/v2/organizations/{organization_id}/kubecost"
 RULES = ("PUT", f"{OWNER}/allocation_rules")
@@ -226,6 +229,8 @@ def expected(caller, thing, path, method):
     """The status that the rules give, and nothing of the code."""
     if caller in NOBODY:
         return {401}
+    if path == SEEN:
+        return {200}
     role = ROLES.get((caller, thing))
     if role is None:
         return {404}
@@ -249,6 +254,8 @@ def target(world, path, thing):
         query["cluster_id"] = cluster
     if path.endswith("/metrics"):
         query["metric"] = "cpu"
+    if path in (SEEN, f"{SEEN}/{{organization_id}}"):
+        query = {}
     if path.endswith("/live"):
         query = {name: value for name, value in query.items() if name not in WINDOW}
     if path.endswith(("/chargeback", "/preview")):
@@ -309,6 +316,29 @@ def nothing_foreign(world, text):
     for canary in (THEIRS, THEIR_CLUSTER, theirs.organization_id, *theirs.tokens.values(), SECRET):
         assert canary not in text, canary
     assert not re.search(rf"\b{re.escape(str(total_of(world, THEIRS)))}\b", text)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("thing", ("own", "foreign", "absent"))
+@pytest.mark.parametrize("form", ("csv", "xlsx"))
+@pytest.mark.parametrize(
+    "path", sorted({path for path, method, handler in REST if method == "GET" and handler.get.operation.files})
+)
+def test_files_are_behind_the_same_walls(world, path, form, thing):
+    filled, query = target(world, path, thing)
+    url = f"{world.running.rest_api_listener.url}{filled}?{urlencode(query | {'format': form})}"
+    for caller in ("garbage", "viewer", "admin with a token for elsewhere", "another organization's manager"):
+        answer = requests.get(url, headers=world.callers[caller], timeout=60)
+        assert answer.status_code in expected(caller, thing, path, "GET"), answer.text[:300]
+        if caller != "another organization's manager":
+            found = answer.text if form == "csv" or answer.status_code != 200 else sheets_of(answer.content)
+            nothing_foreign(world, found)
+            assert answer.status_code != 200 or "total_cost" in found or "potential_savings" in found
+
+
+def sheets_of(body):
+    with zipfile.ZipFile(io.BytesIO(body)) as book:
+        return "".join(book.read(name).decode() for name in book.namelist())
 
 
 def total_of(world, name):
@@ -377,9 +407,9 @@ def fired(world, base, headers, path, name):
     values = {"organization_id": organization, "cluster_id": cluster, "cloud_account_id": cluster, "cluster": cluster,
               "namespace": f"{MINE}-shop", "backfill_id": cluster, "budget_id": world.budgets[MINE], "alert_id": world.alerts[MINE]}  # fmt: skip
     query = {"start_date": str(END - HOUR), "end_date": str(END)}
-    if path.endswith(("monthly", "k8s_metadata", "/clusters/{cluster_id}")) or re.search(
-        "backfill_id|sources|budgets|alerts|live", path
-    ):
+    if path.endswith(
+        ("monthly", "k8s_metadata", "/clusters/{cluster_id}", "/organizations/{organization_id}")
+    ) or re.search("backfill_id|sources|budgets|alerts|live", path):
         query = {}
     if "/metroculus/" in path and "{" not in path:
         query["cloud_account_id"] = cluster

@@ -13,7 +13,7 @@ import msgspec
 from prometheus_client import generate_latest
 from tornado.web import Application, HTTPError, RequestHandler
 
-from tools.tornado_service.errors import ApiError, CommonCodes, error_body
+from tools.tornado_service.errors import ApiError, CommonCodes, ErrorCode, error_body
 from tools.tornado_service.limits import UPLOADS, refusal_of
 from tools.tornado_service.negotiation import accepts_gzip, represent
 from tools.tornado_service.openapi import document
@@ -21,6 +21,7 @@ from tools.tornado_service.operation import NoQuery, Operation, operation
 from tools.tornado_service.prepared import Prepared, encode, prepared_of
 from tools.tornado_service.ready import READY_ANSWERS, KnownRequest, ReadyAnswer, ReadyAnswers, Target, when_taken
 from tools.tornado_service.service import Service, log_line, objects_of, request_id_of
+from tools.tornado_service.streamed import StreamedFile, send_file
 
 log = logging.getLogger("service")
 
@@ -143,7 +144,10 @@ class ServiceHandler(RequestHandler):
         await self.get(**path)  # type: ignore[misc]
 
     async def send(self, value: Any) -> None:
-        """Send an answer: packed where the caller takes that, a 304 where it has it already."""
+        """Send an answer: packed where the caller takes that, a 304 where it has it already; or a file."""
+        if isinstance(value, StreamedFile):
+            await send_file(self, value)
+            return
         asked = self.request.headers
         if not isinstance(value, Prepared):
             encoded = value if isinstance(value, bytes) else encode(value)
@@ -155,6 +159,10 @@ class ServiceHandler(RequestHandler):
         else:
             self._write_buffer.append(body)
         self.finish()
+
+    def cut(self, code: ErrorCode) -> None:
+        """An answer that had begun was cut: the log says why."""
+        self._error_code = code.code
 
     def compute_etag(self) -> None:
         """Tornado's own tag is not made: an answer that has one was given it."""

@@ -16,6 +16,7 @@ ALWAYS = (400, 413, 414)
 FAILURES = (*ALWAYS, 401, 403, 404, 409, 429, 502, 503, 504)
 """Every outcome of an operation behind a permission that is no success; 500 is none, it is a defect."""
 _GROUP = re.compile(r"\(\?P<(\w+)>[^)]*\)")
+_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 _REF = "#/components/schemas/{name}"
 
 
@@ -43,7 +44,7 @@ def document(
             "responses": {
                 str(op.status): {
                     "description": responses[op.status],
-                    "content": {op.content: {"schema": answer}},
+                    "content": {op.content: {"schema": answer}} | {kind: {"schema": _FILE} for kind in op.files},
                 },
                 **{
                     str(status): {
@@ -57,8 +58,7 @@ def document(
         if op.needs is not None:
             entry["security"] = [{name: []} for name in security]
         if op.raw_body:
-            anything = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
-            entry["requestBody"] = {"required": True, "content": {"*/*": anything}}
+            entry["requestBody"] = {"required": True, "content": {"*/*": {"schema": _FILE}}}
         if op.body is not None:
             entry["requestBody"] = {"required": True, "content": {"application/json": {"schema": next(bodies)}}}
         paths.setdefault(path, {})[method] = entry

@@ -36,6 +36,8 @@ class Operation:
     content: str = "application/json"
     raw_body: bool = False
     """Whether the method takes the body as it came, of an ``UploadHandler``."""
+    files: tuple[str, ...] = ()
+    """Other media types that the same answer is had in, as a ``StreamedFile``."""
 
 
 def operation(
@@ -48,9 +50,10 @@ def operation(
     also: tuple[int, ...] = (),
     content: str = "application/json",
     raw_body: bool = False,
+    files: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[None]]]:
     """Declare a handler's method: ``async def get(self, query)``, with a ``body`` behind it where one is declared."""
-    declared = Operation(needs, query, body, answer, status, also, content, raw_body)
+    declared = Operation(needs, query, body, answer, status, also, content, raw_body, files)
     decoder: msgspec.json.Decoder[Any] | None = msgspec.json.Decoder(body) if body is not None else None
 
     def decorate(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[None]]:

@@ -31,6 +31,7 @@ class Text(str):
     what: ClassVar[str] = "1 to 253 printable characters"
     most: ClassVar[int] = 100
     """How many of them one parameter may have, where it may have several."""
+    longest: ClassVar[int] = MAX_PARAMETER_LENGTH
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -213,8 +214,9 @@ def _convert(kind: Any, text: str) -> Any:
     Raises:
         ValueError: saying what it must be.
     """
-    if len(text) > MAX_PARAMETER_LENGTH:
-        raise ValueError(f"is longer than {MAX_PARAMETER_LENGTH} characters")
+    longest = getattr(kind, "longest", MAX_PARAMETER_LENGTH)
+    if len(text) > longest:
+        raise ValueError(f"is longer than {longest} characters")
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
             raise ValueError(f"must be one of {', '.join(get_args(kind))}")

@@ -155,7 +155,7 @@ def when_taken(sent: Sent, connection: Any, taken: Callable[[], None]) -> None:
     if sent.done():  # the kernel has it all: nobody is waited for
         over()
         return
-    guard = asyncio.get_running_loop().call_later(SEND_SECONDS, _disconnect, connection)
+    guard = asyncio.get_running_loop().call_later(SEND_SECONDS, disconnect, connection)
 
     def sent_or_failed(_: object) -> None:
         guard.cancel()
@@ -164,7 +164,8 @@ def when_taken(sent: Sent, connection: Any, taken: Callable[[], None]) -> None:
     sent.add_done_callback(sent_or_failed)
 
 
-def _disconnect(connection: Any) -> None:
+def disconnect(connection: Any) -> None:
+    """End a connection at once, whatever is still to be sent."""
     stream = getattr(connection, "stream", None)
     if stream is not None:
         stream.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import fsum
 from typing import Any
 
@@ -18,7 +18,7 @@ from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.grouping import TIMES
 from metroculus.metroculus_api.errors import cannot_group_by, history_of
 from metroculus.sources.accounts import Accounts
-from metroculus.sources.choose import DEFAULT_CURRENCY
+from metroculus.sources.choose import DEFAULT_CURRENCY, AccountSources
 from metroculus.storage.coverage import by_clusters, currencies_of
 from metroculus.storage.history import COSTS_AND_USAGE, CostSums, Page, Ranked, by_key
 from metroculus.storage.store import Store
@@ -30,7 +30,7 @@ from tools.window import Window
 from tools.zones import UTC_ZONE, Period, Zone
 
 
-class _WholeList(Struct, frozen=True):
+class WholeList(Struct, frozen=True):
     """How many rows an account has, what they come to, and the first of them where a page is asked for."""
 
     rows: int
@@ -38,7 +38,7 @@ class _WholeList(Struct, frozen=True):
     first: tuple[Ranked, ...] = ()
 
 
-class _Stored(Struct, frozen=True):
+class Stored(Struct, frozen=True):
     """What is stored of one account in a window."""
 
     sums: tuple[CostSums, ...]
@@ -47,7 +47,7 @@ class _Stored(Struct, frozen=True):
     """Empty where nothing is stored."""
     lacking: bool
     """Whether some hour does not tell some component."""
-    whole: _WholeList
+    whole: WholeList
     """Of all rows, where only some of them were read."""
 
 
@@ -76,49 +76,66 @@ class ExpensesController:
             NoHistory, StoreError
         """
         store = history_of(self._store)
-        properties = _properties(group_by)
-        finest = next((period for period in PERIODS if period in group_by), None)
+        properties = properties_of(group_by)
+        sources = await grouped_sources(self._accounts, accounts, group_by)
 
-        sources = await self._accounts.of_all(accounts)
-        unable: dict[str, frozenset[str]] = {}
-        for account, one in sources.items():
-            unsupported = (*one.unsupported(group_by), *one.not_stored(group_by))
-            if unsupported:
-                raise cannot_group_by(unsupported, "group_by", " in stored hours")
-            unable[account] = one.sources_without(group_by)
-
-        def read(group: Sequence[str], own: Filters) -> dict[str, _Stored]:
+        def read(group: Sequence[str], own: Filters) -> dict[str, Stored]:
             if page is not None:
-                answers, counts = _page_of(store, group, window, properties, own, page)
+                answers, counts = whole_lists(store, group, window, properties, own, page)
             else:
                 asked = (group, window.start, window.end, properties, own, COSTS_AND_USAGE, window.zone)
                 answers, counts = store.summaries.sums_by_account(*asked), {}
             return {
-                one: _stored(one, answer, window, finest, unable[one], counts.get(one))
+                one: stored_of(one, answer, window, group_by, sources[one], counts.get(one))
                 for one, answer in answers.items()
             }
 
-        found: dict[str, _Stored] = {}
-        named = {account: one.clusters.named for account, one in sources.items()}
-        for clusters, group in by_clusters(named, window.end - window.start):
+        found: dict[str, Stored] = {}
+        for clusters, group in by_clusters(named_clusters(sources), window.end - window.start):
             found |= await store.ask(deadline.left(), read, group, replace(filters, clusters=clusters))
         answered = [(account, found[account]) for account in sources]
-        return await asyncio.to_thread(_expenses, answered, window, group_by, page)
+        return await asyncio.to_thread(expenses_of, answered, window, group_by, page)
 
 
-def _page_of(
-    store: Store, accounts: Sequence[str], window: Window, properties: Sequence[str], filters: Filters, page: Page
-) -> tuple[dict[str, Answer], dict[str, _WholeList]]:
-    """The rows of accounts that may be on a page, with how many there are, and what all of them come to; blocks."""
+async def grouped_sources(
+    accounts: Accounts, wanted: Sequence[str], group_by: Sequence[str]
+) -> dict[str, AccountSources]:
+    """The sources of accounts, all of which can tell what is grouped by.
+
+    Raises:
+        ApiError: what an account's metrics do not tell.
+    """
+    sources = await accounts.of_all(wanted)
+    for one in sources.values():
+        unsupported = (*one.unsupported(group_by), *one.not_stored(group_by))
+        if unsupported:
+            raise cannot_group_by(unsupported, "group_by", " in stored hours")
+    return sources
+
+
+def named_clusters(sources: Mapping[str, AccountSources]) -> dict[str, tuple[str, ...]]:
+    """Of accounts that name clusters of what their source knows: which."""
+    return {account: one.clusters.named for account, one in sources.items()}
+
+
+def whole_lists(
+    store: Store,
+    accounts: Sequence[str],
+    window: Window,
+    properties: Sequence[str],
+    filters: Filters,
+    page: Page | None,
+) -> tuple[dict[str, Answer], dict[str, WholeList]]:
+    """How many rows accounts have, what all of them come to, and those that may be on a page; blocks."""
     committed = store.ledger.committed_of(accounts, window.start, window.end)
     several, asked = list(committed.values()), (filters, COSTS_AND_USAGE, window.zone)
     totals = store.history.sums_by_account(several, (), *asked)
-    rows, counts = store.history.first_rows(several, properties, *asked, page)
+    counts = store.history.count_rows(several, properties, filters, window.zone)
     first: dict[str, list[Ranked]] = defaultdict(list)
-    for row in rows:
+    for row in store.history.first_rows(several, properties, *asked, page) if page is not None else ():
         first[row.account].append(row)
     return {account: Answer(one, ()) for account, one in committed.items()}, {
-        account: _WholeList(
+        account: WholeList(
             counts.get(account, 0),
             fsum(one.total for one in totals.get(account, ())),
             tuple(first[account]),
@@ -127,8 +144,8 @@ def _page_of(
     }
 
 
-def _expenses(
-    answered: Sequence[tuple[str, _Stored]], window: Window, group_by: Sequence[str], page: Page | None
+def expenses_of(
+    answered: Sequence[tuple[str, Stored]], window: Window, group_by: Sequence[str], page: Page | None
 ) -> structs.Expenses:
     """What accounts have stored as one answer."""
     covered = tuple(one.coverage for _, one in answered)
@@ -158,7 +175,7 @@ def _expenses(
 
 
 def _all_rows(
-    stored: Sequence[tuple[str, _Stored]], group_by: Sequence[str], zone: Zone, mixed: bool
+    stored: Sequence[tuple[str, Stored]], group_by: Sequence[str], zone: Zone, mixed: bool
 ) -> list[dict[str, Any]]:
     rows = []
     for together in sorted({one.currencies for _, one in stored}):
@@ -169,19 +186,19 @@ def _all_rows(
 
 
 def _page_rows(
-    stored: Sequence[tuple[str, _Stored]], page: Page, group_by: Sequence[str], zone: Zone, mixed: bool
+    stored: Sequence[tuple[str, Stored]], page: Page, group_by: Sequence[str], zone: Zone, mixed: bool
 ) -> list[dict[str, Any]]:
     """The rows of a page, in the order of their places."""
     money = {account: ", ".join(one.currencies) for account, one in stored}
     ranked = sorted((row for _, one in stored for row in one.whole.first), key=lambda row: row.place)
-    properties = _properties(group_by)
+    properties = properties_of(group_by)
     return [
         ({"currency": money[row.account]} if mixed else {}) | row_of(group_by, row.account, properties, row.sums, zone)
         for row in ranked[page.offset : page.end]
     ]
 
 
-def _properties(group_by: Sequence[str]) -> list[str]:
+def properties_of(group_by: Sequence[str]) -> list[str]:
     """What rows of one account are grouped by."""
     return [name for name in group_by if name != "cluster"]
 
@@ -190,26 +207,28 @@ def _rows(
     group_by: Sequence[str], summed: Sequence[tuple[str, Sequence[CostSums]]], zone: Zone
 ) -> list[dict[str, Any]]:
     """The rows of accounts whose money may be added."""
-    properties = _properties(group_by)
+    properties = properties_of(group_by)
     if "cluster" in group_by:
         return [row_of(group_by, account, properties, measured, zone) for account, sums in summed for measured in sums]
     everything = by_key([measured for _, sums in summed for measured in sums])
     return [row_of(group_by, "", properties, measured, zone) for measured in everything]
 
 
-def _stored(
+def stored_of(
     account: str,
     answer: Answer,
     window: Window,
-    finest: Period | None,
-    unable_sources: frozenset[str],
-    whole_list: _WholeList | None,
-) -> _Stored:
+    group_by: Sequence[str],
+    sources: AccountSources,
+    whole_list: WholeList | None,
+) -> Stored:
+    """What an account has stored, and how much of the window that is."""
     committed = answer.committed
-    coverage = coverage_of(account, committed, window, finest, unable_sources)
+    finest = next((period for period in PERIODS if period in group_by), None)
+    coverage = coverage_of(account, committed, window, finest, sources.sources_without(group_by))
     lacking = any(marker.unknown for marker in committed.hours.values())
-    whole_list = whole_list or _WholeList(len(answer.sums), 0.0)
-    return _Stored(answer.sums, coverage, tuple(currencies_of(committed)), lacking, whole_list)
+    whole_list = whole_list or WholeList(len(answer.sums), 0.0)
+    return Stored(answer.sums, coverage, tuple(currencies_of(committed)), lacking, whole_list)
 
 
 def row_of(

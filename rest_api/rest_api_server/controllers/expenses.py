@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from heapq import merge
 from math import fsum
 from typing import Any
@@ -15,6 +15,7 @@ from optscale_client.metroculus_client.structs import (
     AccountMonths,
     Columns,
     ExpenseRow,
+    ExpenseRowsWithoutLabels,
     ExpensesWithoutLabels,
     MonthsOfAccounts,
     Projection,
@@ -28,10 +29,14 @@ from rest_api.rest_api_server.controllers.costs import CostsController, asked_of
 from rest_api.rest_api_server.controllers.metroculus import MetroculusPool, failure_about, in_parts
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import failure_of
+from rest_api.rest_api_server.exports.table import Table
+from rest_api.rest_api_server.exports.tables import ExpenseLists, expenses_table
 from rest_api.rest_api_server.paging import RowPage
 from tools.window import Window
 from tools.zones import Zone
 
+EXPORTED_AT_ONCE = 5_000
+"""Rows of a page of an export: some 20 MB while they are read."""
 ROW_KEYS = ("cluster", "namespace", "controller", "pod", "node")
 
 
@@ -92,6 +97,37 @@ class ExpensesController:
         except MetroculusError as failure:
             return None, failure_of(failure)
         return joined(told, page), None
+
+    async def exported(
+        self, clusters: Sequence[Cluster], window: Window, filters: Mapping[str, Any], request_id: str
+    ) -> Table:
+        """Every stored row, page after page, of what was stored when this began.
+
+        Raises:
+            MetroculusError: also while rows are read.
+        """
+        names = {cluster.id: cluster.name for cluster in clusters}
+        about = asked_of(window) | dict(filters) | {"group_by": ROW_KEYS, "request_id": request_id}
+
+        async def page(part: Sequence[Cluster], cursor: str | None) -> ExpenseRowsWithoutLabels:
+            ask, accounts = self._metroculus.client.get_k8s_expense_rows, tuple(cluster.id for cluster in part)
+            asked = about | {"limit": EXPORTED_AT_ONCE, "cursor": cursor}
+            return await self._metroculus.call(part, ask, accounts, **asked, shape=ExpenseRowsWithoutLabels)
+
+        parts = in_parts(clusters)
+        first = await asyncio.gather(*(page(part, None) for part in parts))
+
+        async def batches() -> AsyncIterator[list[answers.CleanExpenseRow]]:
+            for part, told in zip(parts, first, strict=True):
+                found = told
+                yield await asyncio.to_thread(_rows_of, found.rows, names)
+                while found.next_cursor is not None:
+                    found = await page(part, found.next_cursor)
+                    yield await asyncio.to_thread(_rows_of, found.rows, names)
+
+        wholes = tuple(one.whole for one in first if one.whole is not None)
+        lists = ExpenseLists(min((one.as_of for one in first), default=window.end), wholes)
+        return expenses_table(lists, names, batches(), filters)
 
     async def monthly(self, clusters: Sequence[Cluster], count: int, zone: Zone, request_id: str) -> answers.Monthly:
         """Month by month over all clusters, each cluster by itself, and where the running month is going."""
@@ -276,6 +312,10 @@ def _projection(projections: Sequence[Projection], failed: bool) -> answers.Mont
     )
 
 
+def _rows_of(rows: Sequence[ExpenseRow], names: Mapping[str, str]) -> list[answers.CleanExpenseRow]:
+    return [_row(row, names) for row in rows]
+
+
 def _row(row: ExpenseRow, names: Mapping[str, str]) -> answers.CleanExpenseRow:
     """A stored row in OptScale's words; every one of ``ROW_KEYS`` was asked for."""
     cluster = str(row.cluster)
@@ -290,6 +330,7 @@ def _row(row: ExpenseRow, names: Mapping[str, str]) -> answers.CleanExpenseRow:
         name=f"{row.namespace}/{row.pod}",
         cost=row.total_cost,
         management_cost=row.management_cost,
+        currency=row.currency,
         cpu_efficiency=row.cpu_efficiency,
         ram_efficiency=row.ram_efficiency,
         total_efficiency=row.total_efficiency,

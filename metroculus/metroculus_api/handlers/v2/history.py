@@ -9,6 +9,7 @@ from msgspec import Struct
 from metroculus.codes import INVALID
 from metroculus.cost_model.grouping import TIMES
 from metroculus.metroculus_api.controllers.backfills import BackfillBody, BackfillsController
+from metroculus.metroculus_api.controllers.expense_rows import ExpenseRowsController, Position, RowsQuestion
 from metroculus.metroculus_api.controllers.expenses import ExpensesController
 from metroculus.metroculus_api.controllers.monthly import MonthlyController
 from metroculus.metroculus_api.handlers.v2.base import AccountId, AccountsQuery, MetroculusHandler, Needs
@@ -17,6 +18,8 @@ from optscale_client.metroculus_client import structs
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import Text, TimeZone, Uuid
+
+BY_CLUSTER = "by cluster, and not by time: group_by cluster, and no hour, day or month"
 
 
 class GroupBy(Text):
@@ -54,8 +57,7 @@ class ExpensesQuery(AccountsQuery, frozen=True, kw_only=True):
                 raise ApiError(INVALID, "offset, sort and order are of a page: give a limit", ["limit"])
             return None
         if "cluster" not in self.group_by or not TIMES.isdisjoint(self.group_by):
-            reason = "a page is of rows by cluster, and not by time: group_by cluster, and no hour, day or month"
-            raise ApiError(INVALID, reason, ["group_by", "limit"])
+            raise ApiError(INVALID, f"a page is of rows {BY_CLUSTER}", ["group_by", "limit"])
         by = (self.sort or "total_cost").removesuffix("_cost")
         return Page(by, self.order != "asc", int(self.offset or 0), int(self.limit))
 
@@ -69,6 +71,47 @@ class K8sExpenses(MetroculusHandler):
     async def get(self, query: ExpensesQuery) -> structs.Expenses:
         asked = (query.cloud_account_id, self.window_of(query), query.group_by, query.filters)
         return await self.expenses.expenses(*asked, self.deadline(), query.page)
+
+
+class PageRows(Text):
+    pattern = r"[1-9][0-9]{0,3}|10000"
+    what = "a whole number from 1 to 10000"
+
+
+class RowCursor(Text):
+    """What the last page gave as ``next_cursor``."""
+
+    pattern = r"[A-Za-z0-9_-]{1,40000}"
+    what = "the next_cursor of an earlier answer"
+    longest = 40_000
+
+    @property
+    def position(self) -> Position:
+        """Raises: ApiError"""
+        try:
+            return Position.read(self)
+        except ValueError as problem:
+            raise ApiError(INVALID, f"cursor {problem}", ["cursor"]) from None
+
+
+class ExpenseRowsQuery(AccountsQuery, frozen=True, kw_only=True):
+    group_by: tuple[GroupBy, ...] = (GroupBy("cluster"),)
+    limit: PageRows = PageRows("1000")
+    cursor: RowCursor | None = None
+
+
+class K8sExpenseRows(MetroculusHandler):
+    """Stored hours, summed by the database, page after page of what was committed when the first page was asked for."""
+
+    rows: ExpenseRowsController
+
+    @operation(needs=Needs.CLUSTER_SECRET, query=ExpenseRowsQuery, answer=structs.ExpenseRows)
+    async def get(self, query: ExpenseRowsQuery) -> structs.ExpenseRows:
+        if "cluster" not in query.group_by or not TIMES.isdisjoint(query.group_by):
+            raise ApiError(INVALID, f"rows are {BY_CLUSTER}", ["group_by"])
+        position = query.cursor.position if query.cursor is not None else None
+        question = RowsQuestion(query.cloud_account_id, self.window_of(query), query.group_by, query.filters)
+        return await self.rows.page(question, position, int(query.limit), self.deadline(), self.service.clock())
 
 
 class MonthCount(Text):

@@ -9,9 +9,12 @@ from msgspec import Meta, Struct
 from optscale_client.metroculus_client import structs
 from rest_api.rest_api_server.auth import Needs, RestHandler
 from rest_api.rest_api_server.controllers.chargeback import ChargebackController
+from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
+from rest_api.rest_api_server.exports.tables import chargeback_table
 from rest_api.rest_api_server.handlers.v2.clusters import OrganizationQuery
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import Month, Text
+from tools.tornado_service.streamed import StreamedFile
 
 
 class By(Text):
@@ -22,6 +25,10 @@ class By(Text):
 class ChargebackQuery(OrganizationQuery, frozen=True, kw_only=True):
     month: Month
     by: By = By("cost_center")
+
+
+class ChargebackFileQuery(ChargebackQuery, frozen=True, kw_only=True):
+    format: Format = "json"
 
 
 class CloseQuery(OrganizationQuery, frozen=True, kw_only=True):
@@ -64,11 +71,14 @@ class AllocationRulesPreview(ChargebackHandler):
 class Chargeback(ChargebackHandler):
     """A month's cost by cost center, namespace, cluster or label: all of it, and the overhead."""
 
-    @operation(needs=Needs.READ_COSTS, query=ChargebackQuery, answer=structs.Chargeback)
-    async def get(self, query: ChargebackQuery) -> structs.Chargeback:
+    @operation(needs=Needs.READ_COSTS, query=ChargebackFileQuery, answer=structs.Chargeback, files=MEDIA_TYPES)
+    async def get(self, query: ChargebackFileQuery) -> structs.Chargeback | StreamedFile:
         clusters = await self.gate.clusters(query.organization_id)
         asked = (query.organization_id, clusters, query.month, query.by, self.request_id)
-        return await self.chargebacks.chargeback(*asked)
+        found = await self.chargebacks.chargeback(*asked)
+        if query.format == "json":
+            return found
+        return self.files.file(chargeback_table(found, self.service.clock()), query.format)
 
 
 class MonthClose(ChargebackHandler):

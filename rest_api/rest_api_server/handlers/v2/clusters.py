@@ -22,10 +22,22 @@ from rest_api.rest_api_server.controllers.clusters import (
 from rest_api.rest_api_server.controllers.costs import CostsController
 from rest_api.rest_api_server.controllers.metrics import MetricsController
 from rest_api.rest_api_server.errors import CODES
+from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
+from rest_api.rest_api_server.exports.tables import assets_table, clusters_table, costs_table, savings_table
 from rest_api.rest_api_server.kept import KeptAnswer
-from rest_api.rest_api_server.paging import PageQuery, paged
+from rest_api.rest_api_server.paging import PageQuery, paged, refuse_pages, whole_of
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import DnsLabel, Step, Text, Uuid, WindowQuery, resolve_window
+from tools.tornado_service.params import (
+    DnsLabel,
+    FilterText,
+    RowFilter,
+    Step,
+    Text,
+    Uuid,
+    WindowQuery,
+    resolve_window,
+)
+from tools.tornado_service.streamed import StreamedFile
 from tools.window import Window
 
 
@@ -48,8 +60,9 @@ class CostHandler(ViewHandler):
     costs: CostsController
 
 
-class OrganizationCostsQuery(PageQuery, frozen=True, kw_only=True):
+class OverviewQuery(PageQuery, frozen=True, kw_only=True):
     organization_id: Uuid
+    format: Format = "json"
 
 
 class OrganizationClusters(RestHandler):
@@ -58,12 +71,17 @@ class OrganizationClusters(RestHandler):
     costs: CostsController
     links: ClustersController
 
-    @operation(needs=Needs.READ_COSTS, query=OrganizationCostsQuery, answer=answers.OrganizationCosts)
-    async def get(self, query: OrganizationCostsQuery) -> answers.OrganizationCosts:
-        window = resolve_window(query, self.service.clock(), CODES, DEFAULT_WINDOW)
+    @operation(needs=Needs.READ_COSTS, query=OverviewQuery, answer=answers.OrganizationCosts, files=MEDIA_TYPES)
+    async def get(self, query: OverviewQuery) -> answers.OrganizationCosts | StreamedFile:
+        now = self.service.clock()
+        window = resolve_window(query, now, CODES, DEFAULT_WINDOW)
+        if query.format != "json":
+            refuse_pages(query)
         clusters = await self.gate.clusters(query.organization_id)
         overview = await self.costs.overview(query.organization_id, clusters, window, self.request_id)
-        return await paged(overview, query, "clusters")
+        if query.format == "json":
+            return await paged(overview, query, "clusters")
+        return self.files.file(clusters_table(whole_of(overview, query, "clusters"), window, now), query.format)
 
     @operation(needs=Needs.MANAGE_CLUSTERS, query=OrganizationQuery, body=LinkBody, answer=ChangedCluster, status=201)
     async def post(self, query: OrganizationQuery, body: LinkBody) -> ChangedCluster:
@@ -114,7 +132,11 @@ class ClusterRowsQuery(PageQuery, frozen=True, kw_only=True):
 
 
 class ClusterCostsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
+    format: Format = "json"
     aggregate: tuple[Aggregate, ...] = (Aggregate("namespace"),)
+    k8s_namespace: tuple[FilterText, ...] = ()
+    k8s_node: tuple[RowFilter, ...] = ()
+    k8s_service: tuple[FilterText, ...] = ()
     idle: Literal["separate", "share", "hide"] | None = None
     step: Literal["hour", "day", "week", "month"] | None = None
 
@@ -122,14 +144,23 @@ class ClusterCostsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
 class ClusterCosts(CostHandler):
     """What one cluster cost, by namespace, controller, pod, service, node or label."""
 
-    @operation(needs=Needs.READ_COSTS, query=ClusterCostsQuery, answer=answers.ClusterCosts)
-    async def get(self, query: ClusterCostsQuery) -> KeptAnswer:
-        async def made(window: Window) -> Struct:
-            asked = {"idle": query.idle, "step": query.step}
-            found = await self.costs.costs(self.cluster, window, query.aggregate, self.request_id, **asked)
-            return await paged(replace(found, aggregate=",".join(query.aggregate)), query, "costs")
+    @operation(needs=Needs.READ_COSTS, query=ClusterCostsQuery, answer=answers.ClusterCosts, files=MEDIA_TYPES)
+    async def get(self, query: ClusterCostsQuery) -> KeptAnswer | StreamedFile:
+        names = ("k8s_namespace", "k8s_node", "k8s_service", "idle", "step")
+        asked = {name: value for name in names if (value := getattr(query, name))}
 
-        return await self.kept(self.cluster, query, made)
+        async def read(window: Window) -> answers.ClusterCosts:
+            found = await self.costs.costs(self.cluster, window, query.aggregate, self.request_id, **asked)
+            return replace(found, aggregate=",".join(query.aggregate))
+
+        async def made(window: Window) -> Struct:
+            return await paged(await read(window), query, "costs")
+
+        if query.format == "json":
+            return await self.kept(self.cluster, query, made)
+        now = self.service.clock()
+        answer = whole_of(await read(self.window(query, now)), query, "costs")
+        return self.files.file(costs_table(answer, {"aggregate": query.aggregate, **asked}, now), query.format)
 
 
 class ClusterNamespaces(CostHandler):
@@ -161,19 +192,26 @@ class NamespaceWorkloads(CostHandler):
 
 
 class ClusterAssetsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
+    format: Format = "json"
     asset_type: Literal["node", "disk", "load_balancer", "network", "cluster_management"] | None = None
 
 
 class ClusterAssets(CostHandler):
     """Nodes, disks and load balancers: cost, utilisation, specification."""
 
-    @operation(needs=Needs.READ_COSTS, query=ClusterAssetsQuery, answer=answers.ClusterAssets)
-    async def get(self, query: ClusterAssetsQuery) -> KeptAnswer:
-        async def made(window: Window) -> Struct:
-            found = await self.costs.assets(self.cluster, window, query.asset_type, self.request_id)
-            return await paged(found, query, "assets")
+    @operation(needs=Needs.READ_COSTS, query=ClusterAssetsQuery, answer=answers.ClusterAssets, files=MEDIA_TYPES)
+    async def get(self, query: ClusterAssetsQuery) -> KeptAnswer | StreamedFile:
+        async def read(window: Window) -> answers.ClusterAssets:
+            return await self.costs.assets(self.cluster, window, query.asset_type, self.request_id)
 
-        return await self.kept(self.cluster, query, made)
+        async def made(window: Window) -> Struct:
+            return await paged(await read(window), query, "assets")
+
+        if query.format == "json":
+            return await self.kept(self.cluster, query, made)
+        now = self.service.clock()
+        answer = whole_of(await read(self.window(query, now)), query, "assets")
+        return self.files.file(assets_table(answer, {"asset_type": query.asset_type}, now), query.format)
 
 
 class ClusterMetricsQuery(ViewQuery, frozen=True, kw_only=True):
@@ -194,12 +232,19 @@ class ClusterMetrics(CostHandler):
         return await self.kept(self.cluster, query, made)
 
 
+class OptimizationQuery(ViewQuery, frozen=True, kw_only=True):
+    format: Format = "json"
+
+
 class ClusterOptimization(CostHandler):
     """Right-sizing, abandoned workloads, unclaimed volumes, idle nodes; each with saving, evidence and risk."""
 
-    @operation(needs=Needs.READ_COSTS, query=ViewQuery, answer=answers.Optimization)
-    async def get(self, query: ViewQuery) -> KeptAnswer:
-        async def made(window: Window) -> Struct:
+    @operation(needs=Needs.READ_COSTS, query=OptimizationQuery, answer=answers.Optimization, files=MEDIA_TYPES)
+    async def get(self, query: OptimizationQuery) -> KeptAnswer | StreamedFile:
+        async def made(window: Window) -> answers.Optimization:
             return await self.costs.optimization(self.cluster, window, self.request_id)
 
-        return await self.kept(self.cluster, query, made)
+        if query.format == "json":
+            return await self.kept(self.cluster, query, made)
+        now = self.service.clock()
+        return self.files.file(savings_table(await made(self.window(query, now)), {}, now), query.format)

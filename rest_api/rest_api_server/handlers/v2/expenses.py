@@ -10,13 +10,17 @@ from rest_api.rest_api_server.auth import DEFAULT_WINDOW, Needs, RestHandler
 from rest_api.rest_api_server.controllers.expenses import ExpensesController
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import CODES, NOT_FOUND
-from rest_api.rest_api_server.paging import PageQuery, paged, row_page
+from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
+from rest_api.rest_api_server.exports.tables import months_table
+from rest_api.rest_api_server.paging import PageQuery, paged, refuse_pages, row_page
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import FilterText, RowFilter, Text, TimeZone, Uuid, resolve_window
+from tools.tornado_service.streamed import StreamedFile
 
 
 class CleanExpensesQuery(PageQuery, frozen=True, kw_only=True):
+    format: Format = "json"
     organization_id: Uuid
     cloud_account_id: tuple[Uuid, ...] = ()
     k8s_namespace: tuple[FilterText, ...] = ()
@@ -29,12 +33,17 @@ class OrganizationCleanExpenses(RestHandler):
 
     expenses: ExpensesController
 
-    @operation(needs=Needs.READ_COSTS, query=CleanExpensesQuery, answer=answers.CleanExpenses)
-    async def get(self, query: CleanExpensesQuery) -> answers.CleanExpenses:
+    @operation(needs=Needs.READ_COSTS, query=CleanExpensesQuery, answer=answers.CleanExpenses, files=MEDIA_TYPES)
+    async def get(self, query: CleanExpensesQuery) -> answers.CleanExpenses | StreamedFile:
         window = resolve_window(query, self.service.clock(), CODES, DEFAULT_WINDOW)
         clusters = await self.chosen(query)
         asked = {"k8s_namespace": query.k8s_namespace, "k8s_node": query.k8s_node, "k8s_service": query.k8s_service}
         filters = {name: values for name, values in asked.items() if values}
+        if query.format != "json":
+            refuse_pages(query)
+            return self.files.file(
+                await self.expenses.exported(clusters, window, filters, self.request_id), query.format
+            )
         page = row_page(query)
         found = await self.expenses.clean_expenses(
             query.organization_id, clusters, window, filters, self.request_id, page
@@ -68,6 +77,7 @@ class Months(Text):
 
 
 class MonthlyQuery(Struct, frozen=True, kw_only=True):
+    format: Format = "json"
     organization_id: Uuid
     months: Months = Months("12")
     timezone: TimeZone = TimeZone("UTC")
@@ -78,8 +88,11 @@ class OrganizationMonthly(RestHandler):
 
     expenses: ExpensesController
 
-    @operation(needs=Needs.READ_COSTS, query=MonthlyQuery, answer=answers.Monthly)
-    async def get(self, query: MonthlyQuery) -> answers.Monthly:
+    @operation(needs=Needs.READ_COSTS, query=MonthlyQuery, answer=answers.Monthly, files=MEDIA_TYPES)
+    async def get(self, query: MonthlyQuery) -> answers.Monthly | StreamedFile:
         clusters = await self.gate.clusters(query.organization_id)
         found = await self.expenses.monthly(clusters, int(query.months), query.timezone.zone, self.request_id)
-        return replace(found, organization_id=query.organization_id)
+        answer = replace(found, organization_id=query.organization_id)
+        if query.format == "json":
+            return answer
+        return self.files.file(months_table(answer, self.service.clock()), query.format)

@@ -1,0 +1,302 @@
+"""``metroculus login|clusters|costs|savings``: what clusters cost, on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from standalone.console import tables
+from standalone.console.client import ApiFailure, Json, RestApi, one_of
+from standalone.console.profiles import DEFAULT_PROFILE, DEFAULT_URL, Profile, ProfileError, find, read_token, save
+
+NOT_COMPLETE = 3
+"""Exit status of an answer that is not all that happened."""
+PIPE_COLUMNS = 200
+LISTED = 25
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Refused(click.ClickException):
+    """One line, and exit status 1."""
+
+
+def asking(command: F) -> F:
+    """Which REST API, and which of its organizations."""
+    options = (
+        click.option("--url", help=f"Where the REST API is. Default: {DEFAULT_URL}. [METROCULUS_REST_URL]"),
+        click.option(
+            "--token-file", type=click.Path(), help="A file with the token. [METROCULUS_TOKEN_FILE, METROCULUS_TOKEN]"
+        ),
+        click.option(
+            "--ca", type=click.Path(), help="Authority (PEM file) of the REST API's certificate. [METROCULUS_REST_CA]"
+        ),
+        click.option("--profile", help=f"What login has kept. Default: {DEFAULT_PROFILE}. [METROCULUS_PROFILE]"),
+        click.option("--organization", "--org", help="Name or id; needed where the token sees several."),
+        click.option(
+            "--output", "-o", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True,
+            help="json is the API's answer, csv its file.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def windowed(command: F) -> F:
+    """Of which time."""
+    for option in (
+        click.option("--timezone", help="Whose days are meant, like Europe/Berlin. Default: UTC."),
+        click.option("--window", "-w", default="7d", show_default=True, help="24h, 7d, month, lastweek, START,END …"),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--url", prompt="REST API", default=DEFAULT_URL, show_default=True, help="Where the REST API is.")
+@click.option(
+    "--token-file", type=click.Path(), help="A file with the token, or - for standard input; else it is asked for."
+)
+@click.option("--ca", type=click.Path(), help="Authority (PEM file) of the REST API's certificate.")
+@click.option("--profile", default=DEFAULT_PROFILE, show_default=True, help="The name to keep it under.")
+def login(url: str, token_file: str | None, ca: str | None, profile: str) -> None:
+    """Keep a REST API's address and token for the other commands.
+
+    The token is checked, and kept in a file that only you can read. Who may make tokens: rest-api token create.
+    """
+    try:
+        if token_file == "-":  # nosec B105  (standard input)
+            token = sys.stdin.readline().strip()
+        else:
+            token = read_token(Path(token_file)) if token_file else click.prompt("Token", hide_input=True).strip()
+        found = Profile(url.rstrip("/"), token, str(Path(ca).resolve()) if ca else None)
+        seen = RestApi(found).get("organizations")
+        file = save(profile, found, os.environ)
+    except (ApiFailure, ProfileError, UnicodeError) as problem:
+        raise Refused(str(problem)) from None
+    names = ", ".join(f"{one['name']} ({one['role']})" for one in seen["organizations"]) or "no organization yet"
+    click.echo(f"{seen['user']} sees {names}; kept in {file}")
+
+
+@click.command()
+@asking
+@windowed
+def clusters(window: str, timezone: str | None, output: str, **asked: str | None) -> None:
+    """Every cluster of the organization with its cost, dearest first."""
+    api, organization = _opened(asked)
+    path = f"organizations/{organization['id']}/kubecost/clusters"
+    query = {"window": window, "timezone": timezone}
+    if output == "csv":
+        _download(api, path, query)
+    body = _asked(api, path, limit=1000, **query)
+    if output == "table":
+        console = _console()
+        console.print(Text(f"{organization['name']}: {window}"), style="bold")
+        console.print(tables.clusters_table(body))
+        if body["total_count"] > len(body["clusters"]):
+            console.print(f"{body['total_count'] - len(body['clusters'])} more: -o csv has them all")
+    _end(body, output, body["complete"])
+
+
+@click.command()
+@asking
+@windowed
+@click.option("--cluster", "-c", help="Name or id; without it, and with several, clusters are listed.")
+@click.option(
+    "--by",
+    "-b",
+    default="namespace",
+    show_default=True,
+    help="namespace, controller, pod, node, service, label:NAME …; several between commas.",
+)
+@click.option(
+    "--filter",
+    "-f",
+    "filters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="namespace=, node= or service=; may stand several times.",
+)
+@click.option(
+    "--idle",
+    type=click.Choice(["separate", "share", "hide"]),
+    default="separate",
+    show_default=True,
+    help="A row of its own, shared out to the others, or not shown.",
+)
+@click.option(
+    "--sort",
+    type=click.Choice(["total_cost", "name", *(name for name, _ in tables.COMPONENTS[:6])]),
+    default="total_cost",
+    show_default=True,
+)
+@click.option(
+    "--limit",
+    "-n",
+    type=click.IntRange(1, 1000),
+    default=LISTED,
+    show_default=True,
+    help="Rows of the table; the rest is one row.",
+)
+@click.pass_context
+def costs(
+    ctx: click.Context,
+    /,
+    window: str,
+    timezone: str | None,
+    cluster: str | None,
+    by: str,
+    filters: tuple[str, ...],
+    idle: str,
+    sort: str,
+    limit: int,
+    output: str,
+    **asked: str | None,
+) -> None:
+    """What a cluster cost, by namespace or anything else.
+
+    \b
+      metroculus costs --cluster prod --window lastmonth --by label:team
+      metroculus costs -c prod -f namespace=shop --by controller,pod -o csv > shop.csv
+    """
+    narrowed = _filters(filters)
+    api, organization = _opened(asked)
+    known = _clusters(api, organization["id"])
+    if cluster is None and len(known) != 1:
+        if narrowed or by != "namespace":
+            _refuse(f"which cluster? --cluster is one of: {', '.join(sorted(one['name'] for one in known)) or 'none'}")
+        ctx.invoke(clusters, window=window, timezone=timezone, output=output, **asked)
+        return
+    path = f"kubecost/clusters/{_cluster(cluster, known)['cluster_id']}/costs"
+    query = {"window": window, "timezone": timezone, "aggregate": by, "idle": idle, "sort": sort, **narrowed}
+    if output == "csv":
+        _download(api, path, query)
+    body = _asked(api, path, limit=1000, **query)
+    if output == "table":
+        rows = list(body["costs"])
+        while body["next_cursor"] is not None:
+            following = _asked(api, path, limit=1000, cursor=body["next_cursor"], **query)
+            rows += following["costs"]
+            body["next_cursor"] = following["next_cursor"]
+        _console().print(tables.costs_table(body | {"costs": rows}, by.split(","), limit))
+        _tell_troubles(body)
+    _end(body, output, body["complete"])
+
+
+@click.command()
+@asking
+@windowed
+@click.option("--cluster", "-c", help="Name or id; needed where the organization has several.")
+@click.option(
+    "--limit", "-n", type=click.IntRange(1, 10_000), default=LISTED, show_default=True, help="Rows of the table."
+)
+def savings(
+    window: str, timezone: str | None, cluster: str | None, limit: int, output: str, **asked: str | None
+) -> None:
+    """What could be had for less, by what it saves a month."""
+    api, organization = _opened(asked)
+    one = _cluster(cluster, _clusters(api, organization["id"]))
+    path, query = f"kubecost/clusters/{one['cluster_id']}/optimization", {"window": window, "timezone": timezone}
+    if output == "csv":
+        _download(api, path, query)
+    body = _asked(api, path, **query)
+    if output == "table":
+        kinds = ("right_sizing", "under_provisioned", "abandoned_workloads", "unclaimed_volumes", "idle_nodes")
+        found = [one for kind in kinds for one in body[kind]]
+        console = _console()
+        console.print(tables.savings_table(body, found, limit))
+        total = tables.money(body["potential_savings"]) + f" {body['currency']} a month together"
+        console.print(total + (f"; {len(found) - limit} more with --limit" if len(found) > limit else ""), style="bold")
+        _tell_troubles(body)
+    _end(body, output, body["complete"])
+
+
+def _opened(asked: dict[str, str | None]) -> tuple[RestApi, Json]:
+    """The API, and the organization that is meant."""
+    try:
+        api = RestApi(find(asked, os.environ))
+        seen = api.get("organizations")["organizations"]
+        return api, one_of("organization", asked["organization"], seen, "id")
+    except (ApiFailure, ProfileError) as problem:
+        _refuse(str(problem))
+
+
+def _clusters(api: RestApi, organization_id: str) -> list[Json]:
+    """An organization's clusters, without their cost."""
+    found: list[Json] = _asked(api, f"organizations/{organization_id}")["clusters"]
+    return found
+
+
+def _cluster(wanted: str | None, known: list[Json]) -> Json:
+    """The cluster that is meant."""
+    try:
+        return one_of("cluster", wanted, known, "cluster_id")
+    except ApiFailure as problem:
+        _refuse(str(problem))
+
+
+def _filters(texts: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if key not in ("namespace", "node", "service") or not sign or not value:
+            raise click.BadParameter(f"{text}: namespace=NAME, node=NAME or service=NAME", param_hint="--filter")
+        found.setdefault(f"k8s_{key}", []).append(value)
+    return found
+
+
+def _asked(api: RestApi, path: str, **query: Any) -> Json:
+    try:
+        return api.get(path, **query)
+    except ApiFailure as problem:
+        _refuse(str(problem))
+
+
+def _download(api: RestApi, path: str, query: dict[str, Any]) -> NoReturn:
+    """Write the API's file to standard output; its lines about completeness decide the exit status."""
+    complete = True
+    head = b""
+    try:
+        for chunk in api.download(path, **query, format="csv"):
+            if len(head) < 1 << 16:
+                head += chunk
+                complete = b"# complete,no" not in head
+            sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+    except ApiFailure as problem:
+        _refuse(str(problem))
+    sys.exit(0 if complete else NOT_COMPLETE)
+
+
+def _tell_troubles(body: Json) -> None:
+    console = _console(stderr=True)
+    for text in tables.troubles_of(body):
+        console.print(Text(f"not complete: {text}", style="yellow"))
+    if text := tables.not_covered(body):
+        console.print(Text(text, style="dim"))
+
+
+def _end(body: Json, output: str, complete: bool) -> None:
+    if output == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode(body)).decode())
+    if not complete:
+        sys.exit(NOT_COMPLETE)
+
+
+def _console(stderr: bool = False) -> Console:
+    """A terminal as wide as it is; what goes into a pipe is not cut."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else PIPE_COLUMNS, highlight=False, soft_wrap=stderr)
+
+
+def _refuse(text: str) -> NoReturn:
+    raise Refused(text)

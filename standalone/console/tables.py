@@ -1,0 +1,168 @@
+"""Answers of the REST API as tables on a terminal: what is not known is said in words, and never 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import fsum
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+Json = dict[str, Any]
+NOT_KNOWN = "not known"
+COMPONENTS = (
+    ("cpu_cost", "CPU"),
+    ("ram_cost", "RAM"),
+    ("gpu_cost", "GPU"),
+    ("pv_cost", "volumes"),
+    ("network_cost", "network"),
+    ("load_balancer_cost", "balancers"),
+    ("shared_cost", "shared"),
+    ("external_cost", "external"),
+)
+WELL, POOR = 0.6, 0.3
+"""Efficiencies from which on they are shown green, and below which red."""
+GIB = 1 << 30
+
+
+def money(value: float | None) -> Text:
+    return Text(NOT_KNOWN, style="yellow") if value is None else Text(f"{value:,.2f}")
+
+
+def ratio(value: float | None) -> Text:
+    """An efficiency: nothing where nothing was requested, or it is not known."""
+    if value is None:
+        return Text("–", style="dim")
+    style = "green" if value >= WELL else "red" if value < POOR else "yellow"
+    return Text(f"{value:.0%}", style=style)
+
+
+def plain(value: object) -> Text:
+    """A name as it is: nothing of it is read as markup, or by the terminal as a command."""
+    return Text("".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in str(value)))
+
+
+def costs_table(body: Json, by: Sequence[str], most: int | None) -> Table:
+    """A cluster's rows with what is of no row by its own name, and the total."""
+    rows, currency = list(body["costs"]), body["currency"]
+    shown = [one for one in COMPONENTS if any(row[one[0]] for row in (*rows, body["summary"]))]
+    window = body["window"]
+    table = _table(f"{body['cluster_name']}: {window['start']} to {window['end']}, {currency}")
+    table.add_column(" / ".join(by), overflow="fold")
+    for _, title in shown:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("total", justify="right", no_wrap=True, style="bold")
+    table.add_column("efficiency", justify="right", no_wrap=True)
+    listed = rows if most is None else rows[:most]
+    for row in listed:
+        cells = [money(row[name]) for name, _ in shown]
+        table.add_row(plain(row["name"]), *cells, money(row["total_cost"]), ratio(row["total_efficiency"]))
+    if len(listed) < len(rows):
+        left = rows[len(listed) :]
+        sums = [_sum([row[name] for row in left]) for name in (*(name for name, _ in shown), "total_cost")]
+        table.add_row(Text(f"({len(left)} more)", style="dim"), *map(money, sums), "")
+    for name, cost in special_of(body):
+        table.add_row(Text(name, style="dim"), *[""] * len(shown), money(cost), "")
+    table.add_section()
+    totals = [money(body["summary"][name]) for name, _ in shown]
+    efficiency = (body["efficiency"] or {}).get("total_efficiency")
+    table.add_row("total", *totals, money(body["total_cost"]), ratio(efficiency), style="bold")
+    return table
+
+
+def special_of(body: Json) -> list[tuple[str, float | None]]:
+    """What a statement's total holds beside its rows."""
+    names = {"__idle__": "(idle)", "__unmounted__": "(volumes that nobody mounts)"}
+    found: list[tuple[str, float | None]] = [
+        (names.get(name, f"({name.strip('_')})"), cost) for name, cost in sorted(body["special"].items()) if cost
+    ]
+    management = body["summary"]["management_cost"]
+    return [*found, ("(cluster management)", management)] if management != 0 else found
+
+
+def clusters_table(body: Json) -> Table:
+    """An organization's clusters; one that failed says why."""
+    table = _table("")
+    for title in ("cluster", "total", "idle", "efficiency", "known until", "state"):
+        right = title in ("total", "idle", "efficiency")
+        table.add_column(title, justify="right" if right else "left", no_wrap=right)
+    several = len(body["totals"]) > 1
+    for one in body["clusters"]:
+        currency = f" {one['currency']}" if several and one["currency"] else ""
+        failed = one["error"] is not None
+        state = Text(one["error"]["reason"], style="red") if failed else _state(one)
+        until = one["freshness"]["final_until"] if one["freshness"] else ""
+        efficiency = (one["efficiency"] or {}).get("total_efficiency")
+        costs = (money(one["total_cost"]) + currency, money(one["idle_cost"]))
+        table.add_row(plain(one["name"]), *costs, ratio(efficiency), until, state)
+    table.add_section()
+    for currency, total in body["totals"].items():
+        table.add_row(f"total {currency}", money(total), "", "", "", "", style="bold")
+    return table
+
+
+def _state(one: Json) -> Text:
+    troubles = troubles_of(one)
+    state = Text("; ".join(troubles), style="yellow") if troubles else Text("complete", style="green")
+    return state.append(f"; {text}", style="dim") if (text := not_covered(one)) else state
+
+
+def savings_table(body: Json, recommendations: Sequence[Json], most: int | None) -> Table:
+    """What to do, by what it saves a month."""
+    table = _table(f"{body['cluster_name']}: what could be saved a month, {body['currency']}")
+    for title in ("what", "where", "resource", "now", "better", "saves", "risk"):
+        right = title in ("now", "better", "saves")
+        table.add_column(title, justify="right" if right else "left", overflow="fold", no_wrap=right)
+    ranked = sorted(recommendations, key=lambda one: -one["monthly_saving"])
+    for one in ranked if most is None else ranked[:most]:
+        where = "/".join(filter(None, (one["namespace"], one["controller"], one["container"]))) or one["name"]
+        table.add_row(
+            plain(one["kind"].replace("_", " ")),
+            plain(where),
+            plain(one["resource"]),
+            _amount(one["requested"], one["resource"]),
+            _amount(one["recommended"], one["resource"]),
+            money(one["monthly_saving"]),
+            plain(one["risk"]),
+        )
+    return table
+
+
+def _amount(value: float | None, resource: str) -> str:
+    if value is None:
+        return ""
+    if resource in ("memory", "ram", "storage"):
+        return f"{value / GIB:,.2f} GiB"
+    return f"{value:,.3g}"
+
+
+def troubles_of(body: Json) -> list[str]:
+    """Why an answer is not all that happened, a line each; empty where it is complete."""
+    if body["complete"]:
+        return []
+    found = [_trouble(source) for source in body["sources"] if source["status"] not in ("ok", "not_configured")]
+    return found or ["a component is not known"]
+
+
+def not_covered(body: Json) -> str:
+    """What no source that is configured can tell; empty where there is nothing of that kind."""
+    names = body.get("not_covered") or ()
+    return f"nothing here tells {', '.join(names)}: totals are of the rest" if names else ""
+
+
+def _trouble(source: Json) -> str:
+    coverage = source["coverage"]
+    known = f"knows {coverage:.1%} of the time" if coverage is not None and coverage < 1 else source["status"]
+    return f"{source['name']}: {', '.join(filter(None, (known, source['error'], *source['warnings'])))}"
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fsum(known) if len(known) == len(values) else None
+
+
+def _table(title: str) -> Table:
+    return Table(title=escape(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
