@@ -16,7 +16,7 @@ from simulator import savings
 from simulator.burst import NODE as BURST_NODE
 from simulator.costs import truth
 from simulator.world import DAY, GIB, HOUR, World
-from tools.window import parse_rfc3339
+from tools.window import SETTLING_SECONDS, parse_rfc3339
 
 DAYS = 7
 RULES: dict[str, Any] = {
@@ -88,8 +88,8 @@ class Asker:
 def check_everything(
     base: str, token: str, stranger: str, organization_id: str, clusters: Sequence[DemoCluster], with_metrics: bool
 ) -> list[Check]:
-    """Whole days that are over: their figures no longer change while they are asked for."""
-    today = int(time.time()) // DAY * DAY
+    """Whole days that have settled: their figures no longer change while they are asked for."""
+    today = _settled_until(time.time())
     start, end = today - DAYS * DAY, today
     ask = Asker(base, token)
     window = {"window": f"{start},{end}"}
@@ -113,9 +113,14 @@ def check_everything(
     return checks
 
 
+def _settled_until(now: float) -> int:
+    """The end of the last day of which all is known: a little after midnight that is not yet yesterday."""
+    return int(now - SETTLING_SECONDS) // DAY * DAY
+
+
 def check_store_alone(base: str, token: str, organization_id: str, clusters: Sequence[DemoCluster]) -> list[Check]:
     """The same questions once the clusters are gone: what is stored answers, whole and unchanged."""
-    today = int(time.time()) // DAY * DAY
+    today = _settled_until(time.time())
     ask, with_metrics = Asker(base, token), True
     window = {"window": f"{today - DAYS * DAY},{today}"}
     checks = []
