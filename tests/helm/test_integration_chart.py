@@ -45,6 +45,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "monitored": {"podMonitor": {"enabled": True, "labels": {"team": "costs"}},
                   "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]}},
     "open network": {"networkPolicy": {"enabled": False}},
+    "egress named": {"networkPolicy": {"denyEgress": True, "egressTo": [{"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": 443}]}]}},
     "placed": {"agent": {"nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}],
                          "affinity": {"podAntiAffinity": {}}, "podAnnotations": {"a": "b"}}},
     "extended": {"agent": {"extraEnv": [{"name": "HTTPS_PROXY", "value": "x"}],
@@ -91,13 +92,21 @@ def test_lint_is_content(chart: Path, tmp_path: Path) -> None:
 def test_every_pod_is_hardened_and_its_token_is_a_file(every: dict[tuple[str, str], list[Manifest]]) -> None:
     pods = [one["spec"]["template"]["spec"] for manifests in every.values() for one in workloads(manifests)]
     pods += [one["spec"] for manifests in every.values() for one in of_kind(manifests, "Pod")]
-    assert len(pods) == 60
+    assert len(pods) == 66
     for pod in pods:
         assert pod["automountServiceAccountToken"] is False and pod["securityContext"]["runAsNonRoot"]
         (container,) = pod["containers"]
         assert container["securityContext"]["readOnlyRootFilesystem"]
         assert not [one for one in container["env"] if "valueFrom" in one], "so that a new token needs no restart"
         assert any("secret" in one for one in pod["volumes"])
+
+
+def test_the_agent_reaches_what_is_named_alone(every: dict[tuple[str, str], list[Manifest]]) -> None:
+    (policy,) = [one["spec"] for one in of_kind(every["opencost", "egress named"], "NetworkPolicy")]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    dns, named = policy["egress"]
+    assert {(one["port"], one["protocol"]) for one in dns["ports"]} == {(53, "UDP"), (53, "TCP")}
+    assert named == FEATURES["egress named"]["networkPolicy"]["egressTo"][0]
 
 
 def test_without_the_agent_there_is_kubecost_alone(every: dict[tuple[str, str], list[Manifest]]) -> None:
@@ -167,6 +176,8 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (OPENCOST, {"caBundle": {"key": ""}}, "key"),
     (OPENCOST, {"networkPolicy": {"metricsFrom": "10.0.0.0/8"}}, "metricsFrom"),
     (OPENCOST, {"networkPolicy": {"enabled": "on"}}, "enabled"),
+    (OPENCOST, {"networkPolicy": {"egressTo": "10.0.0.0/8"}}, "egressTo"),
+    (OPENCOST, {"networkPolicy": {"denyEgress": True}}, "networkPolicy.egressTo"),
     (OPENCOST, {"podMonitor": {"interval": "often"}}, "interval"),
     (OPENCOST, {"serviceAccount": {"name": "My SA"}}, "name"),
     (OPENCOST, {"fullnameOverride": "my.agent"}, "fullnameOverride"),
