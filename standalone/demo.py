@@ -29,7 +29,7 @@ from standalone.check import BUDGET, RULES, Check, DemoCluster, check_everything
 from standalone.history import tell_owner
 from standalone.pushed import PushedCluster, begin_pushing, taken_up
 from standalone.running import Running, single_machine, start
-from standalone.up import cost_table, fill_history, how_to_ask, new_secret, unless
+from standalone.up import cost_table, fill_history, how_to_ask, new_secret, page_link, unless
 from tools.processes import end_with_parent
 from tools.tornado_service.access import Access
 from tools.tornado_service.listening import stop_signal
@@ -146,6 +146,7 @@ class Demo:
     running: Running
     secret: str
     token: str = ""
+    token_id: str = ""
     stranger: str = ""
     organization_id: str = ""
     clusters: list[DemoCluster] = field(default_factory=list)
@@ -204,6 +205,7 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
         click.echo(f"ready after {time.monotonic() - began:.1f} s; {file} says where everything is\n")
         if check:
             return report(await _checks(demo))
+        click.echo(page_link(demo.running, demo.token_id))
         click.echo(await asyncio.to_thread(first_look, demo.running, demo.token, demo.clusters[0].id))
         click.echo(await asyncio.to_thread(alerts_of, demo))
         click.echo(
@@ -269,7 +271,7 @@ def _make_tenants(demo: Demo) -> None:
         directory.create_user(name)
         directory.set_role(name, place.id, Role.ADMIN)
     demo.organization_id = organization.id
-    demo.token = directory.create_token("demo", demo.now + 30 * DAY)[1]
+    demo.token_id, demo.token = directory.create_token("demo", demo.now + 30 * DAY)
     demo.stranger = directory.create_token("stranger", demo.now + 30 * DAY)[1]
 
 

@@ -27,6 +27,7 @@ from tools.window import DAY
 
 ORGANIZATION, USER, CLUSTER = "home", "me", "my-cluster"
 TOKEN_DAYS = 30
+CODE_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Home:
     organization_id: str
     cluster_id: str
     token: str
+    token_id: str
 
 
 def account_id(data_dir: Path) -> str:
@@ -58,8 +60,8 @@ def make_home(directory: Directory, cluster_id: str, flavour: str, url: str) -> 
     if directory.cluster(cluster_id) is None:
         directory.create_cluster(organization.id, CLUSTER, kind, url, cluster_id)
     directory.update_cluster(cluster_id, name=CLUSTER, flavour=kind, url=url, state="linked")
-    _, token = directory.create_token(USER, int(time.time()) + TOKEN_DAYS * DAY)
-    return Home(organization.id, cluster_id, token)
+    token_id, token = directory.create_token(USER, int(time.time()) + TOKEN_DAYS * DAY)
+    return Home(organization.id, cluster_id, token, token_id)
 
 
 def money(value: float | None) -> str:
@@ -93,6 +95,13 @@ def _trouble(source: dict[str, Any]) -> str:
     if source["status"] == "partial" and source["coverage"] is not None and source["coverage"] < 1:
         parts = [f"knows only {source['coverage']:.1%} of the time"]
     return f"{source['name']} {', '.join(filter(None, (*parts, source['error'], *source['warnings'])))}"
+
+
+def page_link(running: Running, token_id: str) -> str:
+    """The page's address with a code that signs in, once and within ten minutes."""
+    code = running.rest_api.directory.create_sign_in(token_id, "code", int(time.time()) + CODE_SECONDS)
+    url = running.rest_api_listener.url
+    return f"The page: {url}/sign-in?code={code}\n(signs in once, within ten minutes; later {url} asks for the token)\n"
 
 
 def leave_token(folder: Path, token: str) -> Path:
@@ -191,6 +200,7 @@ async def run(plan: Plan, url: str, history_days: int) -> None:
     if history_days:
         await unless(stopped, fill_shown(running, home.cluster_id, history_days))
     running.begin()
+    click.echo(page_link(running, home.token_id))
     click.echo(await asyncio.to_thread(show_costs, running, home))
     click.echo(how_to_ask(running, home.organization_id, (home.cluster_id, CLUSTER), home.token, Path(config.data_dir)))
     await stopped.wait()

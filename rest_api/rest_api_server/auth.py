@@ -18,6 +18,7 @@ from rest_api.rest_api_server.directory.model import (
     Directory,
     DirectoryError,
     Identity,
+    Missing,
     Organization,
     Role,
     digest,
@@ -128,6 +129,36 @@ class Gate:
             raise self._slowed() if await self._slowdown.failed(*keys) else ApiError(UNAUTHORIZED)
         self._identities.put(digest(token), found, asked_at)
         return found
+
+    async def session(self, secret: str) -> Identity | None:
+        """Whose session a cookie stands for; None where it has ended."""
+        offered, now = secret.encode("utf-8", "replace"), self._clock()
+        key = b"session " + digest(offered)
+        return await self._identities.get_or_ask(
+            key, lambda: self.ask(lambda directory: directory.session(offered, now))
+        )
+
+    async def new_session(self, identity: Identity, expires_at: int) -> str:
+        """The secret of a new session.
+
+        Raises:
+            ApiError: its token is gone.
+        """
+        try:
+            return await self.ask(lambda directory: directory.create_sign_in(identity.token_id, "session", expires_at))
+        except Missing:
+            raise ApiError(UNAUTHORIZED) from None
+
+    async def end_session(self, secret: str) -> None:
+        offered = secret.encode("utf-8", "replace")
+        self._identities.forget(b"session " + digest(offered))
+        await self.ask(lambda directory: directory.end_session(offered))
+        self._identities.forget(b"session " + digest(offered))
+
+    async def use_code(self, code: str) -> Identity | None:
+        """Whose token a code of a link stands for; once."""
+        offered, now = code.encode("utf-8", "replace"), self._clock()
+        return await self.ask(lambda directory: directory.use_code(offered, now))
 
     def remembered(self, authorization: list[str], cluster_id: str, needs: Needs) -> tuple[Identity, Cluster] | None:
         """Who asks and for what, where the directory has told of both a moment ago and the one may see the other."""
@@ -295,7 +326,7 @@ class RestHandler(ServiceHandler):
 
     async def authorize(self, operation: Operation, path: dict[str, str]) -> None:
         self.needs = operation.needs
-        self.identity = await self.gate.identity(self.request.headers.get_list("Authorization"), self.address)
+        self.identity = await self.identified()
         self.gate.take_place(self.identity)
         self._placed = True
         ids = {name: _uuid(name, text) for name, text in path.items() if name in ("organization_id", "cluster_id")}
@@ -304,6 +335,14 @@ class RestHandler(ServiceHandler):
             await self.gate.organization(self.identity, organization_id, self.needs)
         if "cluster_id" in ids:
             self.cluster = await self.gate.cluster(self.identity, ids["cluster_id"], self.needs, organization_id)
+
+    async def identified(self) -> Identity:
+        """Who asks.
+
+        Raises:
+            ApiError: 401, 429
+        """
+        return await self.gate.identity(self.request.headers.get_list("Authorization"), self.address)
 
     def _leave(self) -> None:
         super()._leave()

@@ -1,4 +1,4 @@
-"""The REST API's routes, and the second table of older paths over the same controllers."""
+"""The REST API's routes, the pages', and the second table of older paths over the same controllers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from rest_api.rest_api_server.handlers.v2 import (
     live,
     organizations,
 )
+from rest_api.rest_api_server.pages import assets, signing, views
 from tools.tornado_service.application import Route
 
 OWNER = r"/restapi/v2/organizations/(?P<organization_id>[^/]+)"
 ORGANIZATION = rf"{OWNER}/kubecost/clusters"
 CLUSTER = r"/restapi/v2/kubecost/clusters/(?P<cluster_id>[^/]+)"
+ORGANIZATION_PAGE = r"/organizations/(?P<organization_id>[^/]+)"
 NAMED = r"/api/v1/costs/kubernetes/(?P<cluster>[^/]+)"
 
 
@@ -30,6 +32,19 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         return (pattern, handler, parts | {name: controllers[name] for name in names})
 
     return [
+        route("/", views.Home),
+        route("/sign-in", signing.SignIn),
+        route("/sign-out", signing.SignOut),
+        route(r"/static/(?P<name>[^/]+)", assets.Static),
+        route(
+            r"/organizations/(?P<organization_id>[^/]+)",
+            views.OrganizationPage,
+            "costs",
+            "expenses",
+            "budgets",
+            "alerts",
+        ),
+        route(r"/clusters/(?P<cluster_id>[^/]+)", views.ClusterPage, "costs", "changes"),
         route(r"/restapi/v2/organizations", organizations.Organizations),
         route(OWNER, organizations.SeenOrganization),
         route(ORGANIZATION, clusters.OrganizationClusters, "costs", "links"),

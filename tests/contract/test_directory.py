@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rest_api.rest_api_server.directory.connect import open_directory
 from rest_api.rest_api_server.directory.model import (
+    FORGOTTEN_SECONDS,
     AlreadyExists,
     Changed,
     Directory,
@@ -50,6 +51,47 @@ def test_a_token_is_its_users_until_it_expires_or_is_revoked(directory: Director
     assert directory.identity(b"\xff\xfe", 0) is None and directory.identity(b"", 0) is None
     assert directory.revoke_token(token_id) and not directory.revoke_token("nothing")
     assert directory.identity(token.encode(), 0) is None
+
+
+def test_a_session_is_as_good_as_its_token(directory: Directory):
+    organization, user = people(directory)
+    token_id, token = directory.create_token("u", 1000)
+    secret = directory.create_sign_in(token_id, "session", 900).encode()
+    identity = directory.session(secret, 899)
+    assert identity == directory.identity(token.encode(), 899) and identity.user_id == user.id
+    assert directory.session(secret, 900) is None and directory.use_code(secret, 0) is None
+    for nothing in (b"", b"\xff", token.encode(), token_id.encode()):
+        assert directory.session(nothing, 0) is None and not directory.end_session(nothing)
+    assert directory.identity(secret, 0) is None, "a session is no token"
+    late = directory.create_sign_in(token_id, "session", 5000).encode()
+    assert directory.session(late, 999) is not None and directory.session(late, 1000) is None
+    directory.set_role("u", organization.id, None)
+    assert directory.session(secret, 0).roles == {}
+    assert directory.end_session(late) and not directory.end_session(late) and directory.session(late, 0) is None
+    assert directory.revoke_token(token_id) and directory.session(secret, 0) is None
+    with pytest.raises(Missing):
+        directory.create_sign_in("nothing", "session", 900)
+
+
+def test_a_code_is_good_once(directory: Directory):
+    people(directory)
+    token_id, token = directory.create_token("u", None)
+    code, late = (directory.create_sign_in(token_id, "code", 600).encode() for _ in range(2))
+    assert directory.session(code, 0) is None and not directory.end_session(code)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: directory.use_code(code, 0), range(16)))
+    assert [one for one in found if one is not None] == [directory.identity(token.encode(), 0)]
+    assert directory.use_code(late, 600) is None and directory.use_code(late, 0) is None
+    for nothing in (b"", b"\xff", token.encode()):
+        assert directory.use_code(nothing, 0) is None
+
+
+def test_sign_ins_that_ended_long_ago_are_forgotten(directory: Directory):
+    people(directory)
+    token_id, _ = directory.create_token("u", None)
+    old, newer = (directory.create_sign_in(token_id, "session", at).encode() for at in (1000, 2000))
+    directory.create_sign_in(token_id, "session", 1000 + FORGOTTEN_SECONDS)
+    assert directory.session(old, 0) is None and directory.session(newer, 0) is not None
 
 
 def test_a_disabled_user_has_no_token(directory: Directory):

@@ -83,6 +83,12 @@ def test_the_demo_shows_costs_and_two_commands_that_work_and_ends_on_sigterm(tmp
     )  # fmt: skip
     shown = "".join(read_until(process, "Ctrl-C stops"))
     assert "(idle)" in shown and "kube-system" in shown
+    page = re.search(r"^The page: (\S+)$", shown, re.M)[1]
+    with requests.Session() as browser:
+        browser.headers["Accept"] = "text/html"
+        answer = browser.get(page, timeout=60)
+        assert answer.status_code == 200 and "cluster-one" in answer.text and "code=" not in answer.url
+    assert requests.get(page, timeout=60, headers={"Accept": "text/html"}).status_code == 401, "the link is good once"
     pasted = re.findall(r"^  (curl .*)$", shown, re.M)
     assert len(pasted) == 3
     exported = dict(word.split("=", 1) for word in shlex.split(re.search(r"^  export (.*)$", shown, re.M)[1]))

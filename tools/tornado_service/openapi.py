@@ -59,6 +59,12 @@ def document(
             entry["security"] = [{name: []} for name in security]
         if op.raw_body:
             entry["requestBody"] = {"required": True, "content": {"*/*": {"schema": _FILE}}}
+        if op.form is not None:
+            fields = {one["name"]: one["schema"] for one in parameters(op.form, ())}
+            needed = [one["name"] for one in parameters(op.form, ()) if one["required"]]
+            shape = {"type": "object", "properties": fields, "required": needed, "additionalProperties": False}
+            sent = {"application/x-www-form-urlencoded": {"schema": shape}}
+            entry["requestBody"] = {"required": bool(needed), "content": sent}
         if op.body is not None:
             entry["requestBody"] = {"required": True, "content": {"application/json": {"schema": next(bodies)}}}
         paths.setdefault(path, {})[method] = entry

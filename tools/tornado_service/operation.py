@@ -36,6 +36,8 @@ class Operation:
     content: str = "application/json"
     raw_body: bool = False
     """Whether the method takes the body as it came, of an ``UploadHandler``."""
+    form: type[Struct] | None = None
+    """What a page's form sends, as ``application/x-www-form-urlencoded``."""
     files: tuple[str, ...] = ()
     """Other media types that the same answer is had in, as a ``StreamedFile``."""
 
@@ -51,9 +53,10 @@ def operation(
     content: str = "application/json",
     raw_body: bool = False,
     files: tuple[str, ...] = (),
+    form: type[Struct] | None = None,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[None]]]:
     """Declare a handler's method: ``async def get(self, query)``, with a ``body`` behind it where one is declared."""
-    declared = Operation(needs, query, body, answer, status, also, content, raw_body, files)
+    declared = Operation(needs, query, body, answer, status, also, content, raw_body, form, files)
     decoder: msgspec.json.Decoder[Any] | None = msgspec.json.Decoder(body) if body is not None else None
 
     def decorate(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
@@ -65,10 +68,14 @@ def operation(
                 read.append(self.raw_body)
             elif decoder is not None:
                 read.append(_read_body(self, decoder))
+            elif form is not None:
+                read.append(read_query(form, self.request.body_arguments, {}, self.codes))
             elif self.request.body:
                 raise ApiError(self.codes.invalid_parameter, "this request takes no body", ["body"])
             self.set_status(declared.status)
             answer = await method(self, *read)
+            if self._finished:
+                return
             if self.request.method == "GET":
                 self.remember(declared, read[0], path)
             await self.send(answer)

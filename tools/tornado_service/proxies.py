@@ -24,7 +24,8 @@ class TrustedProxies:
                 raise ValueError(f"{entry!r} is no network") from None
         self._networks = tuple(networks)
 
-    def _trusts(self, address: str) -> bool:
+    def trusts(self, address: str) -> bool:
+        """Whether an address is that of a proxy of the operator's."""
         try:
             found = ipaddress.ip_address(address)
         except ValueError:
@@ -42,7 +43,7 @@ class TrustedProxies:
             return peer
         hops = [hop.strip() for value in forwarded for hop in value.split(",")]
         address = peer
-        while self._trusts(address) and hops:
+        while self.trusts(address) and hops:
             nearer = hops.pop()
             try:
                 address = str(ipaddress.ip_address(nearer))

@@ -74,6 +74,12 @@ class Identity(Struct, frozen=True):
     read_only: bool = False
 
 
+FORGOTTEN_SECONDS = 7 * 86400
+"""Sign-ins that ended so long before a new one ends are deleted with it."""
+SignIn = Literal["session", "code"]
+"""What a secret beside a token is for: a browser that is signed in, or signing one in once."""
+
+
 class Resources(Struct, frozen=True):
     """What a cluster is made of, as it was last told: quotas of namespaces, requests and limits, nodes.
 
@@ -169,6 +175,23 @@ class Directory(Protocol):
     def identity(self, token: bytes, now: float) -> Identity | None:
         """Whose token this is; None where it is unknown, expired, revoked or its user is disabled."""
         ...
+
+    def create_sign_in(self, token_id: str, kind: SignIn, expires_at: int) -> str:
+        """A secret that stands for a token: seen here once, stored as a digest, and good for as long as the token is.
+
+        Raises: Missing
+        """
+        ...
+
+    def session(self, secret: bytes, now: float) -> Identity | None:
+        """Whose session this is; None where it has ended, or its token is no good any more."""
+        ...
+
+    def use_code(self, code: bytes, now: float) -> Identity | None:
+        """Whose token a code stands for, once: of several who offer it one gets an answer."""
+        ...
+
+    def end_session(self, secret: bytes) -> bool: ...
 
     def create_cluster(
         self,

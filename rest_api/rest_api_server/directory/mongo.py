@@ -23,6 +23,7 @@ from pymongo.errors import DuplicateKeyError, InvalidURI, OperationFailure, PyMo
 from pymongo.write_concern import WriteConcern
 
 from rest_api.rest_api_server.directory.model import (
+    FORGOTTEN_SECONDS,
     KUBERNETES,
     RESOURCES,
     AlreadyExists,
@@ -36,6 +37,7 @@ from rest_api.rest_api_server.directory.model import (
     Organization,
     Resources,
     Role,
+    SignIn,
     Token,
     User,
     digest,
@@ -72,6 +74,7 @@ MIGRATIONS = (
             ("resources", ("cluster_id", "fetched_at"), True),
         ),
     ),
+    MongoMigration(number=2, readable_from=1, indexes=(("sign_ins", ("expires_at",), False),)),
 )
 
 
@@ -95,6 +98,7 @@ class MongoDirectory:
         self._users: Collection[Document] = database["users"]
         self._roles: Collection[Document] = database["roles"]
         self._tokens: Collection[Document] = database["tokens"]
+        self._sign_ins: Collection[Document] = database["sign_ins"]
         self._clusters: Collection[Document] = database["clusters"]
         self._resources: Collection[Document] = database["resources"]
         self._lock = threading.Lock()
@@ -241,11 +245,47 @@ class MongoDirectory:
         with self._asking():
             return self._tokens.update_one({"_id": token_id}, {"$set": {"revoked": True}}).matched_count > 0
 
-    def identity(self, token: bytes, now: float) -> Identity | None:
-        offered = digest(token)
+    def create_sign_in(self, token_id: str, kind: SignIn, expires_at: int) -> str:
+        secret = new_token()
         with self._asking():
-            found = self._tokens.find_one({"digest": offered})
-            if found is None or not hmac.compare_digest(bytes(found["digest"]), offered):
+            if self._tokens.find_one({"_id": token_id}) is None:
+                raise Missing(f"there is no token {token_id}")
+            made = {"_id": digest(secret.encode()).hex(), "kind": kind, "token_id": token_id, "expires_at": expires_at}
+            self._sign_ins.insert_one(made)
+            self._sign_ins.delete_many({"expires_at": {"$lte": expires_at - FORGOTTEN_SECONDS}})
+        return secret
+
+    def session(self, secret: bytes, now: float) -> Identity | None:
+        with self._asking():
+            found = self._sign_ins.find_one({"_id": digest(secret).hex(), "kind": "session"})
+        return self._signed_in(found, now)
+
+    def use_code(self, code: bytes, now: float) -> Identity | None:
+        which = {"_id": digest(code).hex(), "kind": "code"}
+        with self._asking():
+            found = self._sign_ins.find_one(which)
+            if found is None or not self._sign_ins.delete_one(which).deleted_count:  # who deletes it has used it
+                return None
+        return self._signed_in(found, now)
+
+    def end_session(self, secret: bytes) -> bool:
+        with self._asking():
+            return self._sign_ins.delete_one({"_id": digest(secret).hex(), "kind": "session"}).deleted_count > 0
+
+    def _signed_in(self, found: Document | None, now: float) -> Identity | None:
+        if found is None or found["expires_at"] <= now:
+            return None
+        return self._identity({"_id": found["token_id"]}, now)
+
+    def identity(self, token: bytes, now: float) -> Identity | None:
+        return self._identity({"digest": digest(token)}, now)
+
+    def _identity(self, which: Document, now: float) -> Identity | None:
+        """Of the token that is meant, where it is good."""
+        with self._asking():
+            found = self._tokens.find_one(which)
+            offered = which.get("digest")
+            if found is None or (offered is not None and not hmac.compare_digest(bytes(found["digest"]), offered)):
                 return None
             if found["revoked"] or (found["expires_at"] is not None and found["expires_at"] <= now):
                 return None

@@ -15,6 +15,7 @@ from uuid import uuid4
 import msgspec
 
 from rest_api.rest_api_server.directory.model import (
+    FORGOTTEN_SECONDS,
     KUBERNETES,
     RESOURCES,
     AlreadyExists,
@@ -28,6 +29,7 @@ from rest_api.rest_api_server.directory.model import (
     Organization,
     Resources,
     Role,
+    SignIn,
     Token,
     User,
     digest,
@@ -80,6 +82,16 @@ MIGRATIONS = (
     ),
     SqliteMigration(
         number=2, readable_from=1, steps=(AddColumn("clusters", "revision", "INTEGER NOT NULL DEFAULT 0"),)
+    ),
+    SqliteMigration(
+        number=3,
+        readable_from=1,
+        steps=(
+            Statement(
+                "CREATE TABLE IF NOT EXISTS sign_ins (digest BLOB PRIMARY KEY, kind TEXT NOT NULL,"
+                " token_id TEXT NOT NULL REFERENCES tokens (id), expires_at INTEGER NOT NULL)"
+            ),
+        ),
     ),
 )
 """Files that were made before migrations had numbers are brought on by the first, too."""
@@ -223,13 +235,49 @@ class SqliteDirectory:
         with self._transaction() as database:
             return database.execute("UPDATE tokens SET revoked = 1 WHERE id = ?", (token_id,)).rowcount > 0
 
+    def create_sign_in(self, token_id: str, kind: SignIn, expires_at: int) -> str:
+        secret = new_token()
+        try:
+            with self._transaction() as database:
+                database.execute(
+                    "INSERT INTO sign_ins (digest, kind, token_id, expires_at) VALUES (?, ?, ?, ?)",
+                    (digest(secret.encode()), kind, token_id, expires_at),
+                )
+                database.execute("DELETE FROM sign_ins WHERE expires_at <= ?", (expires_at - FORGOTTEN_SECONDS,))
+        except sqlite3.IntegrityError:
+            raise Missing(f"there is no token {token_id}") from None
+        return secret
+
+    def session(self, secret: bytes, now: float) -> Identity | None:
+        rows = self._rows(
+            "SELECT token_id FROM sign_ins WHERE digest = ? AND kind = 'session' AND expires_at > ?",
+            digest(secret), int(now),
+        )  # fmt: skip
+        return self._identity("tokens.id", rows[0][0], now) if rows else None
+
+    def use_code(self, code: bytes, now: float) -> Identity | None:
+        with self._transaction() as database:
+            row = database.execute(
+                "DELETE FROM sign_ins WHERE digest = ? AND kind = 'code' RETURNING token_id, expires_at",
+                (digest(code),),
+            ).fetchone()
+        return self._identity("tokens.id", row[0], now) if row is not None and row[1] > now else None
+
+    def end_session(self, secret: bytes) -> bool:
+        with self._transaction() as database:
+            statement = "DELETE FROM sign_ins WHERE digest = ? AND kind = 'session'"
+            return database.execute(statement, (digest(secret),)).rowcount > 0
+
     def identity(self, token: bytes, now: float) -> Identity | None:
-        offered = digest(token)
+        return self._identity("tokens.digest", digest(token), now)
+
+    def _identity(self, column: str, offered: bytes | str, now: float) -> Identity | None:
+        """Of the token that has this in a column, where it is good."""
         with self._opened() as database:
             row = database.execute(
-                "SELECT tokens.digest, tokens.expires_at, tokens.revoked, tokens.id, organizations, read_only,"
+                f"SELECT {column}, tokens.expires_at, tokens.revoked, tokens.id, organizations, read_only,"
                 " users.id, users.name, users.disabled"
-                " FROM tokens JOIN users ON users.id = tokens.user_id WHERE tokens.digest = ?",
+                f" FROM tokens JOIN users ON users.id = tokens.user_id WHERE {column} = ?",
                 (offered,),
             ).fetchone()
             if row is None or not hmac.compare_digest(row[0], offered):

@@ -1,0 +1,38 @@
+PRAGMA user_version = 1;
+BEGIN TRANSACTION;
+CREATE TABLE clusters (
+    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL REFERENCES organizations (id), name TEXT NOT NULL,
+    flavour TEXT NOT NULL, url TEXT NOT NULL, state TEXT NOT NULL, type TEXT NOT NULL DEFAULT 'kubernetes_cnr',
+    deleted INTEGER NOT NULL DEFAULT 0
+, revision INTEGER NOT NULL DEFAULT 0);
+INSERT INTO "clusters" VALUES('2d853f55-38fc-4b83-b003-e013266ab74a','5d32a753-3689-4db2-8bdc-518b86890214','prod','kubecost','http://kubecost.example:9090','linked','kubernetes_cnr',0,0);
+CREATE TABLE directory_migrations (number INTEGER PRIMARY KEY, readable_from INTEGER NOT NULL);
+INSERT INTO "directory_migrations" VALUES(1,1);
+INSERT INTO "directory_migrations" VALUES(2,1);
+CREATE TABLE organizations (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, deleted INTEGER NOT NULL DEFAULT 0
+);
+INSERT INTO "organizations" VALUES('5d32a753-3689-4db2-8bdc-518b86890214','acme',0);
+INSERT INTO "organizations" VALUES('9f51dced-68c6-4fb5-a1ab-4b6ca0befad3','gone',1);
+CREATE TABLE resources (
+    cluster_id TEXT PRIMARY KEY REFERENCES clusters (id), fetched_at INTEGER NOT NULL, body BLOB NOT NULL
+);
+INSERT INTO "resources" VALUES('2d853f55-38fc-4b83-b003-e013266ab74a',1700000000,X'7B22666574636865645F6174223A313730303030303030302C2271756F746173223A5B5D2C22776F726B6C6F616473223A5B5D2C226E6F646573223A5B7B226E616D65223A226E31227D5D7D');
+CREATE TABLE roles (
+    user_id TEXT NOT NULL REFERENCES users (id), organization_id TEXT NOT NULL REFERENCES organizations (id),
+    role INTEGER NOT NULL, PRIMARY KEY (user_id, organization_id)
+);
+INSERT INTO "roles" VALUES('b51d036a-b599-4c45-88b0-aabf6ce84fc3','5d32a753-3689-4db2-8bdc-518b86890214',3);
+INSERT INTO "roles" VALUES('5c0fd97b-fbcf-438a-a893-54e985f74ed5','5d32a753-3689-4db2-8bdc-518b86890214',1);
+CREATE TABLE tokens (
+    id TEXT PRIMARY KEY, user_id TEXT NOT NULL REFERENCES users (id), digest BLOB NOT NULL UNIQUE,
+    expires_at INTEGER, revoked INTEGER NOT NULL DEFAULT 0, organizations TEXT, read_only INTEGER NOT NULL DEFAULT 0
+);
+INSERT INTO "tokens" VALUES('33dab190-e9b3-4cc6-957f-c61d80062e2e','b51d036a-b599-4c45-88b0-aabf6ce84fc3',X'AF3D8E09747E3F19AA0707A1B58F05412BAD72995602127EF68BB68777EF0FC1',NULL,0,NULL,0);
+CREATE TABLE users (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, disabled INTEGER NOT NULL DEFAULT 0
+);
+INSERT INTO "users" VALUES('b51d036a-b599-4c45-88b0-aabf6ce84fc3','ann',0);
+INSERT INTO "users" VALUES('5c0fd97b-fbcf-438a-a893-54e985f74ed5','bob',1);
+CREATE UNIQUE INDEX cluster_names ON clusters (organization_id, name) WHERE deleted = 0;
+COMMIT;
