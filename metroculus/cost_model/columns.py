@@ -8,7 +8,7 @@ Sums are made in extended precision where the machine has it, so that their orde
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
 
 import numpy as np
@@ -497,6 +497,24 @@ _USAGE_BITS = tuple((one.name, BITS[one.name]) for one in of_kind("usage"))
 def unknown_usage(bits: int) -> frozenset[str]:
     """The measures of usage that a mask says are unknown."""
     return frozenset(name for name, bit in _USAGE_BITS if bits & bit) if bits else frozenset()
+
+
+_COST_BITS = tuple((one.name, BITS[one.name]) for one in of_kind("cost"))
+
+
+def known_costs(costs: Sequence[float], bits: int, silent: Collection[str]) -> list[float | None]:
+    """The costs of a group by component: None where some row of it lacks one, or nobody told any of it.
+
+    Args:
+        bits: the measures that some of its rows lack.
+        silent: components of which some of the time tells nothing; a group that has none of one is not told to cost 0.
+    """
+    if not bits and not silent:
+        return list(costs)
+    return [
+        None if bits & bit or (not usd and name in silent) else usd
+        for usd, (name, bit) in zip(costs, _COST_BITS, strict=True)
+    ]
 
 
 _LARGEST_KEY = 2**62

@@ -6,7 +6,7 @@ from the assets API or from metrics, never from allocation. What a source could 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import fsum
 from typing import Any
 
@@ -14,7 +14,17 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import IDLE, MANAGEMENT
-from metroculus.cost_model.columns import NOTHING, Allocations, Floats, add, exact, group, share_idle, sums_by
+from metroculus.cost_model.columns import (
+    NOTHING,
+    Allocations,
+    Floats,
+    add,
+    exact,
+    group,
+    known_costs,
+    share_idle,
+    sums_by,
+)
 from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT, Costs, of_kind
 from metroculus.cost_model.reading import (
     AllocationReading,
@@ -88,7 +98,9 @@ def reconcile(
     if stored is not None:
         alone = live is None and stored.rest.final_seconds > 0
         sources = (_stored_source(stored.allocation.source, alone), *sources)
-    lists: dict[str, Any] = {key: rows(cost.owned, cost.priced, by) for key, by in question.grouping.breakdowns.items()}
+    silent = {name for name, usd in components.items() if usd is None}
+    breakdowns = question.grouping.breakdowns
+    lists: dict[str, Any] = {key: rows(cost.owned, cost.priced, by, silent) for key, by in breakdowns.items()}
     return Statement(
         cloud_account_id=question.cloud_account_id,
         start_date=question.window.start,
@@ -244,20 +256,25 @@ _NAMED = {"namespace": "namespace", "controller": "controller", "controllerKind"
 """The columns of a row that a property of a grouping has."""
 
 
-def rows(owned: Allocations, priced: Floats | None, aggregate: tuple[str, ...]) -> tuple[Row, ...]:
-    """Lines of a breakdown, dearest first.
+def rows(
+    owned: Allocations, priced: Floats | None, aggregate: tuple[str, ...], silent: Collection[str] = ()
+) -> tuple[Row, ...]:
+    """Lines of a breakdown, dearest first; their totals are of what is known of them.
 
     Args:
         priced: the costs to show, where they are not the rows' own; efficiency is always of their own.
+        silent: components that are not known of the cluster.
     """
     groups = group(owned, aggregate)
     costs = (groups.costs if priced is None else groups.summed(priced)).T.tolist()
     named = [(number, _NAMED[name]) for number, name in enumerate(aggregate) if name in _NAMED]
     columns = [f"{name}_cost" for name in COMPONENTS]
     lines = []
-    for (key, one), usd in zip(groups, costs, strict=True):
+    for (key, one), usd, bits in zip(groups, costs, groups.unknown.tolist(), strict=True):
         ratios = one.efficiency
-        fields: dict[str, Any] = dict(zip(columns, usd, strict=True)) | {name: key[place] for place, name in named}
+        fields: dict[str, Any] = dict(zip(columns, known_costs(usd, bits, silent), strict=True)) | {
+            name: key[place] for place, name in named
+        }
         lines.append(
             Row(
                 name="/".join(key),

@@ -26,7 +26,10 @@ def with_cost_columns(name: str, base: type[Struct], components: tuple[str, ...]
 
 
 class RowBase(Struct, frozen=True, kw_only=True):
-    """One line of a breakdown; costs in the statement's currency, averages in cores and bytes."""
+    """One line of a breakdown; costs in the statement's currency, averages in cores and bytes.
+
+    A component is None where something of it is not known; ``total_cost`` is of what is.
+    """
 
     name: str
     namespace: str | UnsetType = UNSET
@@ -69,7 +72,7 @@ if TYPE_CHECKING:  # the cost columns come from the table of components; the typ
     class Point(PointBase, frozen=True, kw_only=True): ...
 
 else:
-    Row = with_cost_columns("Row", RowBase, COMPONENTS, float)
+    Row = with_cost_columns("Row", RowBase, COMPONENTS, float | None)
     Summary = with_cost_columns("Summary", SummaryBase, CLUSTER_COMPONENTS, float | None)
     Point = with_cost_columns("Point", PointBase, CLUSTER_COMPONENTS, float | None)
 

@@ -119,6 +119,12 @@ def currencies_of(committed: CommittedHours) -> list[str]:
     return sorted({marker.currency for marker in committed.hours.values()})
 
 
+def silent_in(committed: CommittedHours) -> frozenset[str]:
+    """The components that some stored hour does not tell, whether it should or cannot."""
+    markers = committed.hours.values()
+    return frozenset(name for marker in markers for name in (*marker.unknown, *marker.not_covered))
+
+
 def by_currency(committed: CommittedHours) -> dict[str, CommittedHours]:
     """The hours of each currency by themselves."""
     currencies = currencies_of(committed)

@@ -59,6 +59,8 @@ class StoredMonth(Struct, frozen=True, kw_only=True):
     """The clusters that each account is limited to; none where it has one alone."""
     gaps: tuple[str, ...]
     """What it lacks, as sentences."""
+    silent: tuple[str, ...] = ()
+    """Components that some hour of some cluster does not tell."""
 
 
 class ReadMonth(StoredMonth, frozen=True, kw_only=True):
@@ -239,6 +241,7 @@ def _read_of(
 ) -> ReadMonth:
     """Args: clusters_of: the accounts, with the clusters that each is limited to."""
     cells, statements, covered, gaps, notes = [], [], [], [], []
+    silent: set[str] = set()
     for account in clusters_of:
         answer = found[account]
         currencies = currencies_of(answer.committed)
@@ -254,6 +257,9 @@ def _read_of(
         coverage = coverage_of(account, answer.committed, window, None, unable[account])
         covered.append(coverage)
         gaps += _gaps(account, answer, window, coverage)
+        silent.update(
+            name for marker in answer.committed.hours.values() for name in (*marker.unknown, *marker.not_covered)
+        )
         cannot = sum(marker.source in unable[account] for marker in answer.committed.hours.values())
         if cannot:
             notes.append(f"{cannot} hours of cluster {account} were told by a source that tells no labels")
@@ -268,6 +274,7 @@ def _read_of(
         hours=hours,
         clusters=dict(clusters_of),
         gaps=tuple(gaps),
+        silent=tuple(sorted(silent)),
         notes=tuple(notes),
     )
 

@@ -155,11 +155,11 @@ def whole_of(answer: T, query: PageQuery, key: str) -> T:
     return replace(answer, **rows)
 
 
-def refuse_pages(query: PageQuery) -> None:
-    """Raises: ApiError: a page was asked for, and a file has all rows."""
-    given = [name for name in ("limit", "cursor") if getattr(query, name) is not None]
+def refuse_pages(query: PageQuery, also: Sequence[str] = ()) -> None:
+    """Raises: ApiError: a page was asked for, and a file has all rows; or an order that it does not come in."""
+    given = [name for name in ("limit", "cursor", *also) if getattr(query, name) is not None]
     if given:
-        raise ApiError(INVALID, f"a file has all rows: leave out {' and '.join(given)}", given)
+        raise ApiError(INVALID, f"a file has all rows in an order of its own: leave out {' and '.join(given)}", given)
 
 
 def _ranked(rows: Sequence[Any], sort: str, descending: bool) -> list[Any]:

@@ -69,6 +69,8 @@ class RestApi:
             )
         except requests.RequestException as problem:
             raise ApiFailure(f"{self._url} cannot be reached: {_short(problem)}") from None
+        except OSError as problem:  # the authority's file cannot be read
+            raise ApiFailure(f"{self._url} cannot be asked: {problem}") from None
         if answer.status_code != 200:
             raise ApiFailure(_refusal(answer, self._url))
         return answer

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import click
 import msgspec
+from click.core import ParameterSource
 from rich.console import Console
-from rich.text import Text
 
 from standalone.console import tables
 from standalone.console.client import ApiFailure, Json, RestApi, one_of
-from standalone.console.profiles import DEFAULT_PROFILE, DEFAULT_URL, Profile, ProfileError, find, read_token, save
+from standalone.console.profiles import (
+    DEFAULT_PROFILE,
+    DEFAULT_URL,
+    Profile,
+    ProfileError,
+    find,
+    read_token,
+    save,
+    usable,
+)
 
 NOT_COMPLETE = 3
 """Exit status of an answer that is not all that happened."""
-PIPE_COLUMNS = 200
+PIPE_COLUMNS = 10_000
+LAST_LINE = re.compile(rb"(^|\n)# rows,[0-9]+\r?\n$")
+LAST_LINE_BYTES = 64
+HEADER_ENDS = re.compile(rb"\n[^#]")
 LISTED = 25
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,6 +43,29 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 class Refused(click.ClickException):
     """One line, and exit status 1."""
+
+
+def reading(command: F) -> F:
+    """What answers with other JSON than the REST API's, or cannot be written to, is told in one line."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # what a terminal's encoding lacks is shown as a question mark
+        try:
+            result = command(*args, **kwargs)
+            sys.stdout.flush()
+            return result
+        except (KeyError, TypeError, IndexError, AttributeError) as problem:
+            url = kwargs.get("url") or os.environ.get("METROCULUS_REST_URL") or "the service"
+            raise Refused(f"{url} answers with something else than the REST API ({type(problem).__name__})") from None
+        except OSError as problem:
+            if problem.errno == errno.EPIPE:
+                raise
+            raise Refused(f"the output cannot be written: {problem.strerror or problem}") from None
+
+    return cast(F, run)
 
 
 def asking(command: F) -> F:
@@ -78,7 +117,7 @@ def login(url: str, token_file: str | None, ca: str | None, profile: str) -> Non
             token = sys.stdin.readline().strip()
         else:
             token = read_token(Path(token_file)) if token_file else click.prompt("Token", hide_input=True).strip()
-        found = Profile(url.rstrip("/"), token, str(Path(ca).resolve()) if ca else None)
+        found = Profile(url.rstrip("/"), usable(token, "the token"), str(Path(ca).resolve()) if ca else None)
         seen = RestApi(found).get("organizations")
         file = save(profile, found, os.environ)
     except (ApiFailure, ProfileError, UnicodeError) as problem:
@@ -90,6 +129,7 @@ def login(url: str, token_file: str | None, ca: str | None, profile: str) -> Non
 @click.command()
 @asking
 @windowed
+@reading
 def clusters(window: str, timezone: str | None, output: str, **asked: str | None) -> None:
     """Every cluster of the organization with its cost, dearest first."""
     api, organization = _opened(asked)
@@ -100,10 +140,13 @@ def clusters(window: str, timezone: str | None, output: str, **asked: str | None
     body = _asked(api, path, limit=1000, **query)
     if output == "table":
         console = _console()
-        console.print(Text(f"{organization['name']}: {window}"), style="bold")
+        console.print(tables.plain(f"{organization['name']}: {window}"), style="bold")
         console.print(tables.clusters_table(body))
         if body["total_count"] > len(body["clusters"]):
             console.print(f"{body['total_count'] - len(body['clusters'])} more: -o csv has them all")
+    for one in body["clusters"]:
+        for text in [one["error"]["reason"]] if one["error"] else tables.troubles_of(one):
+            _tell(f"not complete: {one['name']}: {text}")
     _end(body, output, body["complete"])
 
 
@@ -148,6 +191,7 @@ def clusters(window: str, timezone: str | None, output: str, **asked: str | None
     help="Rows of the table; the rest is one row.",
 )
 @click.pass_context
+@reading
 def costs(
     ctx: click.Context,
     /,
@@ -172,7 +216,8 @@ def costs(
     api, organization = _opened(asked)
     known = _clusters(api, organization["id"])
     if cluster is None and len(known) != 1:
-        if narrowed or by != "namespace":
+        of_one = ("by", "idle", "sort", "limit")
+        if narrowed or any(ctx.get_parameter_source(name) != ParameterSource.DEFAULT for name in of_one):
             _refuse(f"which cluster? --cluster is one of: {', '.join(sorted(one['name'] for one in known)) or 'none'}")
         ctx.invoke(clusters, window=window, timezone=timezone, output=output, **asked)
         return
@@ -187,8 +232,9 @@ def costs(
             following = _asked(api, path, limit=1000, cursor=body["next_cursor"], **query)
             rows += following["costs"]
             body["next_cursor"] = following["next_cursor"]
-        _console().print(tables.costs_table(body | {"costs": rows}, by.split(","), limit))
-        _tell_troubles(body)
+        console = _console()
+        console.print(tables.costs_table(body | {"costs": rows}, by.split(","), limit, console.width))
+    _tell_troubles(body)
     _end(body, output, body["complete"])
 
 
@@ -199,6 +245,7 @@ def costs(
 @click.option(
     "--limit", "-n", type=click.IntRange(1, 10_000), default=LISTED, show_default=True, help="Rows of the table."
 )
+@reading
 def savings(
     window: str, timezone: str | None, cluster: str | None, limit: int, output: str, **asked: str | None
 ) -> None:
@@ -216,7 +263,7 @@ def savings(
         console.print(tables.savings_table(body, found, limit))
         total = tables.money(body["potential_savings"]) + f" {body['currency']} a month together"
         console.print(total + (f"; {len(found) - limit} more with --limit" if len(found) > limit else ""), style="bold")
-        _tell_troubles(body)
+    _tell_troubles(body)
     _end(body, output, body["complete"])
 
 
@@ -263,26 +310,39 @@ def _asked(api: RestApi, path: str, **query: Any) -> Json:
 
 def _download(api: RestApi, path: str, query: dict[str, Any]) -> NoReturn:
     """Write the API's file to standard output; its lines about completeness decide the exit status."""
-    complete = True
-    head = b""
+    head, tail, terminal = b"", b"", sys.stdout.isatty()
     try:
         for chunk in api.download(path, **query, format="csv"):
-            if len(head) < 1 << 16:
-                head += chunk
-                complete = b"# complete,no" not in head
-            sys.stdout.buffer.write(chunk)
+            head = head if HEADER_ENDS.search(head) else head + chunk
+            tail = (tail + chunk)[-LAST_LINE_BYTES:]
+            shown = _harmless(chunk) if terminal else chunk
+            sys.stdout.buffer.write(shown)
         sys.stdout.buffer.flush()
     except ApiFailure as problem:
         _refuse(str(problem))
-    sys.exit(0 if complete else NOT_COMPLETE)
+    if not LAST_LINE.search(tail):
+        _refuse("the file was cut before its end: its last line, which says how many rows there are, is missing")
+    about = [line for line in head.split(b"\r\n") if line.startswith(b"# ")]
+    if b"# complete,no" in about:
+        _tell("not complete: the lines at the beginning of the file say what is missing")
+        sys.exit(NOT_COMPLETE)
+    sys.exit(0)
+
+
+def _harmless(chunk: bytes) -> bytes:
+    """What a terminal shows and does not run: control characters out, line ends kept."""
+    return bytes(byte for byte in chunk if byte >= 32 or byte in b"\r\n\t")
 
 
 def _tell_troubles(body: Json) -> None:
-    console = _console(stderr=True)
     for text in tables.troubles_of(body):
-        console.print(Text(f"not complete: {text}", style="yellow"))
+        _tell(f"not complete: {text}")
     if text := tables.not_covered(body):
-        console.print(Text(text, style="dim"))
+        _tell(text)
+
+
+def _tell(text: str) -> None:
+    _console(stderr=True).print(tables.plain(text), style="yellow")
 
 
 def _end(body: Json, output: str, complete: bool) -> None:
@@ -299,4 +359,4 @@ def _console(stderr: bool = False) -> Console:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise Refused(text)
+    raise Refused(tables.plain(text).plain)

@@ -66,17 +66,33 @@ def find(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> Pro
     """
     name = flags.get("profile") or environment.get("METROCULUS_PROFILE") or DEFAULT_PROFILE
     kept = _kept(profiles_file(environment)).get(name)
-    if kept is None and flags.get("profile"):
+    if kept is None and name != DEFAULT_PROFILE:
         raise ProfileError(f"there is no profile {name}: metroculus login --profile {name}")
     kept = kept or {}
     url = flags.get("url") or environment.get("METROCULUS_REST_URL") or kept.get("url") or DEFAULT_URL
+    url = url.rstrip("/")
     given = flags.get("token_file") or environment.get("METROCULUS_TOKEN_FILE")
     token = read_token(Path(given)) if given else environment.get("METROCULUS_TOKEN")
-    if not token and kept.get("url", url) == url:
+    if token is None and kept.get("url", url) == url:
         token = kept.get("token")  # a token is told to nobody but the service that it was given for
-    if not token:
+    if token is None:
         raise ProfileError(f"no token for {url}: metroculus login --url {url}, or set METROCULUS_TOKEN")
-    return Profile(url.rstrip("/"), token, flags.get("ca") or environment.get("METROCULUS_REST_CA") or kept.get("ca"))
+    return Profile(
+        url,
+        usable(token, given or "the token"),
+        flags.get("ca") or environment.get("METROCULUS_REST_CA") or kept.get("ca"),
+    )
+
+
+def usable(token: str, where: str) -> str:
+    """A token that can be sent.
+
+    Raises:
+        ProfileError
+    """
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ProfileError(f"{where} is {'empty' if not token else 'no token'}: rest-api token create makes one")
+    return token
 
 
 def read_token(file: Path) -> str:

@@ -7,7 +7,6 @@ from math import fsum
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +25,7 @@ COMPONENTS = (
 WELL, POOR = 0.6, 0.3
 """Efficiencies from which on they are shown green, and below which red."""
 GIB = 1 << 30
+NAME_WIDTH = 20
 
 
 def money(value: float | None) -> Text:
@@ -45,13 +45,20 @@ def plain(value: object) -> Text:
     return Text("".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in str(value)))
 
 
-def costs_table(body: Json, by: Sequence[str], most: int | None) -> Table:
-    """A cluster's rows with what is of no row by its own name, and the total."""
-    rows, currency = list(body["costs"]), body["currency"]
-    shown = [one for one in COMPONENTS if any(row[one[0]] for row in (*rows, body["summary"]))]
-    window = body["window"]
-    table = _table(f"{body['cluster_name']}: {window['start']} to {window['end']}, {currency}")
-    table.add_column(" / ".join(by), overflow="fold")
+def costs_table(body: Json, by: Sequence[str], most: int | None, width: int) -> Table:
+    """A cluster's rows with what is of no row by its own name, and the total.
+
+    Where the terminal is too narrow for all components the smallest are left out, never a name or a digit.
+
+    Args:
+        width: columns of the terminal.
+    """
+    rows, window = list(body["costs"]), body["window"]
+    shown = _fitting(
+        [one for one in COMPONENTS if any(row[one[0]] != 0 for row in (*rows, body["summary"]))], body, width
+    )
+    table = _table(f"{body['cluster_name']}: {window['start']} to {window['end']}, {body['currency']}")
+    table.add_column(" / ".join(by), overflow="fold", min_width=NAME_WIDTH)
     for _, title in shown:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("total", justify="right", no_wrap=True, style="bold")
@@ -73,11 +80,31 @@ def costs_table(body: Json, by: Sequence[str], most: int | None) -> Table:
     return table
 
 
+def _fitting(shown: list[tuple[str, str]], body: Json, width: int) -> list[tuple[str, str]]:
+    """The components that there is room for, beside the names, the total and the efficiency; in their order."""
+    summary = body["summary"]
+
+    def wide(name: str, title: str) -> int:
+        cells = (row[name] for row in (*body["costs"], summary))
+        return 2 + max(len(title), *(len(money(cell).plain) for cell in cells))
+
+    room = width - NAME_WIDTH - wide("total_cost", "total") - len("efficiency") - 4
+    kept = set()
+    for name, title in sorted(shown, key=lambda one: -(summary[one[0]] if summary[one[0]] is not None else 1e30)):
+        room -= wide(name, title)
+        if room < 0:
+            break
+        kept.add(name)
+    return [one for one in shown if one[0] in kept]
+
+
 def special_of(body: Json) -> list[tuple[str, float | None]]:
     """What a statement's total holds beside its rows."""
     names = {"__idle__": "(idle)", "__unmounted__": "(volumes that nobody mounts)"}
     found: list[tuple[str, float | None]] = [
-        (names.get(name, f"({name.strip('_')})"), cost) for name, cost in sorted(body["special"].items()) if cost
+        (names.get(name, f"({name.strip('_') or 'unallocated'})"), cost)
+        for name, cost in sorted(body["special"].items())
+        if cost != 0
     ]
     management = body["summary"]["management_cost"]
     return [*found, ("(cluster management)", management)] if management != 0 else found
@@ -86,9 +113,10 @@ def special_of(body: Json) -> list[tuple[str, float | None]]:
 def clusters_table(body: Json) -> Table:
     """An organization's clusters; one that failed says why."""
     table = _table("")
-    for title in ("cluster", "total", "idle", "efficiency", "known until", "state"):
+    for title in ("cluster", "total", "idle", "efficiency", "final until", "state"):
         right = title in ("total", "idle", "efficiency")
-        table.add_column(title, justify="right" if right else "left", no_wrap=right)
+        least = NAME_WIDTH // 2 if title == "cluster" else None
+        table.add_column(title, justify="right" if right else "left", no_wrap=right, overflow="fold", min_width=least)
     several = len(body["totals"]) > 1
     for one in body["clusters"]:
         currency = f" {one['currency']}" if several and one["currency"] else ""
@@ -165,4 +193,5 @@ def _sum(values: Sequence[float | None]) -> float | None:
 
 
 def _table(title: str) -> Table:
-    return Table(title=escape(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = plain(title) if title else None
+    return Table(title=shown, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import fsum
 from typing import Any
 
 import pytest
 
+from optscale_client.metroculus_client import Client
 from simulator.costs import truth
 from simulator.field import make_field_world
 from simulator.server import Habits
 from simulator.world import World
-from tests.support import ACCOUNT, DAY, END, NOW, Metroculus, Stack, ask, make_tenant
+from tests.support import ACCOUNT, DAY, END, NOW, SECRET, Metroculus, Stack, ask, make_tenant
 
 OURS: World = make_field_world(["short_jobs", "sidecars"], seed=3, days=2, end=END, prime=7, cluster_id="cluster-one")
 THEIRS: World = make_field_world(["spot_nodes"], seed=3, days=2, end=END, prime=11, cluster_id="cluster-two")
@@ -184,8 +186,29 @@ def test_money_of_a_source_that_changed_its_currency_is_told_once_and_never_adde
     dates = DATES | {"start_date": END - 2 * DAY}
     body = Metroculus(running).get("k8s_expenses", **dates, group_by="namespace").json()
     assert (body["total_cost"], body["complete"], body["currency"]) == (None, False, "CHF, EUR")
-    names = [row["namespace"] for row in body["expenses"]]
-    assert len(names) == len(set(names)) and {row["currency"] for row in body["expenses"]} == {"CHF, EUR"}
+    rows = {(row["namespace"], row["currency"]): row["total_cost"] for row in body["expenses"]}
+    assert len(rows) == len(body["expenses"]) and {currency for _, currency in rows} == {"CHF", "EUR"}
+    for currency, day in (("EUR", END - 2 * DAY), ("CHF", END - DAY)):
+        alone = Metroculus(running).get("k8s_expenses", **DATES | {"start_date": day, "end_date": day + DAY}).json()
+        assert fsum(usd for (_, of), usd in rows.items() if of == currency) == pytest.approx(alone["total_cost"])
+    asked = dates | {"group_by": "cluster,namespace"}
+    pages = [Metroculus(running).get("k8s_expenses", **asked, limit=3, offset=n).json() for n in range(0, 18, 3)]
+    assert {page["row_count"] for page in pages} == {len(rows)}
+    told = [row for page in pages for row in page["expenses"]]
+    assert {(row["namespace"], row["currency"]): row["total_cost"] for row in told} == pytest.approx(rows)
+    client = Client(url=running.metroculus_listener.url, secret=SECRET)
+    for limit in (1, 3, 100):
+        listed = list(client.expense_pages(ACCOUNT, dates["start_date"], END, ("cluster", "namespace"), limit=limit))
+        told = [row for page in listed for row in page["rows"]]
+        assert {(row["namespace"], row["currency"]): row["total_cost"] for row in told} == pytest.approx(rows)
+        assert len(told) == len(rows) == listed[0]["whole"]["row_count"]
+        alone = [
+            row
+            for page in client.expense_pages(ACCOUNT, dates["start_date"], END, "cluster", limit=limit)
+            for row in page["rows"]
+        ]
+        assert sorted(row["currency"] for row in alone) == ["CHF", "EUR"]
+    client.close()
 
 
 def test_a_kubecost_that_wants_a_key_in_a_header_of_its_own_gets_it(stack: Stack) -> None:

@@ -292,6 +292,9 @@ def test_pages_are_no_files_and_a_workbook_has_an_end(views, acme, monkeypatch):
         assert answer.status_code == 400, given
     assert acme.export(limit=5).json()["error"]["params"] == ["limit"]
     assert acme.export("ods").status_code == 400
+    assert acme.export(sort="cpu_cost", order="asc").json()["error"]["params"] == ["sort", "order"]
+    for idle in ("share", "hide"):
+        assert views(f"costs?window=1d&step=hour&idle={idle}&format=csv").status_code == 400
     monkeypatch.setattr(workbook, "MOST_ROWS", 3)
     answer = acme.export("xlsx")
     assert answer.status_code == 400 and "format=csv" in answer.json()["error"]["reason"]
@@ -319,6 +322,38 @@ def test_a_file_is_behind_the_same_wall_as_the_answer(acme):
         assert ask(acme.running, None, target).status_code == 401
     foreign = acme.export(cloud_account_id=acme.foreign)
     assert foreign.status_code == 404 and "Content-Disposition" not in foreign.headers
+
+
+def test_each_account_is_one_row_whatever_a_page_holds(acme):
+    client = Client(url=acme.running.metroculus_listener.url, secret=SECRET)
+    for limit in (1, 2, 3, 10):
+        pages = list(client.expense_pages(acme.ids, OCTOBER, NOVEMBER, "cluster", limit=limit))
+        rows = [row for page in pages for row in page["rows"]]
+        assert [row["cluster"] for row in rows] == acme.ids
+        assert fsum(row["total_cost"] for row in rows) == pytest.approx(pages[0]["whole"]["total_cost"])
+    client.close()
+
+
+class Lacking(Acme):
+    def build(self):
+        super().build()
+        rows = [Allocation(name="n/p", namespace="n", pod="p", costs=Costs(cpu=0.5), unknown=("ram",))]
+        self.store(self.ids[0], rows, range(OCTOBER + 100 * HOUR, OCTOBER + 102 * HOUR, HOUR), unknown=("ram",))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_component_that_stored_hours_do_not_tell_is_empty_everywhere(stack, form):
+    """In files and answers, of rows that lack it and of those that were never told to have any."""
+    acme = Lacking(stack)
+    body = acme.clean(f"{MONTH}&limit=1000&k8s_namespace=n").json()
+    assert {row["ram_cost"] for row in body["clean_expenses"]} == {None} and body["total_cost"] is None
+    found = read(acme.export(form, k8s_namespace="n"))
+    assert {row["ram_cost (USD)"] for row in found.rows} == {None} and found.about["total_cost"] == "not known"
+    rows = {row["name"]: row for row in acme.chargeback(by="namespace")["rows"]}
+    assert rows["n"]["ram_cost"] is None and rows["n"]["cpu_cost"] == 1.0
+    path = f"/restapi/v2/kubecost/clusters/{acme.ids[0]}/costs?{MONTH}"
+    costs = ask(acme.running, acme.tenant.tokens["viewer"], path).json()
+    assert costs["summary"]["ram_cost"] is None and {row["ram_cost"] for row in costs["costs"]} == {None}
 
 
 def test_cursors_are_of_one_list(acme):

@@ -52,6 +52,8 @@ REST = list(operations(REST_ROUTES))
 METROCULUS = list(operations(METROCULUS_ROUTES))
 REST_IDS = [f"{method} {path}" for path, method, _ in REST]
 
+WITHOUT_OBJECT = ("/", "/sign-out")
+"""Pages about whoever asks."""
 SEEN = "/restapi/v2/organizations"
 LINKS = "/restapi/v2/organizations/{organization_id}/kubecost/clusters"
 OWNER = "/restapi/v2/organizations/{organization_id}/kubecost"
@@ -65,7 +67,14 @@ NO_BUDGET = ("DELETE", f"{BUDGETS}/{{budget_id}}")
 ACK = ("POST", f"{OWNER}/alerts/{{alert_id}}/ack")
 MANAGER_WRITES = {ACK, RULES, CLOSE, NEW_BUDGET, CHANGED_BUDGET, NO_BUDGET}
 NEEDS_MANAGER = {("GET", f"{LINKS}/{{cluster_id}}")} | MANAGER_WRITES
-BODIES = {RULES: {"valid_from": "2026-11"}, PREVIEW: {"valid_from": "2026-11"}, CLOSE: {}, CHANGED_BUDGET: {}, ACK: {}}
+BODIES = {
+    RULES: {"valid_from": "2026-11"},
+    PREVIEW: {"valid_from": "2026-11"},
+    CLOSE: {},
+    CHANGED_BUDGET: {},
+    ACK: {},
+    ("POST", "/sign-out"): None,
+}
 """What is sent to those that need a body, beside links."""
 PUSH_TOKEN = ("POST", f"{LINKS}/{{cluster_id}}/push_token")
 NEEDS_ADMIN = {
@@ -229,7 +238,7 @@ def expected(caller, thing, path, method):
     """The status that the rules give, and nothing of the code."""
     if caller in NOBODY:
         return {401}
-    if path == SEEN:
+    if path in (SEEN, *WITHOUT_OBJECT):
         return {200}
     role = ROLES.get((caller, thing))
     if role is None:
@@ -254,7 +263,7 @@ def target(world, path, thing):
         query["cluster_id"] = cluster
     if path.endswith("/metrics"):
         query["metric"] = "cpu"
-    if path in (SEEN, f"{SEEN}/{{organization_id}}"):
+    if path in (SEEN, f"{SEEN}/{{organization_id}}", *WITHOUT_OBJECT):
         query = {}
     if path.endswith("/live"):
         query = {name: value for name, value in query.items() if name not in WINDOW}

@@ -8,8 +8,11 @@ have the answer and whether it is kept. If both hold, the answer is sent at once
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -165,7 +168,10 @@ def when_taken(sent: Sent, connection: Any, taken: Callable[[], None]) -> None:
 
 
 def disconnect(connection: Any) -> None:
-    """End a connection at once, whatever is still to be sent."""
+    """End a connection at once, whatever is still to be sent: the other side sees that it was cut, and not an end."""
     stream = getattr(connection, "stream", None)
-    if stream is not None:
-        stream.close()
+    if stream is None:
+        return
+    with suppress(AttributeError, OSError):
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.close()

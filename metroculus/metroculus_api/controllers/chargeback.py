@@ -13,6 +13,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from metroculus.codes import ALREADY_CLOSED, INVALID, NOT_COMPLETE
+from metroculus.cost_model.columns import known_costs
 from metroculus.cost_model.rules import WIDTH, Charges, Row, Rules, RulesError, check, rows_by, share_out
 from metroculus.metroculus_api.errors import history_of
 from metroculus.storage.store import Store
@@ -327,14 +328,17 @@ def _told(
         overhead={currency: fsum(parts) for currency, parts in overhead.items()},
         statements=closed.statements,
         accounts=closed.accounts,
-        rows=tuple(_row(row, previous.get((row.name, row.kind, row.currency))) for row in rows_by(closed.charges, by)),
+        rows=tuple(
+            _row(row, previous.get((row.name, row.kind, row.currency)), closed.silent)
+            for row in rows_by(closed.charges, by)
+        ),
         adjustments=wired((one for one in closed.adjustments if one.by == by), structs.ChargebackAdjustment),
         notes=(*closed.charges.notes, *notes, *told),
     )
 
 
-def _row(row: Row, previous: float | None) -> structs.ChargebackRow:
-    components = row.direct[: WIDTH - 1]
+def _row(row: Row, previous: float | None, silent: Sequence[str]) -> structs.ChargebackRow:
+    components = [float(usd) for usd in row.direct[: WIDTH - 1]]
     names = structs.Columns.__struct_fields__[1:]
     return structs.ChargebackRow(
         name=row.name,
@@ -342,7 +346,7 @@ def _row(row: Row, previous: float | None) -> structs.ChargebackRow:
         currency=row.currency,
         total_cost=row.total,
         direct_cost=fsum(components),
-        **dict(zip(names, components, strict=True)),
+        **dict(zip(names, known_costs(components, 0, silent), strict=True)),
         shared=row.shared,
         overhead=row.overhead,
         idle_cost=row.idle,

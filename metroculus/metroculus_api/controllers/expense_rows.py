@@ -29,7 +29,7 @@ from metroculus.metroculus_api.controllers.expenses import (
 from metroculus.metroculus_api.errors import history_of
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import AccountSources
-from metroculus.storage.coverage import by_clusters, currencies_of
+from metroculus.storage.coverage import by_clusters, by_currency, currencies_of, silent_in
 from metroculus.storage.history import COSTS_AND_USAGE, Keys, Page, Stretch
 from metroculus.storage.ledger import CommittedHours, built_from
 from metroculus.storage.store import Store
@@ -50,19 +50,33 @@ _NO_ROWS = Page("total", descending=True, offset=0, limit=0)
 
 
 class Pin(Struct, frozen=True, array_like=True):
-    """What was committed of one account: nothing later than ``sequence``, and which batches those are."""
+    """What was committed of an account in one currency: nothing later than a sequence, and which batches."""
 
+    place: int
+    """Of the account in the question."""
     sequence: int
     batches: int
+    currency: str = ""
+    """Where its hours are in several."""
 
-    @staticmethod
-    def of(committed: CommittedHours) -> Pin:
-        markers = committed.hours.values()
-        return Pin(max((one.sequence for one in markers), default=0), built_from(markers) & 0xFFFFFFFF)
+    def stands_for(self, committed: CommittedHours) -> bool:
+        """Whether these are the hours that the list began with."""
+        return _digest_of(committed) == (self.sequence, self.batches)
+
+
+def pins_of(place: int, committed: CommittedHours) -> list[Pin]:
+    """An account as a list of its hours begins."""
+    currencies = currencies_of(committed)
+    return [Pin(place, *_digest_of(committed), currency) for currency in (currencies if len(currencies) > 1 else [""])]
+
+
+def _digest_of(committed: CommittedHours) -> tuple[int, int]:
+    markers = committed.hours.values()
+    return max((one.sequence for one in markers), default=0), built_from(markers) & 0xFFFFFFFF
 
 
 class Position(Struct, frozen=True, array_like=True):
-    """Where a list goes on: in the first account that ``pins`` has one of, after the row with the keys ``after``.
+    """Where a list goes on: with the first of its pins, after the row with the keys ``after``.
 
     ``ends`` are the keys of the last rows of the next pages in that account.
     """
@@ -70,7 +84,7 @@ class Position(Struct, frozen=True, array_like=True):
     question: int
     as_of: int
     pins: tuple[Pin, ...]
-    """Of the last accounts of the question, in its order."""
+    """What is left of the list."""
     after: Keys = ()
     ends: tuple[Keys, ...] = ()
 
@@ -131,7 +145,7 @@ class ExpenseRowsController:
         if position is None:
             whole, pins = await self._begun(store, question, sources, deadline)
             position = Position(question.digest, int(now), pins)
-        elif position.question != question.digest or not 0 < len(position.pins) <= len(question.accounts):
+        elif position.question != question.digest or not _fits(position, question):
             raise ApiError(INVALID, "cursor belongs to another list", ["cursor"])
         clusters = named_clusters(sources)
         rows, following = await store.ask(deadline.left(), _next_rows, store, question, clusters, position, limit)
@@ -143,20 +157,37 @@ class ExpenseRowsController:
     ) -> tuple[structs.ExpensesBase, tuple[Pin, ...]]:
         window, group_by = question.window, question.group_by
         found: dict[str, Stored] = {}
-        pins: dict[str, Pin] = {}
+        pins: dict[str, list[Pin]] = {}
+        places = {account: place for place, account in enumerate(question.accounts)}
 
         def read(group: Sequence[str], filters: Filters) -> None:
             answers, lists = whole_lists(store, group, window, properties_of(group_by), filters, None)
             for account, answer in answers.items():
-                found[account] = stored_of(account, answer, window, group_by, sources[account], lists[account])
-                pins[account] = Pin.of(answer.committed)
+                committed = answer.committed
+                pins[account] = pins_of(places[account], committed)
+                if len(pins[account]) > 1:
+                    asked = (properties_of(group_by), filters)
+                    parts = [store.history.count_rows([one], *asked) for one in by_currency(committed).values()]
+                    count = sum(rows for part in parts for rows in part.values())
+                    lists[account] = replace(lists[account], rows=count)
+                found[account] = stored_of(account, committed, window, group_by, sources[account], {}, lists[account])
 
         for clusters, group in by_clusters(named_clusters(sources), window.end - window.start):
             await store.ask(deadline.left(), read, group, replace(question.filters, clusters=clusters))
         answered = [(account, found[account]) for account in question.accounts]
         told = await asyncio.to_thread(expenses_of, answered, window, group_by, _NO_ROWS)
         whole = structs.ExpensesBase(**{name: getattr(told, name) for name in structs.ExpensesBase.__struct_fields__})
-        return whole, tuple(pins[account] for account in question.accounts)
+        return whole, tuple(pin for account in question.accounts for pin in pins[account])
+
+
+def _fits(position: Position, question: RowsQuestion) -> bool:
+    """Whether a position can be one of a question's list; what it says of batches is held against the store."""
+    keys = len(properties_of(question.group_by))
+    return (
+        bool(position.pins)
+        and all(0 <= pin.place < len(question.accounts) and 0 <= pin.sequence < 1 << 64 for pin in position.pins)
+        and all(len(one) == keys for one in (position.after, *position.ends) if one)
+    )
 
 
 def _next_rows(
@@ -173,18 +204,21 @@ def _next_rows(
     rows: list[dict[str, Any]] = []
     pins, after, ends = position.pins, position.after, position.ends
     while pins and len(rows) < limit and (not rows or time.monotonic() < late):
-        account, pin = question.accounts[-len(pins)], pins[0]
+        pin = pins[0]
+        account = question.accounts[pin.place]
         committed = store.ledger.committed(account, window.start, window.end, pin.sequence)
-        if Pin.of(committed) != pin:
+        if not pin.stands_for(committed):
             raise ApiError(LIST_CHANGED)
+        if pin.currency:
+            committed = by_currency(committed)[pin.currency]
         asked = (committed, properties, replace(question.filters, clusters=clusters[account]))
         if not ends:
             ends = _short(history.row_ends(*asked, after, limit, PAGES_AHEAD))
         wanted = limit - len(rows)
         sums = history.rows_between(*asked, COSTS_AND_USAGE, Stretch(after, ends[0] if ends else ()), wanted)
-        money = ", ".join(currencies_of(committed))
-        rows += [{"currency": money} | row_of(group_by, account, properties, one) for one in sums]
-        if len(sums) == wanted:
+        money, silent = ", ".join(currencies_of(committed)), silent_in(committed)
+        rows += [{"currency": money} | row_of(group_by, account, properties, one, silent) for one in sums]
+        if len(sums) == wanted and properties:
             after = tuple(map(str, sums[-1].keys))
             ends = ends[1:] if ends and after == ends[0] else ends
         elif ends:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import fsum
 from typing import Any
 
@@ -12,15 +12,16 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import Filters, Group
-from metroculus.cost_model.columns import unknown_usage
-from metroculus.cost_model.components import COMPONENTS
+from metroculus.cost_model.columns import known_costs, unknown_usage
+from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT
 from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.grouping import TIMES
 from metroculus.metroculus_api.errors import cannot_group_by, history_of
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY, AccountSources
-from metroculus.storage.coverage import by_clusters, currencies_of
+from metroculus.storage.coverage import by_clusters, by_currency, currencies_of, silent_in
 from metroculus.storage.history import COSTS_AND_USAGE, CostSums, Page, Ranked, by_key
+from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
 from metroculus.wire import coverage_of, window_of
@@ -38,15 +39,21 @@ class WholeList(Struct, frozen=True):
     first: tuple[Ranked, ...] = ()
 
 
+_NOTHING_COUNTED = WholeList(0, 0.0)
+
+
 class Stored(Struct, frozen=True):
     """What is stored of one account in a window."""
 
-    sums: tuple[CostSums, ...]
+    sums: Mapping[str, tuple[CostSums, ...]]
+    """By currency: money in different ones is never added."""
     coverage: structs.AccountCoverage
     currencies: tuple[str, ...]
     """Empty where nothing is stored."""
-    lacking: bool
-    """Whether some hour does not tell some component."""
+    lacking: frozenset[str]
+    """The components that some hour does not tell, and should."""
+    silent: frozenset[str]
+    """The same, and those that nothing that is configured could tell."""
     whole: WholeList
     """Of all rows, where only some of them were read."""
 
@@ -79,22 +86,52 @@ class ExpensesController:
         properties = properties_of(group_by)
         sources = await grouped_sources(self._accounts, accounts, group_by)
 
-        def read(group: Sequence[str], own: Filters) -> dict[str, Stored]:
-            if page is not None:
-                answers, counts = whole_lists(store, group, window, properties, own, page)
-            else:
-                asked = (group, window.start, window.end, properties, own, COSTS_AND_USAGE, window.zone)
-                answers, counts = store.summaries.sums_by_account(*asked), {}
+        def read_page(group: Sequence[str], own: Filters) -> dict[str, Stored]:
+            answers, lists = whole_lists(store, group, window, properties, own, page)
             return {
-                one: stored_of(one, answer, window, group_by, sources[one], counts.get(one))
+                one: stored_of(one, answer.committed, window, group_by, sources[one], {}, lists[one])
                 for one, answer in answers.items()
             }
 
-        found: dict[str, Stored] = {}
-        for clusters, group in by_clusters(named_clusters(sources), window.end - window.start):
-            found |= await store.ask(deadline.left(), read, group, replace(filters, clusters=clusters))
-        answered = [(account, found[account]) for account in sources]
-        return await asyncio.to_thread(expenses_of, answered, window, group_by, page)
+        def read_all(group: Sequence[str], own: Filters) -> dict[str, Stored]:
+            asked = (properties, own, COSTS_AND_USAGE, window.zone)
+            answers = store.summaries.sums_by_account(group, window.start, window.end, *asked)
+            apart = {one: _apart(store, answer, *asked) for one, answer in answers.items()}
+            return {
+                one: stored_of(one, answer.committed, window, group_by, sources[one], apart[one])
+                for one, answer in answers.items()
+            }
+
+        async def answered(read: Callable[[Sequence[str], Filters], dict[str, Stored]]) -> list[tuple[str, Stored]]:
+            found: dict[str, Stored] = {}
+            for clusters, group in by_clusters(named_clusters(sources), window.end - window.start):
+                found |= await store.ask(deadline.left(), read, group, replace(filters, clusters=clusters))
+            return [(account, found[account]) for account in sources]
+
+        told = await answered(read_all if page is None else read_page)
+        if page is not None and any(len(one.currencies) > 1 for _, one in told):
+            # The database ranks rows of an account, whose money may not be added here.
+            everything = await asyncio.to_thread(expenses_of, await answered(read_all), window, group_by, None)
+            return _sliced(everything, page)
+        return await asyncio.to_thread(expenses_of, told, window, group_by, page)
+
+
+def _apart(
+    store: Store, answer: Answer, properties: Sequence[str], filters: Filters, measures: Sequence[str], zone: Zone
+) -> dict[str, tuple[CostSums, ...]]:
+    """The sums of an account by currency; blocks where there are several."""
+    parts = by_currency(answer.committed)
+    if len(parts) < 2:
+        return dict.fromkeys(parts, answer.sums)
+    asked = (properties, filters, measures, zone)
+    return {currency: tuple(store.history.sums(part, *asked)) for currency, part in parts.items()}
+
+
+def _sliced(told: structs.Expenses, page: Page) -> structs.Expenses:
+    """A page of rows that are all there."""
+    sign = -1 if page.descending else 1
+    ranked = sorted(told.expenses, key=lambda row: sign * (row[f"{page.by}_cost"] or 0.0))
+    return replace(told, expenses=tuple(ranked[page.offset : page.end]), row_count=len(ranked))
 
 
 async def grouped_sources(
@@ -178,9 +215,9 @@ def _all_rows(
     stored: Sequence[tuple[str, Stored]], group_by: Sequence[str], zone: Zone, mixed: bool
 ) -> list[dict[str, Any]]:
     rows = []
-    for together in sorted({one.currencies for _, one in stored}):
-        mine = [(account, one.sums) for account, one in stored if one.currencies == together]
-        more = {"currency": ", ".join(together)} if mixed else {}
+    for currency in sorted({currency for _, one in stored for currency in one.sums}):
+        mine = [(account, one.sums[currency], one.silent) for account, one in stored if currency in one.sums]
+        more = {"currency": currency} if mixed else {}
         rows += [more | row for row in _rows(group_by, mine, zone)]
     return sorted(rows, key=lambda row: _order(row, group_by))
 
@@ -190,10 +227,12 @@ def _page_rows(
 ) -> list[dict[str, Any]]:
     """The rows of a page, in the order of their places."""
     money = {account: ", ".join(one.currencies) for account, one in stored}
+    silent = {account: one.silent for account, one in stored}
     ranked = sorted((row for _, one in stored for row in one.whole.first), key=lambda row: row.place)
     properties = properties_of(group_by)
     return [
-        ({"currency": money[row.account]} if mixed else {}) | row_of(group_by, row.account, properties, row.sums, zone)
+        ({"currency": money[row.account]} if mixed else {})
+        | row_of(group_by, row.account, properties, row.sums, silent[row.account], zone)
         for row in ranked[page.offset : page.end]
     ]
 
@@ -204,49 +243,64 @@ def properties_of(group_by: Sequence[str]) -> list[str]:
 
 
 def _rows(
-    group_by: Sequence[str], summed: Sequence[tuple[str, Sequence[CostSums]]], zone: Zone
+    group_by: Sequence[str], several: Sequence[tuple[str, Sequence[CostSums], frozenset[str]]], zone: Zone
 ) -> list[dict[str, Any]]:
-    """The rows of accounts whose money may be added."""
+    """The rows of accounts, in one currency; with the components that some hours of each do not tell."""
     properties = properties_of(group_by)
     if "cluster" in group_by:
-        return [row_of(group_by, account, properties, measured, zone) for account, sums in summed for measured in sums]
-    everything = by_key([measured for _, sums in summed for measured in sums])
-    return [row_of(group_by, "", properties, measured, zone) for measured in everything]
+        return [
+            row_of(group_by, account, properties, measured, silent, zone)
+            for account, sums, silent in several
+            for measured in sums
+        ]
+    everything = by_key([measured for _, sums, _ in several for measured in sums])
+    silent = frozenset[str]().union(*(silent for _, _, silent in several))
+    return [row_of(group_by, "", properties, measured, silent, zone) for measured in everything]
 
 
 def stored_of(
     account: str,
-    answer: Answer,
+    committed: CommittedHours,
     window: Window,
     group_by: Sequence[str],
     sources: AccountSources,
-    whole_list: WholeList | None,
+    sums: Mapping[str, tuple[CostSums, ...]],
+    whole: WholeList = _NOTHING_COUNTED,
 ) -> Stored:
     """What an account has stored, and how much of the window that is."""
-    committed = answer.committed
     finest = next((period for period in PERIODS if period in group_by), None)
     coverage = coverage_of(account, committed, window, finest, sources.sources_without(group_by))
-    lacking = any(marker.unknown for marker in committed.hours.values())
-    whole_list = whole_list or WholeList(len(answer.sums), 0.0)
-    return Stored(answer.sums, coverage, tuple(currencies_of(committed)), lacking, whole_list)
+    lacking = frozenset(name for marker in committed.hours.values() for name in marker.unknown)
+    return Stored(sums, coverage, tuple(currencies_of(committed)), lacking, silent_in(committed), whole)
 
 
 def row_of(
-    group_by: Sequence[str], account: str, properties: Sequence[str], one: CostSums, zone: Zone = UTC_ZONE
+    group_by: Sequence[str],
+    account: str,
+    properties: Sequence[str],
+    one: CostSums,
+    silent: frozenset[str],
+    zone: Zone = UTC_ZONE,
 ) -> dict[str, Any]:
-    """One line: a key for each property, every cost column, the efficiencies."""
+    """One line: a key for each property, every cost column, the efficiencies.
+
+    Args:
+        silent: components that some of its hours do not tell.
+    """
     keys = dict(zip(properties, one.keys, strict=True))
     named: dict[str, Any] = {}
     for name in group_by:
         value: Any = account if name == "cluster" else keys[name]
         named[name] = zone.iso(value) if name in TIMES else value
-    costs = dict(zip((f"{name}_cost" for name in COMPONENTS), one.costs.by_component(), strict=True))
+    known = known_costs(one.costs.by_component(), one.unknown, silent)
+    costs = dict(zip((f"{name}_cost" for name in COMPONENTS), known, strict=True))
+    management = None if not one.management and MANAGEMENT_COMPONENT in silent else one.management
     ratios: Efficiency = Group(one.costs, one.usage, 0, 0.0, unknown_usage(one.unknown)).efficiency
     return {
         **named,
         "total_cost": one.total,
         **costs,
-        "management_cost": one.management,
+        "management_cost": management,
         "cpu_efficiency": ratios.cpu_efficiency,
         "ram_efficiency": ratios.ram_efficiency,
         "total_efficiency": ratios.total_efficiency,

@@ -206,8 +206,11 @@ def _overview(
     rows = [_summary(cluster, told) for cluster, told in zip(clusters, found, strict=True)]
     by_currency: dict[str, list[float | None]] = defaultdict(list)
     for row in rows:
-        by_currency[row.currency or "USD"].append(row.total_cost)
-    totals = {currency: total_of(costs) for currency, costs in sorted(by_currency.items())}
+        if row.currency is not None:
+            by_currency[row.currency].append(row.total_cost)
+    failed = any(row.currency is None for row in rows)  # what its money is in is not known, either
+    totals = {currency: None if failed else total_of(costs) for currency, costs in sorted(by_currency.items())}
+    totals = totals or ({"USD": None} if rows else {})
     return answers.OrganizationCosts(
         organization_id=organization_id,
         **_stamps(window),

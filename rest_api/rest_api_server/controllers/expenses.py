@@ -126,7 +126,7 @@ class ExpensesController:
                     yield await asyncio.to_thread(_rows_of, found.rows, names)
 
         wholes = tuple(one.whole for one in first if one.whole is not None)
-        lists = ExpenseLists(min((one.as_of for one in first), default=window.end), wholes)
+        lists = ExpenseLists(min((one.as_of for one in first), default=window.end), window, wholes)
         return expenses_table(lists, names, batches(), filters)
 
     async def monthly(self, clusters: Sequence[Cluster], count: int, zone: Zone, request_id: str) -> answers.Monthly:

@@ -40,7 +40,8 @@ from rest_api.rest_api_server.exports.table import (
 from tools.window import Window, iso
 
 COSTS = Columns.__struct_fields__
-MANAGEMENT = "__management__"
+MANAGEMENT, UNALLOCATED = "__management__", "__unallocated__"
+RESOURCE_UNITS = {"cpu": "cores", "memory": "bytes", "ram": "bytes", "storage": "bytes", "gpu": "GPUs"}
 About = tuple[tuple[str, str], ...]
 
 
@@ -63,7 +64,7 @@ def costs_table(answer: answers.ClusterCosts, asked: Mapping[str, object], now: 
         rows = [cells_of(row, names) for row in answer.costs]
         special = {**answer.special, MANAGEMENT: answer.summary.management_cost}
         rows += [
-            tuple({"name": name, "total_cost": cost}.get(column) for column in names)
+            tuple({"name": name or UNALLOCATED, "total_cost": cost}.get(column) for column in names)
             for name, cost in sorted(special.items())
             if cost != 0
         ]
@@ -75,7 +76,7 @@ def clusters_table(answer: answers.OrganizationCosts, window: Window, now: float
     """A row for each cluster, those that failed among them, with the reason."""
     plain = ("cluster_id", "cluster_name", "state", "flavour", "currency")
     summed = (*COSTS, "management_cost", "known_cost")
-    ends = ("cpu_efficiency", "ram_efficiency", "total_efficiency", "complete", "stored_until", "error")
+    ends = ("cpu_efficiency", "ram_efficiency", "total_efficiency", "complete", "final_until", "error")
 
     def cells(one: answers.ClusterSummary) -> tuple[Cell, ...]:
         summary = cells_of(one.summary, summed) if one.summary is not None else (None,) * len(summed)
@@ -93,16 +94,15 @@ def clusters_table(answer: answers.OrganizationCosts, window: Window, now: float
     currency = _one_currency(", ".join(sorted(answer.totals)))
     about = (
         ("clusters", f"of organization {answer.organization_id}"),
-        ("window", f"{window.zone.iso(window.start)} to {window.zone.iso(window.end)}"),
+        ("window", _span(window)),
         ("timezone", window.zone.name),
         ("as_of", iso(int(now))),
         *(("total_cost", money(total, name)) for name, total in sorted(answer.totals.items())),
         ("complete", _yes(answer.complete)),
     )
     rows = [cells(one) for one in answer.clusters]
-    dates = f"{window.zone.iso(window.start)[:10]}-{window.zone.iso(window.end)[:10]}"
     columns = columns_of((*plain, *summed, "idle_cost", *ends), currency)
-    return Table(f"clusters-{dates}", columns, about, at_once(rows), len(rows))
+    return Table(f"clusters-{_days(window)}", columns, about, at_once(rows), len(rows))
 
 
 def assets_table(answer: answers.ClusterAssets, asked: Mapping[str, object], now: float) -> Table:
@@ -130,11 +130,20 @@ def savings_table(answer: answers.Optimization, asked: Mapping[str, object], now
         *answer.idle_nodes,
     )
     names = [name for name in Recommendation.__struct_fields__ if name != "evidence"]
-    rows = [(*cells_of(one, names), msgspec.json.encode(one.evidence).decode()) for one in found]
+    rows = [
+        (*cells_of(one, names), RESOURCE_UNITS.get(one.resource), msgspec.json.encode(one.evidence).decode())
+        for one in found
+    ]
     units = {"monthly_saving": f"{answer.currency} a month"}
-    columns = tuple(Column(name, units.get(name, unit_of(name, answer.currency))) for name in (*names, "evidence"))
-    total = ("potential_savings", f"{money(answer.potential_savings, answer.currency)} a month")
-    about = (*_of_cluster(answer, answer, asked, now), total)
+    columns = tuple(
+        Column(name, units.get(name, unit_of(name, answer.currency))) for name in (*names, "unit", "evidence")
+    )
+    about = (
+        *_of_cluster(answer, answer, asked, now),
+        ("potential_savings", f"{money(answer.potential_savings, answer.currency)} a month"),
+        ("idle_nodes", "not in potential_savings: what runs on them would need another place"),
+        ("unit", "of requested, recommended and freed"),
+    )
     return Table(f"savings-{answer.cluster_name}-{_dates(answer)}", columns, about, at_once(rows), len(rows))
 
 
@@ -204,6 +213,7 @@ def chargeback_table(answer: Chargeback, now: float) -> Table:
         ("by", answer.by),
         ("rules", answer.rules_valid_from or "none"),
         ("closed", closed),
+        *((("accepted incomplete", answer.accept_incomplete),) if answer.accept_incomplete else ()),
         *(("total_cost", money(total, name)) for name, total in sorted(answer.totals.items())),
         ("complete", _yes(answer.complete)),
         *_coverage(answer.accounts),
@@ -221,6 +231,7 @@ class ExpenseLists(Struct, frozen=True):
     """What an organization's stored expenses come to, out of as many lists as it takes to ask for them."""
 
     as_of: int
+    window: Window
     wholes: tuple[ExpensesBase, ...]
 
     @property
@@ -231,7 +242,7 @@ class ExpenseLists(Struct, frozen=True):
     def total_cost(self) -> float | None:
         costs = [one.total_cost for one in self.wholes]
         known = [cost for cost in costs if cost is not None]
-        return fsum(known) if len(known) == len(costs) and known and len(self.currencies) < 2 else None
+        return fsum(known) if len(known) == len(costs) and len(self.currencies) < 2 else None
 
 
 EXPENSE_NAMES = (
@@ -253,16 +264,17 @@ def expenses_table(
         names: of the clusters, by id.
     """
     currency = _one_currency(", ".join(lists.currencies))
-    window = lists.wholes[0] if lists.wholes else None
+    window = lists.window
     about = (
         ("expenses", f"stored of {len(names)} cluster{'s' if len(names) != 1 else ''}"),
-        *((("window", f"{window.window.start} to {window.window.end}"),) if window else ()),
-        *((("timezone", window.window.timezone),) if window else ()),
+        ("window", _span(window)),
+        ("timezone", window.zone.name),
         ("as_of", iso(lists.as_of)),
         ("currency", ", ".join(lists.currencies) or "none"),
         ("filters", asked_for(asked)),
         ("total_cost", money(lists.total_cost, currency)),
-        ("complete", _yes(bool(lists.wholes) and all(one.complete for one in lists.wholes))),
+        ("complete", _yes(all(one.complete for one in lists.wholes))),
+        *(("warning", text) for text in (lists.wholes[0].window.warnings if lists.wholes else ())),
         *_coverage([account for one in lists.wholes for account in one.accounts], names),
     )
 
@@ -271,8 +283,7 @@ def expenses_table(
             yield [cells_of(row, EXPENSE_NAMES) for row in batch]
 
     count = sum(one.row_count for one in lists.wholes)
-    dates = _dates(window) if window else "none"
-    return Table(f"expenses-{dates}", columns_of(EXPENSE_NAMES, currency), about, rows(), count)
+    return Table(f"expenses-{_days(window)}", columns_of(EXPENSE_NAMES, currency), about, rows(), count)
 
 
 def _of_cluster(
@@ -316,6 +327,14 @@ def _one_currency(names: str) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def _span(window: Window) -> str:
+    return f"{window.zone.iso(window.start)} to {window.zone.iso(window.end)}"
+
+
+def _days(window: Window) -> str:
+    return f"{window.zone.iso(window.start)[:10]}-{window.zone.iso(window.end)[:10]}"
 
 
 def _dates(told: Any) -> str:

@@ -21,11 +21,12 @@ from rest_api.rest_api_server.controllers.clusters import (
 )
 from rest_api.rest_api_server.controllers.costs import CostsController
 from rest_api.rest_api_server.controllers.metrics import MetricsController
-from rest_api.rest_api_server.errors import CODES
+from rest_api.rest_api_server.errors import CODES, INVALID
 from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
 from rest_api.rest_api_server.exports.tables import assets_table, clusters_table, costs_table, savings_table
 from rest_api.rest_api_server.kept import KeptAnswer
 from rest_api.rest_api_server.paging import PageQuery, paged, refuse_pages, whole_of
+from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import (
     DnsLabel,
@@ -158,6 +159,8 @@ class ClusterCosts(CostHandler):
 
         if query.format == "json":
             return await self.kept(self.cluster, query, made)
+        if query.step is not None and query.idle in ("share", "hide"):
+            raise ApiError(INVALID, "steps tell idle cost by itself: leave out idle, or step", ["idle", "step"])
         now = self.service.clock()
         answer = whole_of(await read(self.window(query, now)), query, "costs")
         return self.files.file(costs_table(answer, {"aggregate": query.aggregate, **asked}, now), query.format)

@@ -40,7 +40,7 @@ class OrganizationCleanExpenses(RestHandler):
         asked = {"k8s_namespace": query.k8s_namespace, "k8s_node": query.k8s_node, "k8s_service": query.k8s_service}
         filters = {name: values for name, values in asked.items() if values}
         if query.format != "json":
-            refuse_pages(query)
+            refuse_pages(query, ("sort", "order"))
             return self.files.file(
                 await self.expenses.exported(clusters, window, filters, self.request_id), query.format
             )
