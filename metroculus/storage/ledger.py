@@ -379,6 +379,10 @@ class Ledger:
             self._counted |= {m.batch: m.rows for m in markers if m.rows and counts.get(m.batch) == m.rows}
         return {**known, **counts}
 
+    def forget_counts(self) -> None:
+        """Rows were taken away: what was counted before is counted again."""
+        self._counted = {}
+
     def _count(self, where: str, batches: Sequence[int]) -> dict[int, int]:
         """Rows that are there now, by batch."""
         return {

@@ -289,7 +289,16 @@ class Client:
         }
         return self._call("GET", "k8s_expense_rows", query, request_id=request_id, timeout=timeout)
 
-    def expense_pages(self, cloud_account_id: Values, *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
+    def expense_pages(
+        self,
+        cloud_account_id: Values,
+        start_date: int | None = None,
+        end_date: int | None = None,
+        group_by: Values = None,
+        *,
+        window: str | None = None,
+        **kwargs: Any,
+    ) -> Iterator[dict[str, Any]]:
         """Every page of ``get_k8s_expense_rows``, which takes the same arguments, in order.
 
         They are pages of one list: an hour that is stored again meanwhile changes nothing of it. Where what the list
@@ -297,11 +306,14 @@ class Client:
         """
         cursor: str | None = None
         while True:
-            _, page = self.get_k8s_expense_rows(cloud_account_id, *args, **kwargs, cursor=cursor)
+            asked = (cloud_account_id, start_date, end_date, group_by)
+            _, page = self.get_k8s_expense_rows(*asked, window=window, cursor=cursor, **kwargs)
             yield page
             cursor = page["next_cursor"]
             if cursor is None:
                 return
+            if page["whole"] is not None:  # a window such as "today" moves on meanwhile; the list does not
+                window, start_date, end_date = None, page["whole"]["start_date"], page["whole"]["end_date"]
 
     def get_k8s_monthly(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +15,7 @@ TIMEOUT_SECONDS = 60.0
 FILE_SECONDS = 620.0
 """Between two parts of a file; the service takes ten minutes for a whole one at most."""
 CHUNK_BYTES = 1 << 16
+MOST_BYTES = 256 << 20
 Json = dict[str, Any]
 
 
@@ -33,9 +36,9 @@ class RestApi:
 
     def get(self, path: str, **query: Any) -> Json:
         """Raises: ApiFailure"""
-        answer = self._ask(path, query, TIMEOUT_SECONDS)
+        answer = self._ask(path, query, TIMEOUT_SECONDS, stream=True)
         try:
-            body = answer.json()
+            body = json.loads(_read(answer))
         except ValueError:
             raise ApiFailure(f"{self._url} answers with something else than JSON: is it the REST API?") from None
         if not isinstance(body, dict):
@@ -49,6 +52,8 @@ class RestApi:
             ApiFailure: also where it ends before its end.
         """
         answer = self._ask(path, query, FILE_SECONDS, stream=True)
+        if not answer.headers.get("Content-Type", "").startswith("text/csv"):
+            raise ApiFailure(f"{self._url} answers with something else than CSV: is it the REST API?")
         try:
             yield from answer.iter_content(CHUNK_BYTES)
         except requests.RequestException as problem:
@@ -76,9 +81,29 @@ class RestApi:
         return answer
 
 
+def _read(answer: requests.Response) -> bytes:
+    """A whole answer, of a size and in a time that a REST API of ours takes.
+
+    Raises:
+        ApiFailure
+    """
+    ends, parts, size = time.monotonic() + TIMEOUT_SECONDS, [], 0
+    try:
+        for part in answer.iter_content(CHUNK_BYTES):
+            size += len(part)
+            if size > MOST_BYTES or time.monotonic() > ends:
+                raise ApiFailure("the answer is too large, or takes too long: ask for less, or --output csv")
+            parts.append(part)
+    except requests.RequestException as problem:
+        raise ApiFailure(f"the answer was cut: {_short(problem)}") from None
+    finally:
+        answer.close()
+    return b"".join(parts)
+
+
 def _refusal(answer: requests.Response, url: str) -> str:
     try:
-        error = answer.json()["error"]
+        error = json.loads(_read(answer))["error"]
         text = f"{error['reason']} ({error['error_code']})"
     except (ValueError, KeyError, TypeError):
         return f"{url} answers with HTTP {answer.status_code}: is it the REST API?"

@@ -36,7 +36,7 @@ PIPE_COLUMNS = 10_000
 LAST_LINE = re.compile(rb"(^|\n)# rows,[0-9]+\r?\n$")
 LAST_LINE_BYTES = 64
 HEADER_ENDS = re.compile(rb"\n[^#]")
-LISTED = 25
+LISTED, MOST_ROWS = 25, 1000
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,6 +50,8 @@ def reading(command: F) -> F:
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
+        if sys.stdout is None:
+            raise Refused("there is no standard output to write to")
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # what a terminal's encoding lacks is shown as a question mark
@@ -57,7 +59,7 @@ def reading(command: F) -> F:
             result = command(*args, **kwargs)
             sys.stdout.flush()
             return result
-        except (KeyError, TypeError, IndexError, AttributeError) as problem:
+        except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as problem:
             url = kwargs.get("url") or os.environ.get("METROCULUS_REST_URL") or "the service"
             raise Refused(f"{url} answers with something else than the REST API ({type(problem).__name__})") from None
         except OSError as problem:
@@ -107,6 +109,7 @@ def windowed(command: F) -> F:
 )
 @click.option("--ca", type=click.Path(), help="Authority (PEM file) of the REST API's certificate.")
 @click.option("--profile", default=DEFAULT_PROFILE, show_default=True, help="The name to keep it under.")
+@reading
 def login(url: str, token_file: str | None, ca: str | None, profile: str) -> None:
     """Keep a REST API's address and token for the other commands.
 
@@ -121,9 +124,9 @@ def login(url: str, token_file: str | None, ca: str | None, profile: str) -> Non
         seen = RestApi(found).get("organizations")
         file = save(profile, found, os.environ)
     except (ApiFailure, ProfileError, UnicodeError) as problem:
-        raise Refused(str(problem)) from None
+        _refuse(str(problem))
     names = ", ".join(f"{one['name']} ({one['role']})" for one in seen["organizations"]) or "no organization yet"
-    click.echo(f"{seen['user']} sees {names}; kept in {file}")
+    click.echo(tables.plain(f"{seen['user']} sees {names}; kept in {file}").plain)
 
 
 @click.command()
@@ -225,15 +228,10 @@ def costs(
     query = {"window": window, "timezone": timezone, "aggregate": by, "idle": idle, "sort": sort, **narrowed}
     if output == "csv":
         _download(api, path, query)
-    body = _asked(api, path, limit=1000, **query)
+    body = _asked(api, path, limit=limit if output == "table" else MOST_ROWS, **query)
     if output == "table":
-        rows = list(body["costs"])
-        while body["next_cursor"] is not None:
-            following = _asked(api, path, limit=1000, cursor=body["next_cursor"], **query)
-            rows += following["costs"]
-            body["next_cursor"] = following["next_cursor"]
         console = _console()
-        console.print(tables.costs_table(body | {"costs": rows}, by.split(","), limit, console.width))
+        console.print(tables.costs_table(body, by.split(","), console.width))
     _tell_troubles(body)
     _end(body, output, body["complete"])
 
@@ -348,6 +346,9 @@ def _tell(text: str) -> None:
 def _end(body: Json, output: str, complete: bool) -> None:
     if output == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(body)).decode())
+        if body.get("next_cursor") is not None:
+            _tell(f"not complete: the first {MOST_ROWS} of {body['total_count']} rows; --output csv has them all")
+            complete = False
     if not complete:
         sys.exit(NOT_COMPLETE)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,16 @@ def save(name: str, profile: Profile, environment: Mapping[str, str]) -> Path:
         ProfileError
     """
     file = profiles_file(environment)
-    kept = _kept(file)
-    kept[name] = {"url": profile.url, "token": profile.token} | ({"ca": profile.ca} if profile.ca else {})
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(".new")
-        with suppress(FileNotFoundError):
-            beside.unlink()
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-            yaml.safe_dump(kept, opened)
-        beside.replace(file)
+        with file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two that log in at once keep both
+            kept = _kept(file)
+            kept[name] = {"url": profile.url, "token": profile.token} | ({"ca": profile.ca} if profile.ca else {})
+            handle, beside = tempfile.mkstemp(dir=file.parent)  # readable by its owner alone
+            with os.fdopen(handle, "w") as opened:
+                yaml.safe_dump(kept, opened)
+            Path(beside).replace(file)
     except OSError as problem:
         raise ProfileError(f"{file}: {problem.strerror}") from None
     return file
@@ -73,7 +74,7 @@ def find(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> Pro
     url = url.rstrip("/")
     given = flags.get("token_file") or environment.get("METROCULUS_TOKEN_FILE")
     token = read_token(Path(given)) if given else environment.get("METROCULUS_TOKEN")
-    if token is None and kept.get("url", url) == url:
+    if token is None and kept.get("url") == url:
         token = kept.get("token")  # a token is told to nobody but the service that it was given for
     if token is None:
         raise ProfileError(f"no token for {url}: metroculus login --url {url}, or set METROCULUS_TOKEN")
@@ -103,14 +104,19 @@ def read_token(file: Path) -> str:
         raise ProfileError(f"{file}: {getattr(problem, 'strerror', None) or 'is no text'}") from None
 
 
+def _is_profile(one: object) -> bool:
+    return isinstance(one, dict) and all(isinstance(text, str) for text in one.values())
+
+
 def _kept(file: Path) -> dict[str, dict[str, Any]]:
     try:
         found = yaml.safe_load(file.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise ProfileError(f"{file} cannot be read: {problem}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else "it is no YAML"
+        raise ProfileError(f"{file} cannot be read ({why}): remove it and log in again") from None
     profiles = found or {}
-    if not isinstance(profiles, dict) or not all(isinstance(one, dict) for one in profiles.values()):
+    if not isinstance(profiles, dict) or not all(_is_profile(one) for one in profiles.values()):
         raise ProfileError(f"{file} holds no profiles: remove it and log in again")
     return profiles

@@ -45,7 +45,7 @@ def plain(value: object) -> Text:
     return Text("".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in str(value)))
 
 
-def costs_table(body: Json, by: Sequence[str], most: int | None, width: int) -> Table:
+def costs_table(body: Json, by: Sequence[str], width: int) -> Table:
     """A cluster's rows with what is of no row by its own name, and the total.
 
     Where the terminal is too narrow for all components the smallest are left out, never a name or a digit.
@@ -63,14 +63,12 @@ def costs_table(body: Json, by: Sequence[str], most: int | None, width: int) -> 
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("total", justify="right", no_wrap=True, style="bold")
     table.add_column("efficiency", justify="right", no_wrap=True)
-    listed = rows if most is None else rows[:most]
-    for row in listed:
+    for row in rows:
         cells = [money(row[name]) for name, _ in shown]
         table.add_row(plain(row["name"]), *cells, money(row["total_cost"]), ratio(row["total_efficiency"]))
-    if len(listed) < len(rows):
-        left = rows[len(listed) :]
-        sums = [_sum([row[name] for row in left]) for name in (*(name for name, _ in shown), "total_cost")]
-        table.add_row(Text(f"({len(left)} more)", style="dim"), *map(money, sums), "")
+    more = body["total_count"] - len(rows)
+    if more > 0:
+        table.add_row(Text(f"({more} more)", style="dim"), *[""] * len(shown), money(_rest(body)), "")
     for name, cost in special_of(body):
         table.add_row(Text(name, style="dim"), *[""] * len(shown), money(cost), "")
     table.add_section()
@@ -187,9 +185,14 @@ def _trouble(source: Json) -> str:
     return f"{source['name']}: {', '.join(filter(None, (known, source['error'], *source['warnings'])))}"
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fsum(known) if len(known) == len(values) else None
+def _rest(body: Json) -> float | None:
+    """What rows that are not listed cost: the total less everything that is."""
+    listed = [row["total_cost"] for row in body["costs"]]
+    special = special_of(body)
+    others = [cost for _, cost in special if cost is not None]
+    if body["total_cost"] is None or len(others) < len(special):
+        return None
+    return float(body["total_cost"] - fsum((*listed, *others)))
 
 
 def _table(title: str) -> Table:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import stat
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from rich.console import Console
+from tornado.web import Application, RequestHandler
 
 from simulator.server import Habits
 from standalone.cli import main
+from standalone.console import tables
+from standalone.console.profiles import Profile, save
 from tests.exported import read_csv
 from tests.integration.test_services import link
 from tests.support import BIN, END, Stack, ask, exact_world, make_tenant
@@ -186,8 +194,6 @@ def test_a_kept_token_is_told_to_nobody_else(two, tmp_path):
     ],
 )
 def test_what_is_no_rest_api_is_said_in_one_line(tmp_path, served, told, stack):
-    from tornado.web import Application, RequestHandler
-
     class Page(RequestHandler):
         def get(self) -> None:
             self.write(served)
@@ -195,6 +201,126 @@ def test_what_is_no_rest_api_is_said_in_one_line(tmp_path, served, told, stack):
     url = "http://127.0.0.1:9" if served is None else stack.serve(Application([(r"/.*", Page)]))
     result = Terminal(tmp_path, url, "token").run("clusters", status=1)
     assert told in result.stderr and url in result.stderr and len(result.stderr.splitlines()) <= 2
+
+
+def figures_of(text: str) -> list[str]:
+    return re.findall(r"[0-9][0-9,]*\.[0-9]{2}\b", text)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_a_narrow_terminal_shows_names_and_whole_figures(two, columns):
+    """Fewer components where there is no room; never half a name or figure."""
+    body = two.body(f"kubecost/clusters/{two.ids[0]}/costs?window={WINDOW}&limit=1000")
+    shown = []
+    for width in (columns, 10_000):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(tables.costs_table(body, ["namespace"], width))
+        shown.append(console.export_text())
+    text, whole = shown
+    assert "…" not in text and all(row["name"] in text for row in body["costs"]) and "(idle)" in text
+    assert set(figures_of(text)) <= set(figures_of(whole)) and f"{body['total_cost']:,.2f}" in text
+    assert all(f"{row['total_cost']:,.2f}" in text for row in body["costs"])
+
+
+CUT = {
+    "no last line": b"name,total_cost (USD)\r\nshop,1.\r\n",
+    "a page": b"<html>sign in</html>",
+    "a name that looks like the last line": b"name,total_cost (USD)\r\n'# rows,2\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_a_file_that_was_cut_is_told_so(stack, tmp_path, kind):
+    """Also where whoever is between makes a regular end of it."""
+
+    class Organizations(RequestHandler):
+        def get(self) -> None:
+            self.write({"organizations": [{"id": "o", "name": "acme", "role": "viewer"}]})
+
+    class File(RequestHandler):
+        def get(self) -> None:
+            self.set_header("Content-Type", "text/html" if kind == "a page" else "text/csv")
+            self.write(CUT[kind])
+
+    url = stack.serve(Application([(r"/restapi/v2/organizations", Organizations), (r"/.*", File)]))
+    result = Terminal(tmp_path, url, "token").run("clusters", "-o", "csv", status=1)
+    assert "cut before its end" in result.stderr or "is it the REST API?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "body", ["{}", '{"organizations": null}', '{"organizations": [{}]}', "[" * 100_000, "1", '{"organizations": "x"}']
+)
+def test_other_json_is_no_traceback(stack, tmp_path, body):
+    class Other(RequestHandler):
+        def get(self) -> None:
+            self.write(body)
+
+    url = stack.serve(Application([(r"/.*", Other)]))
+    for asked in (("clusters",), ("costs", "-c", "x"), ("login", "--url", url, "--token-file", "-")):
+        result = Terminal(tmp_path, url, "token").run(*asked, status=1, input="token\n")
+        assert "Traceback" not in result.output and len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "default: {token: SEKRET, url: http://x",
+        "- a",
+        "default: 5",
+        "default: {url: 5, token: SEKRET}",
+        "\x00",
+        "[" * 5000,
+    ],
+)
+def test_profiles_that_cannot_be_read_are_told_and_show_nothing(two, tmp_path, kept):
+    file = tmp_path / ".config" / "metroculus" / "profiles.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(kept)
+    result = Terminal(tmp_path, two.terminal.url, None).run("clusters", status=1)
+    assert "SEKRET" not in result.output and "log in again" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_token_goes_to_no_address_that_it_was_not_given_for(two, tmp_path):
+    file = tmp_path / ".config" / "metroculus" / "profiles.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("default: {token: SEKRET}")
+    assert "no token for" in Terminal(tmp_path, two.terminal.url, None).run("clusters", status=1).stderr
+    terminal = Terminal(tmp_path, two.terminal.url, None)
+    terminal.environment["METROCULUS_PROFILE"] = "typo"
+    assert "there is no profile typo" in terminal.run("clusters", status=1).stderr
+    terminal.environment |= {"METROCULUS_PROFILE": None, "METROCULUS_TOKEN": "tök€n"}
+    assert "is no token" in terminal.run("clusters", status=1).stderr
+    terminal.run(
+        "login", "--url", f"{two.terminal.url}/", "--token-file", "-", input=f"{two.tenant.tokens['viewer']}\n"
+    )
+    terminal.environment["METROCULUS_TOKEN"] = None
+    assert "prod" in terminal.run("clusters", "-w", WINDOW, "--url", f"{two.terminal.url}/").stdout
+
+
+def test_many_who_log_in_at_once_keep_all(tmp_path):
+    environment = {"HOME": str(tmp_path)}
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda n: save(f"p{n}", Profile("http://x", f"t{n}"), environment), range(40)))
+    kept = yaml.safe_load((tmp_path / ".config" / "metroculus" / "profiles.yaml").read_text())
+    assert {name: one["token"] for name, one in kept.items()} == {f"p{n}": f"t{n}" for n in range(40)}
+
+
+def test_what_is_said_of_hostile_names_is_no_command_of_the_terminal(two, stack, tmp_path):
+    running = stack.start()
+    tenant = make_tenant(running, "acme\x1b[2J")
+    for name in ("\x1b]0;pwn\x07x", "arn:aws:eks:us:id:top"):
+        running.rest_api.directory.create_cluster(tenant.organization_id, name, "opencost", "http://127.0.0.1:9")
+    terminal = Terminal(tmp_path, running.rest_api_listener.url, tenant.tokens["viewer"])
+    for asked, status in ((("clusters",), 3), (("costs", "-c", "nope"), 1), (("costs", "--by", "pod"), 1)):
+        result = terminal.run(*asked, status=status)
+        assert "\x1b" not in result.output and "\x07" not in result.output and "arn:aws:eks:us:id:top" in result.output
+
+
+def test_json_of_more_rows_than_are_listed_says_so(two, monkeypatch):
+    monkeypatch.setattr("standalone.console.commands.MOST_ROWS", 3)
+    result = two.terminal.run("costs", "-c", "prod", "-w", WINDOW, "--by", "pod", "-o", "json", status=3)
+    assert "the first 3 of" in result.stderr and len(json.loads(result.stdout)["costs"]) == 3
 
 
 def test_hostile_names_are_shown_and_do_nothing(stack, tmp_path):
@@ -223,8 +349,6 @@ def test_a_real_process_also_as_a_plugin_of_kubectl(two, tmp_path):
         "METROCULUS_REST_URL": two.terminal.url,
         "METROCULUS_TOKEN": two.tenant.tokens["viewer"],
     }
-    import subprocess
-
     environment = os.environ | own
     for script in ("metroculus", "kubectl-metroculus"):
         done = subprocess.run(

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import socket
+import tempfile
 import time
 from math import fsum
 from pathlib import Path
@@ -23,7 +25,7 @@ from simulator.server import Habits
 from tests.exported import Exported, read
 from tests.integration.test_services import link
 from tests.organizations import NOVEMBER, OCTOBER, Organization
-from tests.support import END, SECRET, Stack, ask, exact_world, make_tenant, until
+from tests.support import END, NOW, SECRET, Stack, ask, exact_world, make_tenant, until
 from tools.window import HOUR
 
 WORLD = exact_world(7, days=3)
@@ -251,6 +253,80 @@ def test_a_failure_before_the_first_byte_is_an_ordinary_error(acme, monkeypatch)
     assert "Content-Disposition" not in answer.headers
 
 
+@pytest.mark.parametrize("when", ["between pages", "while rows are read"])
+def test_rows_that_are_swept_or_purged_never_leave_a_short_file(acme, monkeypatch, when):
+    """Restated hours whose first batches are swept, and rows that go away after they were counted."""
+    monkeypatch.setattr(expenses, "EXPORTED_AT_ONCE", 2)
+    store, account = acme.running.metroculus.dependencies.store, acme.ids[1]
+
+    def restate() -> None:
+        acme.store(account, [Allocation(name="new", namespace="new", pod="new", costs=Costs(cpu=9.0))], acme.october)
+        store.maintenance.clean(NOW + 2 * 86400, 4000)
+
+    if when == "between pages":
+        _between_pages(acme, restate)
+    else:
+        read_rows = store.history.rows_between
+
+        def purged(committed: Any, *args: Any) -> Any:
+            if committed.account == account:
+                store.maintenance.purge(account)
+                until(lambda: not store.ledger.span(account))
+            return read_rows(committed, *args)
+
+        monkeypatch.setattr(store.history, "rows_between", purged)
+    with pytest.raises(requests.RequestException):
+        acme.export()
+    assert _in_flight_ends(acme.running)
+
+
+def test_a_page_of_many_accounts_that_have_no_such_row_ends(acme, monkeypatch):
+    """Each page has a time of its own, also where it finds nothing."""
+    monkeypatch.setattr("metroculus.metroculus_api.controllers.expense_rows.PAGE_SECONDS", 0.0)
+    client = Client(url=acme.running.metroculus_listener.url, secret=SECRET)
+    pages = list(client.expense_pages(acme.ids, OCTOBER, NOVEMBER, ("cluster", "pod"), k8s_namespace="none-such"))
+    assert len(pages) == len(acme.ids) and not any(page["rows"] for page in pages)
+    client.close()
+
+
+def test_a_window_that_moves_on_is_one_list(acme):
+    """Of ``today`` and the like: the list stays that of its first page."""
+    client, asked = Client(url=acme.running.metroculus_listener.url, secret=SECRET), []
+    ask_page = client.get_k8s_expense_rows
+
+    def page(*args: Any, **kwargs: Any) -> Any:
+        asked.append((args[1:3], kwargs["window"]))
+        return ask_page(*args, **kwargs)
+
+    client.get_k8s_expense_rows = page
+    rows = [
+        row
+        for one in client.expense_pages(acme.ids, group_by=("cluster", "pod"), window="60d", limit=2)
+        for row in one["rows"]
+    ]
+    assert rows and asked[0][1] == "60d" and {window for _, window in asked[1:]} == {None} and len(set(asked[1:])) == 1
+    client.close()
+
+
+def test_over_http_1_0_the_end_of_the_connection_is_that_of_the_file(acme):
+    host, port = acme.running.rest_api_listener.url.removeprefix("http://").split(":")
+    path = f"/restapi/v2/organizations/{acme.tenant.organization_id}/kubecost/monthly?months=2&format=csv"
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        token = acme.tenant.tokens["viewer"]
+        connection.sendall(
+            f"GET {path} HTTP/1.0\r\nHost: {host}\r\nConnection: keep-alive\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+        )
+        told = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert told.split(b"\r\n\r\n", 1)[1].rstrip().split(b"\r\n")[-1].startswith(b"# rows,")
+
+
+def test_no_room_for_a_workbook_is_said(acme, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    answer = acme.export("xlsx")
+    assert answer.status_code == 503 and "format=csv" in answer.json()["error"]["reason"]
+    assert read(acme.export("csv")).rows
+
+
 def _between_pages(acme: Acme, work: Any) -> list[int]:
     """Call ``work`` once, after the first page; how many pages were asked for."""
     client, count = acme.running.rest_api.metroculus.client, [0]
@@ -309,9 +385,13 @@ def test_head_gzip_and_too_many_at_once(views, acme, monkeypatch):
     plain = views("costs?window=1d&format=csv", **{"Accept-Encoding": "identity"})
     assert packed.headers["Content-Encoding"] == "gzip" and "Content-Encoding" not in plain.headers
     assert packed.content == plain.content
-    monkeypatch.setattr(files, "AT_ONCE", 0)
-    answer = acme.export()
-    assert answer.status_code == 503 and answer.headers["Retry-After"] == "10"
+    assert "Content-Length" not in answer.headers
+    for name in ("AT_ONCE", "OF_ONE_ORGANIZATION"):
+        with monkeypatch.context() as patched:
+            patched.setattr(files, name, 0)
+            answer = acme.export()
+            assert answer.status_code == 503 and answer.headers["Retry-After"] == "10"
+    assert read(acme.export()).rows
 
 
 def test_a_file_is_behind_the_same_wall_as_the_answer(acme):

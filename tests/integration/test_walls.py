@@ -6,12 +6,13 @@ and costs multiples of a prime of its own, so that a foreign byte or a foreign c
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, quote_plus, urlencode
 from uuid import uuid4
 
 import msgspec
@@ -435,7 +436,16 @@ def fired(world, base, headers, path, name):
         answer = requests.get(base + path.format(**in_path), params=asked, headers=headers, timeout=60)
         assert answer.status_code in (200, 400, 404), (answer.status_code, text, answer.text[:300])
         # What the caller wrote may come back to it; every name over the wall is longer than the mark in it.
-        nothing_foreign(world, answer.text.replace(json.dumps(text)[1:-1], "").replace(text, ""))
+        shown = answer.text
+        for written in (
+            json.dumps(text)[1:-1],
+            text,
+            quote_plus(text),
+            html.escape(text),
+            html.escape(quote_plus(text)),
+        ):
+            shown = shown.replace(written, "")
+        nothing_foreign(world, shown)
 
     # Whoever has the cluster secret may name any account there is: that is its caller's wall, not this one's.
     known = {THEIR_CLUSTER} if "/metroculus/" in path and name == "cloud_account_id" else set()

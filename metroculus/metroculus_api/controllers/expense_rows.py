@@ -39,7 +39,7 @@ from tools.tornado_service.errors import ApiError
 from tools.window import Window
 
 PAGE_SECONDS = 2.0
-"""A page that takes longer ends with the account that it is at, and may be shorter than its limit."""
+"""A page that takes longer ends with the rows that it has, which may be none."""
 
 
 PAGES_AHEAD = 32
@@ -185,6 +185,7 @@ def _fits(position: Position, question: RowsQuestion) -> bool:
     keys = len(properties_of(question.group_by))
     return (
         bool(position.pins)
+        and len(position.ends) <= PAGES_AHEAD
         and all(0 <= pin.place < len(question.accounts) and 0 <= pin.sequence < 1 << 64 for pin in position.pins)
         and all(len(one) == keys for one in (position.after, *position.ends) if one)
     )
@@ -203,19 +204,21 @@ def _next_rows(
     properties = properties_of(group_by)
     rows: list[dict[str, Any]] = []
     pins, after, ends = position.pins, position.after, position.ends
-    while pins and len(rows) < limit and (not rows or time.monotonic() < late):
+    while pins and len(rows) < limit:
         pin = pins[0]
         account = question.accounts[pin.place]
         committed = store.ledger.committed(account, window.start, window.end, pin.sequence)
-        if not pin.stands_for(committed):
+        everything, parts = committed, by_currency(committed)
+        if not pin.stands_for(committed) or (pin.currency and pin.currency not in parts):
             raise ApiError(LIST_CHANGED)
-        if pin.currency:
-            committed = by_currency(committed)[pin.currency]
+        committed = parts.get(pin.currency, committed)
         asked = (committed, properties, replace(question.filters, clusters=clusters[account]))
-        if not ends:
+        if not ends and properties:
             ends = _short(history.row_ends(*asked, after, limit, PAGES_AHEAD))
         wanted = limit - len(rows)
         sums = history.rows_between(*asked, COSTS_AND_USAGE, Stretch(after, ends[0] if ends else ()), wanted)
+        if store.ledger.committed(account, window.start, window.end, pin.sequence) != everything:
+            raise ApiError(LIST_CHANGED)  # rows were taken away while they were read
         money, silent = ", ".join(currencies_of(committed)), silent_in(committed)
         rows += [{"currency": money} | row_of(group_by, account, properties, one, silent) for one in sums]
         if len(sums) == wanted and properties:
@@ -225,6 +228,8 @@ def _next_rows(
             after, ends = ends[0], ends[1:]
         else:
             pins, after = pins[1:], ()
+        if time.monotonic() >= late:
+            break
     return rows, replace(position, pins=pins, after=after, ends=ends) if pins else None
 
 

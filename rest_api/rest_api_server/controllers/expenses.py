@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from optscale_client.metroculus_client import MetroculusError
+from optscale_client.metroculus_client import MetroculusError, ServiceUnavailable
 from optscale_client.metroculus_client.structs import (
     AccountMonths,
     Columns,
@@ -119,11 +119,14 @@ class ExpensesController:
 
         async def batches() -> AsyncIterator[list[answers.CleanExpenseRow]]:
             for part, told in zip(parts, first, strict=True):
-                found = told
+                found, rows = told, len(told.rows)
                 yield await asyncio.to_thread(_rows_of, found.rows, names)
                 while found.next_cursor is not None:
                     found = await page(part, found.next_cursor)
+                    rows += len(found.rows)
                     yield await asyncio.to_thread(_rows_of, found.rows, names)
+                if told.whole is None or rows != told.whole.row_count:
+                    raise ServiceUnavailable("Metroculus told other rows than it had counted", status=502)
 
         wholes = tuple(one.whole for one in first if one.whole is not None)
         lists = ExpenseLists(min((one.as_of for one in first), default=window.end), window, wholes)

@@ -11,6 +11,7 @@ Cell: TypeAlias = str | float | int | bool | None
 """None is not known, or there is none of it; a file has an empty cell for it, never a zero."""
 Rows: TypeAlias = Sequence[tuple[Cell, ...]]
 
+BATCH_ROWS = 2_000
 UNITS = {
     "efficiency": "ratio",
     "utilization": "ratio",
@@ -32,9 +33,8 @@ class Column(Struct, frozen=True):
 
 
 class Table(Struct, frozen=True):
-    """What a file holds; ``name`` is the beginning of the file's name."""
+    """What a file holds."""
 
-    name: str
     columns: tuple[Column, ...]
     about: tuple[tuple[str, str], ...]
     """Lines above the rows: what was asked, when, how much of it is known, and what it all comes to."""
@@ -79,8 +79,9 @@ def _cell(value: Any) -> Cell:
 
 
 async def at_once(rows: Rows) -> AsyncIterator[Rows]:
-    """Rows that are all there."""
-    yield rows
+    """Rows that are all there, some at a time."""
+    for start in range(0, len(rows), BATCH_ROWS):
+        yield rows[start : start + BATCH_ROWS]
 
 
 def asked_for(filters: Mapping[str, object]) -> str:

@@ -45,6 +45,11 @@ RESOURCE_UNITS = {"cpu": "cores", "memory": "bytes", "ram": "bytes", "storage": 
 About = tuple[tuple[str, str], ...]
 
 
+def dates_of(window: Window) -> str:
+    """A window in the name of a file."""
+    return f"{window.zone.iso(window.start)[:10]}-{window.zone.iso(window.end)[:10]}"
+
+
 def costs_table(answer: answers.ClusterCosts, asked: Mapping[str, object], now: float) -> Table:
     """A statement row by row, what is of no row by its own name; its steps where it was asked for by steps.
 
@@ -69,7 +74,7 @@ def costs_table(answer: answers.ClusterCosts, asked: Mapping[str, object], now: 
             if cost != 0
         ]
     columns = columns_of(names, answer.currency)
-    return Table(f"costs-{answer.cluster_name}-{_dates(answer)}", columns, about, at_once(rows), len(rows))
+    return Table(columns, about, at_once(rows), len(rows))
 
 
 def clusters_table(answer: answers.OrganizationCosts, window: Window, now: float) -> Table:
@@ -102,7 +107,7 @@ def clusters_table(answer: answers.OrganizationCosts, window: Window, now: float
     )
     rows = [cells(one) for one in answer.clusters]
     columns = columns_of((*plain, *summed, "idle_cost", *ends), currency)
-    return Table(f"clusters-{_days(window)}", columns, about, at_once(rows), len(rows))
+    return Table(columns, about, at_once(rows), len(rows))
 
 
 def assets_table(answer: answers.ClusterAssets, asked: Mapping[str, object], now: float) -> Table:
@@ -112,7 +117,7 @@ def assets_table(answer: answers.ClusterAssets, asked: Mapping[str, object], now
     about = (*_of_cluster(answer, answer, asked, now), ("total_cost", money(answer.total_cost, answer.currency)))
     rows = [(*cells_of(row, own), _stamp(row.last_seen), *_specified(row, specification)) for row in answer.assets]
     columns = columns_of((*own, "last_seen", *specification), answer.currency)
-    return Table(f"assets-{answer.cluster_name}-{_dates(answer)}", columns, about, at_once(rows), len(rows))
+    return Table(columns, about, at_once(rows), len(rows))
 
 
 def _specified(row: answers.AssetRow, names: Sequence[str]) -> tuple[Cell, ...]:
@@ -144,7 +149,7 @@ def savings_table(answer: answers.Optimization, asked: Mapping[str, object], now
         ("idle_nodes", "not in potential_savings: what runs on them would need another place"),
         ("unit", "of requested, recommended and freed"),
     )
-    return Table(f"savings-{answer.cluster_name}-{_dates(answer)}", columns, about, at_once(rows), len(rows))
+    return Table(columns, about, at_once(rows), len(rows))
 
 
 def months_table(answer: answers.Monthly, now: float) -> Table:
@@ -172,18 +177,13 @@ def months_table(answer: answers.Monthly, now: float) -> Table:
         *(("warning", text) for text in answer.warnings),
     )
     columns = columns_of((*names, *projected), _one_currency(answer.currency))
-    return Table(f"months-{_from_to(answer)}", columns, about, at_once(rows), len(rows))
+    return Table(columns, about, at_once(rows), len(rows))
 
 
 def _projected(projection: Any) -> tuple[Cell, ...]:
     if projection is None:
         return (None,) * 4
     return (projection.total_cost, projection.low, projection.high, projection.method)
-
-
-def _from_to(answer: answers.Monthly) -> str:
-    months = sorted(month.month for month in answer.months)
-    return f"{months[0]}-{months[-1]}" if months else "none"
 
 
 def chargeback_table(answer: Chargeback, now: float) -> Table:
@@ -224,7 +224,7 @@ def chargeback_table(answer: Chargeback, now: float) -> Table:
         *(("note", text) for text in answer.notes),
     )  # fmt: skip
     rows = [cells(row) for row in answer.rows]
-    return Table(f"chargeback-{answer.month}-{answer.by}", columns, about, at_once(rows), len(rows))
+    return Table(columns, about, at_once(rows), len(rows))
 
 
 class ExpenseLists(Struct, frozen=True):
@@ -283,7 +283,7 @@ def expenses_table(
             yield [cells_of(row, EXPENSE_NAMES) for row in batch]
 
     count = sum(one.row_count for one in lists.wholes)
-    return Table(f"expenses-{_days(window)}", columns_of(EXPENSE_NAMES, currency), about, rows(), count)
+    return Table(columns_of(EXPENSE_NAMES, currency), about, rows(), count)
 
 
 def _of_cluster(
@@ -331,14 +331,6 @@ def _yes(value: bool) -> str:
 
 def _span(window: Window) -> str:
     return f"{window.zone.iso(window.start)} to {window.zone.iso(window.end)}"
-
-
-def _days(window: Window) -> str:
-    return f"{window.zone.iso(window.start)[:10]}-{window.zone.iso(window.end)[:10]}"
-
-
-def _dates(told: Any) -> str:
-    return f"{told.window.start[:10]}-{told.window.end[:10]}"
 
 
 def _stamp(stamp: int | None) -> Cell:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import xlsxwriter
+from xlsxwriter.exceptions import FileCreateError
 
-from rest_api.rest_api_server.errors import INVALID
+from rest_api.rest_api_server.errors import INVALID, OVERLOADED
 from rest_api.rest_api_server.exports.csv_file import UNKNOWN
 from rest_api.rest_api_server.exports.table import Cell, Column, Rows, Table
 from tools.tornado_service.errors import ApiError
+
+log = logging.getLogger("exports")
 
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 MOST_ROWS = 100_000
@@ -32,17 +36,21 @@ async def workbook_chunks(table: Table) -> AsyncGenerator[bytes, None]:
     """
     if table.row_count > MOST_ROWS:
         raise _too_many()
-    with tempfile.TemporaryDirectory(prefix="metroculus-") as folder:
-        path = Path(folder) / "table.xlsx"
-        book = _Book(path, folder, table)
-        try:
-            async for rows in table.batches:
-                await asyncio.to_thread(book.add, rows)
-        finally:
-            await asyncio.to_thread(book.close)
-        with path.open("rb") as file:
-            while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                yield chunk
+    try:
+        with tempfile.TemporaryDirectory(prefix="metroculus-") as folder:
+            path = Path(folder) / "table.xlsx"
+            book = _Book(path, folder, table)
+            try:
+                async for rows in table.batches:
+                    await asyncio.to_thread(book.add, rows)
+            finally:
+                await asyncio.to_thread(book.close)
+            with path.open("rb") as file:
+                while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                    yield chunk
+    except (OSError, FileCreateError) as problem:
+        log.warning("a workbook could not be written: %s", problem)
+        raise ApiError(OVERLOADED, "there is no room to make a workbook in: ask for format=csv") from None
 
 
 class _Book:

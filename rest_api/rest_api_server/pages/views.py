@@ -20,7 +20,8 @@ from rest_api.rest_api_server.controllers.costs import CostsController
 from rest_api.rest_api_server.controllers.expenses import ExpensesController
 from rest_api.rest_api_server.errors import CODES, map_error
 from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
-from rest_api.rest_api_server.exports.tables import MANAGEMENT, clusters_table, costs_table
+from rest_api.rest_api_server.exports.table import Table
+from rest_api.rest_api_server.exports.tables import MANAGEMENT, clusters_table, costs_table, dates_of
 from rest_api.rest_api_server.handlers.v2.clusters import Aggregate
 from rest_api.rest_api_server.pages.base import PageHandler
 from rest_api.rest_api_server.pages.charts import PARTS, stacked
@@ -91,14 +92,17 @@ class OrganizationPage(PageHandler):
         now = self.service.clock()
         window = resolve_window(query, now, CODES, DEFAULT_WINDOW)
         organization_id, clusters = query.organization_id, await self.gate.clusters(query.organization_id)
-        overview = self.costs.overview(organization_id, clusters, window, self.request_id)
         if query.format != "json":
             refuse_pages(query)
-            table = clusters_table(whole_of(await overview, query, "clusters"), window, now)
-            return self.files.file(table, query.format)
+
+            async def table() -> Table:
+                found = await self.costs.overview(organization_id, clusters, window, self.request_id)
+                return await asyncio.to_thread(lambda: clusters_table(whole_of(found, query, "clusters"), window, now))
+
+            return self.files.file(f"clusters-{dates_of(window)}", query.format, organization_id, table)
         asked = (organization_id, clusters)
         listed, months, budgets, alerts = await asyncio.gather(
-            overview,
+            self.costs.overview(organization_id, clusters, window, self.request_id),
             part(self.expenses.monthly(clusters, MONTHS, query.zone, self.request_id)),
             part(self.budgets.budgets(*asked, False, self.request_id)),
             part(self.alerts.alerts(*asked, "firing", self.request_id)),
@@ -152,9 +156,15 @@ class ClusterPage(PageHandler):
         ranked = PageQuery(sort=query.sort, order=query.order)
         filters = {name: value for name in FILTERS if (value := getattr(query, name))}
         if query.format != "json":
-            told = await self.costs.costs(self.cluster, window, query.by, self.request_id, idle=query.idle, **filters)
             asked = {"aggregate": query.by, "idle": query.idle, **filters}
-            return self.files.file(costs_table(whole_of(told, ranked, "costs"), asked, now), query.format)
+
+            async def table() -> Table:
+                by = (self.cluster, window, query.by, self.request_id)
+                told = await self.costs.costs(*by, idle=query.idle, **filters)
+                return await asyncio.to_thread(lambda: costs_table(whole_of(told, ranked, "costs"), asked, now))
+
+            name = f"costs-{self.cluster.name}-{dates_of(window)}"
+            return self.files.file(name, query.format, self.cluster.organization_id, table)
         step = "hour" if window.end - window.start <= HOURLY_SECONDS else "day"
         before = against_of(query, window, now, CODES)
         statement, timeline, changes, savings = await asyncio.gather(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -10,6 +11,7 @@ from optscale_client.metroculus_client import structs
 from rest_api.rest_api_server.auth import Needs, RestHandler
 from rest_api.rest_api_server.controllers.chargeback import ChargebackController
 from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
+from rest_api.rest_api_server.exports.table import Table
 from rest_api.rest_api_server.exports.tables import chargeback_table
 from rest_api.rest_api_server.handlers.v2.clusters import OrganizationQuery
 from tools.tornado_service.operation import operation
@@ -75,10 +77,15 @@ class Chargeback(ChargebackHandler):
     async def get(self, query: ChargebackFileQuery) -> structs.Chargeback | StreamedFile:
         clusters = await self.gate.clusters(query.organization_id)
         asked = (query.organization_id, clusters, query.month, query.by, self.request_id)
-        found = await self.chargebacks.chargeback(*asked)
         if query.format == "json":
-            return found
-        return self.files.file(chargeback_table(found, self.service.clock()), query.format)
+            return await self.chargebacks.chargeback(*asked)
+
+        async def table() -> Table:
+            found = await self.chargebacks.chargeback(*asked)
+            return await asyncio.to_thread(chargeback_table, found, self.service.clock())
+
+        name = f"chargeback-{query.month}-{query.by}"
+        return self.files.file(name, query.format, query.organization_id, table)
 
 
 class MonthClose(ChargebackHandler):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from msgspec import Struct
@@ -23,7 +25,8 @@ from rest_api.rest_api_server.controllers.costs import CostsController
 from rest_api.rest_api_server.controllers.metrics import MetricsController
 from rest_api.rest_api_server.errors import CODES, INVALID
 from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
-from rest_api.rest_api_server.exports.tables import assets_table, clusters_table, costs_table, savings_table
+from rest_api.rest_api_server.exports.table import Table
+from rest_api.rest_api_server.exports.tables import assets_table, clusters_table, costs_table, dates_of, savings_table
 from rest_api.rest_api_server.kept import KeptAnswer
 from rest_api.rest_api_server.paging import PageQuery, paged, refuse_pages, whole_of
 from tools.tornado_service.errors import ApiError
@@ -60,6 +63,11 @@ class ClusterQuery(OrganizationQuery, frozen=True, kw_only=True):
 class CostHandler(ViewHandler):
     costs: CostsController
 
+    def file(self, what: str, window: Window, form: Format, make: Callable[[], Awaitable[Table]]) -> StreamedFile:
+        """A file of this cluster."""
+        name = f"{what}-{self.cluster.name}-{dates_of(window)}"
+        return self.files.file(name, form, self.cluster.organization_id, make)
+
 
 class OverviewQuery(PageQuery, frozen=True, kw_only=True):
     organization_id: Uuid
@@ -76,13 +84,17 @@ class OrganizationClusters(RestHandler):
     async def get(self, query: OverviewQuery) -> answers.OrganizationCosts | StreamedFile:
         now = self.service.clock()
         window = resolve_window(query, now, CODES, DEFAULT_WINDOW)
-        if query.format != "json":
-            refuse_pages(query)
         clusters = await self.gate.clusters(query.organization_id)
-        overview = await self.costs.overview(query.organization_id, clusters, window, self.request_id)
+        asked = (query.organization_id, clusters, window, self.request_id)
         if query.format == "json":
-            return await paged(overview, query, "clusters")
-        return self.files.file(clusters_table(whole_of(overview, query, "clusters"), window, now), query.format)
+            return await paged(await self.costs.overview(*asked), query, "clusters")
+        refuse_pages(query)
+
+        async def table() -> Table:
+            found = await self.costs.overview(*asked)
+            return await asyncio.to_thread(lambda: clusters_table(whole_of(found, query, "clusters"), window, now))
+
+        return self.files.file(f"clusters-{dates_of(window)}", query.format, query.organization_id, table)
 
     @operation(needs=Needs.MANAGE_CLUSTERS, query=OrganizationQuery, body=LinkBody, answer=ChangedCluster, status=201)
     async def post(self, query: OrganizationQuery, body: LinkBody) -> ChangedCluster:
@@ -161,9 +173,15 @@ class ClusterCosts(CostHandler):
             return await self.kept(self.cluster, query, made)
         if query.step is not None and query.idle in ("share", "hide"):
             raise ApiError(INVALID, "steps tell idle cost by itself: leave out idle, or step", ["idle", "step"])
+        refuse_pages(query)
         now = self.service.clock()
-        answer = whole_of(await read(self.window(query, now)), query, "costs")
-        return self.files.file(costs_table(answer, {"aggregate": query.aggregate, **asked}, now), query.format)
+        window, told = self.window(query, now), {"aggregate": query.aggregate, **asked}
+
+        async def table() -> Table:
+            found = await read(window)
+            return await asyncio.to_thread(lambda: costs_table(whole_of(found, query, "costs"), told, now))
+
+        return self.file("costs", window, query.format, table)
 
 
 class ClusterNamespaces(CostHandler):
@@ -212,9 +230,15 @@ class ClusterAssets(CostHandler):
 
         if query.format == "json":
             return await self.kept(self.cluster, query, made)
+        refuse_pages(query)
         now = self.service.clock()
-        answer = whole_of(await read(self.window(query, now)), query, "assets")
-        return self.files.file(assets_table(answer, {"asset_type": query.asset_type}, now), query.format)
+        window, asked = self.window(query, now), {"asset_type": query.asset_type}
+
+        async def table() -> Table:
+            found = await read(window)
+            return await asyncio.to_thread(lambda: assets_table(whole_of(found, query, "assets"), asked, now))
+
+        return self.file("assets", window, query.format, table)
 
 
 class ClusterMetricsQuery(ViewQuery, frozen=True, kw_only=True):
@@ -250,4 +274,9 @@ class ClusterOptimization(CostHandler):
         if query.format == "json":
             return await self.kept(self.cluster, query, made)
         now = self.service.clock()
-        return self.files.file(savings_table(await made(self.window(query, now)), {}, now), query.format)
+        window = self.window(query, now)
+
+        async def table() -> Table:
+            return await asyncio.to_thread(savings_table, await made(window), {}, now)
+
+        return self.file("savings", window, query.format, table)

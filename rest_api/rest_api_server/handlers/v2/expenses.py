@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -11,7 +13,8 @@ from rest_api.rest_api_server.controllers.expenses import ExpensesController
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import CODES, NOT_FOUND
 from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
-from rest_api.rest_api_server.exports.tables import months_table
+from rest_api.rest_api_server.exports.table import Table
+from rest_api.rest_api_server.exports.tables import dates_of, months_table
 from rest_api.rest_api_server.paging import PageQuery, paged, refuse_pages, row_page
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
@@ -41,9 +44,12 @@ class OrganizationCleanExpenses(RestHandler):
         filters = {name: values for name, values in asked.items() if values}
         if query.format != "json":
             refuse_pages(query, ("sort", "order"))
-            return self.files.file(
-                await self.expenses.exported(clusters, window, filters, self.request_id), query.format
-            )
+
+            async def table() -> Table:
+                return await self.expenses.exported(clusters, window, filters, self.request_id)
+
+            name = f"expenses-{dates_of(window)}"
+            return self.files.file(name, query.format, query.organization_id, table)
         page = row_page(query)
         found = await self.expenses.clean_expenses(
             query.organization_id, clusters, window, filters, self.request_id, page
@@ -91,8 +97,14 @@ class OrganizationMonthly(RestHandler):
     @operation(needs=Needs.READ_COSTS, query=MonthlyQuery, answer=answers.Monthly, files=MEDIA_TYPES)
     async def get(self, query: MonthlyQuery) -> answers.Monthly | StreamedFile:
         clusters = await self.gate.clusters(query.organization_id)
-        found = await self.expenses.monthly(clusters, int(query.months), query.timezone.zone, self.request_id)
-        answer = replace(found, organization_id=query.organization_id)
+        asked = (clusters, int(query.months), query.timezone.zone, self.request_id)
+
+        async def read() -> answers.Monthly:
+            return replace(await self.expenses.monthly(*asked), organization_id=query.organization_id)
+
+        async def table() -> Table:
+            return await asyncio.to_thread(months_table, await read(), self.service.clock())
+
         if query.format == "json":
-            return answer
-        return self.files.file(months_table(answer, self.service.clock()), query.format)
+            return await read()
+        return self.files.file(f"months-{query.months}", query.format, query.organization_id, table)
