@@ -55,6 +55,7 @@ test-long: setup parts tools
 	@PUSH_STEP_HOURS=1 $(BIN)/pytest --numprocesses=2 tests/push/test_hours.py tests/push/test_kept_days.py -k "restatements or bill"
 	@ALERT_KILLS=50 INFLUX_KILLS=20 $(BIN)/pytest -s tests/integration/test_alerts.py tests/integration/test_influx.py -k kills
 	@LIVE_ACCOUNTS=200 $(BIN)/pytest -s tests/integration/test_live.py -k accounts
+	@EXPORT_ROWS=1000000 $(BIN)/pytest -s tests/integration/test_exports.py -k large
 	@IMAGES=all $(BIN)/pytest tests/e2e/test_images.py
 	@CONTAINERS=10000 $(BIN)/pytest --numprocesses=1 tests/integration/test_large_metrics.py
 	@STORE_ROWS=7200000 $(BIN)/pytest --numprocesses=1 tests/contract/test_migrations.py -k large

@@ -22,7 +22,7 @@ from tools.tornado_service.operation import NoQuery, operation
 
 SESSION_SECONDS = 12 * 3600
 NEEDS_TLS = "Signing in needs HTTPS: over plain HTTP others on the way could read the token."
-UNKNOWN_TOKEN = "This token is not known, has expired or was revoked."
+REFUSED = "This token is not known, has expired or was revoked."
 USED_LINK = "This link has been used, or is older than ten minutes."
 
 
@@ -61,7 +61,7 @@ class SignIn(WebHandler, OpenHandler):
                 raise
             self.set_status(refused.code.status)
             late = refused.code.status == 429
-            return self.form(form.next, refused.reason if late else UNKNOWN_TOKEN)
+            return self.form(form.next, refused.reason if late else REFUSED)
         return await self.signed_in(identity, form.next)
 
     def form(self, target: str, problem: str = "") -> bytes:
