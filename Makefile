@@ -7,7 +7,7 @@ TOOLS := build/parts/tools/.installed
 
 CODE := metroculus rest_api diproxy optscale_client tools standalone
 
-.PHONY: help setup parts tools soak demo test test-long scale dist helm-test lint bench clean
+.PHONY: help setup parts tools soak demo test test-long scale dist helm-test lint bench pictures clean
 
 help:
 	@echo "make demo    the product against three simulated clusters (DEMO_ARGS=--check compares with the truth)"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench   the figures of docs/benchmarks.md into build/bench.json (BENCH_ARGS=--help)"
 	@echo "make scale   what a worker costs, and 2,000 clusters on four workers of which one is killed each minute"
 	@echo "make helm-test  the charts: rendered, validated, refused, and their workloads run"
+	@echo "make pictures  the pictures of docs/page.md, by the tests in a real browser"
 	@echo "make dist    wheels of the service and of its SDK into build/dist"
 	@echo "make setup   .venv with the console scripts and all that the tests need"
 
@@ -90,6 +91,9 @@ lint: setup tools
 
 soak: setup parts
 	@$(BIN)/python -m tests.soak $(SOAK_ARGS)
+
+pictures: setup parts
+	@PICTURES=1 $(BIN)/pytest tests/browser -k "every_page or pictures"
 
 bench: setup parts
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)

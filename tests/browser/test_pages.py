@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,9 @@ LOOKS: dict[str, dict[str, Any]] = {
     "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
     "phone": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
 }
-PICTURES = Path("build/pages")
+PICTURES, OF_THE_DOCS = Path("build/pages"), Path("docs/pictures")
+SHOWN = (("cluster", "light"), ("cluster", "dark"))
+"""Pictures of the docs; ``make pictures`` makes them anew."""
 
 
 class Seen:
@@ -114,6 +117,8 @@ def test_every_page_in_every_look(seen: Seen, chromium: Browser, look: str) -> N
             page.goto(seen.link(seen.tenant))
         page.goto(seen.base + path)
         page.screenshot(path=PICTURES / f"{name}-{look}.png", full_page=True)
+        if (name, look) in SHOWN and os.environ.get("PICTURES"):
+            page.screenshot(path=OF_THE_DOCS / f"{name}-{look}.png")
         found = Axe().run(page).response["violations"]
         serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
         assert not serious, (name, serious)
@@ -121,6 +126,12 @@ def test_every_page_in_every_look(seen: Seen, chromium: Browser, look: str) -> N
         assert sideways <= 0, f"{name} is {sideways} pixels too wide"
     assert not watched.complaints and watched.asked == {seen.base}
     watched.context.close()
+
+
+def test_the_docs_have_the_pictures() -> None:
+    shown = set(re.findall(r"\(pictures/([a-z-]+)\.png\)", Path("docs/page.md").read_text()))
+    assert shown == {f"{name}-{look}" for name, look in SHOWN}
+    assert all((OF_THE_DOCS / f"{one}.png").read_bytes().startswith(b"\x89PNG") for one in shown)
 
 
 def test_figures_that_are_read_off_the_page_are_the_apis(seen: Seen, chromium: Browser) -> None:
