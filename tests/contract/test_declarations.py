@@ -43,7 +43,7 @@ GATEWAY = [
     for rule in make_gateway(GatewayConfig()).application.wildcard_router.rules
 ]
 GATEWAY = [(pattern, handler) for pattern, handler in GATEWAY if issubclass(handler, GatewayHandler)]
-OPEN = {"KubecentHealth"}
+OPEN = {"KubecentHealth", "SignIn", "Static"}
 
 
 @pytest.mark.parametrize(("pattern", "handler"), [(r[0], r[1]) for r in [*METROCULUS, *REST, *GATEWAY]])

@@ -47,10 +47,7 @@ def document(
                     "content": {op.content: {"schema": answer}} | {kind: {"schema": _FILE} for kind in op.files},
                 },
                 **{
-                    str(status): {
-                        "description": responses[status],
-                        "content": {"application/json": {"schema": answer if status in op.also else schemas[0]}},
-                    }
+                    str(status): {"description": responses[status]} | _carried(op, status, answer, schemas[0])
                     for status in (*op.also, *(FAILURES if op.needs is not None else ALWAYS))
                 },
             },
@@ -74,6 +71,14 @@ def document(
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": security},
     }
+
+
+def _carried(op: Any, status: int, answer: dict[str, Any], failure: dict[str, Any]) -> dict[str, Any]:
+    """What another status of an operation carries: its answer where that is declared, the error of a failure."""
+    if 300 <= status < 400:
+        return {}
+    refused = {"application/json": {"schema": failure}} if status >= 400 else {}
+    return {"content": refused | ({op.content: {"schema": answer}} if status in op.also else {})}
 
 
 def _operations(routes: Sequence[tuple[Any, ...]]) -> Any:

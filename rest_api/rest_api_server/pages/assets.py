@@ -37,7 +37,7 @@ def _loaded(name: str) -> Prepared | None:
 class Static(WebHandler, OpenHandler):
     """A style sheet, or the icon."""
 
-    @operation(needs=None, query=StaticQuery, answer=str, content="text/css", files=("image/svg+xml",))
+    @operation(needs=None, query=StaticQuery, answer=str, content="text/css", files=("image/svg+xml",), also=(404,))
     async def get(self, query: StaticQuery) -> Prepared:
         found = _loaded(query.name)
         kind = KINDS.get(query.name.rpartition(".")[2])

@@ -41,7 +41,7 @@ class SignIn(WebHandler, OpenHandler):
 
     gate: Gate
 
-    @operation(needs=None, query=SignInQuery, answer=str, content="text/html")
+    @operation(needs=None, query=SignInQuery, answer=str, content="text/html", also=(303, 401, 403))
     async def get(self, query: SignInQuery) -> bytes | None:
         if query.code is None or self.request.method == "HEAD":
             return self.form(query.next)
@@ -51,7 +51,7 @@ class SignIn(WebHandler, OpenHandler):
             return self.form(query.next, USED_LINK)
         return await self.signed_in(identity, query.next)
 
-    @operation(needs=None, form=SignInForm, answer=str, content="text/html")
+    @operation(needs=None, form=SignInForm, answer=str, content="text/html", also=(303, 401, 403, 429))
     async def post(self, query: NoQuery, form: SignInForm) -> bytes | None:
         self.refuse_other_sites()
         try:
@@ -89,7 +89,7 @@ class SignOutForm(Struct, frozen=True, kw_only=True):
 class SignOut(PageHandler):
     """Ends the session."""
 
-    @operation(needs=Needs.READ_COSTS, form=SignOutForm, answer=str, content="text/html")
+    @operation(needs=Needs.READ_COSTS, form=SignOutForm, answer=str, content="text/html", also=(303,))
     async def post(self, query: NoQuery, form: SignOutForm) -> None:
         self.refuse_forged(form.csrf)
         if self.session_secret is not None:

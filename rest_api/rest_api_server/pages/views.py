@@ -65,7 +65,7 @@ async def part(asked: Awaitable[T]) -> Part[T]:
 class Home(PageHandler):
     """The organizations that are seen; where there is one, it is shown."""
 
-    @operation(needs=Needs.READ_COSTS, answer=str, content="text/html")
+    @operation(needs=Needs.READ_COSTS, answer=str, content="text/html", also=(303,))
     async def get(self, query: NoQuery) -> bytes | None:
         found = await self.gate.organizations(self.identity)
         if len(found) == 1:
