@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
@@ -117,6 +118,14 @@ def test_a_target_installs_and_serves(target: str, tmp_path: Path) -> None:
     finally:
         serving.terminate()
         assert serving.wait(40) == 0, log.read_text()
+
+
+def test_every_package_is_in_the_images() -> None:
+    """What is installed without one of its packages starts, and fails where that is asked for."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    packages = {name.rstrip("*") for name in settings["options.packages.find"]["include"].split()}
+    assert packages <= {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
 
 
 def test_targets_are_not_root_and_their_base_can_be_pinned() -> None:
