@@ -507,7 +507,7 @@ def known_costs(costs: Sequence[float], bits: int, silent: Collection[str]) -> l
 
     Args:
         bits: the measures that some of its rows lack.
-        silent: components of which some of the time tells nothing; a group that has none of one is not told to cost 0.
+        silent: components that no source tells for some of the time; where a group's sum of one is 0, it is unknown.
     """
     if not bits and not silent:
         return list(costs)

@@ -159,6 +159,17 @@ class Optimization(ClusterView, frozen=True, kw_only=True):
     unclaimed_volumes: tuple[Recommendation, ...]
     idle_nodes: tuple[Recommendation, ...]
 
+    @property
+    def recommendations(self) -> tuple[Recommendation, ...]:
+        """All of them, kind by kind."""
+        return (
+            *self.right_sizing,
+            *self.under_provisioned,
+            *self.abandoned_workloads,
+            *self.unclaimed_volumes,
+            *self.idle_nodes,
+        )
+
 
 class Freshness(Struct, frozen=True):
     fetched_at: int | None

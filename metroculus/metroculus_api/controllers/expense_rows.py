@@ -40,11 +40,10 @@ from tools.window import Window
 
 PAGE_SECONDS = 2.0
 """A page that takes longer ends with the rows that it has, which may be none."""
-
-
 PAGES_AHEAD = 32
-"""So many pages are marked off at once."""
+"""For so many pages of an account their last keys are asked for at once, and carried in the cursor."""
 ENDS_BYTES = 4096
+"""Of those keys in a cursor; at least one page's are carried."""
 
 _NO_ROWS = Page("total", descending=True, offset=0, limit=0)
 

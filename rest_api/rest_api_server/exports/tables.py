@@ -127,17 +127,10 @@ def _specified(row: answers.AssetRow, names: Sequence[str]) -> tuple[Cell, ...]:
 
 def savings_table(answer: answers.Optimization, asked: Mapping[str, object], now: float) -> Table:
     """Every recommendation; its evidence as JSON in one cell."""
-    found = (
-        *answer.right_sizing,
-        *answer.under_provisioned,
-        *answer.abandoned_workloads,
-        *answer.unclaimed_volumes,
-        *answer.idle_nodes,
-    )
     names = [name for name in Recommendation.__struct_fields__ if name != "evidence"]
     rows = [
         (*cells_of(one, names), RESOURCE_UNITS.get(one.resource), msgspec.json.encode(one.evidence).decode())
-        for one in found
+        for one in answer.recommendations
     ]
     units = {"monthly_saving": f"{answer.currency} a month"}
     columns = tuple(

@@ -197,7 +197,9 @@ class ClusterPage(PageHandler):
             timeline=timeline,
             changes=changes,
             savings=savings,
-            recommendations=_recommendations(savings.found) if savings.found is not None else (),
+            recommendations=sorted(savings.found.recommendations, key=lambda one: -one.monthly_saving)
+            if savings.found is not None
+            else (),
             few=FEW,
             start=window.zone.iso(window.start),
             end=window.zone.iso(window.end),
@@ -235,17 +237,6 @@ def _special(answer: answers.ClusterCosts, idle: str) -> list[tuple[str, float |
     if idle == "hide":
         own["__idle__"] = answer.idle_cost if answer.idle_cost is not None else 0.0
     return [(SPECIAL.get(name, name.strip("_")), cost) for name, cost in sorted(own.items()) if cost != 0]
-
-
-def _recommendations(found: answers.Optimization) -> list[Any]:
-    listed = (
-        *found.right_sizing,
-        *found.under_provisioned,
-        *found.abandoned_workloads,
-        *found.unclaimed_volumes,
-        *found.idle_nodes,
-    )
-    return sorted(listed, key=lambda one: -one.monthly_saving)
 
 
 def troubles_of(answer: answers.ClusterStatement) -> list[str]:
