@@ -24,7 +24,7 @@ NO_METRICS = ErrorCode(409, "OM0016", "no metrics source is configured: set THAN
 ONE_CLUSTER = ErrorCode(
     409,
     "OM0017",
-    "this service is in one-cluster mode: KUBECOST_API_URL answers every account; set KUBECOST_ACCOUNT_ID",
+    "this service is in one-cluster mode: KUBECOST_API_URL is used for every account; set KUBECOST_ACCOUNT_ID",
 )
 BAD_ANSWER = ErrorCode(502, "OM0018", "no source returned a usable answer")
 UNREACHABLE = ErrorCode(503, "OM0019", "no source could be reached")
@@ -34,24 +34,24 @@ NO_SECRET_YET = ErrorCode(503, "OM0021", "the cluster secret is not known yet")
 NO_REGISTRY = ErrorCode(503, "OM0022", "the registry of sources cannot be used")
 
 NO_HISTORY = ErrorCode(409, "OM0023", "no history is kept here: set CLICKHOUSE_URL and run a worker")
-NO_WORKER = ErrorCode(409, "OM0024", "no worker runs over this store: start with metroculus serve --worker")
+NO_WORKER = ErrorCode(409, "OM0024", "no worker runs on this store: start with metroculus serve --worker")
 STORE_FAILED = ErrorCode(503, "OM0025", "the store cannot be used now")
 TOO_MANY_POINTS = ErrorCode(400, "OM0026", "the step is too fine for time that is not stored")
 URL_TOO_LONG = ErrorCode(414, "OM0027", "the URL is too long")
 TOO_MANY = ErrorCode(429, "OM0028", "too many requests")
-OVERLOADED = ErrorCode(503, "OM0029", "too many requests are being answered")
+OVERLOADED = ErrorCode(503, "OM0029", "too many concurrent requests")
 SEVERAL_CLUSTERS = ErrorCode(409, "OM0030", "the source knows several clusters: name the account's own")
-OUTDATED = ErrorCode(409, "OM0031", "whoever manages this source has written a newer one")
+OUTDATED = ErrorCode(409, "OM0031", "a newer version of this source exists")
 NOT_PUSHED = ErrorCode(409, "OM0032", "this account's costs are not pushed: its source has another flavour, or none")
-INBOX_FULL = ErrorCode(503, "OM0033", "too much that was pushed is not stored yet")
-TOO_MANY_TOKENS = ErrorCode(429, "OM0034", "too many push tokens of this account are still good: use one of them")
-ALREADY_CLOSED = ErrorCode(409, "OM0035", "a closed month is not changed")
+INBOX_FULL = ErrorCode(503, "OM0033", "too much pushed data is waiting to be stored")
+TOO_MANY_TOKENS = ErrorCode(429, "OM0034", "too many push tokens of this account are still valid: use one of them")
+ALREADY_CLOSED = ErrorCode(409, "OM0035", "a closed month cannot be changed")
 NOT_COMPLETE = ErrorCode(409, "OM0036", "the month cannot be closed yet")
 NO_BUDGET = ErrorCode(404, "OM0037", "there is no such budget")
 NO_ALERT = ErrorCode(404, "OM0039", "there is no such alert")
-NOT_FIRING = ErrorCode(409, "OM0040", "the alert does not fire any more")
+NOT_FIRING = ErrorCode(409, "OM0040", "the alert is no longer firing")
 OTHER_CLUSTER = ErrorCode(409, "OM0041", "another cluster's answers are pushed with this token")
-LIST_CHANGED = ErrorCode(409, "OM0042", "what this list began with is not stored any more: begin again")
+LIST_CHANGED = ErrorCode(409, "OM0042", "the data of this list is no longer stored: request the list again")
 NAME_TAKEN = ErrorCode(409, "OM0038", "this name is taken")
 
 CODES = CommonCodes(

@@ -159,7 +159,7 @@ class WorkerConfig:
     purge_grace_days: int = declared(
         Setting(
             "PURGE_GRACE_DAYS",
-            "Days after which the history of an account is deleted whose source was removed, and not given again.",
+            "Days from the removal of an account's source to the deletion of its history.",
             count,
             30,
         )
@@ -168,7 +168,7 @@ class WorkerConfig:
     queue_url: str | None = declared(
         Setting(
             "QUEUE_URL",
-            "RabbitMQ for several workers, amqp://user:password@host:port/vhost; without it one does all the work.",
+            "RabbitMQ for several workers, amqp://user:password@host:port/vhost; else one worker does it all.",
             _queue,
             secret=True,
             etcd="/queue/url",
@@ -177,7 +177,7 @@ class WorkerConfig:
     roles: tuple[Role, ...] = declared(
         Setting(
             "WORKER_ROLE",
-            "What a worker does: extractor, aggregator, processor, or several by commas.",
+            "Work that a worker does: extractor, aggregator, processor, or several separated by commas.",
             _roles,
             WORKER_ROLES,
         )
@@ -185,7 +185,7 @@ class WorkerConfig:
     locks: str = declared(
         Setting(
             "WORKER_LOCKS",
-            "What keeps two workers apart: file, or etcd with CONFIG_URL.",
+            "Locks that prevent two workers from processing the same cluster: file, or etcd (needs CONFIG_URL).",
             one_of("file", "etcd"),
             "file",
         )
@@ -197,12 +197,12 @@ class AlertConfig:
     """Where alerts are sent to, and what of them is a matter of taste."""
 
     alertmanager_url: str | None = declared(
-        Setting("ALERTMANAGER_URL", "An Alertmanager (http://host:9093) that is told what fires.", base_url)
+        Setting("ALERTMANAGER_URL", "An Alertmanager (http://host:9093) that receives firing alerts.", base_url)
     )
     webhook_url: str | None = declared(
         Setting(
             "ALERT_WEBHOOK_URL",
-            "Where each alert that fires or is resolved is posted to.",
+            "URL to which each firing or resolved alert is posted.",
             _webhook,
             secret=True,
             etcd="/alerts/webhook_url",
@@ -211,7 +211,7 @@ class AlertConfig:
     webhook_secret: str | None = declared(
         Setting(
             "ALERT_WEBHOOK_SECRET",
-            "What posts to ALERT_WEBHOOK_URL are signed with.",
+            "Secret that signs requests to ALERT_WEBHOOK_URL.",
             cluster_secret,
             secret=True,
             etcd="/alerts/webhook_secret",
@@ -226,7 +226,7 @@ class AlertConfig:
     store_bytes: int | None = declared(
         Setting(
             "STORE_BYTES",
-            "What the store may take, in bytes or as 500GiB; without it, the volume that it is on.",
+            "Maximum size of the store, in bytes or as 500GiB; default: the size of its volume.",
             size,
         )
     )
@@ -280,7 +280,7 @@ class MetroculusConfig:
     tenant_label: str = declared(
         Setting(
             "TENANT_LABEL",
-            "Label that tells tenants apart; empty for one cluster's own Prometheus.",
+            "Label that identifies the tenant; empty for one cluster's own Prometheus.",
             _label,
             "tenant_id",
         )
@@ -288,7 +288,7 @@ class MetroculusConfig:
     replica_labels: tuple[str, ...] = declared(
         Setting(
             "REPLICA_LABELS",
-            "Labels that tell apart only which replica recorded a series, where nobody deduplicates.",
+            "Labels that only identify the replica that recorded a series, used if nothing else deduplicates.",
             _labels,
             REPLICA_LABELS,
         )
@@ -297,21 +297,19 @@ class MetroculusConfig:
         Setting("KUBECOST_API_URL", "One cluster's Kubecost or OpenCost.", _url, None, "/kubecost/api_url")
     )
     kubecost_account_id: str | None = declared(
-        Setting(
-            "KUBECOST_ACCOUNT_ID", "The account that KUBECOST_API_URL answers; without it, every account.", Uuid.parse
-        )
+        Setting("KUBECOST_ACCOUNT_ID", "The account of KUBECOST_API_URL; without it, every account.", Uuid.parse)
     )
     kubecost_timeout: float = declared(
         Setting("KUBECOST_TIMEOUT", "Seconds for one call to an upstream, and for one request.", seconds, 30.0)
     )
     cache_ttl: float = declared(
-        Setting("CACHE_TTL", "Seconds that an answer of live sources is kept as fresh; 0 keeps none.", duration, 300.0)
+        Setting("CACHE_TTL", "Seconds that a live answer is cached as fresh; 0 disables the cache.", duration, 300.0)
     )
-    cache_mib: int = declared(Setting("CACHE_SIZE", "MiB of answers that are kept.", count, 64))
+    cache_mib: int = declared(Setting("CACHE_SIZE", "MiB of cached answers.", count, 64))
     redis_url: str | None = declared(
         Setting(
             "REDIS_URL",
-            "A Redis (redis://host:6379/0) by which instances share the answers that they keep.",
+            "A Redis (redis://host:6379/0) in which instances share their cached answers.",
             _redis,
             secret=True,
             etcd="/redis/url",
@@ -326,8 +324,8 @@ class MetroculusConfig:
     encryption_key: str | None = declared(
         Setting(
             "ENCRYPTION_KEY",
-            "Keys that stored credentials are sealed under, by commas: the first seals, all open; without it a key"
-            " file is made.",
+            "Keys for stored credentials, separated by commas: the first encrypts, all decrypt; without it a key"
+            " file is created.",
             str,
             None,
             secret=True,

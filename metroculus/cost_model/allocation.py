@@ -80,16 +80,23 @@ class Filters(Struct, frozen=True):
     namespaces: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
     services: tuple[str, ...] = ()
+    properties: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Other properties by name, ``label:x`` among them, with their values; empty is of what lacks it."""
     clusters: tuple[str, ...] = ()
     """The account's own, where what is stored may hold others': they narrow what is read, and nothing that is shown."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The properties that rows are filtered by beside their namespace, node and services."""
+        return tuple(name for name, _ in self.properties)
+
+    @property
     def any(self) -> bool:
-        return bool(self.namespaces or self.nodes or self.services)
+        return bool(self.namespaces or self.nodes or self.services or self.properties)
 
     def keep_special(self, name: str) -> bool:
-        """Whether cost that no namespace owns is asked for: it is on no node and behind no service."""
-        return not (self.nodes or self.services) and (not self.namespaces or name in self.namespaces)
+        """Whether cost that no namespace owns is asked for: it is on no node, behind no service, and has no label."""
+        return not (self.nodes or self.services or self.properties) and (not self.namespaces or name in self.namespaces)
 
 
 class Group(Struct, frozen=True):

@@ -407,7 +407,9 @@ class Allocations(Sequence[Allocation]):
                 mask &= self.texts[field].map(set(wanted).__contains__, bool)
         if filters.services:
             services = set(filters.services)
-            mask &= self.texts["services"].map(lambda served: not services.isdisjoint(served), bool)
+            mask &= self.texts["services"].map(lambda served: not services.isdisjoint(served or ("",)), bool)
+        for name, wanted in filters.properties:
+            mask &= self.property(name).map(set(wanted).__contains__, bool)
         return mask
 
     def property(self, name: str) -> Coded[str]:

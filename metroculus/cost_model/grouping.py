@@ -53,4 +53,5 @@ class Grouping(Struct, frozen=True):
         listed = [name for properties in self.breakdowns.values() for name in properties]
         listed += ["node"] if filters.nodes else []
         listed += ["service"] if filters.services else []
+        listed += filters.names
         return tuple(dict.fromkeys(listed))

@@ -77,14 +77,13 @@ def reconcile(
         stored: the committed hours; the readings beside it are of the time that they leave out.
         stretch: what another source told of the time that the allocation API does not have.
     """
-    usable = [reading for reading in (allocation, metrics) if reading is not None and reading.usable]
-    live = next((reading for reading in usable if reading.sets), usable[0] if usable else None)
-    readings = [(stored.allocation, _told_idle(stored.allocation))] if stored else []
+    live, kept = _counted(allocation, metrics, stored)
+    readings = [(kept.allocation, _told_idle(kept.allocation))] if kept else []
     readings += [(live, _idle(live, management))] if live else []
     readings += [(stretch.allocation, _idle(stretch.allocation, ()))] if stretch else []
     authority = _joined([reading for reading, _ in readings])
     cost = _divided(authority, _sum_known([idle for _, idle in readings]), question)
-    parts = [*([stored.management] if stored else []), *([_first_known(management)] if live or not stored else [])]
+    parts = [*([kept.management] if kept else []), *([_first_known(management)] if live or not stored else [])]
     parts += [stretch.management] if stretch else []
     management_usd, management_covered = _management(parts, question)
     seen = _seen(cost) if authority else None
@@ -93,6 +92,8 @@ def reconcile(
     if not management_covered:
         not_covered += (MANAGEMENT_COMPONENT,)
     summary = _summary(components, seen, management_usd, not_covered)
+    if question.filters.namespaces == (MANAGEMENT,) and management_usd is None:
+        summary = replace(summary, total_cost=None, known_cost=None)
     told = (allocation, metrics, *management, *((stretch.allocation, stretch.management) if stretch else ()))
     sources = tuple(reading.source for reading in told if reading is not None)
     if stored is not None:
@@ -119,6 +120,18 @@ def reconcile(
         breakdown=_breakdown(cost, components, management_usd),
         **lists,
     )
+
+
+def _counted(
+    allocation: AllocationReading | None, metrics: AllocationReading | None, stored: StoredReading | None
+) -> tuple[AllocationReading | None, StoredReading | None]:
+    """The live reading that counts, and what is stored as far as any hour of it does; None where there is none."""
+    usable = [reading for reading in (allocation, metrics) if reading is not None and reading.usable]
+    live = next((reading for reading in usable if reading.sets), usable[0] if usable else None)
+    kept = stored if stored is not None and stored.allocation.sets else None
+    if stored is not None and kept is None and live is not None and not live.sets:
+        live = None  # no hour of the store is counted, and of the running one nothing is told yet
+    return live, kept
 
 
 def _joined(readings: Sequence[AllocationReading]) -> AllocationReading | None:
@@ -182,8 +195,10 @@ def _management(parts: Sequence[ManagementReading | None], question: Question) -
     """Management cost of the whole window, None where a part is unknown; and whether any source could have told it."""
     if not question.filters.keep_special(MANAGEMENT):
         return 0.0, True
+    if not parts:
+        return None, True
     known = [reading.usd for reading in parts if reading is not None and reading.usd is not None]
-    if parts and len(known) == len(parts):
+    if len(known) == len(parts):
         return fsum(known), True
     return None, any(reading.covers for reading in parts if reading is not None)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import fsum
+from typing import Any
+
+from msgspec import UNSET, UnsetType
 
 from metroculus.cost_model.components import CLUSTER_COMPONENTS, Costs
 from metroculus.cost_model.statement import Point, Statement
@@ -22,21 +25,24 @@ def steps(window: Window, step: Period) -> list[Window]:
     return cut
 
 
-def point_of(window: Window, statement: Statement) -> Point:
-    """A statement of one step as a point."""
+def point_of(window: Window, statement: Statement, names: Collection[str] | None = None) -> Point:
+    """A statement of one step as a point, with its rows of these names."""
     summary = statement.summary
+    rows = statement.breakdown_by_aggregate or ()
+    groups = {row.name: row.total_cost for row in rows if row.name in names} if names is not None else UNSET
     return Point(
         start=window.zone.iso(window.start),
         end=window.zone.iso(window.end),
         complete=statement.complete,
         idle_cost=statement.idle_cost,
+        groups=groups,
         **{name: getattr(summary, name) for name in summary.__struct_fields__},
     )
 
 
 def unknown_point(window: Window) -> Point:
     """A step of which nothing can be told."""
-    columns: dict[str, None] = dict.fromkeys(
+    columns: dict[str, Any] = dict.fromkeys(
         ("idle_cost", "total_cost", "known_cost", *(f"{name}_cost" for name in CLUSTER_COMPONENTS))
     )
     return Point(start=window.zone.iso(window.start), end=window.zone.iso(window.end), complete=False, **columns)
@@ -49,6 +55,7 @@ def stored_point(
     unknown: Iterable[str],
     not_covered: Iterable[str],
     complete: bool,
+    groups: dict[str, float] | UnsetType = UNSET,
 ) -> Point:
     """A point of hours that are stored.
 
@@ -70,6 +77,7 @@ def stored_point(
         end=window.zone.iso(window.end),
         complete=complete and not lacking,
         idle_cost=idle,
+        groups=groups,
         total_cost=None if lacking else fsum(usd for usd in shown.values() if usd is not None),
         known_cost=fsum(known.values()),
         **shown,

@@ -61,6 +61,8 @@ class PointBase(SummaryBase, frozen=True, kw_only=True):
     end: str
     complete: bool
     idle_cost: float | None
+    groups: dict[str, float] | UnsetType = UNSET
+    """What is known of the dearest rows, by name; one that has none in the step is left out."""
 
 
 if TYPE_CHECKING:  # the cost columns come from the table of components; the type checker sees the rest
@@ -140,8 +142,15 @@ class Question(Struct, frozen=True, kw_only=True):
     filters: Filters = Filters()
     idle: IdleMode = "separate"
     currency: str = "USD"
+    groups: int = 0
+    """Of how many rows, the dearest first, each step tells the cost; of a statement in steps by one property."""
     clusters_apart: bool = False
     """Whether the account is all the clusters that its source knows."""
+
+    @property
+    def properties(self) -> tuple[str, ...]:
+        """What rows are grouped or filtered by, which not every source can tell."""
+        return tuple(dict.fromkeys((*self.aggregate, *self.filters.names)))
 
     @property
     def grouping(self) -> Grouping:

@@ -41,10 +41,10 @@ def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:
 
 
 @click.command()
-@click.option("--opencost", "opencost_url", envvar=f"{PREFIX}OPENCOST", help="Where the cluster's OpenCost is.")
-@click.option("--kubecost", "kubecost_url", envvar=f"{PREFIX}KUBECOST", help="Where the cluster's Kubecost is.")
+@click.option("--opencost", "opencost_url", envvar=f"{PREFIX}OPENCOST", help="URL of the cluster's OpenCost.")
+@click.option("--kubecost", "kubecost_url", envvar=f"{PREFIX}KUBECOST", help="URL of the cluster's Kubecost.")
 @click.option("--to", required=True, envvar=f"{PREFIX}TO", help="The gateway, https://host[:port].")
-@click.option("--account", required=True, envvar=f"{PREFIX}ACCOUNT", help="Id of the cluster there.")
+@click.option("--account", required=True, envvar=f"{PREFIX}ACCOUNT", help="Id of the cluster in Metroculus.")
 @click.option(
     "--token-file",
     required=True,
@@ -59,12 +59,12 @@ def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:
     help="Authority (PEM file) that signed the gateway's certificate; without it the system's.",
 )
 @click.option("--listen", "listen_on", default="127.0.0.1:8936", show_default=True, envvar=f"{PREFIX}LISTEN")
-@_seconds_option("timeout", 120.0, "Seconds for one call upstream.")
-@_seconds_option("poll", 60.0, "Seconds between two looks at what is wanted.")
+@_seconds_option("timeout", 120.0, "Seconds for one call to OpenCost or Kubecost.")
+@_seconds_option("poll", 60.0, "Seconds between two requests for wanted data.")
 @click.option(
     "--currency",
     envvar=f"{PREFIX}CURRENCY",
-    help="What the upstream's money is in (ISO 4217), whatever it says itself.",
+    help="Currency of the costs (ISO 4217); overrides the upstream's own setting.",
 )
 @click.option(
     "--log-format", default="text", show_default=True, envvar="LOG_FORMAT", type=click.Choice(["text", "json"])
@@ -82,7 +82,7 @@ def agent(
     currency: str | None,
     log_format: str,
 ) -> None:
-    """Push what this cluster's OpenCost or Kubecost says to a gateway; connections go out alone."""
+    """Push the costs of this cluster's OpenCost or Kubecost to a gateway; all connections are outgoing."""
     given: list[tuple[Flavour, str]] = []
     if opencost_url:
         given.append(("opencost", opencost_url))
@@ -104,7 +104,7 @@ def agent(
         currency=_parsed("--currency", Currency.parse, currency) if currency else None,
     )
     if not token_file.exists():
-        click.echo(f"{token_file} is not there yet; it is looked for again and again", err=True)
+        click.echo(f"{token_file} does not exist yet; the agent waits for it", err=True)
     set_up("info", log_format)
 
     async def run() -> None:

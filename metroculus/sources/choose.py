@@ -445,7 +445,7 @@ class _CostQuestion:
     def _fallback(self, first: CostSource) -> CostSource | None:
         """The source behind the first one, where it can tell rows apart as they are asked for."""
         fallback = self._sources._after(first, Capability.ALLOCATIONS)
-        return None if fallback is None or fallback.unsupported(self._question.aggregate) else fallback
+        return None if fallback is None or fallback.unsupported(self._question.properties) else fallback
 
     async def _by_stretch(
         self,

@@ -332,7 +332,7 @@ class PushedSource(CostSource):
         return AssetsReading(
             source=source,
             assets=merge(listed),
-            tells_management=bool(forms) and forms == {FORMS["kubecost"]},
+            tells_management=(forms or {self._form}) == {FORMS["kubecost"]},
             unreadable=frozenset(left_out),  # type: ignore[arg-type]
         )
 

@@ -84,7 +84,12 @@ def filtered(filters: Filters) -> str:
     if filters.clusters:
         parts.append(f"cluster IN ({', '.join(map(literal, (*filters.clusters, '')))})")
     if filters.services:
-        parts.append("(" + " OR ".join(f"has(services, {literal(one)})" for one in filters.services) + ")")
+        behind = [
+            f"has(services, {literal(one)})" if one else "owned = 1 AND empty(services)" for one in filters.services
+        ]
+        parts.append(f"({' OR '.join(behind)})")
+    for name, wanted in filters.properties:
+        parts.append(f"owned = 1 AND {expression(name)} IN ({', '.join(map(literal, wanted))})")
     return "".join(f" AND {part}" for part in parts)
 
 
@@ -167,11 +172,16 @@ class History:
         self._engine = engine
 
     def allocations(
-        self, committed: CommittedHours, properties: Sequence[str], clusters: tuple[str, ...] = ()
+        self,
+        committed: CommittedHours,
+        properties: Sequence[str],
+        clusters: tuple[str, ...] = (),
+        by_services: bool = False,
     ) -> tuple[AllocationSet, float | None]:
         """All hours as one set, by ``properties``, and their management cost (None where no hour has any).
 
-        With ``clusters``, the rows of those alone, and what does not say whose it is.
+        With ``clusters``, the rows of those alone, and what does not say whose it is. With ``by_services`` hours of a
+        pod whose services differ are apart.
 
         The set knows how much of the time was seen: its hull may have holes.
 
@@ -179,11 +189,12 @@ class History:
             StoreError
         """
         asked = list(dict.fromkeys(properties))
-        if not asked and not clusters:
+        if not asked and not clusters and not by_services:
             return self.allocations_of([committed])[0]
         named = ", ".join(["owned", "namespace", *(f"{expression(name)} AS k{n}" for n, name in enumerate(asked))])
         grouped = ", ".join(["owned", "namespace", *(f"k{number}" for number in range(len(asked)))])
-        services = "arraySort(any(services))" if "pod" in asked else "emptyArrayString()"
+        services = "arraySort(services)" if by_services else "emptyArrayString()"
+        grouped += ", served" if by_services else ""
         found = self._engine.columns(
             f"SELECT {named}, {services} AS served, min(ran_from) AS since, max(ran_until) AS until,"
             f" {sums_of(MEASURE_COLUMNS, committed)} FROM {ALLOCATIONS.name} WHERE {where_committed(committed)}"

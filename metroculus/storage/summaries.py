@@ -206,7 +206,7 @@ class Summaries:
         """
         if not accounts:
             return {}
-        if not SUMMARISED.issuperset(group_by) or (filters.nodes or filters.services):
+        if not SUMMARISED.issuperset(group_by) or filters.nodes or filters.services or filters.properties:
             committed_of = self._ledger.committed_of(accounts, start, end)
             summed = self._history.sums_by_account(list(committed_of.values()), group_by, filters, measures, zone)
             return {account: Answer(one, tuple(summed.get(account, ()))) for account, one in committed_of.items()}

@@ -28,6 +28,9 @@ from optscale_client.metroculus_client.errors import (
 Answer: TypeAlias = tuple[int, dict[str, Any]]
 Values: TypeAlias = str | int | float | Iterable[str] | None
 
+REPEATED = frozenset({"filter"})
+"""Parameters that stand once for each value: a value may have a comma in it."""
+
 DEFAULT_TIMEOUT_SECONDS = 35.0
 CONNECT_SECONDS = 3.0
 CHUNK_BYTES = 1 << 16
@@ -133,6 +136,7 @@ class Client:
         k8s_namespace: Values = None,
         k8s_node: Values = None,
         k8s_service: Values = None,
+        filter: Values = None,
         window: str | None = None,
         timezone: str | None = None,
         request_id: str | None = None,
@@ -143,6 +147,7 @@ class Client:
             "k8s_namespace": k8s_namespace,
             "k8s_node": k8s_node,
             "k8s_service": k8s_service,
+            "filter": filter,
         }
         return self._call("GET", "k8s_costs", query, request_id=request_id, timeout=timeout)
 
@@ -157,9 +162,11 @@ class Client:
         idle: str | None = None,
         *,
         step: str | None = None,
+        groups: int | None = None,
         k8s_namespace: Values = None,
         k8s_node: Values = None,
         k8s_service: Values = None,
+        filter: Values = None,
         window: str | None = None,
         timezone: str | None = None,
         request_id: str | None = None,
@@ -173,9 +180,11 @@ class Client:
             "namespace": namespace,
             "idle": idle,
             "step": step,
+            "groups": groups,
             "k8s_namespace": k8s_namespace,
             "k8s_node": k8s_node,
             "k8s_service": k8s_service,
+            "filter": filter,
         }
         return self._call(
             "GET", "kubecost_cluster_costs", query, request_id=request_id, timeout=timeout, validator=validator
@@ -239,6 +248,7 @@ class Client:
         k8s_node: Values = None,
         k8s_service: Values = None,
         *,
+        filter: Values = None,
         limit: int | None = None,
         offset: int | None = None,
         sort: str | None = None,
@@ -254,6 +264,7 @@ class Client:
             "k8s_namespace": k8s_namespace,
             "k8s_node": k8s_node,
             "k8s_service": k8s_service,
+            "filter": filter,
             "limit": limit,
             "offset": offset,
             "sort": sort,
@@ -271,6 +282,7 @@ class Client:
         k8s_node: Values = None,
         k8s_service: Values = None,
         *,
+        filter: Values = None,
         limit: int | None = None,
         cursor: str | None = None,
         window: str | None = None,
@@ -284,6 +296,7 @@ class Client:
             "k8s_namespace": k8s_namespace,
             "k8s_node": k8s_node,
             "k8s_service": k8s_service,
+            "filter": filter,
             "limit": limit,
             "cursor": cursor,
         }
@@ -710,7 +723,11 @@ class Client:
         headers["X-Request-Timeout"] = f"{max(0.0, ends - time.monotonic()):.3f}"
         if validator is not None and validator.etag is not None:
             headers["If-None-Match"] = validator.etag
-        params = {key: _text(value) for key, value in query.items() if value is not None}
+        params: dict[str, str | list[str]] = {
+            key: list(value) if key in REPEATED and not isinstance(value, str) else _text(value)
+            for key, value in query.items()
+            if value is not None
+        }
         for attempt in (1, 2):
             try:
                 return self._attempt(method, f"{self._base}/{path}", params, body, headers, ends, validator)
@@ -727,7 +744,7 @@ class Client:
         self,
         method: str,
         url: str,
-        params: Mapping[str, str],
+        params: Mapping[str, str | list[str]],
         body: Mapping[str, Any] | bytes | None,
         headers: Mapping[str, str],
         ends: float,

@@ -22,6 +22,7 @@ LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?"
 ACCOUNTS_AT_ONCE = 1000
 """Of how many accounts expenses may be asked for in one call."""
 AGGREGATE_PATTERN = rf"({'|'.join(PROPERTIES)}|(label|annotation):{LABEL_NAME})"
+FILTER_PATTERN = rf"{AGGREGATE_PATTERN}=[^\x00-\x1f\x7f]{{0,253}}"
 CHARGEBACK_BY_PATTERN = rf"cost_center|namespace|cluster|label:{LABEL_NAME}"
 GROUP_BY_PATTERN = rf"({'|'.join(GROUPS)}|label:{LABEL_NAME})"
 
@@ -81,6 +82,8 @@ class DataPoint(SummaryColumns, frozen=True, kw_only=True, gc=False):
     end: str
     complete: bool
     idle_cost: Usd
+    groups: dict[str, float] | UnsetType = UNSET
+    """Where ``groups`` was asked for: what is known of the dearest rows of the whole window, by name."""
 
 
 class CostRow(Columns, frozen=True, kw_only=True):

@@ -239,6 +239,23 @@ def test_money_in_two_currencies_is_never_added_in_a_statement(stack: Stack) -> 
     assert body["total_cost"] == pytest.approx(of_yesterday, abs=1e-3)
 
 
+def test_where_no_hour_can_be_counted_nothing_is_known_and_never_zero(stack: Stack) -> None:
+    """All that is stored of a window is in EUR, and the source says CHF since."""
+    simulator, url = stack.simulate(OURS, Habits(currency="EUR"))
+    running = stack.start(clickhouse_url=f"embedded:{stack.folder / 'store'}")
+    put(running, url)
+    assert stack.fill(running, END - DAY, END).complete
+    simulator.habits.currency = "CHF"
+    put(running, url)
+    asked = {"cloud_account_id": ACCOUNT, "start_date": END - DAY, "end_date": NOW}
+    body = Metroculus(running).get("kubecost_cluster_costs", **asked, aggregate="namespace").json()
+    assert (body["currency"], body["complete"]) == ("CHF", False)
+    assert "24 hours are in EUR and are not counted" in str(body["sources"])
+    for figure in (body["total_cost"], body["idle_cost"], *body["summary"].values()):
+        assert figure is None, body
+    assert body["efficiency"] is None and body["breakdown_by_aggregate"] == []
+
+
 def test_the_list_of_clusters_adds_nothing_in_two_currencies(stack: Stack) -> None:
     running = stack.start()
     tenant = make_tenant(running, "acme")

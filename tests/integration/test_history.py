@@ -469,6 +469,38 @@ def test_statement_filters_are_those_of_expenses(history: History) -> None:
         history.fill()
 
 
+def test_a_step_whose_source_fails_is_not_known_and_the_others_are(history: History) -> None:
+    history.fill()
+    history.simulator.habits.fail_with = (500, "down")
+    window = {"start_date": END - 2 * DAY, "end_date": NOW}
+    body = history.costs(**window, step="day", aggregate="namespace", groups=3)
+    *stored, running = body["data_points"]
+    assert len(stored) == 2 and all(point["complete"] and point["groups"] for point in stored)
+    assert sum(point["total_cost"] for point in stored) == the_truth(END - 2 * DAY)["total_cost"]
+    assert not running["complete"] and running["total_cost"] is None
+    alone = history.metroculus.get(
+        "kubecost_cluster_costs", cloud_account_id=ACCOUNT, start_date=END, end_date=NOW, step="hour"
+    )
+    assert alone.status_code == 502, "where nothing at all is known the failure is told"
+
+
+def test_steps_with_shared_idle_and_a_filter_are_refused(history: History) -> None:
+    asked = WINDOW | {"step": "day", "idle": "share"}
+    refused = history.metroculus.get("kubecost_cluster_costs", **asked, k8s_namespace="shop")
+    assert refused.status_code == 400 and refused.json()["error"]["params"] == ["idle", "step"]
+    assert history.metroculus.get("kubecost_cluster_costs", **asked).status_code == 200
+
+
+def test_what_is_asked_for_alone_and_nobody_tells_is_not_known(stack: Stack) -> None:
+    """OpenCost has no cluster management: asked for that alone, the answer is not 0."""
+    history = History(stack, flavour="opencost")
+    for _ in ("live", "stored"):
+        body = history.costs(k8s_namespace="__management__")
+        assert body["total_cost"] is None and body["summary"]["known_cost"] is None
+        assert history.costs(k8s_namespace="__management__,shop")["total_cost"] > 0
+        history.fill()
+
+
 @pytest.mark.parametrize("step", ["hour", "day", "week", "month"])
 def test_points_are_the_same_live_and_stored_and_add_up(history: History, step: str) -> None:
     window = {"start_date": END - 2 * DAY} if step == "hour" else {}

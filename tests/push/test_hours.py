@@ -78,6 +78,13 @@ def test_a_week_is_pushed_and_stored_to_the_cent(door: Door, flavour: Any) -> No
     assets = Metroculus(door.running).get("kubecost_assets", cloud_account_id=one.account, start_date=END - DAY,
                                           end_date=END).json()  # fmt: skip
     assert assets["total_cost"] == pytest.approx(one.true(END - DAY, END)["total_cost"], rel=0.2), assets
+    for late in (20 * MINUTE, 50 * MINUTE):  # of the hour that still runs nothing can have been pushed yet
+        door.clock.now = float(END + late)
+        body, exact = statement(door, one.account, END - DAY, END + late), one.true(END - DAY, END)
+        assert body["total_cost"] == pytest.approx(exact[kind], abs=1e-6)
+        management = body["summary"]["management_cost"]
+        told = pytest.approx(exact["management_cost"], abs=1e-9) if flavour == "kubecost" else None
+        assert management == told
 
 
 def test_every_answer_twice_and_in_any_order_is_the_same_store(door: Door) -> None:

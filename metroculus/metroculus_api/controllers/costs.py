@@ -49,7 +49,11 @@ class CostsController:
         sources = await self._accounts.of(question.cloud_account_id)
         statement = await self._statement(question, deadline)
         own = replace(of_account(question, sources), currency=statement.currency)
-        points = await SeriesController(self._store, of_step, deadline).points(own, step)
+        rows = statement.breakdown_by_aggregate or ()
+        told = question.groups and not own.clusters_apart  # else a row's name is a cluster's, too
+        names = frozenset(row.name for row in rows[: question.groups]) if told else None
+        unable_sources = sources.sources_without(question.properties)
+        points = await SeriesController(self._store, of_step, deadline, unable_sources).points(own, step, names)
         return replace(statement, data_points=points)
 
     async def _savings_of(
@@ -79,13 +83,13 @@ class CostsController:
 
     async def _statement(self, question: Question, deadline: Deadline, ahead: ReadAhead | None = None) -> Statement:
         sources = await self._accounts.of(question.cloud_account_id)
-        unsupported = sources.unsupported(question.aggregate)
+        unsupported = sources.unsupported(question.properties)
         if unsupported:
-            raise cannot_group_by(unsupported, "aggregate")
+            raise cannot_group_by(unsupported, "aggregate" if set(unsupported) & set(question.aggregate) else "filter")
         question = of_account(question, sources)
         stored, store = None, None
         if self._stored is not None:
-            unable_sources = sources.sources_without(question.aggregate)
+            unable_sources = sources.sources_without(question.properties)
 
             async def live_currency() -> str:
                 return await sources.known_currency(deadline) or ""

@@ -139,7 +139,7 @@ class ExpenseRowsController:
             ApiError: the position is of another list, or what the list began with is not there any more.
         """
         store = history_of(self._store)
-        sources = await grouped_sources(self._accounts, question.accounts, question.group_by)
+        sources = await grouped_sources(self._accounts, question.accounts, question.group_by, question.filters)
         whole = None
         if position is None:
             whole, pins = await self._begun(store, question, sources, deadline)
@@ -169,7 +169,9 @@ class ExpenseRowsController:
                     parts = [store.history.count_rows([one], *asked) for one in by_currency(committed).values()]
                     count = sum(rows for part in parts for rows in part.values())
                     lists[account] = replace(lists[account], rows=count)
-                found[account] = stored_of(account, committed, window, group_by, sources[account], {}, lists[account])
+                found[account] = stored_of(
+                    account, committed, window, group_by, sources[account], {}, lists[account], filters.names
+                )
 
         for clusters, group in by_clusters(named_clusters(sources), window.end - window.start):
             await store.ask(deadline.left(), read, group, replace(question.filters, clusters=clusters))

@@ -84,12 +84,12 @@ class ExpensesController:
         """
         store = history_of(self._store)
         properties = properties_of(group_by)
-        sources = await grouped_sources(self._accounts, accounts, group_by)
+        sources = await grouped_sources(self._accounts, accounts, group_by, filters)
 
         def read_page(group: Sequence[str], own: Filters) -> dict[str, Stored]:
             answers, lists = whole_lists(store, group, window, properties, own, page)
             return {
-                one: stored_of(one, answer.committed, window, group_by, sources[one], {}, lists[one])
+                one: stored_of(one, answer.committed, window, group_by, sources[one], {}, lists[one], filters.names)
                 for one, answer in answers.items()
             }
 
@@ -98,7 +98,9 @@ class ExpensesController:
             answers = store.summaries.sums_by_account(group, window.start, window.end, *asked)
             apart = {one: _apart(store, answer, *asked) for one, answer in answers.items()}
             return {
-                one: stored_of(one, answer.committed, window, group_by, sources[one], apart[one])
+                one: stored_of(
+                    one, answer.committed, window, group_by, sources[one], apart[one], filtered_by=filters.names
+                )
                 for one, answer in answers.items()
             }
 
@@ -135,18 +137,19 @@ def _sliced(told: structs.Expenses, page: Page) -> structs.Expenses:
 
 
 async def grouped_sources(
-    accounts: Accounts, wanted: Sequence[str], group_by: Sequence[str]
+    accounts: Accounts, wanted: Sequence[str], group_by: Sequence[str], filters: Filters
 ) -> dict[str, AccountSources]:
-    """The sources of accounts, all of which can tell what is grouped by.
+    """The sources of accounts, all of which can tell what is grouped and filtered by.
 
     Raises:
         ApiError: what an account's metrics do not tell.
     """
     sources = await accounts.of_all(wanted)
     for one in sources.values():
-        unsupported = (*one.unsupported(group_by), *one.not_stored(group_by))
-        if unsupported:
-            raise cannot_group_by(unsupported, "group_by", " in stored hours")
+        for properties, parameter in ((group_by, "group_by"), (filters.names, "filter")):
+            unsupported = (*one.unsupported(properties), *one.not_stored(properties))
+            if unsupported:
+                raise cannot_group_by(unsupported, parameter, " in stored hours")
     return sources
 
 
@@ -266,10 +269,11 @@ def stored_of(
     sources: AccountSources,
     sums: Mapping[str, tuple[CostSums, ...]],
     whole: WholeList = _NOTHING_COUNTED,
+    filtered_by: Sequence[str] = (),
 ) -> Stored:
     """What an account has stored, and how much of the window that is."""
     finest = next((period for period in PERIODS if period in group_by), None)
-    coverage = coverage_of(account, committed, window, finest, sources.sources_without(group_by))
+    coverage = coverage_of(account, committed, window, finest, sources.sources_without((*group_by, *filtered_by)))
     lacking = frozenset(name for marker in committed.hours.values() for name in marker.unknown)
     return Stored(sums, coverage, tuple(currencies_of(committed)), lacking, silent_in(committed), whole)
 

@@ -10,6 +10,7 @@ from itertools import chain
 
 from cachetools import LRUCache
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from metroculus.cost_model.allocation import Filters
 from metroculus.cost_model.components import Costs
@@ -243,7 +244,7 @@ def _month_of(
             end=month.zone.iso(month.end),
             coverage=source_of(committed, month).coverage,
             complete=point is not None and point.complete,
-            costs=wire(point, structs.DataPoint) if point else None,
+            costs=structs.DataPoint(**asdict(point)) if point else None,
             projection=wire(projection, structs.Projection) if projection else None,
             currency=", ".join(currencies) or None,
         ),

@@ -32,7 +32,7 @@ def properties_of(question: Question) -> tuple[str, ...]:
     if not needed:
         return ()
     # A pod's rows are read with its namespace and all its services; a filter by service needs no column of its own.
-    grouped = [name for name in needed if name != "service" or "service" in question.aggregate]
+    grouped = [name for name in needed if name != "service" or "service" in question.properties]
     return ("pod", *(name for name in grouped if name not in ("namespace", "pod")))
 
 
@@ -46,7 +46,7 @@ def reading_of(committed: CommittedHours, window: Window, stored: AllocationSet,
     return StoredReading(
         AllocationReading(
             source=source,
-            sets=(stored,),
+            sets=(stored,) if hours else (),
             missing=tuple(sorted(missing)),
             not_covered=tuple(sorted(not_covered - {"management"} - missing)),
         ),
@@ -152,7 +152,8 @@ class StoredHours:
             if ahead is not None and counted is found and not properties and not clusters:
                 stored, usd = ahead.sums[account]
             elif counted.hours:
-                asked = (counted, properties, clusters)
+                by_services = "service" in question.grouping.needed(question.filters)
+                asked = (counted, properties, clusters, by_services)
                 stored, usd = await store.ask(share_of(deadline), store.history.allocations, *asked)
         except StoreError as failure:
             log.warning("the store failed: %s", failure)

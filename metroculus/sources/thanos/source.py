@@ -64,7 +64,7 @@ class MetricsSource(CostSource):
         return CAPABILITIES
 
     async def allocations(self, question: Question, window: Window, deadline: Deadline) -> AllocationReading:
-        names = [name.partition(":")[2] for name in question.aggregate if name.startswith("label:")]
+        names = [name.partition(":")[2] for name in question.properties if name.startswith("label:")]
         labels = tuple(f"label_{as_prometheus_spells(name)}" for name in names)
         services = "service" in question.grouping.needed(question.filters)
         return await allocation_by_metrics(self._querier, self._account, window, deadline, labels, services)

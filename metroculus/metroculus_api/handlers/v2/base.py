@@ -10,6 +10,7 @@ from typing import Any
 from metroculus.codes import CODES, NO_SECRET, NO_SECRET_YET, TOO_MANY, WRONG_SECRET
 from metroculus.cost_model.allocation import Filters
 from metroculus.metroculus_api.cache import AnswerCache, Answered, Key, Sourced, Work
+from metroculus.metroculus_api.handlers.v2.properties import PropertyFilter, filters_of
 from metroculus.metroculus_api.secret import SecretKeeper
 from optscale_client.metroculus_client.structs import ACCOUNTS_AT_ONCE
 from tools.deadline import Deadline
@@ -103,10 +104,11 @@ class AccountsQuery(WindowQuery, frozen=True, kw_only=True):
     k8s_namespace: tuple[FilterText, ...] = ()
     k8s_node: tuple[RowFilter, ...] = ()
     k8s_service: tuple[FilterText, ...] = ()
+    filter: tuple[PropertyFilter, ...] = ()
 
     @property
     def filters(self) -> Filters:
-        return Filters(self.k8s_namespace, self.k8s_node, self.k8s_service)
+        return filters_of(self.k8s_namespace, self.k8s_node, self.k8s_service, self.filter)
 
 
 class KeptHandler(MetroculusHandler):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal, Self
 
 from msgspec import Struct
@@ -16,7 +15,8 @@ from metroculus.metroculus_api.controllers.inventory import InventoryController
 from metroculus.metroculus_api.controllers.savings import SavingsController
 from metroculus.metroculus_api.controllers.summaries import Summaries, SummariesController
 from metroculus.metroculus_api.handlers.v2.base import AccountsQuery, KeptHandler, MetroculusHandler, Needs
-from metroculus.sources.source import LABEL_NAME, METRIC_NAME
+from metroculus.metroculus_api.handlers.v2.properties import Aggregate, PropertyFilter, filters_of
+from metroculus.sources.source import METRIC_NAME
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
@@ -27,21 +27,6 @@ from tools.window import Window
 class MetricName(Text):
     pattern = METRIC_NAME.pattern
     what = "the name of a cost metric: kubecost_, opencost_, node_, pv_, container_ or kube_"
-
-
-class Aggregate(Text):
-    """A property to group by."""
-
-    pattern = structs.AGGREGATE_PATTERN
-    what = f"one of {', '.join(structs.PROPERTIES)}, label:NAME or annotation:NAME"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        parsed = super().parse(text)
-        name = text.partition(":")[2]
-        if name.startswith("__") or (name and not LABEL_NAME.fullmatch(re.sub(r"[-./]", "_", "_" + name))):
-            raise ValueError(f"must be {cls.what}")
-        return parsed
 
 
 class Share(Text):
@@ -58,6 +43,11 @@ class Share(Text):
         return parsed
 
 
+class Groups(Text):
+    pattern = r"[1-9]|[1-4][0-9]|50"
+    what = "a whole number from 1 to 50"
+
+
 class ClusterCostsQuery(WindowQuery, frozen=True, kw_only=True):
     cloud_account_id: Uuid
     detail_level: Literal["summary", "namespace", "workload", "pod"] = "summary"
@@ -66,7 +56,9 @@ class ClusterCostsQuery(WindowQuery, frozen=True, kw_only=True):
     k8s_namespace: tuple[FilterText, ...] = ()
     k8s_node: tuple[RowFilter, ...] = ()
     k8s_service: tuple[FilterText, ...] = ()
+    filter: tuple[PropertyFilter, ...] = ()
     step: Literal["hour", "day", "week", "month"] | None = None
+    groups: Groups | None = None
     idle: Literal["separate", "share", "hide"] = "separate"
 
 
@@ -77,12 +69,19 @@ class ClusterCosts(KeptHandler):
 
     @classmethod
     def question(cls, query: ClusterCostsQuery, now: float) -> tuple[Question, str | None]:
+        filters = _filters(query)
+        if query.step is not None and query.idle == "share" and (filters.any or query.groups is not None):
+            reason = "steps do not distribute idle cost: with a filter or groups, give step or idle=share, not both"
+            raise ApiError(INVALID, reason, ["idle", "step"])
+        if query.groups is not None and (query.step is None or len(query.aggregate) != 1):
+            raise ApiError(INVALID, "groups are of steps by one property: give step, and one aggregate", ["groups"])
         asked = Question(
             cloud_account_id=query.cloud_account_id,
             window=resolve_window(query, now, CODES),
             detail=query.detail_level,
             aggregate=query.aggregate,
-            filters=_filters(query),
+            filters=filters,
+            groups=int(query.groups) if query.groups is not None else 0,
             idle=query.idle,
         )
         return asked, query.step
@@ -119,7 +118,7 @@ def _filters(query: ClusterCostsQuery) -> Filters:
     if query.namespace is not None and query.k8s_namespace:
         raise ApiError(INVALID, "give either namespace or k8s_namespace, not both", ["namespace", "k8s_namespace"])
     namespaces = query.k8s_namespace if query.namespace is None else (query.namespace,)
-    return Filters(namespaces, query.k8s_node, query.k8s_service)
+    return filters_of(namespaces, query.k8s_node, query.k8s_service, query.filter)
 
 
 class SavingsQuery(WindowQuery, frozen=True, kw_only=True):
