@@ -33,8 +33,8 @@ STORES = Path(__file__).parent.parent / "data" / "stores"
 TOKEN = b"fUoE_OZRphW9Sn8HL7zFcCxwmxBQSXyxKKrUXcikX4k"
 KEY = "Zm9yIHR3byB3b3JrZXJzIG9mIHR3byBtYWNoaW5lcyE="
 RELEASED = {
-    "directory, SQLite": {1: "7a0418aac3720454", 2: "1fe8d76ab22008dd", 3: "cf92c558a521a881"},
-    "directory, MongoDB": {1: "ad78ec7806c5ef3a", 2: "e910a07df0e24144"},
+    "directory, SQLite": {1: "7a0418aac3720454", 2: "1fe8d76ab22008dd", 3: "cf92c558a521a881", 4: "820a4ddb53b953d1"},
+    "directory, MongoDB": {1: "ad78ec7806c5ef3a", 2: "e910a07df0e24144", 3: "0a15fc7c7d422883"},
     "registry, SQLite": {1: "057f207c13c64749", 2: "609fc2f8f748c749"},
 }
 """SHA-256 of each migration that was released."""

@@ -76,6 +76,10 @@ class Identity(Struct, frozen=True):
 
 FORGOTTEN_SECONDS = 7 * 86400
 """Sign-ins that ended so long before a new one ends are deleted with it."""
+SIGN_INS_OF_A_TOKEN = 50
+"""Sessions, and codes, that one token may have at once; a new one ends the oldest."""
+LONGEST_SESSION_SECONDS = 36 * 3600
+"""A session that would last longer was begun by a clock that was ahead, and has ended."""
 SignIn = Literal["session", "code"]
 """What a secret beside a token is for: a browser that is signed in, or signing one in once."""
 

@@ -25,7 +25,9 @@ from pymongo.write_concern import WriteConcern
 from rest_api.rest_api_server.directory.model import (
     FORGOTTEN_SECONDS,
     KUBERNETES,
+    LONGEST_SESSION_SECONDS,
     RESOURCES,
+    SIGN_INS_OF_A_TOKEN,
     AlreadyExists,
     Changed,
     Cluster,
@@ -75,6 +77,7 @@ MIGRATIONS = (
         ),
     ),
     MongoMigration(number=2, readable_from=1, indexes=(("sign_ins", ("expires_at",), False),)),
+    MongoMigration(number=3, readable_from=1, indexes=(("sign_ins", ("token_id", "kind", "expires_at"), False),)),
 )
 
 
@@ -253,11 +256,17 @@ class MongoDirectory:
             made = {"_id": digest(secret.encode()).hex(), "kind": kind, "token_id": token_id, "expires_at": expires_at}
             self._sign_ins.insert_one(made)
             self._sign_ins.delete_many({"expires_at": {"$lte": expires_at - FORGOTTEN_SECONDS}})
+            newest = self._sign_ins.find({"token_id": token_id, "kind": kind}).sort("expires_at", -1)
+            oldest = [one["_id"] for one in newest.skip(SIGN_INS_OF_A_TOKEN) if one["_id"] != made["_id"]]
+            if oldest:
+                self._sign_ins.delete_many({"_id": {"$in": oldest}})
         return secret
 
     def session(self, secret: bytes, now: float) -> Identity | None:
         with self._asking():
             found = self._sign_ins.find_one({"_id": digest(secret).hex(), "kind": "session"})
+        if found is None or found["expires_at"] > now + LONGEST_SESSION_SECONDS:
+            return None
         return self._signed_in(found, now)
 
     def use_code(self, code: bytes, now: float) -> Identity | None:
