@@ -76,13 +76,13 @@ def one_line_errors() -> Iterator[None]:
 
 
 @click.command()
-@click.option("--worker/--no-worker", default=False, help="Keep history in this process too, over the same store.")
+@click.option("--worker/--no-worker", default=False, help="Also run the worker in this process, on the same store.")
 @setting_options((*SETTINGS, CONFIG_URL))
 def serve(worker: bool, **flags: Any) -> None:
     """Serve Metroculus, the cost service behind the cluster secret."""
     config, etcd = configured(flags)
     if config.cluster_secret is None and etcd is None:
-        raise click.ClickException("CLUSTER_SECRET is not set: it is what callers must send")
+        raise click.ClickException("CLUSTER_SECRET is not set: callers must send this secret")
     with one_line_errors():
         asyncio.run(_serve(config, etcd, worker, told=given("CLUSTER_SECRET", SETTINGS, flags)))
 
@@ -125,11 +125,11 @@ async def _serve(config: MetroculusConfig, etcd: EtcdConfig | None, with_worker:
     "roles",
     multiple=True,
     type=click.Choice(WORKER_ROLES),
-    help="Only this work; may stand several times. The same as WORKER_ROLE.",
+    help="Only this work; can be repeated. Same as WORKER_ROLE.",
 )
 @setting_options((*SETTINGS, CONFIG_URL))
 def worker(roles: tuple[str, ...], **flags: Any) -> None:
-    """Keep history: extract every hour, read it again as bills arrive, sum up, clean."""
+    """Run the worker: store every hour, read it again as bills arrive, compute summaries, delete old data."""
     config, etcd = configured(flags | ({"worker_role": ",".join(roles)} if roles else {}))
     with one_line_errors():
         asyncio.run(work(config, owners_of(config, etcd)))
@@ -138,17 +138,17 @@ def worker(roles: tuple[str, ...], **flags: Any) -> None:
 @click.command()
 @setting_options((*SETTINGS, CONFIG_URL))
 def rekey(**flags: Any) -> None:
-    """Seal every stored credential under the first key of ENCRYPTION_KEY; after that the others can go.
+    """Encrypt every stored credential with the first key of ENCRYPTION_KEY; then the other keys can be removed.
 
-    First give every service the new list, so that none seals under an older key any more.
+    First give every service the new list of keys, so that none encrypts with an old key.
     """
     config, _ = configured(flags)
     with one_line_errors(), closing(open_registry(config)) as registry:
         done = registry.rekey()
-        click.echo(f"{done.anew} sealed anew")
+        click.echo(f"{done.anew} encrypted again")
         if done.left:
             raise click.ClickException(
-                f"{len(done.left)} were sealed under another key again meanwhile: give every service the new list first"
+                f"{len(done.left)} were encrypted with another key meanwhile: give every service the new list first"
             )
         _refuse_unreadable(done.unreadable)
 
@@ -156,8 +156,8 @@ def rekey(**flags: Any) -> None:
 def _refuse_unreadable(accounts: Sequence[str]) -> None:
     if accounts:
         raise click.ClickException(
-            f"no key of ENCRYPTION_KEY opens the credentials of {', '.join(accounts[:5])}"
-            f"{f' and {len(accounts) - 5} more' if len(accounts) > 5 else ''}: put their sources again"
+            f"no key of ENCRYPTION_KEY can decrypt the credentials of {', '.join(accounts[:5])}"
+            f"{f' and {len(accounts) - 5} more' if len(accounts) > 5 else ''}: set their sources again"
         )
 
 
@@ -165,11 +165,11 @@ def _refuse_unreadable(accounts: Sequence[str]) -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @setting_options((*SETTINGS, CONFIG_URL))
 def import_sources(file: Path, **flags: Any) -> None:
-    """Take over the upstreams of a registry FILE into the one that REGISTRY_URL names; what is there is kept."""
+    """Copy the upstreams of a SQLite registry FILE into the registry of REGISTRY_URL; existing entries are kept."""
     config, _ = configured(flags)
     with one_line_errors(), closing(open_registry(config)) as registry, closing(SqliteEntries(file)) as others:
         done = registry.take_over(others)
-        click.echo(f"{done.taken} taken over")
+        click.echo(f"{done.taken} copied")
         _refuse_unreadable(done.unreadable)
 
 
@@ -183,8 +183,8 @@ def filling(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Days read at once.",
         ),
-        click.option("--to", "end", required=True, help="Until then, not with it."),
-        click.option("--from", "start", required=True, help="RFC 3339 (2026-11-01T00:00:00Z) or Unix seconds."),
+        click.option("--to", "end", required=True, help="End, exclusive; same format as --from."),
+        click.option("--from", "start", required=True, help="Start: RFC 3339 (2026-11-01T00:00:00Z) or Unix seconds."),
         click.option("--cloud-account", "account", required=True, help="The cluster's cloud account id."),
     ):
         command = option(command)
@@ -205,7 +205,7 @@ def _filled(flags: dict[str, Any], account: str, start: str, end: str, parallel:
 @filling
 @setting_options((*SETTINGS, CONFIG_URL))
 def backfill(account: str, start: str, end: str, parallel: int, **flags: Any) -> None:
-    """Store the hours of a stretch of the past that are not stored yet.
+    """Store the missing hours of a past period.
 
     Ends with status 0 only where every hour is stored; run it again to go on. Where a running service has the store
     open, it is asked to do it.
@@ -214,26 +214,26 @@ def backfill(account: str, start: str, end: str, parallel: int, **flags: Any) ->
 
 
 @click.command()
-@click.option("--reason", required=True, help="Why; it is kept with what was changed.")
+@click.option("--reason", required=True, help="Reason for the repair; it is stored with the changes.")
 @filling
 @setting_options((*SETTINGS, CONFIG_URL))
 def repair(reason: str, account: str, start: str, end: str, parallel: int, **flags: Any) -> None:
-    """Read hours again, closed ones too (over seven days old), and store what the source says now.
+    """Read hours again, including closed ones (over seven days old), and store the source's current data.
 
-    Each hour that changed is kept in the audit with what it was.
+    The old cost of each changed hour is recorded.
     """
     raise SystemExit(_filled(flags, account, start, end, parallel, reason))
 
 
 @click.command()
-@click.option("--opencost", "opencost_url", help="Where the cluster's OpenCost is (often port 9003).")
-@click.option("--kubecost", "kubecost_url", help="Where the cluster's Kubecost is (often port 9090).")
+@click.option("--opencost", "opencost_url", help="URL of the cluster's OpenCost (often port 9003).")
+@click.option("--kubecost", "kubecost_url", help="URL of the cluster's Kubecost (often port 9090).")
 @click.option("--prometheus", "prometheus_url", help="The same cluster's Prometheus; adds management, limits, metrics.")
 @click.option("--data-dir", default=".metroculus", show_default=True, envvar="DATA_DIR", type=click.Path())
-@click.option("--listen", "rest_listen", default="127.0.0.1:8999", show_default=True, help="Of the REST API.")
-@click.option("--metroculus-listen", default="127.0.0.1:8969", show_default=True, help="Of Metroculus.")
-@click.option("--worker-listen", default="127.0.0.1:8970", show_default=True, help="Of the worker's metrics.")
-@click.option("--history-days", type=click.IntRange(0, 400), default=14, show_default=True, help="Filled at the start.")
+@click.option("--listen", "rest_listen", default="127.0.0.1:8999", show_default=True, help="Address of the REST API.")
+@click.option("--metroculus-listen", default="127.0.0.1:8969", show_default=True, help="Address of Metroculus.")
+@click.option("--worker-listen", default="127.0.0.1:8970", show_default=True, help="Address of the worker's metrics.")
+@click.option("--history-days", type=click.IntRange(0, 400), default=14, show_default=True, help="Stored at start.")
 def up(
     opencost_url: str | None,
     kubecost_url: str | None,
@@ -244,7 +244,7 @@ def up(
     worker_listen: str,
     history_days: int,
 ) -> None:
-    """One machine, one cluster: services and worker in one process, costs on the screen, a token to ask with."""
+    """Run everything for one cluster in one process, and print its costs and an access token."""
     if opencost_url and kubecost_url:
         raise click.UsageError("give --opencost or --kubecost, not both: they would count the same cluster twice")
     url = opencost_url or kubecost_url
@@ -275,11 +275,11 @@ def up(
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Hold every view against the exact truth, print a table and end.")
-@click.option("--folder", default=".demo", show_default=True, type=click.Path(), help="Made anew at each start.")
+@click.option("--check", is_flag=True, help="Compare every view with the exact cost, print a table and exit.")
+@click.option("--folder", default=".demo", show_default=True, type=click.Path(), help="Created again at each start.")
 @click.option("--metroculus-port", default=0, help="Default: a free one.")
 @click.option("--rest-api-port", default=0, help="Default: a free one.")
 def demo(check: bool, folder: str, metroculus_port: int, rest_api_port: int) -> None:
-    """The product against three simulated clusters with two weeks of history."""
+    """Run Metroculus with three simulated clusters and two weeks of history."""
     set_up("warning", "text")
     raise SystemExit(asyncio.run(demonstration.run(Path(folder), check, (metroculus_port, rest_api_port))))

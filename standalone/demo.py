@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -219,10 +221,40 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
         await demo.stop()
 
 
+CONNECTION = "connection.json"
+MARK = ".metroculus-demo"
+"""A file in each folder that a demo has made: no other folder is touched."""
+MADE = (CONNECTION, "agent.log", "audit.jsonl", "data", "prometheus", "push.token")
+"""What a demo makes in its folder."""
+
+
+def _made_anew(folder: Path) -> None:
+    """A folder of a demo's own; what an earlier demo has made in it is deleted, and nothing else.
+
+    Raises:
+        click.ClickException: the folder holds something else, or a demo is running in it.
+    """
+    mark = folder / MARK
+    if folder.exists() and not mark.is_file() and any(folder.iterdir()):
+        raise click.ClickException(f"{folder} holds files that no demo has made: name an empty or a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(mark, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # for as long as this process runs
+    except OSError:
+        os.close(handle)
+        raise click.ClickException(f"a demo is running in {folder}: stop it, or name another folder") from None
+    for name in MADE:
+        one = folder / name
+        if one.is_dir() and not one.is_symlink():
+            shutil.rmtree(one)
+        else:
+            one.unlink(missing_ok=True)
+
+
 def _started(folder: Path, ports: tuple[int, int]) -> Demo:
     """Three simulated clusters, a Prometheus where there is one, and the services."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    _made_anew(folder)
     now = int(time.time())
     end = now - now % DAY + AHEAD_DAYS * DAY
     worlds = [
@@ -340,7 +372,7 @@ def _write_connection(demo: Demo) -> Path:
         "cluster_ids": [cluster.id for cluster in demo.clusters],
         "simulator_url": demo.served[0][1],
     }
-    file = demo.folder / "connection.json"
+    file = demo.folder / CONNECTION
     file.touch(mode=0o600)
     file.write_text(json.dumps(connection, indent=1))
     return file

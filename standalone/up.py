@@ -24,6 +24,7 @@ from standalone.history import Bar, tell_owner
 from standalone.running import Plan, Running, start
 from tools.tornado_service.listening import stop_signal
 from tools.window import DAY
+from tools.wording import not_covered_text, source_trouble, why_incomplete
 
 ORGANIZATION, USER, CLUSTER = "home", "me", "my-cluster"
 TOKEN_DAYS = 30
@@ -82,26 +83,19 @@ def cost_table(body: dict[str, Any]) -> str:
         lines.append(f"{name:<28}{money(value):>14}")
     lines.append(f"{'total':<28}{money(body['total_cost']):>14}")
     if not body["complete"]:
-        troubles = [_trouble(source) for source in body["sources"] if source["status"] not in ("ok", "not_configured")]
-        lines.append(f"not complete: {'; '.join(troubles) or 'a component is not known'}")
+        about = ("name", "status", "coverage", "error", "warnings")
+        troubles = [source_trouble(*(source[key] for key in about)) for source in body["sources"]]
+        lines.append(f"not complete: {'; '.join(why_incomplete(troubles, body['summary'], body['not_covered']))}")
     if body["not_covered"]:
-        lines.append(f"not covered by what is configured: {', '.join(body['not_covered'])}")
+        lines.append(not_covered_text(body["not_covered"]))
     return "\n".join(lines)
-
-
-def _trouble(source: dict[str, Any]) -> str:
-    """What is wrong with one source, as a person reads it."""
-    parts = [source["status"]]
-    if source["status"] == "partial" and source["coverage"] is not None and source["coverage"] < 1:
-        parts = [f"knows only {source['coverage']:.1%} of the time"]
-    return f"{source['name']} {', '.join(filter(None, (*parts, source['error'], *source['warnings'])))}"
 
 
 def page_link(running: Running, token_id: str) -> str:
     """The page's address with a code that signs in, once and within ten minutes."""
     code = running.rest_api.directory.create_sign_in(token_id, "code", int(time.time()) + CODE_SECONDS)
     url = running.rest_api_listener.url
-    return f"The page: {url}/sign-in?code={code}\n(signs in once, within ten minutes; later {url} asks for the token)\n"
+    return f"The page: {url}/sign-in?code={code}\n(works once, within ten minutes; then {url} asks for the token)\n"
 
 
 def leave_token(folder: Path, token: str) -> Path:
@@ -135,7 +129,7 @@ def how_to_ask(running: Running, organization_id: str, cluster: tuple[str, str],
         f"  {ask} '{base}/organizations/{organization_id}/kubecost/clusters?window=7d'\n"
         f"One cluster by namespace:\n"
         f"  {ask} '{base}/kubecost/clusters/{cluster_id}/costs?window=7d'\n"
-        f"What is stored, month by month, and where this one is going:\n"
+        f"Stored cost by month, with a projection of the current month:\n"
         f"  {ask} '{base}/organizations/{organization_id}/kubecost/monthly?months=2'\n"
         f"\nREST API {running.rest_api_listener.url}   Metroculus {running.metroculus_listener.url}"
         f"   (/openapi.json on both)\n{watched}Ctrl-C stops."
@@ -173,7 +167,7 @@ async def fill_shown(running: Running, account: str, days: int) -> None:
         return
     if not progress.complete:
         why = f": {progress.last_reason}" if progress.last_reason else ""
-        click.echo(f"{progress.missing} of {progress.total} hours could not be had{why}")
+        click.echo(f"{progress.missing} of {progress.total} hours could not be read{why}")
 
 
 async def unless(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

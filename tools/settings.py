@@ -110,7 +110,7 @@ def _read_file(file: str, settings: Sequence[Setting]) -> dict[str, str]:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as problem:
         raise SettingsError(f"{file}: cannot be read: {str(problem).splitlines()[0]}") from None
     if not isinstance(read, dict):
-        raise SettingsError(f"{file}: must hold settings, one a line: `name: value`")
+        raise SettingsError(f"{file}: must contain one setting per line: `name: value`")
     known = {setting.key for setting in settings}
     for name in read:
         if name not in known:
@@ -172,7 +172,7 @@ def size(text: str) -> int:
 def existing_file(text: str) -> str:
     """The path of a file that is there."""
     if not Path(text).is_file():
-        raise ValueError("is no file")
+        raise ValueError("is not a file")
     return text
 
 
@@ -181,7 +181,7 @@ def authority_file(text: str) -> str:
     try:
         ssl.create_default_context(cafile=existing_file(text))
     except (OSError, ssl.SSLError) as problem:
-        raise ValueError(f"holds no certificates in PEM ({type(problem).__name__})") from None
+        raise ValueError(f"contains no PEM certificates ({type(problem).__name__})") from None
     return text
 
 

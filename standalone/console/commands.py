@@ -29,6 +29,7 @@ from standalone.console.profiles import (
     save,
     usable,
 )
+from tools.wording import COMPONENTS
 
 NOT_COMPLETE = 3
 """Exit status of an answer that is not all that happened."""
@@ -61,7 +62,7 @@ def reading(command: F) -> F:
             return result
         except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as problem:
             url = kwargs.get("url") or os.environ.get("METROCULUS_REST_URL") or "the service"
-            raise Refused(f"{url} answers with something else than the REST API ({type(problem).__name__})") from None
+            raise Refused(f"{url} does not answer like a REST API of Metroculus ({type(problem).__name__})") from None
         except OSError as problem:
             if problem.errno == errno.EPIPE:
                 raise
@@ -80,11 +81,11 @@ def asking(command: F) -> F:
         click.option(
             "--ca", type=click.Path(), help="Authority (PEM file) of the REST API's certificate. [METROCULUS_REST_CA]"
         ),
-        click.option("--profile", help=f"What login has kept. Default: {DEFAULT_PROFILE}. [METROCULUS_PROFILE]"),
+        click.option("--profile", help=f"Profile stored by login. Default: {DEFAULT_PROFILE}. [METROCULUS_PROFILE]"),
         click.option("--organization", "--org", help="Name or id; needed where the token sees several."),
         click.option(
             "--output", "-o", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True,
-            help="json is the API's answer, csv its file.",
+            help="json is the API's answer, csv its export.",
         ),
     )  # fmt: skip
     for option in reversed(options):
@@ -95,7 +96,7 @@ def asking(command: F) -> F:
 def windowed(command: F) -> F:
     """Of which time."""
     for option in (
-        click.option("--timezone", help="Whose days are meant, like Europe/Berlin. Default: UTC."),
+        click.option("--timezone", help="Time zone of days, weeks and months, like Europe/Berlin. Default: UTC."),
         click.option("--window", "-w", default="7d", show_default=True, help="24h, 7d, month, lastweek, START,END …"),
     ):  # fmt: skip
         command = option(command)
@@ -105,15 +106,15 @@ def windowed(command: F) -> F:
 @click.command()
 @click.option("--url", prompt="REST API", default=DEFAULT_URL, show_default=True, help="Where the REST API is.")
 @click.option(
-    "--token-file", type=click.Path(), help="A file with the token, or - for standard input; else it is asked for."
+    "--token-file", type=click.Path(), help="A file with the token, or - for standard input; default: a prompt."
 )
 @click.option("--ca", type=click.Path(), help="Authority (PEM file) of the REST API's certificate.")
-@click.option("--profile", default=DEFAULT_PROFILE, show_default=True, help="The name to keep it under.")
+@click.option("--profile", default=DEFAULT_PROFILE, show_default=True, help="Name of the stored profile.")
 @reading
 def login(url: str, token_file: str | None, ca: str | None, profile: str) -> None:
-    """Keep a REST API's address and token for the other commands.
+    """Store a REST API's address and token for the other commands.
 
-    The token is checked, and kept in a file that only you can read. Who may make tokens: rest-api token create.
+    The token is checked and stored in a file that only you can read. An operator creates tokens: rest-api token create.
     """
     try:
         if token_file == "-":  # nosec B105  (standard input)
@@ -126,7 +127,7 @@ def login(url: str, token_file: str | None, ca: str | None, profile: str) -> Non
     except (ApiFailure, ProfileError, UnicodeError) as problem:
         _refuse(str(problem))
     names = ", ".join(f"{one['name']} ({one['role']})" for one in seen["organizations"]) or "no organization yet"
-    click.echo(tables.plain(f"{seen['user']} sees {names}; kept in {file}").plain)
+    click.echo(tables.plain(f"{seen['user']} has access to {names}; stored in {file}").plain)
 
 
 @click.command()
@@ -134,7 +135,7 @@ def login(url: str, token_file: str | None, ca: str | None, profile: str) -> Non
 @windowed
 @reading
 def clusters(window: str, timezone: str | None, output: str, **asked: str | None) -> None:
-    """Every cluster of the organization with its cost, dearest first."""
+    """List the organization's clusters with their cost, most expensive first."""
     api, organization = _opened(asked)
     path = f"organizations/{organization['id']}/kubecost/clusters"
     query = {"window": window, "timezone": timezone}
@@ -162,15 +163,15 @@ def clusters(window: str, timezone: str | None, output: str, **asked: str | None
     "-b",
     default="namespace",
     show_default=True,
-    help="namespace, controller, pod, node, service, label:NAME …; several between commas.",
+    help="namespace, controller, pod, node, service, label:NAME …; several separated by commas.",
 )
 @click.option(
     "--filter",
     "-f",
     "filters",
     multiple=True,
-    metavar="KEY=VALUE",
-    help="namespace=, node= or service=; may stand several times.",
+    metavar="PROPERTY=VALUE",
+    help="namespace=shop, controller=web, label:team=blue …; can be repeated.",
 )
 @click.option(
     "--idle",
@@ -181,7 +182,7 @@ def clusters(window: str, timezone: str | None, output: str, **asked: str | None
 )
 @click.option(
     "--sort",
-    type=click.Choice(["total_cost", "name", *(name for name, _ in tables.COMPONENTS[:6])]),
+    type=click.Choice(["total_cost", "name", *(name for name, _ in COMPONENTS[:6])]),
     default="total_cost",
     show_default=True,
 )
@@ -209,11 +210,11 @@ def costs(
     output: str,
     **asked: str | None,
 ) -> None:
-    """What a cluster cost, by namespace or anything else.
+    """Show the cost of a cluster, by namespace or another property.
 
     \b
       metroculus costs --cluster prod --window lastmonth --by label:team
-      metroculus costs -c prod -f namespace=shop --by controller,pod -o csv > shop.csv
+      metroculus costs -c prod -f namespace=shop -f label:team=blue --by pod -o csv > blue.csv
     """
     narrowed = _filters(filters)
     api, organization = _opened(asked)
@@ -247,7 +248,7 @@ def costs(
 def savings(
     window: str, timezone: str | None, cluster: str | None, limit: int, output: str, **asked: str | None
 ) -> None:
-    """What could be had for less, by what it saves a month."""
+    """List possible savings, largest first."""
     api, organization = _opened(asked)
     one = _cluster(cluster, _clusters(api, organization["id"]))
     path, query = f"kubecost/clusters/{one['cluster_id']}/optimization", {"window": window, "timezone": timezone}
@@ -293,9 +294,10 @@ def _filters(texts: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for text in texts:
         key, sign, value = text.partition("=")
-        if key not in ("namespace", "node", "service") or not sign or not value:
-            raise click.BadParameter(f"{text}: namespace=NAME, node=NAME or service=NAME", param_hint="--filter")
-        found.setdefault(f"k8s_{key}", []).append(value)
+        own = key in ("namespace", "node", "service") and "," not in value
+        if not key or not sign or (own and not value):
+            raise click.BadParameter(f"{text}: must be like namespace=shop, or label:team=blue", param_hint="--filter")
+        found.setdefault(f"k8s_{key}" if own else "filter", []).append(value if own else text)
     return found
 
 

@@ -10,18 +10,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from tools.wording import COMPONENTS, NOT_KNOWN, not_covered_text, source_trouble, why_incomplete
+
 Json = dict[str, Any]
-NOT_KNOWN = "not known"
-COMPONENTS = (
-    ("cpu_cost", "CPU"),
-    ("ram_cost", "RAM"),
-    ("gpu_cost", "GPU"),
-    ("pv_cost", "volumes"),
-    ("network_cost", "network"),
-    ("load_balancer_cost", "balancers"),
-    ("shared_cost", "shared"),
-    ("external_cost", "external"),
-)
 WELL, POOR = 0.6, 0.3
 """Efficiencies from which on they are shown green, and below which red."""
 GIB = 1 << 30
@@ -33,9 +24,9 @@ def money(value: float | None) -> Text:
 
 
 def ratio(value: float | None) -> Text:
-    """An efficiency: nothing where nothing was requested, or it is not known."""
+    """An efficiency, green to red."""
     if value is None:
-        return Text("–", style="dim")
+        return Text(NOT_KNOWN, style="yellow")
     style = "green" if value >= WELL else "red" if value < POOR else "yellow"
     return Text(f"{value:.0%}", style=style)
 
@@ -169,20 +160,14 @@ def troubles_of(body: Json) -> list[str]:
     """Why an answer is not all that happened, a line each; empty where it is complete."""
     if body["complete"]:
         return []
-    found = [_trouble(source) for source in body["sources"] if source["status"] not in ("ok", "not_configured")]
-    return found or ["a component is not known"]
+    about = ("name", "status", "coverage", "error", "warnings")
+    troubles = [source_trouble(*(source[key] for key in about)) for source in body["sources"]]
+    return why_incomplete(troubles, body.get("summary"), body.get("not_covered") or ())
 
 
 def not_covered(body: Json) -> str:
     """What no source that is configured can tell; empty where there is nothing of that kind."""
-    names = body.get("not_covered") or ()
-    return f"nothing here tells {', '.join(names)}: totals are of the rest" if names else ""
-
-
-def _trouble(source: Json) -> str:
-    coverage = source["coverage"]
-    known = f"knows {coverage:.1%} of the time" if coverage is not None and coverage < 1 else source["status"]
-    return f"{source['name']}: {', '.join(filter(None, (known, source['error'], *source['warnings'])))}"
+    return not_covered_text(body.get("not_covered") or ())
 
 
 def _rest(body: Json) -> float | None:

@@ -98,7 +98,7 @@ def test_what_is_not_complete_says_so_and_ends_with_3(two):
     """A window that begins before the cluster did: a script sees it by the status, a person reads why."""
     asked = ("-w", f"{WORLD.start - 86400},{END}")
     result = two.terminal.run("costs", "-c", "prod", *asked, status=3)
-    assert "not complete: allocation: knows" in result.stderr
+    assert "not complete: allocation API: has data for" in result.stderr
     assert not json.loads(two.terminal.run("costs", "-c", "prod", *asked, "-o", "json", status=3).stdout)["complete"]
     assert two.terminal.run("costs", "-c", "prod", *asked, "-o", "csv", status=3).stdout.startswith("# lines above")
     two.terminal.run("clusters", *asked, status=3)
@@ -109,7 +109,7 @@ def test_what_no_source_tells_is_named(two):
     """OpenCost tells no management cost; what it does tell is complete."""
     result = two.terminal.run("costs", "-c", "lab", "-w", WINDOW)
     assert "(cluster management)" in result.stdout and "not known" in result.stdout
-    assert "nothing here tells management" in result.stderr and "not complete" not in result.stderr
+    assert "no configured source provides cluster management" in result.stderr and "not complete" not in result.stderr
 
 
 def test_json_is_the_answer_and_csv_is_the_file(two):
@@ -131,7 +131,13 @@ def test_filters_narrow_every_output(two):
     found = read_csv(two.terminal.run(*asked, "-o", "csv").stdout_bytes)
     assert found.sum("total_cost (USD)") == pytest.approx(body["total_cost"], rel=1e-12)
     assert found.about["filters"] == f"aggregate = pod; k8s_namespace = shop; k8s_node = {one}; idle = separate"
-    for wrong in ("shop", "namespace=", "pod=x"):
+    team = two.body(f"kubecost/clusters/{two.ids[0]}/costs?window={WINDOW}&filter=label:team=alpha&limit=1")[
+        "total_cost"
+    ]
+    asked = ("costs", "-c", "prod", "-w", WINDOW, "-f", "label:team=alpha", "-o", "json")
+    assert json.loads(two.terminal.run(*asked).stdout)["total_cost"] == team > 0
+    two.terminal.run("costs", "-c", "prod", "-f", "nonsense=x", status=1)
+    for wrong in ("shop", "namespace=", "=x"):
         assert "--filter" in two.terminal.run("costs", "-f", wrong, status=2).stderr
 
 
@@ -166,7 +172,7 @@ def test_login_checks_and_keeps_a_token_for_its_owner_alone(two, tmp_path):
     refused = terminal.run("login", "--url", url, "--token-file", "-", input="wrong\n", status=1)
     assert "does not take the token" in refused.stderr and not list(tmp_path.rglob("profiles.yaml"))
     result = terminal.run("login", input=f"{url}\n{token}\n")
-    assert "acme viewer sees acme (viewer)" in result.output and token not in result.output
+    assert "acme viewer has access to acme (viewer)" in result.output and token not in result.output
     file = tmp_path / ".config" / "metroculus" / "profiles.yaml"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 and yaml.safe_load(file.read_text())["default"]["token"] == token
     assert "prod" in terminal.run("clusters", "-w", WINDOW).stdout

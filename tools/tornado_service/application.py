@@ -65,6 +65,12 @@ class ServiceHandler(RequestHandler):
         forwarded = self.request.headers.get_list("X-Forwarded-For")
         return self.service.proxies.client(self.request.remote_ip or "", forwarded)
 
+    @property
+    def audited_as(self) -> Any:
+        """What the audit log says that was needed, an enum's member; None where there is no line."""
+        declared = declared_of(type(self), self.request.method)
+        return declared.needs if declared is not None else None
+
     def remember(self, operation: Operation, query: Any, path: dict[str, str]) -> None:
         """Keep what was made of this request's target, so that its answer may go out without a handler."""
         if not hasattr(self, "ready"):
@@ -223,13 +229,12 @@ class ServiceHandler(RequestHandler):
     def on_finish(self) -> None:
         if not hasattr(self, "_began"):
             return
-        declared = declared_of(type(self), self.request.method)
         self.service.answered(
             handler=type(self).__name__,
             method=self.request.method if self.request.method in (*METHODS, "HEAD", "OPTIONS") else "OTHER",
             status=self.get_status(),
             seconds=time.perf_counter() - self._began,
-            needs=declared.needs if declared is not None else None,
+            needs=self.audited_as,
             request_id=self.request_id,
             actor=self.actor,
             address=self.address,
@@ -317,12 +322,16 @@ Route = tuple[str, type[ServiceHandler], dict[str, Any]]
 
 
 def make_application(
-    service: Service, routes: Sequence[Route], uploads: Mapping[str, int] | None = None
+    service: Service,
+    routes: Sequence[Route],
+    uploads: Mapping[str, int] | None = None,
+    not_found: type[ServiceHandler] = NotFoundHandler,
 ) -> Application:
     """An application of a service's routes and the four that every service has.
 
     Args:
         uploads: bytes that a body may have, by the beginning of its path; others have the usual limit.
+        not_found: answers what no route is for.
     """
     shared: dict[str, Any] = {"service": service}
     own: list[Route] = [(pattern, handler, shared | parts) for pattern, handler, parts in routes]
@@ -335,7 +344,7 @@ def make_application(
     every.append((r"/openapi\.json", OpenApi, shared | {"routes": [*every, (r"/openapi\.json", OpenApi, shared)]}))
     application = Application(
         every,
-        default_handler_class=NotFoundHandler,
+        default_handler_class=not_found,
         default_handler_args=shared,
         log_function=_log,
     )

@@ -32,6 +32,8 @@ class Text(str):
     most: ClassVar[int] = 100
     """How many of them one parameter may have, where it may have several."""
     longest: ClassVar[int] = MAX_PARAMETER_LENGTH
+    listed: ClassVar[bool] = True
+    """Whether several of them may stand as a comma list."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -72,6 +74,16 @@ class FilterText(Text):
 
 class RowFilter(Text):
     """The name of a node or of anything else that rows carry: compared, never interpreted."""
+
+
+class Cell(Text):
+    """A field of a table in a form, where each row has one: empty or not, the same or not."""
+
+    pattern = r"[^\x00-\x1f\x7f]{0,10000}"
+    what = "at most 10000 printable characters"
+    longest = 10_000
+    most = 500
+    listed = False
 
 
 class Step(Text):
@@ -258,9 +270,11 @@ def _read(parameter: _Parameter, given: Sequence[bytes | str]) -> Any:
         if len(texts) > 1:
             raise ValueError("may stand only once")
         return _convert(parameter.element, texts[0])
-    parts = [part for text in texts for part in text.split(",")]
-    if len(set(parts)) != len(parts):
-        raise ValueError("names the same thing twice")
+    parts = texts
+    if getattr(parameter.element, "listed", True):
+        parts = [part for text in texts for part in text.split(",")]
+        if len(set(parts)) != len(parts):
+            raise ValueError("names the same thing twice")
     most = getattr(parameter.element, "most", Text.most)
     if len(parts) > most:
         raise ValueError(f"has more than {most} values")
