@@ -234,6 +234,22 @@ class Gate:
         asked = [await self._organization(organization_id) for organization_id in identity.roles]
         return sorted((one for one in asked if one is not None), key=lambda one: (one.name, one.id))
 
+    async def organization_named(self, identity: Identity, organization_id: str) -> Organization:
+        """An organization in which the identity has a role.
+
+        Raises:
+            ApiError: 404
+        """
+        found = await self._organization(organization_id) if organization_id in identity.roles else None
+        if found is None:
+            raise ApiError(NOT_FOUND)
+        return found
+
+    @staticmethod
+    def may(identity: Identity, organization_id: str, needs: Needs) -> bool:
+        """Whether an identity has a permission in an organization."""
+        return _refusal(identity, organization_id, needs) is None
+
     async def clusters(self, organization_id: str) -> list[Cluster]:
         return await self.ask(lambda directory: directory.clusters(organization_id))
 
@@ -300,7 +316,7 @@ def _token_of(authorization: list[str]) -> bytes | None:
     return token.encode("latin-1", "replace")
 
 
-def _actor(identity: Identity) -> dict[str, str]:
+def actor_of(identity: Identity) -> dict[str, str]:
     return {
         "kind": "user",
         "user_id": identity.user_id,
@@ -317,18 +333,21 @@ class RestHandler(ServiceHandler):
     needs: Needs
     identity: Identity
     cluster: Cluster
+    takes_place = True
+    """Whether the request counts against what one token may ask at once."""
     _placed = False
 
     @property
     def actor(self) -> dict[str, str]:
         known: Identity | None = getattr(self, "identity", None)
-        return {"kind": "anonymous"} if known is None else _actor(known)
+        return {"kind": "anonymous"} if known is None else actor_of(known)
 
     async def authorize(self, operation: Operation, path: dict[str, str]) -> None:
         self.needs = operation.needs
         self.identity = await self.identified()
-        self.gate.take_place(self.identity)
-        self._placed = True
+        if self.takes_place:
+            self.gate.take_place(self.identity)
+            self._placed = True
         ids = {name: _uuid(name, text) for name, text in path.items() if name in ("organization_id", "cluster_id")}
         organization_id = ids.get("organization_id")
         if organization_id is not None:
@@ -394,7 +413,7 @@ class ViewHandler(RestHandler):
             gate.take_place(identity)
             return lambda: gate.leave_place(identity)
 
-        return ReadyAnswer(kept.prepared, _actor(identity), kept.headers, take_place)
+        return ReadyAnswer(kept.prepared, actor_of(identity), kept.headers, take_place)
 
     async def send(self, value: Any) -> None:
         if isinstance(value, KeptAnswer):

@@ -33,7 +33,7 @@ DIRECTORY_SETTINGS = tuple(s for s in SETTINGS if s.name in ("DIRECTORY_URL", "D
 @click.group()
 @click.version_option(package_name="metroculus")
 def main() -> None:
-    """What organizations' Kubernetes clusters cost: the REST API, its users and tokens."""
+    """Run the REST API and manage its organizations, users and tokens."""
 
 
 @main.command()
@@ -47,7 +47,7 @@ def serve(**flags: Any) -> None:
         raise click.ClickException(str(problem)) from None
     set_up(values["log_level"], values["log_format"])
     if not config.cluster_secret:
-        raise click.ClickException("CLUSTER_SECRET is not set: it is what Metroculus wants")
+        raise click.ClickException("CLUSTER_SECRET is not set: it must be the secret of Metroculus")
 
     told = given("CLUSTER_SECRET", SETTINGS, flags)
 
@@ -100,14 +100,14 @@ def _directory(flags: dict[str, Any], change: str = "", **objects: str) -> Itera
 
 @main.group()
 def organization() -> None:
-    """Organizations: whose clusters they are."""
+    """Manage organizations, which own clusters."""
 
 
 @organization.command(name="create")
 @click.argument("name")
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def create_organization(name: str, **flags: Any) -> None:
-    """Make an organization and print its id."""
+    """Create an organization and print its id."""
     with _directory(flags, "create organization", name=name) as directory:
         click.echo(directory.create_organization(name).id)
 
@@ -125,7 +125,7 @@ def list_organizations(**flags: Any) -> None:
 @click.argument("organization_id")
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def delete_organization(organization_id: str, **flags: Any) -> None:
-    """Forget an organization and its clusters: nobody has a role in it from now on."""
+    """Delete an organization, its clusters and all roles in it."""
     with _directory(flags, "delete organization", organization_id=organization_id) as directory:
         if not directory.delete_organization(organization_id):
             raise Missing(f"there is no organization {organization_id}")
@@ -133,16 +133,16 @@ def delete_organization(organization_id: str, **flags: Any) -> None:
 
 @main.group()
 def user() -> None:
-    """Users, and their roles in organizations."""
+    """Manage users and their roles in organizations."""
 
 
 @user.command(name="create")
 @click.argument("name")
-@click.option("--organization", "organization_id", help="Give the role there.")
+@click.option("--organization", "organization_id", help="Organization in which the user gets the role.")
 @click.option("--role", type=click.Choice(["viewer", "manager", "admin"]), default="viewer", show_default=True)
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def create_user(name: str, organization_id: str | None, role: str, **flags: Any) -> None:
-    """Make a user; one that exists gets the role."""
+    """Create a user, or give an existing user the role."""
     scope = {"organization_id": organization_id, "role": role} if organization_id is not None else {}
     with _directory(flags, "create user", user=name, **scope) as directory:
         try:
@@ -165,10 +165,10 @@ def list_users(**flags: Any) -> None:
 
 @user.command(name="remove")
 @click.argument("name")
-@click.option("--organization", "organization_id", required=True, help="Take the role there away.")
+@click.option("--organization", "organization_id", required=True, help="Organization in which the user loses the role.")
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def remove_user(name: str, organization_id: str, **flags: Any) -> None:
-    """Take a user's role in an organization away."""
+    """Remove a user's role in an organization."""
     with _directory(flags, "remove user", user=name, organization_id=organization_id) as directory:
         directory.set_role(name, organization_id, None)
 
@@ -177,26 +177,26 @@ def remove_user(name: str, organization_id: str, **flags: Any) -> None:
 @click.argument("name")
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def disable_user(name: str, **flags: Any) -> None:
-    """Refuse every token of a user from now on."""
+    """Disable a user: all tokens of the user are refused from now on."""
     with _directory(flags, "disable user", user=name) as directory:
         directory.disable_user(name)
 
 
 @main.group()
 def token() -> None:
-    """Tokens: shown once, stored as digests."""
+    """Manage tokens; a token is shown once and stored as a digest."""
 
 
 @token.command(name="create")
 @click.argument("user_name")
-@click.option("--days", default=90, show_default=True, type=click.IntRange(1, 3650), help="Until it expires.")
+@click.option("--days", default=90, show_default=True, type=click.IntRange(1, 3650), help="Lifetime.")
 @click.option(
-    "--organization", "organizations", multiple=True, help="Good for this one alone; may stand several times."
+    "--organization", "organizations", multiple=True, help="Valid only for this organization; can be repeated."
 )
-@click.option("--read-only", is_flag=True, help="Good for reading alone, whatever the user's role.")
+@click.option("--read-only", is_flag=True, help="Read access only, whatever the user's role.")
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def create_token(user_name: str, days: int, organizations: tuple[str, ...], read_only: bool, **flags: Any) -> None:
-    """Make a token for a user; the token is printed, its id goes to standard error."""
+    """Create a token for a user; the token is printed, its id goes to standard error."""
     with _directory(flags, "create token", user=user_name) as directory:
         for organization_id in organizations:
             if directory.organization(organization_id) is None:
@@ -211,7 +211,7 @@ def create_token(user_name: str, days: int, organizations: tuple[str, ...], read
 @click.argument("user_name")
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def list_tokens(user_name: str, **flags: Any) -> None:
-    """List a user's tokens: id, until when, what for."""
+    """List a user's tokens with id, expiry and limits."""
     with _directory(flags) as directory:
         for one in directory.tokens(user_name):
             until = "for good" if one.expires_at is None else f"until {iso(one.expires_at)}"
@@ -224,7 +224,7 @@ def list_tokens(user_name: str, **flags: Any) -> None:
 @click.argument("token_id")
 @setting_options(DIRECTORY_SETTINGS, config_file=False)
 def revoke_token(token_id: str, **flags: Any) -> None:
-    """Refuse a token from now on."""
+    """Revoke a token: it is refused from now on."""
     with _directory(flags, "revoke token", token_id=token_id) as directory:
         if not directory.revoke_token(token_id):
             raise Missing(f"there is no token {token_id}")

@@ -31,7 +31,7 @@ class RestApiConfig:
     """Settings as values, each declared where it is held."""
 
     cluster_secret: str | None = declared(
-        Setting("CLUSTER_SECRET", "Secret that Metroculus wants.", cluster_secret, None, "/secret/cluster", secret=True)
+        Setting("CLUSTER_SECRET", "Secret of Metroculus.", cluster_secret, None, "/secret/cluster", secret=True)
     )
     listen: tuple[str, int] = declared(Setting("REST_API_LISTEN", "Address to serve on.", address, ("127.0.0.1", 8999)))
     metroculus_url: str = declared(Setting("METROCULUS_URL", "Where Metroculus is.", base_url, "http://127.0.0.1:8969"))
@@ -53,7 +53,7 @@ class RestApiConfig:
         )
     )
     data_dir: Path = declared(DATA_DIR)
-    cache_mib: int = declared(Setting("CACHE_SIZE", "MiB of answers that are kept.", count, 64))
+    cache_mib: int = declared(Setting("CACHE_SIZE", "MiB of cached answers.", count, 64))
     token_concurrency: int = declared(Setting("TOKEN_CONCURRENCY", "Requests at once with one token.", count, 32))
     resources_refresh: float = declared(
         Setting("RESOURCES_REFRESH", "Seconds between refreshes of quotas, limits and nodes.", seconds, 600.0)
@@ -63,6 +63,13 @@ class RestApiConfig:
             "CORS_ORIGINS",
             "Origins whose web pages may read answers, between commas; * is every one. None by default.",
             parse_origins,
+        )
+    )
+    gateway_url: str | None = declared(
+        Setting(
+            "GATEWAY_URL",
+            "Address of the gateway that the web page shows when a cluster is added; without it, an example.",
+            base_url,
         )
     )
     export_seconds: float = declared(

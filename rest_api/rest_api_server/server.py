@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from tornado.web import Application
 
@@ -14,6 +15,7 @@ from optscale_client.metroculus_client import Client
 from rest_api.rest_api_server.auth import Gate
 from rest_api.rest_api_server.config import RestApiConfig
 from rest_api.rest_api_server.controllers.alerts import AlertsController
+from rest_api.rest_api_server.controllers.backfills import BackfillsController
 from rest_api.rest_api_server.controllers.budgets import BudgetsController
 from rest_api.rest_api_server.controllers.changes import ChangesController
 from rest_api.rest_api_server.controllers.chargeback import ChargebackController
@@ -31,6 +33,7 @@ from rest_api.rest_api_server.directory.model import Directory
 from rest_api.rest_api_server.errors import CODES, map_error
 from rest_api.rest_api_server.exports.files import Files
 from rest_api.rest_api_server.kept import KeptAnswers, KeptCollector
+from rest_api.rest_api_server.pages.base import NoPage
 from rest_api.rest_api_server.urls import routes
 from tools.http_client import authorities
 from tools.tornado_service.application import make_application
@@ -105,20 +108,9 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
     )
     kept = KeptAnswers(config.cache_mib << 20)
     KeptCollector(kept, service.registry)
-    costs = CostsController(metroculus, resources)
-    controllers = {
-        "answers": kept,
-        "costs": costs,
-        "expenses": ExpensesController(metroculus, costs),
-        "metrics": MetricsController(metroculus),
-        "changes": ChangesController(metroculus),
-        "live": LiveController(metroculus),
-        "chargebacks": ChargebackController(metroculus),
-        "budgets": BudgetsController(metroculus),
-        "alerts": AlertsController(metroculus),
-        "links": ClustersController(gate, metroculus, kept),
-    }
-    application = make_application(service, routes({"gate": gate, "files": Files(config.export_seconds)}, controllers))
+    controllers = _controllers(gate, metroculus, resources, kept) | {"gateway_url": config.gateway_url}
+    parts = {"gate": gate, "files": Files(config.export_seconds)}
+    application = make_application(service, routes(parts, controllers), not_found=NoPage)
     sweep = SourcesSweep(gate, metroculus)
     return RestApi(
         application,
@@ -131,3 +123,23 @@ def make_app(config: RestApiConfig, clock: Callable[[], float] = time.time) -> R
         sweep,
         OrganizationsSync(gate, metroculus),
     )
+
+
+def _controllers(
+    gate: Gate, metroculus: MetroculusPool, resources: ResourcesController, kept: KeptAnswers
+) -> dict[str, Any]:
+    """What handlers call, by the names that routes ask for it."""
+    costs = CostsController(metroculus, resources)
+    return {
+        "answers": kept,
+        "costs": costs,
+        "expenses": ExpensesController(metroculus, costs),
+        "metrics": MetricsController(metroculus),
+        "changes": ChangesController(metroculus),
+        "live": LiveController(metroculus),
+        "backfills": BackfillsController(metroculus),
+        "chargebacks": ChargebackController(metroculus),
+        "budgets": BudgetsController(metroculus),
+        "alerts": AlertsController(metroculus),
+        "links": ClustersController(gate, metroculus, kept),
+    }

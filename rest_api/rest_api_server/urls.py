@@ -7,6 +7,7 @@ from typing import Any
 from rest_api.rest_api_server.handlers.v1 import kubecent
 from rest_api.rest_api_server.handlers.v2 import (
     alerts,
+    backfills,
     budgets,
     changes,
     chargeback,
@@ -15,13 +16,12 @@ from rest_api.rest_api_server.handlers.v2 import (
     live,
     organizations,
 )
-from rest_api.rest_api_server.pages import assets, signing, views
+from rest_api.rest_api_server.pages.urls import page_routes
 from tools.tornado_service.application import Route
 
 OWNER = r"/restapi/v2/organizations/(?P<organization_id>[^/]+)"
 ORGANIZATION = rf"{OWNER}/kubecost/clusters"
 CLUSTER = r"/restapi/v2/kubecost/clusters/(?P<cluster_id>[^/]+)"
-ORGANIZATION_PAGE = r"/organizations/(?P<organization_id>[^/]+)"
 NAMED = r"/api/v1/costs/kubernetes/(?P<cluster>[^/]+)"
 
 
@@ -32,19 +32,7 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         return (pattern, handler, parts | {name: controllers[name] for name in names})
 
     return [
-        route("/", views.Home),
-        route("/sign-in", signing.SignIn),
-        route("/sign-out", signing.SignOut),
-        route(r"/static/(?P<name>[^/]+)", assets.Static),
-        route(
-            r"/organizations/(?P<organization_id>[^/]+)",
-            views.OrganizationPage,
-            "costs",
-            "expenses",
-            "budgets",
-            "alerts",
-        ),
-        route(r"/clusters/(?P<cluster_id>[^/]+)", views.ClusterPage, "costs", "changes"),
+        *page_routes(route),
         route(r"/restapi/v2/organizations", organizations.Organizations),
         route(OWNER, organizations.SeenOrganization),
         route(ORGANIZATION, clusters.OrganizationClusters, "costs", "links"),
@@ -69,6 +57,7 @@ def routes(parts: dict[str, Any], controllers: dict[str, Any]) -> list[Route]:
         route(rf"{CLUSTER}/changes", changes.ClusterChanges, "changes"),
         route(rf"{CLUSTER}/anomalies", changes.ClusterAnomalies, "changes"),
         route(rf"{CLUSTER}/live", live.ClusterLive, "live"),
+        route(rf"{CLUSTER}/backfills", backfills.ClusterBackfills, "backfills"),
         route(rf"{CLUSTER}/optimization", clusters.ClusterOptimization, "costs", "answers"),
         (r"/api/v1/health", kubecent.KubecentHealth, {}),
         route(r"/api/v1/cost/namespaces", kubecent.KubecentNamespaces, "costs", "answers"),

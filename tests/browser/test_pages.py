@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from metroculus.cost_model.allocation import Allocation
+from metroculus.cost_model.components import Costs
 from metroculus.sources.registry.protocol import Credentials
+from metroculus.storage.ledger import FencedWriter, HourBatch
+from metroculus.watch.alerts import Finding, advance
 from simulator.server import Habits
 from tests.conftest import need
 from tests.integration.test_services import link
@@ -28,7 +33,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "phone": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
 }
 PICTURES, OF_THE_DOCS = Path("build/pages"), Path("docs/pictures")
-SHOWN = (("cluster", "light"), ("cluster", "dark"))
+SHOWN = (("cluster", "light"), ("cluster", "dark"), ("savings", "light"))
 """Pictures of the docs; ``make pictures`` makes them anew."""
 
 
@@ -48,6 +53,7 @@ class Seen:
         for name in HOSTILE:
             made = directory.create_cluster(self.tenant.organization_id, name, "push", "")
             self.stack.thread.run(registry.put(made.id, "push", "", Credentials()))
+        self.decide()
         self.base = self.running.rest_api_listener.url
         organization = f"/organizations/{self.tenant.organization_id}"
         self.pages = {
@@ -58,11 +64,36 @@ class Seen:
             "day": f"/clusters/{self.cluster}?window={END - 86400},{END}&by=controller&idle=share&k8s_namespace=shop",
             "failing": f"/clusters/{self.gone}?{WINDOW}",
             "error": "/clusters/nothing",
+            "components": f"/clusters/{self.cluster}?{WINDOW}&chart=component&step=hour&by=label:team",
+            "savings": f"/clusters/{self.cluster}/savings?{WINDOW}",
+            "assets": f"/clusters/{self.cluster}/assets?{WINDOW}",
+            "chargeback": f"{organization}/chargeback?month=2026-11",
+            "budgets": f"{organization}/budgets",
+            "alerts": f"{organization}/alerts",
+            "clusters": f"{organization}/clusters",
         }
 
-    def link(self, tenant: Any) -> str:
+    def decide(self) -> None:
+        """Rules, a budget, and an alert that fires: what the pages about them show."""
+        organization = f"organizations/{self.tenant.organization_id}/kubecost"
+        rules = {
+            "valid_from": "2026-11",
+            "cost_centers": [{"name": HOSTILE[0], "match": [{"namespace": "shop"}]}],
+            "overhead": [{"name": "support", "amount_month": 300.0}],
+        }
+        budget = {"name": HOSTILE[0], "amount": 100.0, "scope": {"namespace": "shop"}}
+        for method, path, body in (("PUT", "allocation_rules", rules), ("POST", "budgets", budget)):
+            path = f"/restapi/v2/{organization}/{path}"
+            assert ask(self.running, self.tenant.tokens["manager"], path, method, json=body).status_code in (200, 201)
+        alert = advance(
+            self.tenant.organization_id, None, Finding(kind="drift", subject=self.cluster, verdict="firing"), NOW
+        )
+        documents = self.running.metroculus.dependencies.store.documents
+        documents.put(self.tenant.organization_id, "alert", alert.id, msgspec.json.encode(alert).decode())
+
+    def link(self, tenant: Any, role: str = "viewer") -> str:
         directory = self.running.rest_api.directory
-        user = f"{'acme' if tenant is self.tenant else 'nobody'} viewer"
+        user = f"{'acme' if tenant is self.tenant else 'nobody'} {role}"
         return f"{self.base}/sign-in?code={directory.create_sign_in(directory.tokens(user)[0].id, 'code', NOW + 600)}"
 
     def api(self, path: str) -> Any:
@@ -114,8 +145,9 @@ def test_every_page_in_every_look(seen: Seen, chromium: Browser, look: str) -> N
             page.goto(seen.link(seen.tenant if name == "organization" else seen.empty))
         if name == "cluster":
             watched.context.clear_cookies()
-            page.goto(seen.link(seen.tenant))
+            page.goto(seen.link(seen.tenant, "admin"))
         page.goto(seen.base + path)
+        page.evaluate("document.querySelectorAll('main details').forEach(one => { one.open = true; })")
         page.screenshot(path=PICTURES / f"{name}-{look}.png", full_page=True)
         if (name, look) in SHOWN and os.environ.get("PICTURES"):
             page.screenshot(path=OF_THE_DOCS / f"{name}-{look}.png")
@@ -148,14 +180,18 @@ def test_figures_that_are_read_off_the_page_are_the_apis(seen: Seen, chromium: B
     special = page.locator("#rows tr.special td.n").all_inner_texts()
     listed = [float(text.replace(",", "")) for text in (*shown.values(), *special)]
     assert abs(sum(listed) - body["total_cost"]) < 0.01 * len(listed)
-    days = seen.api(f"kubecost/clusters/{seen.cluster}/costs?{WINDOW}&step=day")["data_points"]
-    heights = page.locator("svg.chart rect.p0").evaluate_all(
-        "all => all.map(one => Number(one.getAttribute('height')))"
-    )
-    assert len(heights) == len(days) == 3
-    assert [height / heights[0] for height in heights] == pytest.approx(
-        [d["cpu_cost"] / days[0]["cpu_cost"] for d in days], rel=1e-3
-    )
+    days = seen.api(f"kubecost/clusters/{seen.cluster}/costs?{WINDOW}&step=day&groups=7")["data_points"]
+    dearest = max(days[-1]["groups"], key=lambda name: sum(day["groups"].get(name, 0.0) for day in days))
+    for chart, values in (
+        ("group", [d["groups"][dearest] for d in days]),
+        ("component", [d["cpu_cost"] for d in days]),
+    ):
+        page.goto(f"{seen.base}{seen.pages['cluster']}&chart={chart}")
+        heights = page.locator("svg.chart rect.p0").evaluate_all(
+            "all => all.map(one => Number(one.getAttribute('height')))"
+        )
+        assert len(heights) == len(days) == 3
+        assert [height / heights[0] for height in heights] == pytest.approx([v / values[0] for v in values], rel=1e-3)
 
     page.goto(seen.base + seen.pages["organization"])
     overview = seen.api(f"organizations/{seen.tenant.organization_id}/kubecost/clusters?{WINDOW}&limit=1000")
@@ -198,12 +234,53 @@ def test_from_an_organization_to_a_namespace_by_the_keyboard_alone(seen: Seen, c
     page.keyboard.press("Enter")
     page.wait_for_url("**by=pod**")
     assert "k8s_namespace=shop" in page.url and page.locator("h2#rows-title").inner_text() == "By pod"
+    tab_to("#rows tbody th a")
+    pod = page.locator("#rows tbody th a").first.inner_text()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**by=container**")
+    assert [one.inner_text() for one in page.locator("header nav a").all()] == ["acme", "prod", "shop", pod]
+    page.go_back()
     tab_to("a.chip")
     page.keyboard.press("Enter")
     page.wait_for_function("!location.search.includes('k8s_namespace')")
     page.go_back()
     assert "k8s_namespace=shop" in page.url
     assert not watched.complaints
+    watched.context.close()
+
+
+def test_a_cluster_joins_and_its_line_turns_green_when_the_first_hour_arrives(seen: Seen, chromium: Browser) -> None:
+    """The part is asked for again by the page itself, under its policy, until there is something to tell."""
+    watched = Watched(chromium, "light")
+    page = watched.page
+    page.goto(seen.link(seen.tenant, "admin"))
+    page.goto(seen.base + seen.pages["clusters"])
+    page.fill("section form input[name=name]", "joining")
+    page.click("button:has-text('Add cluster')")
+    page.wait_for_selector("[data-token]")
+    line = page.locator("#arrival")
+    assert "othing has arrived yet" in line.inner_text()
+    page.locator("#arrival", has_text="has no data for this time").wait_for(timeout=20_000)
+    (made,) = [
+        one for one in seen.running.rest_api.directory.clusters(seen.tenant.organization_id) if one.name == "joining"
+    ]
+    store = seen.running.metroculus.dependencies.store
+    rows = [Allocation(name="x/pod", namespace="x", pod="pod", costs=Costs(cpu=1.0))]
+    batches = [
+        HourBatch(account=made.id, hour=hour, allocations=rows, management=0.0)
+        for hour in range(END - 86400, END, 3600)
+    ]
+    store.ledger.commit(batches, FencedWriter(1))
+    page.wait_for_selector("#arrival a[href^='/clusters/']", timeout=30_000)
+    assert "yet" not in line.inner_text() and page.locator("[data-poll]").count() == 0
+    assert not watched.complaints and watched.asked == {seen.base}
+    page.goto(seen.base + seen.pages["clusters"])
+    row = page.locator(f"tr[data-cluster='{made.id}']")
+    row.locator("summary").click()
+    row.locator("input[name=name]").fill("joining")
+    row.locator("button:has-text('Unlink')").click()
+    page.wait_for_url("**/clusters")
+    assert page.locator(f"tr[data-cluster='{made.id}']").count() == 0
     watched.context.close()
 
 

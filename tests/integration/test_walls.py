@@ -66,15 +66,38 @@ NEW_BUDGET = ("POST", BUDGETS)
 CHANGED_BUDGET = ("PATCH", f"{BUDGETS}/{{budget_id}}")
 NO_BUDGET = ("DELETE", f"{BUDGETS}/{{budget_id}}")
 ACK = ("POST", f"{OWNER}/alerts/{{alert_id}}/ack")
-MANAGER_WRITES = {ACK, RULES, CLOSE, NEW_BUDGET, CHANGED_BUDGET, NO_BUDGET}
-NEEDS_MANAGER = {("GET", f"{LINKS}/{{cluster_id}}")} | MANAGER_WRITES
+PAGES = "/organizations/{organization_id}"
+FORMS = {
+    ("POST", f"{PAGES}/chargeback/preview"): {"month": "2026-11", "valid_from": "2026-11"},
+    ("POST", f"{PAGES}/chargeback/rules"): {"month": "2026-11", "valid_from": "2026-11"},
+    ("POST", f"{PAGES}/chargeback/close"): {"month": "2026-11"},
+    ("POST", f"{PAGES}/budgets"): {"name": "of the page", "amount": "100"},
+    ("POST", f"{PAGES}/budgets/{{budget_id}}"): {"name": "changed", "amount": "100"},
+    ("POST", f"{PAGES}/budgets/{{budget_id}}/delete"): {},
+    ("POST", f"{PAGES}/alerts/{{alert_id}}/ack"): {"note": "seen"},
+    ("POST", f"{PAGES}/clusters"): {"name": "joined"},
+    ("POST", "/clusters/{cluster_id}/push-token"): {},
+    ("POST", "/clusters/{cluster_id}/unlink"): {},
+    ("POST", "/sign-out"): {},
+}
+"""What pages' forms say; their answers are pages, whatever came of it."""
+PAGE_ADMIN = {
+    ("POST", f"{PAGES}/clusters"),
+    ("POST", "/clusters/{cluster_id}/push-token"),
+    ("POST", "/clusters/{cluster_id}/unlink"),
+}
+PAGE_PUSH = ("POST", "/clusters/{cluster_id}/push-token")
+PAGE_CLOSE = ("POST", f"{PAGES}/chargeback/close")
+PAGE_MANAGER = FORMS.keys() - PAGE_ADMIN - {("POST", "/sign-out"), ("POST", f"{PAGES}/chargeback/preview")}
+GONE_AFTER = (NO_BUDGET, ("POST", f"{PAGES}/budgets/{{budget_id}}/delete"))
+MANAGER_WRITES = {ACK, RULES, CLOSE, NEW_BUDGET, CHANGED_BUDGET, NO_BUDGET} | PAGE_MANAGER
+NEEDS_MANAGER = {("GET", f"{LINKS}/{{cluster_id}}"), ("GET", f"{PAGES}/clusters")} | MANAGER_WRITES
 BODIES = {
     RULES: {"valid_from": "2026-11"},
     PREVIEW: {"valid_from": "2026-11"},
     CLOSE: {},
     CHANGED_BUDGET: {},
     ACK: {},
-    ("POST", "/sign-out"): None,
 }
 """What is sent to those that need a body, beside links."""
 PUSH_TOKEN = ("POST", f"{LINKS}/{{cluster_id}}/push_token")
@@ -83,7 +106,7 @@ NEEDS_ADMIN = {
     ("PATCH", f"{LINKS}/{{cluster_id}}"),
     ("DELETE", f"{LINKS}/{{cluster_id}}"),
     PUSH_TOKEN,
-}
+} | PAGE_ADMIN
 """What more than a viewer is needed for; all that changes anything is in the second, or among what managers write."""
 
 
@@ -192,9 +215,9 @@ class World:
             "two tokens": [f"Bearer {tokens['admin']}", f"Bearer {theirs['admin']}"],
         }
 
-    def request(self, method, url, headers, body=None):
+    def request(self, method, url, headers, body=None, form=None):
         """``requests`` joins headers of one name; two tokens go over the wire as two lines."""
-        prepared = requests.Request(method, url, json=body).prepare()
+        prepared = requests.Request(method, url, json=body, data=form).prepare()
         with requests.Session() as session:
             if isinstance(headers, list):
                 from http.client import HTTPConnection
@@ -205,8 +228,10 @@ class World:
                 connection.putrequest(method, url[len(f"http://{parts.netloc}") :])
                 for value in headers:
                     connection.putheader("Authorization", value)
-                connection.putheader("Content-Length", str(len(prepared.body or b"")))
-                connection.endheaders(prepared.body)
+                sent = prepared.body.encode() if isinstance(prepared.body, str) else prepared.body or b""
+                connection.putheader("Content-Type", prepared.headers.get("Content-Type", "application/json"))
+                connection.putheader("Content-Length", str(len(sent)))
+                connection.endheaders(sent)
                 answer = connection.getresponse()
                 return answer.status, answer.read().decode()
             prepared.headers.update(headers)
@@ -247,7 +272,7 @@ def expected(caller, thing, path, method):
     if role < needed(path, method) or ("reading" in caller and (method, path) in NEEDS_ADMIN | MANAGER_WRITES):
         return {403}
     # This cluster is asked, and has no agent; and the month that the matrix would close is running.
-    return {409} if (method, path) in (PUSH_TOKEN, CLOSE) else {200, 201}
+    return {409} if (method, path) in (PUSH_TOKEN, CLOSE, PAGE_CLOSE, PAGE_PUSH) else {200, 201}
 
 
 def target(world, path, thing):
@@ -264,11 +289,13 @@ def target(world, path, thing):
         query["cluster_id"] = cluster
     if path.endswith("/metrics"):
         query["metric"] = "cpu"
-    if path in (SEEN, f"{SEEN}/{{organization_id}}", *WITHOUT_OBJECT):
+    if path in (SEEN, f"{SEEN}/{{organization_id}}", *WITHOUT_OBJECT) or path.startswith(f"{PAGES}/"):
         query = {}
-    if path.endswith("/live"):
+    if path.startswith("/clusters/") and path.endswith(("/arrival", "/push-token", "/unlink")):
+        query = {}
+    if path.endswith(("/live", "/backfills")):
         query = {name: value for name, value in query.items() if name not in WINDOW}
-    if path.endswith(("/chargeback", "/preview")):
+    if path.endswith(("/chargeback", "/preview")) and not path.endswith("/chargeback/preview"):
         query = {"month": "2026-11"}
     elif path.endswith(("/allocation_rules", "/close")) or path.startswith((BUDGETS, f"{OWNER}/alerts")):
         query = {}
@@ -286,30 +313,38 @@ def test_who_may_what_of_the_rest_api(world, path, method, handler, caller, thin
     body = None
     if (method, path) in NEEDS_ADMIN | NEEDS_MANAGER:
         query = {}
-    if (method, path) == NO_BUDGET and thing == "own":
+    form = FORMS.get((method, path))
+    if form is not None and "name" in form:
+        form = form | {"name": str(uuid4())}
+    if (method, path) in GONE_AFTER and thing == "own":
         filled = filled.replace(world.budgets[MINE], world.new_budget(world.organization))
-    elif method == "DELETE" and thing == "own":
+    elif (method == "DELETE" or path.endswith("/unlink")) and thing == "own":
         sacrificed = str(uuid4())
         world.link(world.organization, sacrificed, sacrificed)
         filled = filled.replace(MY_CLUSTER, sacrificed)
+        form = {"name": sacrificed} if form is not None else None
     if (method, path) in BODIES:
         body = BODIES[method, path]
-    elif method in ("POST", "PATCH") and (method, path) != PUSH_TOKEN:
+    elif method in ("POST", "PATCH") and (method, path) != PUSH_TOKEN and form is None:
         body = {"name": str(uuid4()), "flavour": "push"} if method == "POST" else {}
         if (method, path) == NEW_BUDGET:
             body = {"name": str(uuid4()), "amount": 100.0}
     url = world.running.rest_api_listener.url + filled + ("?" + urlencode(query) if query else "")
     counts = {name: len(one.requests) for name, one in world.simulators.items()}
-    status, text = world.request(method, url, world.callers[caller], body)
+    status, text = world.request(method, url, world.callers[caller], body, form)
     wanted = expected(caller, thing, path, method)
     assert status in wanted, text[:300]
-    if method == "DELETE" and thing == "own" and (method, path) != NO_BUDGET:
+    if (method == "DELETE" or path.endswith("/unlink")) and thing == "own" and (method, path) not in GONE_AFTER:
         world.directory.delete_cluster(sacrificed)
     if (
         status == 201 and (method, path) != NEW_BUDGET
     ):  # it would be asked about by every later question to the organization
         assert world.directory.delete_cluster(json.loads(text)["cluster_id"])
-    if status >= 400:
+    if (method, path) == ("POST", f"{PAGES}/clusters") and status == 200:
+        for cluster in world.directory.clusters(world.organization):
+            if cluster.name == form["name"]:
+                world.directory.delete_cluster(cluster.id)
+    if status >= 400 and not (form is not None and status == 409):
         assert json.loads(text)["error"]["status_code"] == status
         assert {name: len(one.requests) for name, one in world.simulators.items()} == counts, "an upstream was asked"
     if caller != "another organization's manager":
@@ -318,7 +353,7 @@ def test_who_may_what_of_the_rest_api(world, path, method, handler, caller, thin
         # What is another's, deleted or of another kind cannot be told from what was never there.
         absent, query = target(world, path, "absent")
         url = world.running.rest_api_listener.url + absent + ("?" + urlencode(query) if query else "")
-        assert world.request(method, url, world.callers[caller], body) == (status, text)
+        assert world.request(method, url, world.callers[caller], body, form) == (status, text)
 
 
 def nothing_foreign(world, text):
@@ -419,7 +454,7 @@ def fired(world, base, headers, path, name):
     query = {"start_date": str(END - HOUR), "end_date": str(END)}
     if path.endswith(
         ("monthly", "k8s_metadata", "/clusters/{cluster_id}", "/organizations/{organization_id}")
-    ) or re.search("backfill_id|sources|budgets|alerts|live", path):
+    ) or re.search("backfill|sources|budgets|alerts|live|arrival", path):
         query = {}
     if "/metroculus/" in path and "{" not in path:
         query["cloud_account_id"] = cluster

@@ -59,7 +59,7 @@ class ExpensesController:
         With ``page`` only its rows, which the store chooses.
 
         Args:
-            filters: ``k8s_namespace``, ``k8s_node``, ``k8s_service``; they hold for both.
+            filters: ``k8s_namespace``, ``k8s_node``, ``k8s_service``, ``filter``; they hold for both.
         """
         (stored, failure), told = await asyncio.gather(
             self._stored(clusters, window, filters, request_id, page),

@@ -15,7 +15,7 @@ from tools.tornado_service.operation import operation
 from tools.tornado_service.params import Text
 from tools.tornado_service.prepared import Prepared
 
-KINDS = {"css": "text/css; charset=utf-8", "svg": "image/svg+xml"}
+KINDS = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 
 
 class FileName(Text):
@@ -29,17 +29,25 @@ class StaticQuery(Struct, frozen=True, kw_only=True):
 
 
 @cache
-def _loaded(name: str) -> Prepared | None:
-    file = files("rest_api.rest_api_server.pages") / "static" / name
-    return Prepared.of(file.read_bytes()) if file.is_file() else None
+def _files() -> dict[str, Prepared]:
+    """All there are, by name: what is asked for chooses among them, and adds nothing."""
+    found = (one for one in (files("rest_api.rest_api_server.pages") / "static").iterdir() if one.is_file())
+    return {one.name: Prepared.of(one.read_bytes()) for one in found}
 
 
 class Static(WebHandler, OpenHandler):
-    """A style sheet, or the icon."""
+    """A style sheet, the script, or the icon."""
 
-    @operation(needs=None, query=StaticQuery, answer=str, content="text/css", files=("image/svg+xml",), also=(404,))
+    @operation(
+        needs=None,
+        query=StaticQuery,
+        answer=str,
+        content="text/css",
+        files=("image/svg+xml", "text/javascript"),
+        also=(404,),
+    )
     async def get(self, query: StaticQuery) -> Prepared:
-        found = _loaded(query.name)
+        found = _files().get(query.name)
         kind = KINDS.get(query.name.rpartition(".")[2])
         if found is None or kind is None:
             raise ApiError(NOT_FOUND)

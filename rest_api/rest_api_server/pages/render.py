@@ -9,9 +9,11 @@ from urllib.parse import urlencode
 
 from tornado.template import Loader
 
+from rest_api.rest_api_server.pages.words import amounts_text, special_text, step_text, words
 from tools.version import VERSION
+from tools.window import iso
+from tools.wording import NOT_KNOWN
 
-NOT_KNOWN = "not known"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -22,7 +24,19 @@ def _loader() -> Loader:
 
 def render(template: str, **values: Any) -> bytes:
     """A page; every value is escaped where it stands."""
-    shown = {"money": money, "ratio": ratio, "change": change, "link": link, "version": VERSION}
+    shown = {
+        "money": money,
+        "ratio": ratio,
+        "change": change,
+        "link": link,
+        "sort_link": sort_link,
+        "iso": iso,
+        "words": words,
+        "special_text": special_text,
+        "step_text": step_text,
+        "amounts_text": amounts_text,
+        "version": VERSION,
+    }
     return bytes(_loader().load(template).generate(**shown, **values))
 
 
@@ -43,13 +57,28 @@ def change(value: float | None, before: float | None) -> str:
     if value is None:
         return NOT_KNOWN
     sign = "+" if value > 0 else ""
-    share = f" ({value / before:+.0%})".replace("-", MINUS) if before else ""
+    share = f" ({value / before:+.0%})".replace("-", MINUS) if before and before > 0 else ""
     return f"{sign}{money(value)}{share}"
 
 
 def ratio(value: float | None) -> str:
-    """A share; a dash where nothing was requested, or it is not known."""
-    return "–" if value is None else f"{value:.0%}"
+    """A share, or that it is not known."""
+    return NOT_KNOWN if value is None else f"{value:.0%}".replace("-", MINUS)
+
+
+def sort_link(path: str, asked: dict[str, Any], name: str, usual: str, text: bool = False) -> tuple[str, str]:
+    """Where a column's header leads, and how the table is sorted by it (``aria-sort``); once more turns it round.
+
+    Args:
+        usual: the column that it is sorted by where nothing is asked.
+        text: whether it begins with the first name, not with the dearest.
+    """
+    chosen = asked.get("sort", usual) == name
+    first, other = ("asc", "desc") if text else ("desc", "asc")
+    now = (asked.get("order") or first) if chosen else ""
+    turned = other if now == first else None
+    target = link(path, asked, sort=None if name == usual else name, order=turned)
+    return target, {"asc": "ascending", "desc": "descending"}.get(now, "none")
 
 
 def link(path: str, query: dict[str, Any], **other: Any) -> str:

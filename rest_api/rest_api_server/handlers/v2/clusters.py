@@ -52,6 +52,19 @@ class Aggregate(Text):
     what = f"{', '.join(structs.PROPERTIES)}, label:NAME or annotation:NAME"
 
 
+class PropertyFilter(Text):
+    """A property and a value that rows must have; several of one property are alternatives."""
+
+    pattern = structs.FILTER_PATTERN
+    what = "PROPERTY=VALUE, such as controller=web, label:team=blue, or label:team= for what has no such label"
+    listed = False
+
+
+class Groups(Text):
+    pattern = r"[1-9]|[1-4][0-9]|50"
+    what = "a whole number from 1 to 50"
+
+
 class OrganizationQuery(Struct, frozen=True, kw_only=True):
     organization_id: Uuid
 
@@ -150,8 +163,13 @@ class ClusterCostsQuery(ClusterRowsQuery, frozen=True, kw_only=True):
     k8s_namespace: tuple[FilterText, ...] = ()
     k8s_node: tuple[RowFilter, ...] = ()
     k8s_service: tuple[FilterText, ...] = ()
+    filter: tuple[PropertyFilter, ...] = ()
     idle: Literal["separate", "share", "hide"] | None = None
     step: Literal["hour", "day", "week", "month"] | None = None
+    groups: Groups | None = None
+
+
+FILTERS = ("k8s_namespace", "k8s_node", "k8s_service", "filter")
 
 
 class ClusterCosts(CostHandler):
@@ -159,7 +177,7 @@ class ClusterCosts(CostHandler):
 
     @operation(needs=Needs.READ_COSTS, query=ClusterCostsQuery, answer=answers.ClusterCosts, files=MEDIA_TYPES)
     async def get(self, query: ClusterCostsQuery) -> KeptAnswer | StreamedFile:
-        names = ("k8s_namespace", "k8s_node", "k8s_service", "idle", "step")
+        names = (*FILTERS, "idle", "step", "groups")
         asked = {name: value for name in names if (value := getattr(query, name))}
 
         async def read(window: Window) -> answers.ClusterCosts:

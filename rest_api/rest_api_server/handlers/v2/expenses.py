@@ -15,6 +15,7 @@ from rest_api.rest_api_server.errors import CODES, NOT_FOUND
 from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
 from rest_api.rest_api_server.exports.table import Table
 from rest_api.rest_api_server.exports.tables import dates_of, months_table
+from rest_api.rest_api_server.handlers.v2.clusters import FILTERS, PropertyFilter
 from rest_api.rest_api_server.paging import PageQuery, paged, refuse_pages, row_page
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
@@ -29,6 +30,7 @@ class CleanExpensesQuery(PageQuery, frozen=True, kw_only=True):
     k8s_namespace: tuple[FilterText, ...] = ()
     k8s_node: tuple[RowFilter, ...] = ()
     k8s_service: tuple[FilterText, ...] = ()
+    filter: tuple[PropertyFilter, ...] = ()
 
 
 class OrganizationCleanExpenses(RestHandler):
@@ -40,8 +42,7 @@ class OrganizationCleanExpenses(RestHandler):
     async def get(self, query: CleanExpensesQuery) -> answers.CleanExpenses | StreamedFile:
         window = resolve_window(query, self.service.clock(), CODES, DEFAULT_WINDOW)
         clusters = await self.chosen(query)
-        asked = {"k8s_namespace": query.k8s_namespace, "k8s_node": query.k8s_node, "k8s_service": query.k8s_service}
-        filters = {name: values for name, values in asked.items() if values}
+        filters = {name: values for name in FILTERS if (values := getattr(query, name))}
         if query.format != "json":
             refuse_pages(query, ("sort", "order"))
 

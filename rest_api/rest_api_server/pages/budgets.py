@@ -1,0 +1,283 @@
+"""Budgets held against what is spent, and alerts with who has seen them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from hashlib import sha256
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct, to_builtins
+
+from optscale_client.metroculus_client import structs
+from rest_api.rest_api_server.auth import Needs
+from rest_api.rest_api_server.controllers.alerts import AlertsController
+from rest_api.rest_api_server.controllers.budgets import BudgetsController
+from rest_api.rest_api_server.directory.model import Cluster
+from rest_api.rest_api_server.errors import CHANGED, INVALID
+from rest_api.rest_api_server.pages.base import ChangeForm, PageHandler
+from rest_api.rest_api_server.pages.parts import (
+    body_of,
+    cluster_id_of,
+    named,
+    names,
+    number,
+    number_text,
+    part,
+    period_text,
+)
+from tools.tornado_service.errors import ApiError
+from tools.tornado_service.operation import operation
+from tools.tornado_service.params import Cell, Uuid
+
+PERIODS = ("week", "month", "quarter", "year")
+THRESHOLD = re.compile(r"(forecast\s+)?([0-9]{1,5}(?:\.[0-9]{1,15})?)\s*%?", re.IGNORECASE)
+
+
+class BudgetsPageQuery(Struct, frozen=True, kw_only=True):
+    organization_id: Uuid
+
+
+class BudgetPageQuery(BudgetsPageQuery, frozen=True, kw_only=True):
+    budget_id: Uuid
+
+
+class BudgetForm(ChangeForm, frozen=True, kw_only=True):
+    name: Cell
+    amount: Cell
+    currency: Cell = Cell("USD")
+    period: Literal["week", "month", "quarter", "year"] = "month"
+    cluster: Cell = Cell("")
+    namespace: Cell = Cell("")
+    label: Cell = Cell("")
+    values: Cell = Cell("")
+    cost_center: Cell = Cell("")
+    thresholds: Cell = Cell("80, 100, forecast 100")
+    version: Cell = Cell("")
+    """Of the budget that the form was made from."""
+
+    def body(self, clusters: Sequence[Cluster]) -> structs.Budget:
+        """Raises: ApiError"""
+        scope: dict[str, Any] = {
+            "cluster_id": cluster_id_of(clusters, self.cluster),
+            "namespace": self.namespace,
+            "label": self.label,
+            "values": names(self.values),
+            "cost_center": self.cost_center,
+        }
+        told = {
+            "name": self.name.strip(),
+            "amount": number("amount", self.amount),
+            "currency": self.currency.strip(),
+            "period": self.period,
+            "scope": {
+                name: value.strip() if isinstance(value, str) else value for name, value in scope.items() if value
+            },
+            "thresholds": [_threshold(one) for one in names(self.thresholds)],
+        }
+        return body_of(structs.Budget, told)
+
+
+def _threshold(text: str) -> dict[str, Any]:
+    found = THRESHOLD.fullmatch(text)
+    if found is None:
+        reason = "thresholds must be percentages with commas between them, such as: 80, 100, forecast 100"
+        raise ApiError(INVALID, reason, ["thresholds"])
+    return {"percent": float(found[2]), "on": "forecast" if found[1] else "actual"}
+
+
+def version_of(budget: structs.BudgetState) -> str:
+    """What tells a budget, as it was decided, from every other."""
+    decided = [getattr(budget, name) for name in ("name", "amount", "currency", "period", "scope")]
+    thresholds = [(one.percent, one.on) for one in budget.thresholds]
+    return sha256(msgspec.json.encode([*decided, thresholds])).hexdigest()[:16]
+
+
+def scope_text(scope: structs.BudgetScope, names_of: dict[str, str]) -> str:
+    """What counts in a budget, in words."""
+    values = f" {', '.join(scope.values)}" if scope.values else ""
+    parts = (
+        scope.cluster_id and f"cluster {names_of.get(scope.cluster_id, scope.cluster_id)}",
+        scope.namespace and f"namespace {scope.namespace}",
+        scope.label and f"label {scope.label}{values}",
+        scope.cost_center and f"cost center {scope.cost_center}",
+    )
+    return ", ".join(part for part in parts if part) or "everything"
+
+
+def thresholds_text(budget: structs.BudgetState) -> str:
+    """Thresholds as the form takes them."""
+    told = (f"{'forecast ' if one.on == 'forecast' else ''}{number_text(one.percent)}" for one in budget.thresholds)
+    return ", ".join(told)
+
+
+class BudgetsSection(PageHandler):
+    budgets: BudgetsController
+
+    async def shown(
+        self, organization_id: str, problem: str = "", form: BudgetForm | None = None, about: str = ""
+    ) -> bytes:
+        """The budgets, beside what a form about one of them said; ``about`` is its id, or empty for a new one."""
+        organization = await self.gate.organization_named(self.identity, organization_id)
+        clusters = await self.gate.clusters(organization_id)
+        told = await part(self.budgets.budgets(organization_id, clusters, True, self.request_id))
+        return self.page(
+            "budgets.html",
+            organization=organization,
+            tab="budgets",
+            told=told,
+            clusters=clusters,
+            names_of={one.id: one.name for one in clusters},
+            named=partial(named, {one.id: one.name for one in clusters}),
+            period=period_text,
+            problem=problem,
+            form=form,
+            about=about,
+            periods=PERIODS,
+            thresholds_text=thresholds_text,
+            scope_text=scope_text,
+            version_of=version_of,
+            number_text=number_text,
+            may_change=self.may(organization_id, Needs.CHANGE_RULES),
+            path=f"/organizations/{organization_id}/budgets",
+        )
+
+    def done(self, organization_id: str) -> None:
+        self.go(f"/organizations/{organization_id}/budgets")
+
+
+class BudgetsPage(BudgetsSection):
+    """What may be spent, held against what is; and a new budget."""
+
+    @operation(needs=Needs.READ_COSTS, query=BudgetsPageQuery, answer=str, content="text/html")
+    async def get(self, query: BudgetsPageQuery) -> bytes:
+        return await self.shown(query.organization_id)
+
+    @operation(
+        needs=Needs.CHANGE_RULES, query=BudgetsPageQuery, form=BudgetForm, answer=str, content="text/html", also=(303,)
+    )
+    async def post(self, query: BudgetsPageQuery, form: BudgetForm) -> bytes | None:
+        self.refuse_forged(form.csrf)
+        self.tell_audit(change="a new budget")
+        clusters = await self.gate.clusters(query.organization_id)
+
+        async def create() -> structs.BudgetState:
+            return await self.budgets.create(query.organization_id, clusters, form.body(clusters), self.request_id)
+
+        made = await part(create())
+        if made.found is None:
+            self.set_status(made.status)
+            return await self.shown(query.organization_id, made.why, form)
+        self.done(query.organization_id)
+        return None
+
+
+class BudgetPage(BudgetsSection):
+    """Changes a budget."""
+
+    @operation(
+        needs=Needs.CHANGE_RULES, query=BudgetPageQuery, form=BudgetForm, answer=str, content="text/html", also=(303,)
+    )
+    async def post(self, query: BudgetPageQuery, form: BudgetForm) -> bytes | None:
+        self.refuse_forged(form.csrf)
+        self.tell_audit(change=f"budget {query.budget_id}")
+        clusters = await self.gate.clusters(query.organization_id)
+
+        async def change() -> structs.BudgetState:
+            held = await self.budgets.budget(query.organization_id, clusters, query.budget_id, self.request_id)
+            if form.version and form.version != version_of(held):
+                raise ApiError(
+                    CHANGED, "somebody else has changed this budget: open the page again, and change it anew"
+                )
+            wanted = body_of(structs.BudgetChange, to_builtins(form.body(clusters)))
+            asked = (query.organization_id, clusters, query.budget_id, wanted, self.request_id)
+            return await self.budgets.change(*asked)
+
+        changed = await part(change())
+        if changed.found is None:
+            self.set_status(changed.status)
+            return await self.shown(query.organization_id, changed.why, form, query.budget_id)
+        self.done(query.organization_id)
+        return None
+
+
+class DeleteBudget(BudgetsSection):
+    """Removes a budget."""
+
+    @operation(
+        needs=Needs.CHANGE_RULES, query=BudgetPageQuery, form=ChangeForm, answer=str, content="text/html", also=(303,)
+    )
+    async def post(self, query: BudgetPageQuery, form: ChangeForm) -> bytes | None:
+        self.refuse_forged(form.csrf)
+        self.tell_audit(change=f"no budget {query.budget_id}")
+        clusters = await self.gate.clusters(query.organization_id)
+        asked = (query.organization_id, clusters, query.budget_id, self.request_id)
+        deleted = await part(self.budgets.delete(*asked))
+        if deleted.found is None:
+            self.set_status(deleted.status)
+            return await self.shown(query.organization_id, deleted.why)
+        self.done(query.organization_id)
+        return None
+
+
+class AlertsPageQuery(Struct, frozen=True, kw_only=True):
+    organization_id: Uuid
+    state: Literal["firing", "resolved"] | None = None
+
+
+class AlertPageQuery(Struct, frozen=True, kw_only=True):
+    organization_id: Uuid
+    alert_id: Uuid
+
+
+class AckForm(ChangeForm, frozen=True, kw_only=True):
+    note: Cell = Cell("")
+
+
+class AlertsSection(PageHandler):
+    alerts: AlertsController
+
+    async def shown(self, organization_id: str, state: str | None, problem: str = "") -> bytes:
+        organization = await self.gate.organization_named(self.identity, organization_id)
+        clusters = await self.gate.clusters(organization_id)
+        told = await part(self.alerts.alerts(organization_id, clusters, state, self.request_id))
+        return self.page(
+            "alerts.html",
+            organization=organization,
+            tab="alerts",
+            told=told,
+            state=state,
+            names_of={one.id: one.name for one in clusters},
+            problem=problem,
+            may_change=self.may(organization_id, Needs.CHANGE_RULES),
+            path=f"/organizations/{organization_id}/alerts",
+        )
+
+
+class AlertsPage(AlertsSection):
+    """What fires, what fired, why, and who has seen it."""
+
+    @operation(needs=Needs.READ_COSTS, query=AlertsPageQuery, answer=str, content="text/html")
+    async def get(self, query: AlertsPageQuery) -> bytes:
+        return await self.shown(query.organization_id, query.state)
+
+
+class AcknowledgeAlert(AlertsSection):
+    """Says that one has seen an alert that fires."""
+
+    @operation(
+        needs=Needs.CHANGE_RULES, query=AlertPageQuery, form=AckForm, answer=str, content="text/html", also=(303,)
+    )
+    async def post(self, query: AlertPageQuery, form: AckForm) -> bytes | None:
+        self.refuse_forged(form.csrf)
+        self.tell_audit(change=f"alert {query.alert_id} acknowledged")
+        clusters = await self.gate.clusters(query.organization_id)
+        asked = (query.alert_id, self.actor["user"], form.note.strip() or None, self.request_id)
+        seen = await part(self.alerts.acknowledge(query.organization_id, clusters, *asked))
+        if seen.found is None:
+            self.set_status(seen.status)
+            return await self.shown(query.organization_id, None, seen.why)
+        self.go(f"/organizations/{query.organization_id}/alerts")
+        return None

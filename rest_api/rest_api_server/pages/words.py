@@ -1,0 +1,58 @@
+"""What the API calls by a short name, in the words of people who run clusters."""
+
+from __future__ import annotations
+
+import re
+
+from optscale_client.metroculus_client.structs import ChangeStep
+
+RESOURCES = {"cpu": "CPU", "ram": "memory", "memory": "memory", "gpu": "GPU", "pv": "volumes", "network": "network"}
+SPECIAL = {
+    "__idle__": "idle",
+    "__unmounted__": "volumes that nobody mounts",
+    "__management__": "cluster management",
+    "__unallocated__": "unallocated",
+}
+STEPS = {
+    "appeared": "new",
+    "vanished": "gone",
+    "price": "price",
+    "amount": "size",
+    "hours": "running time",
+    "cost": "cost",
+    "network_internet": "traffic to the internet",
+    "network_region": "traffic between regions",
+    "network_zone": "traffic between zones",
+    "network_other": "other traffic",
+    "nodes": "nodes",
+    "idle_price": "price of idle capacity",
+    "idle_taken_up": "idle capacity taken up",
+    "idle": "idle capacity",
+    "management": "cluster management",
+    "not_known": "hours that are not known",
+    "length": "one window is longer",
+}
+
+
+def step_text(step: ChangeStep) -> str:
+    """What changed, in a few words."""
+    kind = STEPS.get(step.kind, step.kind.replace("_", " "))
+    resource = RESOURCES.get(step.resource or "", step.resource or "")
+    return f"{kind}: {resource}" if resource and step.kind not in ("network_other",) else kind
+
+
+def amounts_text(step: ChangeStep) -> str:
+    """From how much to how much; empty where that is not told."""
+    if step.before is None or step.after is None or not step.unit:
+        return ""
+    return f"{step.before:,.4g} to {step.after:,.4g} {step.unit}"
+
+
+def special_text(name: str) -> str:
+    """A group as it is shown: what belongs to no namespace by a name of its own."""
+    return SPECIAL.get(name, name)
+
+
+def words(name: str) -> str:
+    """``requestSizing`` or ``right_sizing`` as words."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").lower()
