@@ -18,6 +18,7 @@ from benchmarks import (
     gateway,
     history,
     organizations,
+    pages,
     rounds,
     scale,
     service,
@@ -36,6 +37,7 @@ SECTIONS: dict[str, tuple[tuple[Declared, ...], Callable[[], dict[str, float]]]]
     "gateway": (gateway.FIGURES, gateway.measure),
     "chargeback": (chargeback.FIGURES, chargeback.measure),
     "organizations": (organizations.FIGURES, organizations.measure),
+    "pages": (pages.FIGURES, pages.measure),
 }
 
 

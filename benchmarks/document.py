@@ -15,15 +15,16 @@ HEAD = """\
 make bench
 ```
 
-It prints each figure and writes `build/bench.json` as `{name: {value, unit, goal, ok}}`. A figure is a ratio to a limit
-that is measured in the same run, because machines differ and are noisy; the median of three. Load comes from `wrk` on a
-core of its own, the servers have another. `make bench BENCH_ARGS=service` measures one section,
-`make bench BENCH_ARGS="--against HEAD~1"` runs another commit and this one by turns, five times each.
+`make bench` prints each figure and writes `build/bench.json` as `{name: {value, unit, goal, ok}}`. Most figures are
+ratios to a limit that is measured in the same run, because machines differ and are noisy. Each ratio is the median of
+three. `wrk` makes the load on one core; the servers use another. `make bench BENCH_ARGS=service` measures one section.
+`make bench BENCH_ARGS="--against HEAD~1"` alternates between another commit and this one, five runs each.
 
-`make bench BENCH_ARGS=--document` writes this page; the last column is what two cores gave then.
+`make bench BENCH_ARGS=--document` writes this page. The column `bar` is the goal; the column `seen` was measured on two
+cores.
 """
 TAIL = """
-What ten minutes of load with upstreams that come and go leave behind is what `make soak` measures.
+`make soak` checks that memory, threads and sockets do not grow in ten minutes of load with upstreams that come and go.
 """
 
 
