@@ -242,7 +242,7 @@ def test_from_an_organization_to_a_namespace_by_the_keyboard_alone(seen: Seen, c
     page.go_back()
     tab_to("a.chip")
     page.keyboard.press("Enter")
-    page.wait_for_function("!location.search.includes('k8s_namespace')")
+    page.wait_for_url(lambda address: "k8s_namespace" not in address)
     page.go_back()
     assert "k8s_namespace=shop" in page.url
     assert not watched.complaints

@@ -326,8 +326,8 @@ def test_the_commands_move_a_file_into_etcd_and_seal_anew(etcd, tmp_path) -> Non
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "1 taken over" in run("import-sources", str(tmp_path / "sources.sqlite"))
-    assert "1 sealed anew" in run("rekey") and "0 sealed anew" in run("rekey")
+    assert "1 copied" in run("import-sources", str(tmp_path / "sources.sqlite"))
+    assert "1 encrypted again" in run("rekey") and "0 encrypted again" in run("rekey")
     refused = subprocess.run(
         [BIN / "metroculus", "rekey"], env={"REGISTRY_URL": etcd.url, "PATH": "/usr/bin"}, capture_output=True,
         text=True, timeout=60, check=False,

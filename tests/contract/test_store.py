@@ -60,7 +60,7 @@ def test_an_hour_is_read_back_as_it_was_written(store: Store) -> None:
     )
     committed = store.ledger.committed(ACCOUNT, H, END)
     properties = ("pod", "controller", "controllerKind", "node", "container", "cluster", "label:app.kubernetes.io/name")
-    told, management = store.history.allocations(committed, (*properties, "annotation:owner"))
+    told, management = store.history.allocations(committed, (*properties, "annotation:owner"), by_services=True)
     read = {one.special: one for one in told.allocations}
     assert management == 0.5
     assert read[IDLE].costs == Costs(cpu=4.0)

@@ -200,7 +200,7 @@ def test_a_prometheus_beside_an_opencost_or_alone_tells_management_too(tmp_path,
     assert told["shop"] == pytest.approx(true["namespaces"]["shop"], rel=5e-3)
     metrics_alone = not beside  # which cannot tell shared and external cost
     assert ("no configured source provides external, shared:" in shown) == metrics_alone
-    assert shown.count("not covered") == metrics_alone
+    assert shown.count("no configured source provides") == metrics_alone
 
 
 def test_a_dead_cluster_is_said_and_not_zero(tmp_path):

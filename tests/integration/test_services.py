@@ -734,7 +734,7 @@ def test_stores_that_cannot_be_used_are_told_and_never_a_500(stack):
     running.metroculus.dependencies.registry.entries._database.execute("DROP TABLE kubecost_sources")
     found = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, **DAY_WINDOW)
     assert found.status_code == 503 and found.json()["error"]["error_code"] == "OM0022"
-    running.rest_api.directory._database.execute("DROP TABLE tokens")
+    running.rest_api.directory._writer.execute("DROP TABLE tokens")
     path = f"/restapi/v2/organizations/{tenant.organization_id}/kubecost/clusters"
     answer = ask(running, tenant.tokens["viewer"], path)
     assert answer.status_code == 503 and answer.json()["error"]["error_code"] == "OE0910"

@@ -316,7 +316,9 @@ def test_who_may_what_of_the_rest_api(world, path, method, handler, caller, thin
     form = FORMS.get((method, path))
     if form is not None and "name" in form:
         form = form | {"name": str(uuid4())}
-    if (method, path) in GONE_AFTER and thing == "own":
+    if (method, path) in GONE_AFTER and thing == "foreign":
+        filled = filled.replace(world.budgets[THEIRS], world.new_budget(world.tenants[THEIRS].organization_id))
+    elif (method, path) in GONE_AFTER and thing == "own":
         filled = filled.replace(world.budgets[MINE], world.new_budget(world.organization))
     elif (method == "DELETE" or path.endswith("/unlink")) and thing == "own":
         sacrificed = str(uuid4())

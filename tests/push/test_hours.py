@@ -392,4 +392,4 @@ def test_a_cluster_that_was_unlinked_is_refused(door: Door) -> None:
     assert door.push("GET", "/push/v2/wanted", token).status_code == 200
     assert door.metroculus("DELETE", f"kubecost_sources/{account}").status_code == 200
     refused = door.push("GET", "/push/v2/wanted", token)
-    assert refused.status_code == 409 and "not pushed" in refused.json()["error"]["reason"]
+    assert refused.status_code == 409 and "no longer pushed" in refused.json()["error"]["reason"]

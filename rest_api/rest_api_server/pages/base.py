@@ -158,6 +158,10 @@ class WebHandler(ServiceHandler):
         self.finish(self.page("error.html", status=status, code=error.code.code, reason=error.reason, again=again))
 
 
+REFUSALS = (400, 404, 409, 429, 502, 503, 504)
+"""With which a form is shown again, with what is wrong and what was typed."""
+
+
 class ChangeForm(Struct, frozen=True, kw_only=True):
     """A form that changes something."""
 

@@ -17,7 +17,7 @@ from rest_api.rest_api_server.controllers.alerts import AlertsController
 from rest_api.rest_api_server.controllers.budgets import BudgetsController
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import CHANGED, INVALID
-from rest_api.rest_api_server.pages.base import ChangeForm, PageHandler
+from rest_api.rest_api_server.pages.base import REFUSALS, ChangeForm, PageHandler
 from rest_api.rest_api_server.pages.parts import (
     body_of,
     cluster_id_of,
@@ -156,7 +156,12 @@ class BudgetsPage(BudgetsSection):
         return await self.shown(query.organization_id)
 
     @operation(
-        needs=Needs.CHANGE_RULES, query=BudgetsPageQuery, form=BudgetForm, answer=str, content="text/html", also=(303,)
+        needs=Needs.CHANGE_RULES,
+        query=BudgetsPageQuery,
+        form=BudgetForm,
+        answer=str,
+        content="text/html",
+        also=(303, *REFUSALS),
     )
     async def post(self, query: BudgetsPageQuery, form: BudgetForm) -> bytes | None:
         self.refuse_forged(form.csrf)
@@ -178,7 +183,12 @@ class BudgetPage(BudgetsSection):
     """Changes a budget."""
 
     @operation(
-        needs=Needs.CHANGE_RULES, query=BudgetPageQuery, form=BudgetForm, answer=str, content="text/html", also=(303,)
+        needs=Needs.CHANGE_RULES,
+        query=BudgetPageQuery,
+        form=BudgetForm,
+        answer=str,
+        content="text/html",
+        also=(303, *REFUSALS),
     )
     async def post(self, query: BudgetPageQuery, form: BudgetForm) -> bytes | None:
         self.refuse_forged(form.csrf)
@@ -207,7 +217,12 @@ class DeleteBudget(BudgetsSection):
     """Removes a budget."""
 
     @operation(
-        needs=Needs.CHANGE_RULES, query=BudgetPageQuery, form=ChangeForm, answer=str, content="text/html", also=(303,)
+        needs=Needs.CHANGE_RULES,
+        query=BudgetPageQuery,
+        form=ChangeForm,
+        answer=str,
+        content="text/html",
+        also=(303, *REFUSALS),
     )
     async def post(self, query: BudgetPageQuery, form: ChangeForm) -> bytes | None:
         self.refuse_forged(form.csrf)
@@ -268,7 +283,12 @@ class AcknowledgeAlert(AlertsSection):
     """Says that one has seen an alert that fires."""
 
     @operation(
-        needs=Needs.CHANGE_RULES, query=AlertPageQuery, form=AckForm, answer=str, content="text/html", also=(303,)
+        needs=Needs.CHANGE_RULES,
+        query=AlertPageQuery,
+        form=AckForm,
+        answer=str,
+        content="text/html",
+        also=(303, *REFUSALS),
     )
     async def post(self, query: AlertPageQuery, form: AckForm) -> bytes | None:
         self.refuse_forged(form.csrf)

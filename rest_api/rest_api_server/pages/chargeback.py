@@ -22,7 +22,7 @@ from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
 from rest_api.rest_api_server.exports.table import Table
 from rest_api.rest_api_server.exports.tables import chargeback_table
 from rest_api.rest_api_server.handlers.v2.chargeback import By
-from rest_api.rest_api_server.pages.base import ChangeForm, PageHandler
+from rest_api.rest_api_server.pages.base import REFUSALS, ChangeForm, PageHandler
 from rest_api.rest_api_server.pages.parts import Part, body_of, cluster_id_of, named, names, number, number_text, part
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
@@ -185,7 +185,7 @@ class ChargebackPage(ChargebackSection):
 class PreviewRules(ChargebackSection):
     """A month under the rules of the form, beside those that hold; nothing is saved."""
 
-    @operation(needs=Needs.READ_COSTS, query=RulesQuery, form=RulesForm, answer=str, content="text/html")
+    @operation(needs=Needs.READ_COSTS, query=RulesQuery, form=RulesForm, answer=str, content="text/html", also=REFUSALS)
     async def post(self, query: RulesQuery, form: RulesForm) -> bytes:
         self.refuse_forged(form.csrf)
         clusters = await self.gate.clusters(query.organization_id)
@@ -204,7 +204,14 @@ class PreviewRules(ChargebackSection):
 class SaveRules(ChargebackSection):
     """Keeps the rules of the form, from their month on."""
 
-    @operation(needs=Needs.CHANGE_RULES, query=RulesQuery, form=RulesForm, answer=str, content="text/html", also=(303,))
+    @operation(
+        needs=Needs.CHANGE_RULES,
+        query=RulesQuery,
+        form=RulesForm,
+        answer=str,
+        content="text/html",
+        also=(303, *REFUSALS),
+    )
     async def post(self, query: RulesQuery, form: RulesForm) -> bytes | None:
         self.refuse_forged(form.csrf)
         self.tell_audit(change=f"rules from {form.valid_from}")
@@ -230,7 +237,14 @@ class SaveRules(ChargebackSection):
 class CloseMonth(ChargebackSection):
     """Freezes a month."""
 
-    @operation(needs=Needs.CHANGE_RULES, query=RulesQuery, form=CloseForm, answer=str, content="text/html", also=(303,))
+    @operation(
+        needs=Needs.CHANGE_RULES,
+        query=RulesQuery,
+        form=CloseForm,
+        answer=str,
+        content="text/html",
+        also=(303, *REFUSALS),
+    )
     async def post(self, query: RulesQuery, form: CloseForm) -> bytes | None:
         self.refuse_forged(form.csrf)
         self.tell_audit(change=f"close {form.month}")

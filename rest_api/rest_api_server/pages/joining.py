@@ -18,7 +18,7 @@ from rest_api.rest_api_server.controllers.clusters import (
 )
 from rest_api.rest_api_server.controllers.costs import CostsController
 from rest_api.rest_api_server.errors import CODES, INVALID
-from rest_api.rest_api_server.pages.base import ChangeForm, PageHandler
+from rest_api.rest_api_server.pages.base import REFUSALS, ChangeForm, PageHandler
 from rest_api.rest_api_server.pages.parts import PageNumber, Part, cluster_trouble, part
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
@@ -131,7 +131,12 @@ class ClustersPage(JoiningSection):
         return await self.shown(query.organization_id, page=int(query.page))
 
     @operation(
-        needs=Needs.MANAGE_CLUSTERS, query=ClustersQuery, form=JoinForm, answer=str, content="text/html", also=(303,)
+        needs=Needs.MANAGE_CLUSTERS,
+        query=ClustersQuery,
+        form=JoinForm,
+        answer=str,
+        content="text/html",
+        also=(303, *REFUSALS),
     )
     async def post(self, query: ClustersQuery, form: JoinForm) -> bytes | None:
         self.refuse_forged(form.csrf)
@@ -154,7 +159,14 @@ class ClustersPage(JoiningSection):
 class PushTokenPage(JoiningSection):
     """A new token for the agent of a cluster that pushes."""
 
-    @operation(needs=Needs.MANAGE_CLUSTERS, query=ClusterFormQuery, form=ChangeForm, answer=str, content="text/html")
+    @operation(
+        needs=Needs.MANAGE_CLUSTERS,
+        query=ClusterFormQuery,
+        form=ChangeForm,
+        answer=str,
+        content="text/html",
+        also=REFUSALS,
+    )
     async def post(self, query: ClusterFormQuery, form: ChangeForm) -> bytes:
         self.refuse_forged(form.csrf)
         made: Part[PushToken] = await part(self.links.push_token(self.cluster, self.request_id))
@@ -174,7 +186,7 @@ class UnlinkPage(JoiningSection):
         form=UnlinkForm,
         answer=str,
         content="text/html",
-        also=(303,),
+        also=(303, *REFUSALS),
     )
     async def post(self, query: ClusterFormQuery, form: UnlinkForm) -> bytes | None:
         self.refuse_forged(form.csrf)
