@@ -25,6 +25,24 @@ def in_groups(accounts: Sequence[str], seconds: int) -> Iterator[Sequence[str]]:
     return (accounts[first : first + size] for first in range(0, len(accounts), size))
 
 
+def in_groups_of_hours(hours_of: Mapping[str, int]) -> Iterator[Sequence[str]]:
+    """Split accounts into groups that have ``HOURS_AT_ONCE`` at most.
+
+    Args:
+        hours_of: how many each account has at most.
+    """
+    group: list[str] = []
+    held = 0
+    for account, hours in hours_of.items():
+        if group and held + hours > HOURS_AT_ONCE:
+            yield group
+            group, held = [], 0
+        group.append(account)
+        held += hours
+    if group:
+        yield group
+
+
 def by_clusters(
     clusters_of: Mapping[str, tuple[str, ...]], seconds: int
 ) -> Iterator[tuple[tuple[str, ...], Sequence[str]]]:

@@ -20,7 +20,7 @@ from metroculus.cost_model.trend import LOOK_BACK_SECONDS, Projection, project
 from metroculus.metroculus_api.errors import failure_of, history_of
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.choose import DEFAULT_CURRENCY
-from metroculus.storage.coverage import currencies_of, in_groups, source_of, whole
+from metroculus.storage.coverage import currencies_of, in_groups_of_hours, source_of, whole
 from metroculus.storage.history import IDLE_ROWS
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
@@ -31,6 +31,8 @@ from tools.window import DAY, HOUR, SETTLING_SECONDS, Window
 from tools.zones import UTC_ZONE, Zone
 
 MONTHS_KEPT = 50_000
+HOURS_OF_A_MONTH = 31 * 24
+"""At most: an account has a fingerprint for each month of which anything is stored."""
 ACCOUNTS_A_TURN = 50
 
 
@@ -129,7 +131,7 @@ class MonthlyController:
             if unread:
                 lacking[named, unread].append(account)
         for (named, unread), accounts in lacking.items():
-            for group in in_groups(accounts, unread[-1].end - unread[0].start):
+            for group in in_groups_of_hours({one: HOURS_OF_A_MONTH * len(prints[one]) for one in accounts}):
                 read = await store.ask(deadline.left(), self._read, group, unread, Filters(clusters=named), asked)
                 for account, months in read.items():
                     found[account] |= months
