@@ -25,7 +25,7 @@ from tools.window import DAY, Window
 KEPT_LABELS = ("app", "app.kubernetes.io/name", "owner", "team")
 """Pod labels that stored hours carry: metrics give labels only where they are asked for by name."""
 
-CAPABILITIES = frozenset(Capability) - {Capability.PLACEMENT}
+CAPABILITIES = frozenset(Capability) - {Capability.PLACEMENT, Capability.BUDGETS}
 
 
 class MetricsSource(CostSource):

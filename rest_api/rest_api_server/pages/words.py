@@ -45,7 +45,12 @@ def amounts_text(step: ChangeStep) -> str:
     """From how much to how much; empty where that is not told."""
     if step.before is None or step.after is None or not step.unit:
         return ""
-    return f"{step.before:,.4g} to {step.after:,.4g} {step.unit}"
+    return f"{_amount(step.before)} to {_amount(step.after)} {step.unit}"
+
+
+def _amount(value: float) -> str:
+    """Four digits, and all of those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def special_text(name: str) -> str:
