@@ -19,6 +19,14 @@ COMPONENTS = (
 """The cost columns of a row, and what they are called."""
 MANAGEMENT = ("management_cost", "cluster management")
 TITLES = {name.removesuffix("_cost"): title for name, title in (*COMPONENTS, MANAGEMENT)}
+SPECIAL = {
+    "__idle__": "idle",
+    "__unmounted__": "volumes that nobody mounts",
+    "__management__": MANAGEMENT[1],
+    "__unallocated__": "unallocated",
+    "": "unallocated",
+}
+"""What belongs to no namespace, by the names that answers give it."""
 SOURCES = {
     "store": "stored history",
     "allocation": "allocation API",
@@ -32,6 +40,11 @@ STATES = {
     "stale": "has only older data",
     "partial": "has only a part of the data",
 }
+
+
+def special_text(name: str) -> str:
+    """A group as it is shown: what belongs to no namespace by a name of its own."""
+    return SPECIAL.get(name, name)
 
 
 def source_trouble(

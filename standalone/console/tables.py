@@ -10,7 +10,15 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from tools.wording import COMPONENTS, NOT_KNOWN, not_covered_text, source_trouble, why_incomplete
+from tools.wording import (
+    COMPONENTS,
+    MANAGEMENT,
+    NOT_KNOWN,
+    SPECIAL,
+    not_covered_text,
+    source_trouble,
+    why_incomplete,
+)
 
 Json = dict[str, Any]
 WELL, POOR = 0.6, 0.3
@@ -89,14 +97,11 @@ def _fitting(shown: list[tuple[str, str]], body: Json, width: int) -> list[tuple
 
 def special_of(body: Json) -> list[tuple[str, float | None]]:
     """What a statement's total holds beside its rows."""
-    names = {"__idle__": "(idle)", "__unmounted__": "(volumes that nobody mounts)"}
     found: list[tuple[str, float | None]] = [
-        (names.get(name, f"({name.strip('_') or 'unallocated'})"), cost)
-        for name, cost in sorted(body["special"].items())
-        if cost != 0
+        (f"({SPECIAL.get(name, name.strip('_'))})", cost) for name, cost in sorted(body["special"].items()) if cost != 0
     ]
     management = body["summary"]["management_cost"]
-    return [*found, ("(cluster management)", management)] if management != 0 else found
+    return [*found, (f"({MANAGEMENT[1]})", management)] if management != 0 else found
 
 
 def clusters_table(body: Json) -> Table:

@@ -120,6 +120,13 @@ class Minutes(Text):
     what = "a whole number of minutes, 1 to 2880"
 
 
+class Groups(Text):
+    """How many of the dearest rows each step tells."""
+
+    pattern = r"[1-9]|[1-4][0-9]|50"
+    what = "a whole number from 1 to 50"
+
+
 class Flag(Text):
     pattern = r"true|false"
     what = "true or false"

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Coroutine
 from hashlib import sha256
 from http.client import responses
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from msgspec import Struct
@@ -24,6 +24,7 @@ from tools.tornado_service.application import NotFoundHandler, ServiceHandler
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.negotiation import accepts_gzip
 
+T = TypeVar("T")
 HTML = "text/html; charset=utf-8"
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self';"
@@ -197,6 +198,13 @@ class PageHandler(WebHandler, RestHandler):
                 return await part(question)
 
         return list(await asyncio.gather(*map(one, asked)))
+
+    async def attempt(self, asked: Awaitable[T]) -> Part[T]:
+        """What a form asks for, or why it is refused; the answer has the refusal's status."""
+        done = await part(asked)
+        if done.refused:
+            self.set_status(done.status)
+        return done
 
     async def identified(self) -> Identity:
         if "Authorization" in self.request.headers:

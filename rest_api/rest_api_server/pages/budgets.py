@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -17,17 +16,17 @@ from rest_api.rest_api_server.controllers.alerts import AlertsController
 from rest_api.rest_api_server.controllers.budgets import BudgetsController
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import CHANGED, INVALID
-from rest_api.rest_api_server.pages.base import REFUSALS, ChangeForm, PageHandler
+from rest_api.rest_api_server.pages.base import REFUSALS, ChangeForm
 from rest_api.rest_api_server.pages.parts import (
     body_of,
     cluster_id_of,
-    named,
     names,
     number,
     number_text,
     part,
     period_text,
 )
+from rest_api.rest_api_server.pages.sections import OrganizationSection
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import Cell, Uuid
@@ -113,24 +112,20 @@ def thresholds_text(budget: structs.BudgetState) -> str:
     return ", ".join(told)
 
 
-class BudgetsSection(PageHandler):
+class BudgetsSection(OrganizationSection):
+    tab = "budgets"
     budgets: BudgetsController
 
     async def shown(
         self, organization_id: str, problem: str = "", form: BudgetForm | None = None, about: str = ""
     ) -> bytes:
         """The budgets, beside what a form about one of them said; ``about`` is its id, or empty for a new one."""
-        organization = await self.gate.organization_named(self.identity, organization_id)
-        clusters = await self.gate.clusters(organization_id)
-        told = await part(self.budgets.budgets(organization_id, clusters, True, self.request_id))
+        shown = await self.about(organization_id)
+        told = await part(self.budgets.budgets(organization_id, shown["clusters"], True, self.request_id))
         return self.page(
             "budgets.html",
-            organization=organization,
-            tab="budgets",
+            **shown,
             told=told,
-            clusters=clusters,
-            names_of={one.id: one.name for one in clusters},
-            named=partial(named, {one.id: one.name for one in clusters}),
             period=period_text,
             problem=problem,
             form=form,
@@ -140,12 +135,7 @@ class BudgetsSection(PageHandler):
             scope_text=scope_text,
             version_of=version_of,
             number_text=number_text,
-            may_change=self.may(organization_id, Needs.CHANGE_RULES),
-            path=f"/organizations/{organization_id}/budgets",
         )
-
-    def done(self, organization_id: str) -> None:
-        self.go(f"/organizations/{organization_id}/budgets")
 
 
 class BudgetsPage(BudgetsSection):
@@ -171,11 +161,10 @@ class BudgetsPage(BudgetsSection):
         async def create() -> structs.BudgetState:
             return await self.budgets.create(query.organization_id, clusters, form.body(clusters), self.request_id)
 
-        made = await part(create())
+        made = await self.attempt(create())
         if made.found is None:
-            self.set_status(made.status)
             return await self.shown(query.organization_id, made.why, form)
-        self.done(query.organization_id)
+        self.go(self.path(query.organization_id))
         return None
 
 
@@ -205,11 +194,10 @@ class BudgetPage(BudgetsSection):
             asked = (query.organization_id, clusters, query.budget_id, wanted, self.request_id)
             return await self.budgets.change(*asked)
 
-        changed = await part(change())
+        changed = await self.attempt(change())
         if changed.found is None:
-            self.set_status(changed.status)
             return await self.shown(query.organization_id, changed.why, form, query.budget_id)
-        self.done(query.organization_id)
+        self.go(self.path(query.organization_id))
         return None
 
 
@@ -229,11 +217,10 @@ class DeleteBudget(BudgetsSection):
         self.tell_audit(change=f"no budget {query.budget_id}")
         clusters = await self.gate.clusters(query.organization_id)
         asked = (query.organization_id, clusters, query.budget_id, self.request_id)
-        deleted = await part(self.budgets.delete(*asked))
+        deleted = await self.attempt(self.budgets.delete(*asked))
         if deleted.found is None:
-            self.set_status(deleted.status)
             return await self.shown(query.organization_id, deleted.why)
-        self.done(query.organization_id)
+        self.go(self.path(query.organization_id))
         return None
 
 
@@ -251,24 +238,14 @@ class AckForm(ChangeForm, frozen=True, kw_only=True):
     note: Cell = Cell("")
 
 
-class AlertsSection(PageHandler):
+class AlertsSection(OrganizationSection):
+    tab = "alerts"
     alerts: AlertsController
 
     async def shown(self, organization_id: str, state: str | None, problem: str = "") -> bytes:
-        organization = await self.gate.organization_named(self.identity, organization_id)
-        clusters = await self.gate.clusters(organization_id)
-        told = await part(self.alerts.alerts(organization_id, clusters, state, self.request_id))
-        return self.page(
-            "alerts.html",
-            organization=organization,
-            tab="alerts",
-            told=told,
-            state=state,
-            names_of={one.id: one.name for one in clusters},
-            problem=problem,
-            may_change=self.may(organization_id, Needs.CHANGE_RULES),
-            path=f"/organizations/{organization_id}/alerts",
-        )
+        about = await self.about(organization_id)
+        told = await part(self.alerts.alerts(organization_id, about["clusters"], state, self.request_id))
+        return self.page("alerts.html", **about, told=told, state=state, problem=problem)
 
 
 class AlertsPage(AlertsSection):
@@ -295,9 +272,8 @@ class AcknowledgeAlert(AlertsSection):
         self.tell_audit(change=f"alert {query.alert_id} acknowledged")
         clusters = await self.gate.clusters(query.organization_id)
         asked = (query.alert_id, self.actor["user"], form.note.strip() or None, self.request_id)
-        seen = await part(self.alerts.acknowledge(query.organization_id, clusters, *asked))
+        seen = await self.attempt(self.alerts.acknowledge(query.organization_id, clusters, *asked))
         if seen.found is None:
-            self.set_status(seen.status)
             return await self.shown(query.organization_id, None, seen.why)
-        self.go(f"/organizations/{query.organization_id}/alerts")
+        self.go(self.path(query.organization_id))
         return None

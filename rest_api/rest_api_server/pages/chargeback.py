@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -22,8 +21,10 @@ from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
 from rest_api.rest_api_server.exports.table import Table
 from rest_api.rest_api_server.exports.tables import chargeback_table
 from rest_api.rest_api_server.handlers.v2.chargeback import By
-from rest_api.rest_api_server.pages.base import REFUSALS, ChangeForm, PageHandler
-from rest_api.rest_api_server.pages.parts import Part, body_of, cluster_id_of, named, names, number, number_text, part
+from rest_api.rest_api_server.pages.base import REFUSALS, ChangeForm
+from rest_api.rest_api_server.pages.parts import Part, body_of, cluster_id_of, names, number, number_text, part
+from rest_api.rest_api_server.pages.render import link
+from rest_api.rest_api_server.pages.sections import OrganizationSection
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import Cell, Month, Uuid
@@ -35,7 +36,6 @@ BLANK = 2
 """Empty rows below those that are there."""
 WEIGHT = re.compile(r"\s*(.+?)\s*:\s*([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,2})?)\s*(?:,|$)")
 Rest = Literal["separate", "weighted", "even"]
-Splits = Literal["weighted", "even", "weights"]
 
 
 class ChargebackPageQuery(Struct, frozen=True, kw_only=True):
@@ -112,9 +112,10 @@ class CloseForm(ChangeForm, frozen=True, kw_only=True):
     accept_incomplete: Cell = Cell("")
 
 
-class ChargebackSection(PageHandler):
+class ChargebackSection(OrganizationSection):
     """Shows a month with its rules, beside what a form said and what came of it."""
 
+    tab = "chargeback"
     chargebacks: ChargebackController
 
     async def shown(
@@ -128,22 +129,20 @@ class ChargebackSection(PageHandler):
     ) -> bytes:
         running = datetime.fromtimestamp(self.service.clock(), UTC).strftime("%Y-%m")
         month = month or running
-        organization = await self.gate.organization_named(self.identity, organization_id)
-        clusters = await self.gate.clusters(organization_id)
+        about = await self.about(organization_id)
+        clusters: Sequence[Cluster] = about["clusters"]
         asked = (organization_id, clusters)
         told, rules = await asyncio.gather(
             part(self.chargebacks.chargeback(*asked, month, by, self.request_id)),
             part(self.chargebacks.rules(*asked, self.request_id)),
         )
-        names_of = {one.id: one.name for one in clusters}
         in_effect = in_force(rules.found.versions, month) if rules.found is not None else None
         kept = draft
         if draft is None and rules.found is not None:
             draft = draft_of(in_effect, running if month in rules.found.closed_months else month)
-        return self.page(
+        return await self.rendered(
             "chargeback.html",
-            organization=organization,
-            tab="chargeback",
+            **about,
             month=month,
             by=by,
             running=running,
@@ -156,12 +155,7 @@ class ChargebackSection(PageHandler):
             blank=BLANK,
             preview=preview,
             problem=problem,
-            clusters=clusters,
-            names_of=names_of,
-            named=partial(named, names_of),
             totals=totals_of(told),
-            may_change=self.may(organization_id, Needs.CHANGE_RULES),
-            path=f"/organizations/{organization_id}/chargeback",
         )
 
 
@@ -194,9 +188,7 @@ class PreviewRules(ChargebackSection):
             asked = (query.organization_id, clusters, form.month, form.by, rules_of(form, clusters), self.request_id)
             return await self.chargebacks.preview(*asked)
 
-        found = await part(preview())
-        if found.found is None:
-            self.set_status(found.status)
+        found = await self.attempt(preview())
         asked = (query.organization_id, form.month, form.by)
         return await self.shown(*asked, found.why, draft_of_form(form), found.found)
 
@@ -226,11 +218,10 @@ class SaveRules(ChargebackSection):
             asked = (query.organization_id, clusters, rules_of(form, clusters), self.request_id)
             return await self.chargebacks.put_rules(*asked)
 
-        saved = await part(save())
+        saved = await self.attempt(save())
         if saved.found is None:
-            self.set_status(saved.status)
             return await self.shown(query.organization_id, form.month, form.by, saved.why, draft_of_form(form))
-        self.go(f"/organizations/{query.organization_id}/chargeback?month={form.month}&by={form.by}")
+        self.go(link(self.path(query.organization_id), {}, month=form.month, by=form.by))
         return None
 
 
@@ -250,11 +241,10 @@ class CloseMonth(ChargebackSection):
         self.tell_audit(change=f"close {form.month}")
         clusters = await self.gate.clusters(query.organization_id)
         asked = (query.organization_id, clusters, form.month, form.accept_incomplete or None, self.request_id)
-        closed = await part(self.chargebacks.close(*asked))
+        closed = await self.attempt(self.chargebacks.close(*asked))
         if closed.found is None:
-            self.set_status(closed.status)
             return await self.shown(query.organization_id, form.month, "cost_center", closed.why)
-        self.go(f"/organizations/{query.organization_id}/chargeback?month={form.month}")
+        self.go(link(self.path(query.organization_id), {}, month=form.month))
         return None
 
 

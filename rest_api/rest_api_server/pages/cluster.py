@@ -23,7 +23,6 @@ from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
 from rest_api.rest_api_server.exports.table import Table
 from rest_api.rest_api_server.exports.tables import MANAGEMENT, costs_table, dates_of
 from rest_api.rest_api_server.handlers.v2.clusters import FILTERS, Aggregate, PropertyFilter
-from rest_api.rest_api_server.pages.base import PageHandler
 from rest_api.rest_api_server.pages.charts import (
     COLORED,
     IDLE,
@@ -38,7 +37,6 @@ from rest_api.rest_api_server.pages.charts import (
 from rest_api.rest_api_server.pages.charts import MANAGEMENT as MANAGEMENT_COLOR
 from rest_api.rest_api_server.pages.parts import (
     FEW,
-    WINDOWS,
     PageNumber,
     Part,
     in_address,
@@ -49,13 +47,14 @@ from rest_api.rest_api_server.pages.parts import (
     usage_part,
 )
 from rest_api.rest_api_server.pages.render import link
-from rest_api.rest_api_server.pages.words import special_text
+from rest_api.rest_api_server.pages.sections import ClusterSection
 from rest_api.rest_api_server.paging import PageQuery, SortColumn, whole_of
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import AgainstQuery, FilterText, RowFilter, Text, Uuid, against_of, resolve_window
 from tools.tornado_service.streamed import StreamedFile
 from tools.window import DAY, Window
+from tools.wording import special_text
 
 Step: TypeAlias = Literal["hour", "day", "week", "month"]
 GROUPS = ("namespace", "controller", "pod", "container", "node", "service")
@@ -114,7 +113,7 @@ class Chip(Struct, frozen=True):
     without: str
 
 
-class ClusterPage(PageHandler):
+class ClusterPage(ClusterSection):
     """One cluster: total, over time, by namespace or anything else, what changed, what could be saved."""
 
     costs: CostsController
@@ -141,7 +140,8 @@ class ClusterPage(PageHandler):
         if query.format != "json":
             return self._file(query, window, ranked, now)
         step = query.step if query.step is not None else step_of(window)
-        against_of(query, settled_part(window), now, CODES)  # what is wrong with it is told before anything is sent
+        settled = settled_part(window)
+        before = against_of(query, settled, now, CODES)
         timeline, live, backfills = await self.parts(
             self._timeline(query, window, step),
             self.live.live(self.cluster, 10, None, self.request_id),
@@ -153,23 +153,13 @@ class ClusterPage(PageHandler):
         table = statement
         if statement.status == 400:  # what rows are asked by cannot be told here: the rest of the page can
             statement = await part(self._statement(query, window, (Aggregate("namespace"),)))
-        about = {
-            "cluster": self.cluster,
-            "path": path,
-            "query": query,
-            "window": window,
-            "kept": {name: asked[name] for name in ("window", "timezone") if name in asked},
-            "chips": chips_of(path, asked, query),
-        }
+        about = await self.about(asked, "", window)
+        about |= {"query": query, "chips": chips_of(path, asked, query)}
         page = await self.rendered(
             "cluster.html",
             **about,
-            organization=await self.gate.organization_named(self.identity, self.cluster.organization_id),
-            tab="",
-            asked=asked,
             carried=carried(asked),
             crumbs=crumbs_of(path, asked, query),
-            windows=WINDOWS,
             groups=GROUPS,
             step=step,
             **await asyncio.to_thread(_shown, table, timeline, query, ranked, path, asked),
@@ -180,19 +170,15 @@ class ClusterPage(PageHandler):
             timeline=timeline,
             live=live,
             filling=filling_of(backfills),
-            start=window.zone.iso(window.start),
-            end=window.zone.iso(window.end),
         )
-        await self.send_in_two(page, LATER, partial(self._later, query, window, now, about))
+        await self.send_in_two(page, LATER, partial(self._later, about, settled, before))
         return None
 
-    async def _later(self, query: ClusterPageQuery, window: Window, now: float, about: dict[str, Any]) -> bytes:
+    async def _later(self, about: dict[str, Any], settled: Window, before: Window) -> bytes:
         """What changed and what could be saved: asked when what it cost is on its way."""
-        settled = settled_part(window)
-        before = against_of(query, settled, now, CODES)
         changes, savings = await self.parts(
             self.changes.changes(self.cluster, settled, before, ("namespace",), self.request_id),
-            self.costs.optimization(self.cluster, usage_part(window), self.request_id),
+            self.costs.optimization(self.cluster, usage_part(about["window"]), self.request_id),
         )
         return await self.rendered(
             "cluster_later.html",
@@ -322,7 +308,7 @@ def _savings(savings: Part[answers.Optimization]) -> dict[str, Any]:
 
 
 def steps_tell_rows(query: ClusterPageQuery) -> bool:
-    """Whether the answer in steps has the rows as they are asked for: steps do not distribute idle."""
+    """Whether one question has both steps and rows: steps do not distribute idle cost, and rows do with ``share``."""
     return query.idle != "share"
 
 
@@ -456,4 +442,4 @@ def _special(answer: answers.ClusterCosts, query: ClusterPageQuery) -> list[tupl
     own: dict[str, float | None] = {**answer.special, MANAGEMENT: answer.summary.management_cost}
     if answer.idle_cost is None and query.idle == "separate" and not query.filters:
         own["__idle__"] = None
-    return [(special_text(name or "__unallocated__"), cost) for name, cost in sorted(own.items()) if cost != 0]
+    return [(special_text(name), cost) for name, cost in sorted(own.items()) if cost != 0]

@@ -14,12 +14,12 @@ from rest_api.rest_api_server.controllers.clusters import (
     ChangedCluster,
     ClustersController,
     LinkBody,
-    PushToken,
 )
 from rest_api.rest_api_server.controllers.costs import CostsController
 from rest_api.rest_api_server.errors import CODES, INVALID
 from rest_api.rest_api_server.pages.base import REFUSALS, ChangeForm, PageHandler
-from rest_api.rest_api_server.pages.parts import PageNumber, Part, cluster_trouble, part
+from rest_api.rest_api_server.pages.parts import PageNumber, cluster_trouble
+from rest_api.rest_api_server.pages.sections import OrganizationSection
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import Cell, Uuid, WindowQuery, resolve_window
@@ -68,7 +68,6 @@ class Arrival(Struct, frozen=True):
     state: Literal["complete", "partial", "waiting"]
     known: float | None
     """The share of the last day of which something is known."""
-    until: str
     why: str
 
 
@@ -76,13 +75,13 @@ def arrival_of(one: answers.ClusterSummary) -> Arrival:
     """What a cluster's statement of the last day says of its freshness."""
     shares = [source.coverage for source in one.sources if source.coverage is not None]
     known = max(shares, default=None)
-    until = one.freshness.final_until if one.freshness is not None else ""
     if one.error is not None or not known:
-        return Arrival("waiting", known, until, cluster_trouble(one))
-    return Arrival("complete" if one.complete else "partial", known, until, cluster_trouble(one))
+        return Arrival("waiting", known, cluster_trouble(one))
+    return Arrival("complete" if one.complete else "partial", known, cluster_trouble(one))
 
 
-class JoiningSection(PageHandler):
+class JoiningSection(OrganizationSection):
+    tab = "clusters"
     costs: CostsController
     links: ClustersController
     gateway_url: str | None
@@ -90,23 +89,20 @@ class JoiningSection(PageHandler):
     async def shown(
         self, organization_id: str, problem: str = "", form: JoinForm | None = None, page: int = 1
     ) -> bytes:
-        organization = await self.gate.organization_named(self.identity, organization_id)
-        everything = await self.gate.clusters(organization_id)
+        about = await self.about(organization_id, Needs.MANAGE_CLUSTERS)
+        everything = about["clusters"]
         clusters = everything[(page - 1) * SHOWN_CLUSTERS : page * SHOWN_CLUSTERS]
         window = resolve_window(WindowQuery(window=ARRIVED_WITHIN), self.service.clock(), CODES)
         told = await self.costs.overview(organization_id, clusters, window, self.request_id)
         return await self.rendered(
             "clusters.html",
-            organization=organization,
-            tab="clusters",
-            clusters=[(cluster, arrival_of(one)) for cluster, one in zip(clusters, told.clusters, strict=True)],
+            **about,
+            shown=[(cluster, arrival_of(one)) for cluster, one in zip(clusters, told.clusters, strict=True)],
             count=len(everything),
             first=(page - 1) * SHOWN_CLUSTERS,
             page_number=page,
             problem=problem,
             form=form,
-            may_change=self.may(organization_id, Needs.MANAGE_CLUSTERS),
-            path=f"/organizations/{organization_id}/clusters",
         )
 
     async def token_shown(self, cluster_id: str, name: str, organization_id: str, token: str) -> bytes:
@@ -114,7 +110,7 @@ class JoiningSection(PageHandler):
         return self.page(
             "joined.html",
             organization=await self.gate.organization_named(self.identity, organization_id),
-            tab="clusters",
+            tab=self.tab,
             cluster_id=cluster_id,
             name=name,
             token=token,
@@ -144,15 +140,14 @@ class ClustersPage(JoiningSection):
         async def link() -> ChangedCluster:
             return await self.links.link(query.organization_id, form.body(), self.request_id)
 
-        linked: Part[ChangedCluster] = await part(link())
+        linked = await self.attempt(link())
         if linked.found is None:
-            self.set_status(linked.status)
             return await self.shown(query.organization_id, linked.why, form)
         made = linked.found
         self.tell_audit(cluster_id=made.cluster_id)
         if made.push_token:
             return await self.token_shown(made.cluster_id, made.name, query.organization_id, made.push_token)
-        self.go(f"/organizations/{query.organization_id}/clusters")
+        self.go(self.path(query.organization_id))
         return None
 
 
@@ -169,9 +164,8 @@ class PushTokenPage(JoiningSection):
     )
     async def post(self, query: ClusterFormQuery, form: ChangeForm) -> bytes:
         self.refuse_forged(form.csrf)
-        made: Part[PushToken] = await part(self.links.push_token(self.cluster, self.request_id))
+        made = await self.attempt(self.links.push_token(self.cluster, self.request_id))
         if made.found is None:
-            self.set_status(made.status)
             return await self.shown(self.cluster.organization_id, made.why)
         about = (self.cluster.id, self.cluster.name, self.cluster.organization_id)
         return await self.token_shown(*about, made.found.push_token)
@@ -194,16 +188,11 @@ class UnlinkPage(JoiningSection):
         if form.name.strip() != self.cluster.name:
             self.set_status(400)
             return await self.shown(organization_id, f"to unlink {self.cluster.name}, type its name")
-        unlinked = await part(self._unlinked())
-        if unlinked.found is None:
-            self.set_status(unlinked.status)
+        unlinked = await self.attempt(self.links.unlink(self.cluster, self.request_id))
+        if unlinked.refused:
             return await self.shown(organization_id, unlinked.why)
-        self.go(f"/organizations/{organization_id}/clusters")
+        self.go(self.path(organization_id))
         return None
-
-    async def _unlinked(self) -> bool:
-        await self.links.unlink(self.cluster, self.request_id)
-        return True
 
 
 class ArrivalPart(PageHandler):

@@ -75,7 +75,7 @@ class OrganizationPage(PageHandler):
         )
         organization = await self.gate.organization_named(self.identity, organization_id)
         shown = page_of(listed, query, "clusters")
-        return self.page(
+        return await self.rendered(
             "organization.html",
             organization=organization,
             tab="",

@@ -44,6 +44,10 @@ class Part(Struct, Generic[T], frozen=True):
     why: str = ""
     status: int = 200
 
+    @property
+    def refused(self) -> bool:
+        return self.status >= 400
+
 
 async def part(asked: Awaitable[T]) -> Part[T]:
     """A part that may fail by itself, and leaves the others whole."""

@@ -9,10 +9,10 @@ from urllib.parse import urlencode
 
 from tornado.template import Loader
 
-from rest_api.rest_api_server.pages.words import amounts_text, special_text, step_text, words
+from rest_api.rest_api_server.pages.words import amounts_text, step_text, words
 from tools.version import VERSION
 from tools.window import iso
-from tools.wording import NOT_KNOWN
+from tools.wording import NOT_KNOWN, special_text
 
 MINUS = "\N{MINUS SIGN}"
 

@@ -14,13 +14,12 @@ from rest_api.rest_api_server.errors import CODES
 from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
 from rest_api.rest_api_server.exports.table import Table
 from rest_api.rest_api_server.exports.tables import assets_table, dates_of, savings_table
-from rest_api.rest_api_server.pages.base import PageHandler
-from rest_api.rest_api_server.pages.parts import WINDOWS, in_address, part, source_troubles, usage_part
+from rest_api.rest_api_server.pages.parts import in_address, part, source_troubles, usage_part
 from rest_api.rest_api_server.pages.patches import amount, bytes_text, evidence_of, patch_of
+from rest_api.rest_api_server.pages.sections import ClusterSection
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import Uuid, WindowQuery, resolve_window
 from tools.tornado_service.streamed import StreamedFile
-from tools.window import Window
 
 RISKS = ("low", "medium", "high")
 SORTS: dict[str, Callable[[Recommendation], Any]] = {
@@ -43,29 +42,10 @@ class AssetsPageQuery(WindowQuery, frozen=True, kw_only=True):
     format: Format = "json"
 
 
-class ClusterSection(PageHandler):
-    """A page about one cluster in a window."""
-
-    costs: CostsController
-
-    async def about(self, query: WindowQuery, tab: str, window: Window, default: dict[str, Any]) -> dict[str, Any]:
-        """What every page of a cluster shows."""
-        asked = in_address(query, default)
-        return {
-            "organization": await self.gate.organization_named(self.identity, self.cluster.organization_id),
-            "cluster": self.cluster,
-            "tab": tab,
-            "path": f"/clusters/{self.cluster.id}/{tab}",
-            "asked": asked,
-            "kept": {name: asked[name] for name in ("window", "timezone") if name in asked},
-            "windows": WINDOWS,
-            "start": window.zone.iso(window.start),
-            "end": window.zone.iso(window.end),
-        }
-
-
 class SavingsPage(ClusterSection):
     """Everything that could be had for less: how much, why, how risky, and what to type."""
+
+    costs: CostsController
 
     @operation(needs=Needs.READ_COSTS, query=SavingsPageQuery, answer=str, content="text/html", files=MEDIA_TYPES)
     async def get(self, query: SavingsPageQuery) -> bytes | StreamedFile:
@@ -82,9 +62,9 @@ class SavingsPage(ClusterSection):
             return self.files.file(name, query.format, self.cluster.organization_id, table)
         told = await part(self.costs.optimization(self.cluster, window, self.request_id))
         listed = sorted(told.found.recommendations, key=SORTS[query.sort]) if told.found is not None else []
-        return self.page(
+        return await self.rendered(
             "savings.html",
-            **await self.about(query, "savings", asked_window, {"sort": "saving"}),
+            **await self.about(in_address(query, {"sort": "saving"}), "savings", asked_window),
             query=query,
             usage_start=window.zone.iso(window.start),
             usage_end=window.zone.iso(window.end),
@@ -99,6 +79,8 @@ class SavingsPage(ClusterSection):
 
 class AssetsPage(ClusterSection):
     """Nodes, disks, load balancers, network and management: what each cost and how far it was used."""
+
+    costs: CostsController
 
     @operation(needs=Needs.READ_COSTS, query=AssetsPageQuery, answer=str, content="text/html", files=MEDIA_TYPES)
     async def get(self, query: AssetsPageQuery) -> bytes | StreamedFile:
@@ -119,9 +101,9 @@ class AssetsPage(ClusterSection):
         listed = (
             sorted(told.found.assets, key=lambda one: (-one.total_cost, one.name)) if told.found is not None else []
         )
-        return self.page(
+        return await self.rendered(
             "assets.html",
-            **await self.about(query, "assets", window, {}),
+            **await self.about(in_address(query, {}), "assets", window),
             query=query,
             told=told,
             listed=listed,

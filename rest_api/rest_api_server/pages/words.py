@@ -7,12 +7,6 @@ import re
 from optscale_client.metroculus_client.structs import ChangeStep
 
 RESOURCES = {"cpu": "CPU", "ram": "memory", "memory": "memory", "gpu": "GPU", "pv": "volumes", "network": "network"}
-SPECIAL = {
-    "__idle__": "idle",
-    "__unmounted__": "volumes that nobody mounts",
-    "__management__": "cluster management",
-    "__unallocated__": "unallocated",
-}
 STEPS = {
     "appeared": "new",
     "vanished": "gone",
@@ -38,7 +32,7 @@ def step_text(step: ChangeStep) -> str:
     """What changed, in a few words."""
     kind = STEPS.get(step.kind, step.kind.replace("_", " "))
     resource = RESOURCES.get(step.resource or "", step.resource or "")
-    return f"{kind}: {resource}" if resource and step.kind not in ("network_other",) else kind
+    return f"{kind}: {resource}" if resource and step.kind != "network_other" else kind
 
 
 def amounts_text(step: ChangeStep) -> str:
@@ -51,11 +45,6 @@ def amounts_text(step: ChangeStep) -> str:
 def _amount(value: float) -> str:
     """Four digits, and all of those before the point."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def special_text(name: str) -> str:
-    """A group as it is shown: what belongs to no namespace by a name of its own."""
-    return SPECIAL.get(name, name)
 
 
 def words(name: str) -> str:

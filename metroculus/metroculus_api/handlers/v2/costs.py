@@ -20,7 +20,7 @@ from metroculus.sources.source import METRIC_NAME
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import FilterText, RowFilter, Step, Text, Uuid, WindowQuery, resolve_window
+from tools.tornado_service.params import FilterText, Groups, RowFilter, Step, Text, Uuid, WindowQuery, resolve_window
 from tools.window import Window
 
 
@@ -41,11 +41,6 @@ class Share(Text):
         if float(parsed) == 0:
             raise ValueError(f"must be {cls.what}")
         return parsed
-
-
-class Groups(Text):
-    pattern = r"[1-9]|[1-4][0-9]|50"
-    what = "a whole number from 1 to 50"
 
 
 class ClusterCostsQuery(WindowQuery, frozen=True, kw_only=True):

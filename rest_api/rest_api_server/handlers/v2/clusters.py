@@ -34,6 +34,7 @@ from tools.tornado_service.operation import operation
 from tools.tornado_service.params import (
     DnsLabel,
     FilterText,
+    Groups,
     RowFilter,
     Step,
     Text,
@@ -58,11 +59,6 @@ class PropertyFilter(Text):
     pattern = structs.FILTER_PATTERN
     what = "PROPERTY=VALUE, such as controller=web, label:team=blue, or label:team= for what has no such label"
     listed = False
-
-
-class Groups(Text):
-    pattern = r"[1-9]|[1-4][0-9]|50"
-    what = "a whole number from 1 to 50"
 
 
 class OrganizationQuery(Struct, frozen=True, kw_only=True):
