@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio.events
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,11 @@ from statistics import median
 from typing import Any
 
 from benchmarks.figures import Declared
+from benchmarks.stacks import stack_in
 from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.components import Costs
-from metroculus.sources.registry.protocol import Credentials
 from metroculus.storage.ledger import FencedWriter, HourBatch
-from tests.support import DAY, END, HOUR, Stack, ask, make_tenant
+from tests.support import DAY, END, HOUR, Stack, ask, link_pushed, make_tenant
 
 CLUSTERS, DAYS, NAMESPACES = 150, 3, 10
 FOLDER = Path("build/bench-organization")
@@ -35,29 +34,15 @@ FIGURES = (
 
 
 def measure() -> dict[str, float]:
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
-    stack = Stack(FOLDER)
-    try:
+    with stack_in(FOLDER) as stack:
         return _measure(stack)
-    finally:
-        stack.close()
-        shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 def _measure(stack: Stack) -> dict[str, float]:
     running: Any = stack.start(clickhouse_url=f"embedded:{FOLDER / 'store'}", rounds=False)
     tenant = make_tenant(running, "acme")
-    store, directory = running.metroculus.dependencies.store, running.rest_api.directory
-    registry = running.metroculus.dependencies.registry
-    accounts = []
-    for number in range(CLUSTERS):
-        cluster = directory.create_cluster(tenant.organization_id, f"c{number}", "push", "")
-        directory.update_cluster(
-            cluster.id, name=cluster.name, flavour="push", url="", state="linked", revision=cluster.revision
-        )
-        stack.thread.run(registry.put(cluster.id, "push", "", Credentials()))
-        accounts.append(cluster.id)
+    store = running.metroculus.dependencies.store
+    accounts = [link_pushed(stack, running, tenant.organization_id, f"c{number}") for number in range(CLUSTERS)]
 
     def fill(account: str) -> None:
         rows = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from statistics import median
@@ -11,12 +10,12 @@ from typing import Any
 from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.figures import Declared
+from benchmarks.stacks import stack_in
 from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.columns import Allocations
 from metroculus.cost_model.components import Costs
-from metroculus.sources.registry.protocol import Credentials
 from metroculus.storage.ledger import FencedWriter, HourBatch
-from tests.support import DAY, END, HOUR, NOW, Stack, make_tenant
+from tests.support import DAY, END, HOUR, NOW, Stack, link_pushed, make_tenant
 
 NAMESPACES, PODS, DAYS, LIFE_DAYS = 200, 10_000, 30, 3
 ROUNDS = 5
@@ -44,14 +43,8 @@ FIGURES = (
 
 
 def measure() -> dict[str, float]:
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
-    stack = Stack(FOLDER)
-    try:
+    with stack_in(FOLDER) as stack:
         return _measure(stack)
-    finally:
-        stack.close()
-        shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 def _rows(day: int) -> Allocations:
@@ -74,22 +67,18 @@ def _measure(stack: Stack) -> dict[str, float]:
     running: Any = stack.start(clickhouse_url=f"embedded:{FOLDER / 'store'}", rounds=False)
     tenant = make_tenant(running, "acme")
     store, directory = running.metroculus.dependencies.store, running.rest_api.directory
-    cluster = directory.create_cluster(tenant.organization_id, "large", "push", "")
-    directory.update_cluster(
-        cluster.id, name="large", flavour="push", url="", state="linked", revision=cluster.revision
-    )
-    stack.thread.run(running.metroculus.dependencies.registry.put(cluster.id, "push", "", Credentials()))
+    cluster = link_pushed(stack, running, tenant.organization_id, "large")
     writer, start = FencedWriter(1), END - STORED_DAYS * DAY
     for day in range(STORED_DAYS):
         rows, first = _rows(day), start + day * DAY
         hours = range(first, first + DAY, HOUR)
-        batches = [HourBatch(account=cluster.id, hour=hour, allocations=rows, management=0.1) for hour in hours]
+        batches = [HourBatch(account=cluster, hour=hour, allocations=rows, management=0.1) for hour in hours]
         store.ledger.commit(batches, writer)
-    store.summaries.rebuild(cluster.id, start, END, writer)
+    store.summaries.rebuild(cluster, start, END, writer)
     base = running.rest_api_listener.url
     token_id = directory.tokens("acme viewer")[0].id
     link = f"{base}/sign-in?code={directory.create_sign_in(token_id, 'code', NOW + 600)}"
-    cluster_page = f"{base}/clusters/{cluster.id}"
+    cluster_page = f"{base}/clusters/{cluster}"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()

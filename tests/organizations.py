@@ -12,9 +12,8 @@ import requests
 from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.columns import Allocations
 from metroculus.cost_model.components import Costs
-from metroculus.sources.registry.protocol import Credentials
 from metroculus.storage.ledger import FencedWriter, HourBatch
-from tests.support import Stack, make_tenant
+from tests.support import Stack, link_pushed, make_tenant
 from tools.window import HOUR, parse_rfc3339
 
 OCTOBER, NOVEMBER = int(parse_rfc3339("2026-10-01T00:00:00Z")), int(parse_rfc3339("2026-11-01T00:00:00Z"))
@@ -74,13 +73,7 @@ class Organization:
                 self.store(account, rows, self.october)
 
     def link(self, tenant, name):
-        directory, registry = self.running.rest_api.directory, self.running.metroculus.dependencies.registry
-        cluster = directory.create_cluster(tenant.organization_id, name, "push", "")
-        directory.update_cluster(
-            cluster.id, name=name, flavour="push", url="", state="linked", revision=cluster.revision
-        )
-        self.stack.thread.run(registry.put(cluster.id, "push", "", Credentials()))
-        return cluster.id
+        return link_pushed(self.stack, self.running, tenant.organization_id, name)
 
     def store(self, account, rows, hours, currency="USD", **more):
         """The same rows in each hour."""

@@ -29,6 +29,7 @@ from tornado.web import Application, RequestHandler
 from metroculus.metroculus_worker.backfill import Progress
 from metroculus.metroculus_worker.extract import RepairOrder
 from metroculus.sources.outbound.addresses import AllowedAddresses
+from metroculus.sources.registry.protocol import Credentials
 from metroculus.storage.store import EMBEDDED
 from rest_api.rest_api_server.directory.model import Role
 from simulator.server import Habits, Simulator
@@ -203,6 +204,15 @@ class Tenant:
 
     organization_id: str
     tokens: dict[str, str]
+
+
+def link_pushed(stack: Stack, running: Running, organization_id: str, name: str) -> str:
+    """A linked cluster whose hours the caller stores itself; its id."""
+    directory, registry = running.rest_api.directory, running.metroculus.dependencies.registry
+    made = directory.create_cluster(organization_id, name, "push", "")
+    directory.update_cluster(made.id, name=name, flavour="push", url="", state="linked", revision=made.revision)
+    stack.thread.run(registry.put(made.id, "push", "", Credentials()))
+    return made.id
 
 
 def make_tenant(running: Running, name: str) -> Tenant:
