@@ -92,11 +92,16 @@ class Filters(Struct, frozen=True):
 
     @property
     def any(self) -> bool:
-        return bool(self.namespaces or self.nodes or self.services or self.properties)
+        return bool(self.namespaces) or self.owned_only
+
+    @property
+    def owned_only(self) -> bool:
+        """Whether cost that no namespace owns is left out: it has no service and no label, and no pod on a node."""
+        return bool(self.nodes or self.services or self.properties)
 
     def keep_special(self, name: str) -> bool:
-        """Whether cost that no namespace owns is asked for: it is on no node, behind no service, and has no label."""
-        return not (self.nodes or self.services or self.properties) and (not self.namespaces or name in self.namespaces)
+        """Whether cost that no namespace owns is asked for."""
+        return not self.owned_only and (not self.namespaces or name in self.namespaces)
 
 
 class Group(Struct, frozen=True):

@@ -84,12 +84,12 @@ def filtered(filters: Filters) -> str:
     if filters.clusters:
         parts.append(f"cluster IN ({', '.join(map(literal, (*filters.clusters, '')))})")
     if filters.services:
-        behind = [
-            f"has(services, {literal(one)})" if one else "owned = 1 AND empty(services)" for one in filters.services
-        ]
+        behind = [f"has(services, {literal(one)})" if one else "empty(services)" for one in filters.services]
         parts.append(f"({' OR '.join(behind)})")
     for name, wanted in filters.properties:
-        parts.append(f"owned = 1 AND {expression(name)} IN ({', '.join(map(literal, wanted))})")
+        parts.append(f"{expression(name)} IN ({', '.join(map(literal, wanted))})")
+    if filters.owned_only:
+        parts.append("owned = 1")
     return "".join(f" AND {part}" for part in parts)
 
 

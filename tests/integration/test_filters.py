@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.columns import Allocations
@@ -59,6 +60,26 @@ def test_a_pod_whose_services_change_counts_for_each_while_it_has_it(stack: Stac
     steps = metroculus.get("kubecost_cluster_costs", **about, **asked, step="hour").json()["data_points"]
     assert sum(point["known_cost"] for point in steps) == true
     assert metroculus.get("k8s_expenses", **about, **asked, group_by="namespace").json()["total_cost"] == true
+
+
+def test_a_filter_by_node_or_service_leaves_out_what_no_namespace_owns(stack: Stack) -> None:
+    """Also where a source tells on which node that is, and behind which service."""
+    made = Changing(stack)
+    special = [
+        replace(IDLE, name="c/n1/__idle__", node="n1"),
+        replace(IDLE, name="__unmounted__", namespace="__unmounted__", node="n1", costs=Costs(pv=2.0)),
+        replace(IDLE, name="__unallocated__", namespace="__unallocated__", node="n1", services=("web",)),
+    ]
+    made.store_hours(made.ids[0], {hour: Allocations.of([row("web"), *special]) for hour in HOURS})
+    metroculus = Metroculus(made.running)
+    about = {"cloud_account_id": made.ids[0], "start_date": END - DAY, "end_date": END}
+    for asked in ({"k8s_node": "n1"}, {"filter": "node=n1"}, {"k8s_service": "web"}, {"filter": "service=web"}):
+        by = {"aggregate": "namespace", "groups": 5, "step": "day"}
+        told = metroculus.get("kubecost_cluster_costs", **about, **asked, **by).json()
+        assert told["summary"]["known_cost"] == 24.0
+        for point in told["data_points"]:
+            assert (point["known_cost"], point["idle_cost"], point["groups"]) == (24.0, 0.0, {"shop": 24.0})
+        assert metroculus.get("k8s_expenses", **about, **asked, group_by="namespace").json()["total_cost"] == 24.0
 
 
 def test_what_stored_hours_do_not_carry_is_asked_live_and_never_zero(stack: Stack, prometheus_factory: Any) -> None:
