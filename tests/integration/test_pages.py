@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import re
+import socket
+import struct
+import threading
 from typing import Any
 
 import pytest
 import requests
 
 from rest_api.rest_api_server.pages.base import safe_target
+from rest_api.rest_api_server.pages.cluster import ClusterPage
 from rest_api.rest_api_server.pages.render import MINUS, money
 from simulator.server import Habits
 from tests.exported import read
 from tests.integration.test_services import link
 from tests.organizations import Organization
-from tests.support import END, NOW, Stack, ask, exact_world, make_tenant
+from tests.support import END, NOW, Stack, ask, exact_world, make_tenant, until
 from tools.version import VERSION
 
 WORLD = exact_world(7, days=3)
@@ -60,6 +65,11 @@ class Acme:
         if role is not None:
             assert made.sign_in(self.tenant.tokens[role]).status_code == 303
         return made
+
+    def audited(self, request_id: str) -> list[str]:
+        """The error codes of a request, in the services that it came through."""
+        lines = next(self.stack.folder.rglob("audit.jsonl")).read_text().splitlines()
+        return [line["error_code"] for line in map(json.loads, lines) if line["request_id"] == request_id]
 
     def api(self, path: str) -> Any:
         return ask(self.running, self.tenant.tokens["viewer"], f"/restapi/v2/{path}").json()
@@ -106,6 +116,56 @@ def test_figures_of_a_cluster_are_the_apis(acme):
         for point in day["data_points"]
     )
     assert f"highest: {highest:,.2f} USD" in text_of(chart) and len(re.findall(r">2026-[0-9T:-]+Z</a>", chart)) == 24
+
+
+def asked_raw(acme: Acme, version: str, request_id: str = "raw") -> socket.socket:
+    """A connection on which the cluster's page is asked for, to be kept open."""
+    host, port = acme.base.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.sendall(
+        f"GET /clusters/{acme.cluster}?{WINDOW} HTTP/{version}\r\nHost: {host}\r\nConnection: keep-alive\r\n"
+        f"Authorization: Bearer {acme.tenant.tokens['viewer']}\r\nAccept: text/html\r\n"
+        f"X-Request-ID: {request_id}\r\n\r\n".encode()
+    )
+    return connection
+
+
+def test_over_http_1_0_the_end_of_the_connection_is_that_of_the_page(acme):
+    with asked_raw(acme, "1.0") as connection:
+        told = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert told.rstrip().endswith(b"</html>") and b"Transfer-Encoding" not in told
+
+
+def test_a_page_whose_second_part_fails_is_cut_and_never_passes_for_whole(acme, monkeypatch, caplog):
+    """With and without gzip; the log says why, and the audit log that it was cut."""
+
+    async def fails(*asked: Any) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(ClusterPage, "_later", fails)
+    browser = acme.browser()
+    for coding in ("identity", "gzip"):
+        asked = {"Accept-Encoding": coding, "X-Request-ID": f"cut-{coding}"}
+        with pytest.raises((requests.exceptions.ChunkedEncodingError, requests.exceptions.ConnectionError)):
+            browser.open(f"/clusters/{acme.cluster}?{WINDOW}", headers=asked)
+        assert until(lambda coding=coding: "cut" in acme.audited(f"cut-{coding}"))
+    assert "ZeroDivisionError: a defect" in caplog.text
+
+
+def test_who_leaves_within_a_page_is_no_defect_and_keeps_no_place(acme, monkeypatch, caplog):
+    left, later = threading.Event(), ClusterPage._later
+
+    async def when_left(self: Any, *asked: Any) -> bytes:
+        await asyncio.to_thread(left.wait, 30)
+        return await later(self, *asked)
+
+    monkeypatch.setattr(ClusterPage, "_later", when_left)
+    with asked_raw(acme, "1.1", "leaves") as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    left.set()
+    until(lambda: acme.running.rest_api.service.in_flight == 0)
+    assert "leaves failed" not in caplog.text
 
 
 def test_what_is_asked_stands_in_the_address_and_links_keep_it(acme):

@@ -21,7 +21,7 @@ from tools.tornado_service.operation import NoQuery, Operation, operation
 from tools.tornado_service.prepared import Prepared, encode, prepared_of
 from tools.tornado_service.ready import READY_ANSWERS, KnownRequest, ReadyAnswer, ReadyAnswers, Target, when_taken
 from tools.tornado_service.service import Service, log_line, objects_of, request_id_of
-from tools.tornado_service.streamed import StreamedFile, send_file
+from tools.tornado_service.streamed import Streamed, send_streamed
 
 log = logging.getLogger("service")
 
@@ -150,9 +150,9 @@ class ServiceHandler(RequestHandler):
         await self.get(**path)  # type: ignore[misc]
 
     async def send(self, value: Any) -> None:
-        """Send an answer: packed where the caller takes that, a 304 where it has it already; or a file."""
-        if isinstance(value, StreamedFile):
-            await send_file(self, value)
+        """Send an answer: packed where the caller takes that, a 304 where it has it already, or chunk by chunk."""
+        if isinstance(value, Streamed):
+            await send_streamed(self, value)
             return
         asked = self.request.headers
         if not isinstance(value, Prepared):

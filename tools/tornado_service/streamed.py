@@ -1,4 +1,4 @@
-"""Files that are sent while they are made: what is sent is whole, or the connection is cut."""
+"""Answers that are sent while they are made: what is sent is whole, or the connection is cut."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ GZIP_LEVEL = 1
 """Of a stream: what takes the time is making it."""
 _GZIP_WINDOW = 31
 PIECE_BYTES = 1 << 16
-"""Of a file: whoever takes one of them within ``SEND_SECONDS`` goes on reading."""
-CUT = ErrorCode(500, "cut", "the file could not be made to its end")
+"""Of an answer: whoever takes one of them within ``SEND_SECONDS`` goes on reading."""
+CUT = ErrorCode(500, "cut", "the answer could not be made to its end")
 """For the log alone: the caller sees that the connection was cut."""
 
 
-@dataclass(frozen=True)
-class StreamedFile:
-    """A file to take away.
+@dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """An answer of which each chunk is sent when it is made.
 
     Args:
         chunks: its bytes; what they raise before the first one is an ordinary failure of the request.
@@ -37,15 +37,21 @@ class StreamedFile:
         packable: whether it is text that gzip makes smaller.
     """
 
-    name: str
     content_type: str
     chunks: AsyncGenerator[bytes, None]
     seconds: float
     packable: bool = False
 
 
-async def send_file(handler: Any, file: StreamedFile) -> None:
-    """Send a file; a failure after its first bytes cuts the connection, so that no part of it passes for all.
+@dataclass(frozen=True, kw_only=True)
+class StreamedFile(Streamed):
+    """A file to take away."""
+
+    name: str
+
+
+async def send_streamed(handler: Any, answer: Streamed) -> None:
+    """Send an answer; a failure after its first bytes cuts the connection, so that no part of it passes for all.
 
     Raises:
         ApiError: it could not be begun in time.
@@ -54,59 +60,64 @@ async def send_file(handler: Any, file: StreamedFile) -> None:
     began = False
     try:
         if handler.request.method == "HEAD":
-            _tell(handler, file)
+            _tell(handler, answer)
             await handler.flush()
             handler.finish()
             return
-        async with asyncio.timeout(file.seconds):
-            first = await anext(file.chunks, b"")
+        async with asyncio.timeout(answer.seconds):
+            first = await anext(answer.chunks, b"")
             began = True
-            await _send(handler, file, first)
+            await _send(handler, answer, first)
     except StreamClosedError:
-        log.info("request %s: nobody reads the file any more", handler.request_id)
+        log.info("request %s: nobody reads the answer any more", handler.request_id)
         _end(handler)
     except TimeoutError:
         if not began:
-            raise ApiError(handler.codes.overloaded, "the file was not begun in time", retry_after=5) from None
-        _cut(handler, f"it took more than {file.seconds:.0f} s, or nobody read it")
+            raise ApiError(handler.codes.overloaded, "the answer was not begun in time", retry_after=5) from None
+        _cut(handler, f"it took more than {answer.seconds:.0f} s, or nobody read it")
     except Exception as problem:
         if not began:
             raise
+        handler.log_exception(type(problem), problem, problem.__traceback__)
         _cut(handler, f"{type(problem).__name__}: {problem}")
     finally:
-        await file.chunks.aclose()
+        await answer.chunks.aclose()
 
 
-def _tell(handler: Any, file: StreamedFile) -> None:
-    handler.set_header("Content-Type", file.content_type)
-    handler.set_header("Content-Disposition", disposition(file.name))
-    handler.set_header("Vary", "Accept-Encoding")
+def _tell(handler: Any, answer: Streamed) -> None:
+    handler.set_header("Content-Type", answer.content_type)
+    if isinstance(answer, StreamedFile):
+        handler.set_header("Content-Disposition", disposition(answer.name))
 
 
-async def _send(handler: Any, file: StreamedFile, chunk: bytes) -> None:
-    _tell(handler, file)
+async def _send(handler: Any, answer: Streamed, chunk: bytes) -> None:
+    _tell(handler, answer)
     packer = None
-    if file.packable and accepts_gzip(handler.request.headers.get("Accept-Encoding", "")):
+    if answer.packable and accepts_gzip(handler.request.headers.get("Accept-Encoding", "")):
         packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
         handler.set_header("Content-Encoding", "gzip")
     while True:
-        packed = chunk if packer is None else await asyncio.to_thread(packer.compress, chunk)
+        packed = chunk if packer is None else await asyncio.to_thread(_packed, packer, chunk)
         for start in range(0, max(1, len(packed)), PIECE_BYTES):
             handler.write(packed[start : start + PIECE_BYTES])
             async with asyncio.timeout(SEND_SECONDS):
                 await handler.flush()
-        following = await anext(file.chunks, None)
+        following = await anext(answer.chunks, None)
         if following is None:
             break
         chunk = following
     sent = handler.finish(packer.flush() if packer is not None else None)
-    if handler.request.version == "HTTP/1.0":  # which knows no chunks: the end of the connection is that of the file
+    if handler.request.version == "HTTP/1.0":  # which knows no chunks: the end of the connection is that of the answer
         await sent
         handler.request.connection.stream.close()
 
 
+def _packed(packer: Any, chunk: bytes) -> bytes:
+    return bytes(packer.compress(chunk) + packer.flush(zlib.Z_SYNC_FLUSH))
+
+
 def _cut(handler: Any, why: str) -> None:
-    log.warning("request %s: a file was cut: %s", handler.request_id, why)
+    log.warning("request %s: an answer was cut: %s", handler.request_id, why)
     handler.set_status(CUT.status)
     handler.cut(CUT)
     _end(handler)

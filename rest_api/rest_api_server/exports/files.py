@@ -41,7 +41,9 @@ class Files:
         """
         kind = CSV if form == "csv" else XLSX
         chunks = self._chunks(form, organization_id, make)
-        return StreamedFile(f"{name}.{form}", kind, chunks, self._seconds, packable=form == "csv")
+        return StreamedFile(
+            name=f"{name}.{form}", content_type=kind, chunks=chunks, seconds=self._seconds, packable=form == "csv"
+        )
 
     async def _chunks(
         self, form: Format, organization_id: str, make: Callable[[], Awaitable[Table]]

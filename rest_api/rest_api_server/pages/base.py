@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-import zlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from hashlib import sha256
 from http.client import responses
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from msgspec import Struct
-from tornado.iostream import StreamClosedError
 
 from rest_api.rest_api_server.auth import Needs, RestHandler
 from rest_api.rest_api_server.directory.model import Identity
@@ -22,7 +20,7 @@ from rest_api.rest_api_server.pages.parts import Part, part
 from rest_api.rest_api_server.pages.render import render
 from tools.tornado_service.application import NotFoundHandler, ServiceHandler
 from tools.tornado_service.errors import ApiError
-from tools.tornado_service.negotiation import accepts_gzip
+from tools.tornado_service.streamed import Streamed
 
 T = TypeVar("T")
 HTML = "text/html; charset=utf-8"
@@ -40,6 +38,8 @@ LONGEST_ADDRESS = 4096
 ASCII = "".join(map(chr, range(0x21, 0x7F)))
 PARTS_AT_ONCE = 2
 """Questions of one page at once: a cluster has four places, and others ask about it, too."""
+PAGE_SECONDS = 120.0
+"""To make and send the rest of a page whose beginning is sent."""
 LONGEST_SECRET = 512
 LONG_AGO = 86400.0
 
@@ -226,21 +226,15 @@ class PageHandler(WebHandler, RestHandler):
         """``page`` beside the loop, for what may have many rows."""
         return await asyncio.to_thread(self.page, template, **values)
 
-    async def send_in_two(self, page: bytes, mark: bytes, later: Callable[[], Awaitable[bytes]]) -> None:
-        """Send a page up to a mark, and the rest with what takes longer in the mark's place."""
+    def in_two(self, page: bytes, mark: bytes, later: Callable[[], Awaitable[bytes]]) -> Streamed:
+        """A page that is sent up to a mark, and on from there with what takes longer in the mark's place."""
         first, _, last = page.partition(mark)
-        packer = zlib.compressobj(wbits=31) if accepts_gzip(self.request.headers.get("Accept-Encoding", "")) else None
-        if packer is not None:
-            self.set_header("Content-Encoding", "gzip")
-            self.add_header("Vary", "Accept-Encoding")
-            first = packer.compress(first) + packer.flush(zlib.Z_SYNC_FLUSH)
-        self.write(first)
-        try:
-            await self.flush()
-        except StreamClosedError:  # nobody waits for the rest
-            return
-        rest = await later() + last
-        await self.finish(packer.compress(rest) + packer.flush() if packer is not None else rest)
+
+        async def chunks() -> AsyncGenerator[bytes, None]:
+            yield first
+            yield await later() + last
+
+        return Streamed(content_type=HTML, chunks=chunks(), seconds=PAGE_SECONDS, packable=True)
 
     def may(self, organization_id: str, needs: Needs) -> bool:
         """Whether who is signed in may do something; what nobody may is not offered."""

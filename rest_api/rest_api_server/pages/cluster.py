@@ -52,7 +52,7 @@ from rest_api.rest_api_server.paging import PageQuery, SortColumn, whole_of
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.operation import operation
 from tools.tornado_service.params import AgainstQuery, FilterText, RowFilter, Text, Uuid, against_of, resolve_window
-from tools.tornado_service.streamed import StreamedFile
+from tools.tornado_service.streamed import Streamed, StreamedFile
 from tools.window import DAY, Window
 from tools.wording import special_text
 
@@ -129,7 +129,7 @@ class ClusterPage(ClusterSection):
         files=MEDIA_TYPES,
         also=(303,),
     )
-    async def get(self, query: ClusterPageQuery) -> bytes | StreamedFile | None:
+    async def get(self, query: ClusterPageQuery) -> Streamed | None:
         now = self.service.clock()
         asked, path = in_address(query, DEFAULT, TYPED), f"/clusters/{self.cluster.id}"
         if any(name in self.request.query_arguments for name in TYPED):
@@ -171,8 +171,7 @@ class ClusterPage(ClusterSection):
             live=live,
             filling=filling_of(backfills),
         )
-        await self.send_in_two(page, LATER, partial(self._later, about, settled, before))
-        return None
+        return self.in_two(page, LATER, partial(self._later, about, settled, before))
 
     async def _later(self, about: dict[str, Any], settled: Window, before: Window) -> bytes:
         """What changed and what could be saved: asked when what it cost is on its way."""
