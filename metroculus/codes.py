@@ -52,6 +52,7 @@ NO_ALERT = ErrorCode(404, "OM0039", "there is no such alert")
 NOT_FIRING = ErrorCode(409, "OM0040", "the alert is no longer firing")
 OTHER_CLUSTER = ErrorCode(409, "OM0041", "another cluster's answers are pushed with this token")
 LIST_CHANGED = ErrorCode(409, "OM0042", "the data of this list is no longer stored: request the list again")
+DECISION_CHANGED = ErrorCode(409, "OM0043", "another request has changed this: read it and try again")
 NAME_TAKEN = ErrorCode(409, "OM0038", "this name is taken")
 
 CODES = CommonCodes(

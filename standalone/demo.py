@@ -232,13 +232,17 @@ def _made_anew(folder: Path) -> None:
     """A folder of a demo's own; what an earlier demo has made in it is deleted, and nothing else.
 
     Raises:
-        click.ClickException: the folder holds something else, or a demo is running in it.
+        click.ClickException: the folder holds something else, cannot be made, or a demo is running in it.
     """
     mark = folder / MARK
-    if folder.exists() and not mark.is_file() and any(folder.iterdir()):
-        raise click.ClickException(f"{folder} holds files that no demo has made: name an empty or a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(mark, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if strange := _strange_to_demos(folder):
+            named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+            raise click.ClickException(f"{folder} holds files that no demo has made ({named}): name another folder")
+        handle = os.open(mark, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as problem:
+        raise click.ClickException(f"{folder} cannot be the demo's folder: {problem.strerror}") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # for as long as this process runs
     except OSError:
@@ -250,6 +254,19 @@ def _made_anew(folder: Path) -> None:
             shutil.rmtree(one)
         else:
             one.unlink(missing_ok=True)
+
+
+def _strange_to_demos(folder: Path) -> list[str]:
+    """Names of what no demo has made in a folder; those of before there was a mark are known by their connection."""
+    if (folder / MARK).is_file():
+        return []
+    listed = sorted(one.name for one in folder.iterdir())
+    try:
+        connection = json.loads((folder / CONNECTION).read_bytes())
+    except (OSError, ValueError):
+        return listed
+    earlier = isinstance(connection, dict) and "simulator_url" in connection
+    return [name for name in listed if name not in MADE] if earlier else listed
 
 
 def _started(folder: Path, ports: tuple[int, int]) -> Demo:

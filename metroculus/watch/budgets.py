@@ -24,7 +24,7 @@ from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from metroculus.storage.summaries import Answer
 from metroculus.watch.months import Decisions, Months, first_second, month_after
-from metroculus.wire import wire
+from metroculus.wire import version_of, wire
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import HOUR, SETTLING_SECONDS, Window
@@ -456,4 +456,5 @@ def _state(stored: StoredBudget, window: Window, figures: _Figures) -> structs.B
         coverage=figures.coverage,
         as_of=UTC_ZONE.iso(figures.as_of) if figures.as_of is not None else None,
         missing=figures.missing,
+        version=version_of(budget),
     )

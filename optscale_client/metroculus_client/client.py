@@ -519,12 +519,14 @@ class Client:
         self,
         organization_id: str,
         rules: Mapping[str, Any],
+        version: str | None = None,
         *,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Answer:
-        """Set the rules that hold from their ``valid_from`` on."""
-        return self._call("PUT", _below("rules", organization_id), {}, rules, request_id=request_id, timeout=timeout)
+        """Set the rules that hold from their ``valid_from`` on; with ``version``, only while that is what there is."""
+        path, query = _below("rules", organization_id), {"version": version}
+        return self._call("PUT", path, query, rules, request_id=request_id, timeout=timeout)
 
     def preview_rules(
         self,
@@ -603,13 +605,14 @@ class Client:
         organization_id: str,
         budget_id: str,
         change: Mapping[str, Any],
+        version: str | None = None,
         *,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Answer:
-        """Change some of a budget."""
-        path = _below(_below("budgets", organization_id), budget_id)
-        return self._call("PATCH", path, {}, change, request_id=request_id, timeout=timeout)
+        """Change some of a budget; with ``version``, only while that is what there is."""
+        path, query = _below(_below("budgets", organization_id), budget_id), {"version": version}
+        return self._call("PATCH", path, query, change, request_id=request_id, timeout=timeout)
 
     def delete_budget(
         self, organization_id: str, budget_id: str, *, request_id: str | None = None, timeout: float | None = None

@@ -437,11 +437,12 @@ class Rules(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class AllocationRules(Struct, frozen=True):
-    """``rules``: every version, the oldest first, and the months that are closed."""
+    """``rules``: every version, the oldest first, and the months that are closed; ``version`` is of all of it."""
 
     organization_id: str
     versions: tuple[Rules, ...]
     closed_months: tuple[str, ...]
+    version: str = ""
 
 
 class OrganizationAccounts(Struct, frozen=True):
@@ -592,12 +593,13 @@ class BudgetState(Struct, frozen=True, kw_only=True):
 
     ``spent`` is what is known, ``spent_at_most`` with what ``missing`` names (None where nothing bounds that).
     ``percent`` is of ``spent``; ``as_of`` the end of the newest hour that is counted.
+    ``version`` is of what was decided.
     """
 
     id: str
     name: str
     scope: BudgetScope
-    period: str
+    period: Literal["week", "month", "quarter", "year"]
     amount: Money
     currency: str
     source: str
@@ -612,6 +614,7 @@ class BudgetState(Struct, frozen=True, kw_only=True):
     coverage: float | None
     as_of: str | None
     missing: tuple[str, ...]
+    version: str = ""
 
 
 class UpstreamBudget(Struct, frozen=True, kw_only=True):

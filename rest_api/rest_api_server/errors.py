@@ -36,7 +36,7 @@ URL_TOO_LONG = ErrorCode(414, "OE0912", "the URL is too long")
 TOO_MANY = ErrorCode(429, "OE0913", "too many requests")
 OVERLOADED = ErrorCode(503, "OE0914", "too many concurrent requests")
 WHICH_CLUSTER = ErrorCode(409, "OE0915", "the cost source contains several clusters: set cluster to select one")
-CHANGED = ErrorCode(409, "OE0916", "another request has changed this cluster: read it and try again")
+CHANGED = ErrorCode(409, "OE0916", "another request has changed this: read it and try again")
 NOT_PUSHED = ErrorCode(409, "OE0917", "this cluster's costs are not pushed: change its flavour to push first")
 TOO_MANY_TOKENS = ErrorCode(429, "OE0918", "too many push tokens of this cluster are still valid: use one of them")
 MONTH_CLOSED = ErrorCode(409, "OE0919", "a closed month cannot be changed")
@@ -51,8 +51,9 @@ OF_WHAT_IS_KEPT = {
     "OM0038": CONFLICT,
     "OM0039": NOT_FOUND,
     "OM0040": NOT_FIRING,
+    "OM0043": CHANGED,
 }
-"""What Metroculus says of budgets, alerts and lists."""
+"""What Metroculus says of budgets, rules, alerts and lists."""
 
 CODES = CommonCodes(
     unknown_parameter=UNKNOWN,

@@ -172,6 +172,11 @@ def test_budgets_are_changed_read_and_removed(acme):
     assert acme.call("PATCH", path, {"scope": {"namespace": "search"}}).json()["scope"]["namespace"] == "search"
     for body, status in (({"amount": -1}, 400), ({"sum": 1}, 400), ({"name": "all of it"}, 200), ({}, 200)):
         assert acme.call("PATCH", path, body).status_code == status, body
+    old, new = made["version"], acme.call("GET", path).json()["version"]
+    stale = acme.call("PATCH", path, {"amount": 20.0}, version=old)
+    assert (stale.status_code, stale.json()["error"]["error_code"]) == (409, "OE0916")
+    for version in (new, old):  # the second time as a client does whose answer was lost
+        assert acme.call("PATCH", path, {"amount": 20.0}, version=version).json()["amount"] == 20.0
     for role, status in (("viewer", 403), ("manager", 200), ("manager", 404)):
         assert acme.call("DELETE", path, role=role).status_code == status
     assert acme.call("GET", path).status_code == 404 and acme.listed()["budgets"] == []

@@ -92,6 +92,21 @@ def test_a_preview_saves_nothing(acme):
     assert acme.chargeback() == before
 
 
+def test_rules_made_from_others_than_there_are_are_refused(acme):
+    acme.put_rules()
+    first = acme.call("GET", "allocation_rules").json()
+    second = acme.call("PUT", "allocation_rules", RULES | {"idle": "even"}, version=first["version"]).json()
+    assert second["version"] != first["version"] and second["versions"][0]["idle"] == "even"
+    again = acme.call("PUT", "allocation_rules", RULES | {"idle": "even"}, version=first["version"])
+    assert again.json() == second, "as a client does whose answer was lost"
+    stale = acme.call("PUT", "allocation_rules", RULES | {"overhead": []}, version=first["version"])
+    assert (stale.status_code, stale.json()["error"]["error_code"]) == (409, "OE0916")
+    assert acme.call("POST", "chargeback/close", month="2026-10").status_code == 200
+    assert acme.call("GET", "allocation_rules").json()["version"] != second["version"], (
+        "closing is a change of what is read"
+    )
+
+
 def test_a_closed_month_never_changes_and_what_changes_is_an_adjustment(acme):
     acme.put_rules()
     closed = acme.call("POST", "months/2026-10/close", {}).json()

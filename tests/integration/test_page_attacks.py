@@ -348,6 +348,17 @@ def test_a_demo_deletes_nothing_that_it_has_not_made(tmp_path: Path) -> None:
     (tmp_path / "connection.json").write_text("{}")
     with pytest.raises(click.ClickException, match="no demo has made"):
         _made_anew(tmp_path)
+    with pytest.raises(click.ClickException, match="cannot be the demo's folder"):
+        _made_anew(thesis)
+    earlier = tmp_path / "earlier"
+    (earlier / "data").mkdir(parents=True)
+    (earlier / "connection.json").write_text('{"simulator_url": "http://127.0.0.1:1"}')
+    (earlier / "notes.txt").write_text("1")
+    with pytest.raises(click.ClickException, match=r"no demo has made \(notes.txt\)"):
+        _made_anew(earlier)
+    (earlier / "notes.txt").unlink()
+    _made_anew(earlier)
+    assert [one.name for one in earlier.iterdir()] == [MARK], "a demo of before there was a mark is one, too"
     own = tmp_path / "new" / "demo"
     own.mkdir(parents=True)
     (own / MARK).touch()

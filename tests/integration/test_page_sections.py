@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -140,6 +141,10 @@ def test_of_two_who_change_the_same_one_is_told(pages: Pages) -> None:
         answer = send(browser, f"{path}/rules", sent)
         assert answer.status_code == (303 if number == 0 else 409), text_of(answer.text)[:300]
     assert "somebody else has changed the rules" in text_of(answer.text).lower()
+    page = send(second, f"{path}/preview", fields_of(answer.text, f"{path}/preview")).text
+    for shown in (answer.text, page):
+        again = send(second, f"{path}/rules", fields_of(shown, f"{path}/preview"))
+        assert again.status_code == 409, "what was typed over the rules of before does not replace those of now"
     assert pages.api("allocation_rules")["versions"][0]["overhead"][0]["name"] == "x0"
     path = f"{pages.base}/budgets"
     csrf = ("csrf", csrf_of(first.open(path).text))
@@ -155,12 +160,62 @@ def test_of_two_who_change_the_same_one_is_told(pages: Pages) -> None:
     assert told == [303, 409] and (budget["name"], budget["amount"]) == ("b", 50.0)
 
 
+def test_of_many_who_save_at_once_one_does(pages: Pages) -> None:
+    manager, path = pages.browser("manager"), f"{pages.base}/budgets"
+    csrf = ("csrf", csrf_of(manager.open(path).text))
+    assert send(manager, path, [csrf, ("name", "b"), ("amount", "5")]).status_code == 303
+    (budget,) = pages.api("budgets")["budgets"]
+    for rounds in range(3):
+        form = fields_of(manager.open(path).text, f"{path}/{budget['id']}")
+        rules = fields_of(
+            manager.open(f"{pages.base}/chargeback?month=2026-10").text, f"{pages.base}/chargeback/preview"
+        )
+
+        def saves(number: int, rounds: int = rounds, form: Any = form, rules: Any = rules) -> tuple[int, int]:
+            typed = [(name, f"{rounds}{number}" if name == "amount" else value) for name, value in form]
+            empty = {"overhead_name": f"x{rounds}{number}", "overhead_amount": "1"}
+            overhead = [(n, empty.pop(n) if not value and n in empty else value) for n, value in rules]
+            return (
+                send(manager, f"{path}/{budget['id']}", typed).status_code,
+                send(manager, f"{pages.base}/chargeback/rules", overhead).status_code,
+            )
+
+        with ThreadPoolExecutor(6) as pool:
+            told = list(pool.map(saves, range(6)))
+        for codes in zip(*told, strict=True):
+            assert sorted(codes) == [303, *[409] * 5], told
+    assert len(pages.api("allocation_rules")["versions"][0]["overhead"]) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scope": {"label": "team", "values": ["a,b"]}},
+        {"scope": {"label": "team", "values": [" a"]}},
+        {"scope": {"namespace": " shop"}},
+        {"name": "b "},
+    ],
+)
+def test_a_budget_that_the_form_cannot_give_back_is_not_offered_in_it(pages: Pages, change: Any) -> None:
+    made = pages.call("POST", "budgets", {"name": "b", "amount": 5.0, **change})
+    assert made.status_code == 201, made.text
+    page = pages.browser("manager").open(f"{pages.base}/budgets").text
+    target = f"{pages.base}/budgets/{made.json()['id']}"
+    assert "holds what the form cannot show" in page and f'action="{target}"' not in page
+    assert f'action="{target}/delete"' in page
+
+
 @pytest.mark.parametrize(
     "rules",
     [
         {"cost_centers": [{"name": "c", "match": [{"label": "team", "values": ["a,b"]}]}]},
         {"cost_centers": [{"name": "c", "match": [{"label": "team", "values": [""]}]}]},
         {"cost_centers": [{"name": f"c{n}", "match": [{"namespace": f"n{n}"}]} for n in range(200)]},
+        {"cost_centers": [{"name": " c", "match": [{"namespace": "x"}]}]},
+        {"cost_centers": [{"name": "c", "match": [{"namespace": "x "}]}]},
+        {"cost_centers": [{"name": "c", "match": [{"label": "a\nb"}]}]},
+        {"cost_centers": [{"name": " c", "match": [{"namespace": "x"}]}],
+         "overhead": [{"name": "s", "amount_month": 1.0, "currency": "USD", "split": {"weights": {" c": 3}}}]},
     ],
 )  # fmt: skip
 def test_rules_that_the_form_cannot_give_back_are_not_offered_in_it(pages: Pages, rules: Any) -> None:

@@ -19,7 +19,7 @@ from metroculus.sources.source import UpstreamBudgets
 from metroculus.storage.store import Store
 from metroculus.watch.budgets import BudgetReader, StoredBudget
 from metroculus.watch.months import Months
-from metroculus.wire import wire, wired
+from metroculus.wire import refuse_other, wire, wired
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
@@ -90,17 +90,22 @@ class BudgetsController:
             return await self._put(organization, StoredBudget(str(uuid4()), budget), deadline)
 
     async def change(
-        self, organization: str, budget: str, change: structs.BudgetChange, deadline: Deadline
+        self, organization: str, budget: str, change: structs.BudgetChange, version: str | None, deadline: Deadline
     ) -> structs.BudgetState:
         """A budget with some of it other than it was.
 
+        Args:
+            version: of the budget that the change was made from; None to change it as it is.
+
         Raises:
-            ApiError: 400, 404; 409 where its new name is taken.
+            ApiError: 400, 404; 409 where its new name is taken, or the version is another.
             NoHistory, RegistryError, StoreError
         """
         async with self._lock(organization):
             found = await self._of(organization, budget, deadline)
             changed = replace(found.budget, **_changes(change))
+            if changed != found.budget:  # a request that is repeated finds its own change
+                refuse_other(version, found.budget, "this budget")
             return await self._put(organization, StoredBudget(budget, changed), deadline)
 
     async def delete(self, organization: str, budget: str, deadline: Deadline) -> structs.BudgetState:

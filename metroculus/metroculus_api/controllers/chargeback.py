@@ -29,7 +29,7 @@ from metroculus.watch.months import (
     month_before,
     restated,
 )
-from metroculus.wire import wired
+from metroculus.wire import refuse_other, version_of, wired
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
@@ -74,22 +74,30 @@ class ChargebackController:
             NoHistory, StoreError
         """
         known = await history_of(self._months).decisions(organization, deadline)
-        return structs.AllocationRules(organization, wired(known.versions, structs.Rules), tuple(sorted(known.closed)))
+        versions, closed = wired(known.versions, structs.Rules), tuple(sorted(known.closed))
+        return structs.AllocationRules(organization, versions, closed, version_of(_decided(known)))
 
-    async def put_rules(self, organization: str, rules: Rules, deadline: Deadline) -> structs.AllocationRules:
+    async def put_rules(
+        self, organization: str, rules: Rules, version: str | None, deadline: Deadline
+    ) -> structs.AllocationRules:
         """Rules that hold from a month on; those of the same month are replaced.
 
+        Args:
+            version: of the rules that these were made from; None to replace whatever is there.
+
         Raises:
-            ApiError: 400; 409 where a closed month would have other rules.
+            ApiError: 400; 409 where a closed month would have other rules, or the version is another.
             NoHistory, StoreError
         """
         async with self._changing.setdefault(organization, asyncio.Lock()):
-            await self._put_rules(organization, rules, deadline)
+            await self._put_rules(organization, rules, version, deadline)
         return await self.rules(organization, deadline)
 
-    async def _put_rules(self, organization: str, rules: Rules, deadline: Deadline) -> None:
+    async def _put_rules(self, organization: str, rules: Rules, version: str | None, deadline: Deadline) -> None:
         """Raises: ApiError, StoreError"""
         store, known = history_of(self._store), await history_of(self._months).decisions(organization, deadline)
+        if rules not in known.versions:  # a request that is repeated finds its own change
+            refuse_other(version, _decided(known), "the rules")
         _checked(rules, known)
         later = [one.valid_from for one in known.versions if one.valid_from > rules.valid_from]
         touched = [m for m in known.closed if rules.valid_from <= m and (not later or m < later[0])]
@@ -353,6 +361,11 @@ def _row(row: Row, previous: float | None, silent: Sequence[str]) -> structs.Cha
         management_cost=row.direct[-1] + row.management,
         previous_total_cost=previous,
     )
+
+
+def _decided(known: Decisions) -> tuple[object, ...]:
+    """What whoever changes the rules has read of them."""
+    return (known.versions, sorted(known.closed))
 
 
 def _checked(rules: Rules, known: Decisions) -> None:

@@ -51,14 +51,18 @@ class BudgetsController(OrganizationController):
         clusters: Sequence[Cluster],
         budget_id: str,
         change: structs.BudgetChange,
+        version: str | None,
         request_id: str,
     ) -> structs.BudgetState:
         """Some of a budget other than it was.
 
+        Args:
+            version: of the budget that the change was made from; None to change it as it is.
+
         Raises:
             MetroculusError
         """
-        asked = (self._metroculus.client.change_budget, budget_id, msgspec.to_builtins(change))
+        asked = (self._metroculus.client.change_budget, budget_id, msgspec.to_builtins(change), version)
         return await self._ask(organization_id, clusters, request_id, *asked, shape=structs.BudgetState)
 
     async def delete(

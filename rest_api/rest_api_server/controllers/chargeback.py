@@ -24,15 +24,23 @@ class ChargebackController(OrganizationController):
         return await self._ask(organization_id, clusters, request_id, method, shape=structs.AllocationRules)
 
     async def put_rules(
-        self, organization_id: str, clusters: Sequence[Cluster], rules: structs.Rules, request_id: str
+        self,
+        organization_id: str,
+        clusters: Sequence[Cluster],
+        rules: structs.Rules,
+        version: str | None,
+        request_id: str,
     ) -> structs.AllocationRules:
         """Rules that hold from a month on.
+
+        Args:
+            version: of the rules that these were made from; None to replace whatever is there.
 
         Raises:
             MetroculusError
         """
-        method, body = self._metroculus.client.put_rules, msgspec.to_builtins(rules)
-        return await self._ask(organization_id, clusters, request_id, method, body, shape=structs.AllocationRules)
+        asked = (self._metroculus.client.put_rules, msgspec.to_builtins(rules), version)
+        return await self._ask(organization_id, clusters, request_id, *asked, shape=structs.AllocationRules)
 
     async def preview(
         self,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import msgspec
 from msgspec import Struct, to_builtins
 
 from optscale_client.metroculus_client import structs
@@ -15,11 +13,12 @@ from rest_api.rest_api_server.auth import Needs
 from rest_api.rest_api_server.controllers.alerts import AlertsController
 from rest_api.rest_api_server.controllers.budgets import BudgetsController
 from rest_api.rest_api_server.directory.model import Cluster
-from rest_api.rest_api_server.errors import CHANGED, INVALID
+from rest_api.rest_api_server.errors import INVALID
 from rest_api.rest_api_server.pages.base import REFUSALS, ChangeForm
 from rest_api.rest_api_server.pages.parts import (
     body_of,
     cluster_id_of,
+    fits_a_field,
     names,
     number,
     number_text,
@@ -57,6 +56,25 @@ class BudgetForm(ChangeForm, frozen=True, kw_only=True):
     version: Cell = Cell("")
     """Of the budget that the form was made from."""
 
+    @classmethod
+    def of(cls, budget: structs.BudgetState, names_of: Mapping[str, str]) -> BudgetForm:
+        """A budget as the form shows it; what it cannot show is told by ``fits_the_form``."""
+        scope = budget.scope
+        cluster = scope.cluster_id or ""
+        return cls(
+            name=Cell(budget.name),
+            amount=Cell(number_text(budget.amount)),
+            currency=Cell(budget.currency),
+            period=budget.period,
+            cluster=Cell(names_of.get(cluster, cluster)),
+            namespace=Cell(scope.namespace or ""),
+            label=Cell(scope.label or ""),
+            values=Cell(", ".join(scope.values)),
+            cost_center=Cell(scope.cost_center or ""),
+            thresholds=Cell(thresholds_text(budget)),
+            version=Cell(budget.version),
+        )
+
     def body(self, clusters: Sequence[Cluster]) -> structs.Budget:
         """Raises: ApiError"""
         scope: dict[str, Any] = {
@@ -87,11 +105,20 @@ def _threshold(text: str) -> dict[str, Any]:
     return {"percent": float(found[2]), "on": "forecast" if found[1] else "actual"}
 
 
-def version_of(budget: structs.BudgetState) -> str:
-    """What tells a budget, as it was decided, from every other."""
-    decided = [getattr(budget, name) for name in ("name", "amount", "currency", "period", "scope")]
-    thresholds = [(one.percent, one.on) for one in budget.thresholds]
-    return sha256(msgspec.json.encode([*decided, thresholds])).hexdigest()[:16]
+def fits_the_form(budget: structs.BudgetState, form: BudgetForm, clusters: Sequence[Cluster]) -> bool:
+    """Whether the form gives back the budget that it shows."""
+    fields = (form.name, form.currency, form.cluster, form.namespace, form.label, form.values, form.cost_center)
+    try:
+        again = form.body(clusters)
+    except ApiError:
+        return False
+    thresholds = tuple((one.percent, one.on) for one in budget.thresholds)
+    decided = (budget.name, budget.amount, budget.currency, budget.period, budget.scope, thresholds)
+    given = (again.name, again.amount, again.currency, again.period, again.scope)
+    return all(map(fits_a_field, fields)) and decided == (
+        *given,
+        tuple((one.percent, one.on) for one in again.thresholds),
+    )
 
 
 def scope_text(scope: structs.BudgetScope, names_of: dict[str, str]) -> str:
@@ -121,20 +148,25 @@ class BudgetsSection(OrganizationSection):
     ) -> bytes:
         """The budgets, beside what a form about one of them said; ``about`` is its id, or empty for a new one."""
         shown = await self.about(organization_id)
-        told = await part(self.budgets.budgets(organization_id, shown["clusters"], True, self.request_id))
+        clusters: Sequence[Cluster] = shown["clusters"]
+        told = await part(self.budgets.budgets(organization_id, clusters, True, self.request_id))
+        forms = {}
+        for budget in told.found.budgets if told.found is not None else ():
+            held = BudgetForm.of(budget, shown["names_of"])
+            if fits_the_form(budget, held, clusters):
+                forms[budget.id] = held
+        if form is not None:
+            forms[about] = form
         return self.page(
             "budgets.html",
             **shown,
             told=told,
             period=period_text,
             problem=problem,
-            form=form,
+            forms=forms,
             about=about,
             periods=PERIODS,
-            thresholds_text=thresholds_text,
             scope_text=scope_text,
-            version_of=version_of,
-            number_text=number_text,
         )
 
 
@@ -185,14 +217,9 @@ class BudgetPage(BudgetsSection):
         clusters = await self.gate.clusters(query.organization_id)
 
         async def change() -> structs.BudgetState:
-            held = await self.budgets.budget(query.organization_id, clusters, query.budget_id, self.request_id)
-            if form.version and form.version != version_of(held):
-                raise ApiError(
-                    CHANGED, "somebody else has changed this budget: open the page again, and change it anew"
-                )
             wanted = body_of(structs.BudgetChange, to_builtins(form.body(clusters)))
-            asked = (query.organization_id, clusters, query.budget_id, wanted, self.request_id)
-            return await self.budgets.change(*asked)
+            asked = (query.organization_id, clusters, query.budget_id, wanted, form.version or None)
+            return await self.budgets.change(*asked, self.request_id)
 
         changed = await self.attempt(change())
         if changed.found is None:

@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Any, Literal
 
 import msgspec
@@ -16,13 +15,22 @@ from optscale_client.metroculus_client import structs
 from rest_api.rest_api_server.auth import Needs
 from rest_api.rest_api_server.controllers.chargeback import ChargebackController
 from rest_api.rest_api_server.directory.model import Cluster
-from rest_api.rest_api_server.errors import CHANGED, INVALID
+from rest_api.rest_api_server.errors import INVALID
 from rest_api.rest_api_server.exports.files import MEDIA_TYPES, Format
 from rest_api.rest_api_server.exports.table import Table
 from rest_api.rest_api_server.exports.tables import chargeback_table
 from rest_api.rest_api_server.handlers.v2.chargeback import By
 from rest_api.rest_api_server.pages.base import REFUSALS, ChangeForm
-from rest_api.rest_api_server.pages.parts import Part, body_of, cluster_id_of, names, number, number_text, part
+from rest_api.rest_api_server.pages.parts import (
+    Part,
+    body_of,
+    cluster_id_of,
+    fits_a_field,
+    names,
+    number,
+    number_text,
+    part,
+)
 from rest_api.rest_api_server.pages.render import link
 from rest_api.rest_api_server.pages.sections import OrganizationSection
 from tools.tornado_service.errors import ApiError
@@ -99,6 +107,8 @@ class OverheadRow(Struct, frozen=True):
 class Draft(Struct, frozen=True, kw_only=True):
     """Rules as they stand in the form."""
 
+    version: str
+    """Of the rules that it was made from, also where it is shown again: another's are not to be replaced by it."""
     valid_from: str
     idle: str = "separate"
     management: str = "separate"
@@ -139,7 +149,8 @@ class ChargebackSection(OrganizationSection):
         in_effect = in_force(rules.found.versions, month) if rules.found is not None else None
         kept = draft
         if draft is None and rules.found is not None:
-            draft = draft_of(in_effect, running if month in rules.found.closed_months else month)
+            first = running if month in rules.found.closed_months else month
+            draft = draft_of(in_effect, first, rules.found.version)
         return await self.rendered(
             "chargeback.html",
             **about,
@@ -151,7 +162,6 @@ class ChargebackSection(OrganizationSection):
             in_force=in_effect,
             draft=draft,
             editable=draft is not None and (kept is not None or fits_the_form(in_effect, draft, clusters)),
-            rules_version=version_of(rules.found),
             blank=BLANK,
             preview=preview,
             problem=problem,
@@ -210,13 +220,8 @@ class SaveRules(ChargebackSection):
         clusters = await self.gate.clusters(query.organization_id)
 
         async def save() -> structs.AllocationRules:
-            held = await self.chargebacks.rules(query.organization_id, clusters, self.request_id)
-            if form.version and form.version != version_of(held):
-                raise ApiError(
-                    CHANGED, "somebody else has changed the rules: open the page again, and change them anew"
-                )
-            asked = (query.organization_id, clusters, rules_of(form, clusters), self.request_id)
-            return await self.chargebacks.put_rules(*asked)
+            asked = (query.organization_id, clusters, rules_of(form, clusters), form.version or None)
+            return await self.chargebacks.put_rules(*asked, self.request_id)
 
         saved = await self.attempt(save())
         if saved.found is None:
@@ -253,14 +258,12 @@ def in_force(versions: Iterable[structs.Rules], month: str) -> structs.Rules | N
     return max((one for one in versions if one.valid_from[:7] <= month), key=lambda one: one.valid_from, default=None)
 
 
-def version_of(rules: structs.AllocationRules | None) -> str:
-    """What tells these rules from all others."""
-    return sha256(msgspec.json.encode(rules)).hexdigest()[:16] if rules is not None else ""
-
-
 def fits_the_form(rules: structs.Rules | None, draft: Draft, clusters: Sequence[Cluster]) -> bool:
     """Whether the form can give back what it shows: its fields are few, and nothing in them reads otherwise."""
+    rows = (*draft.centers, *draft.shared, *draft.overhead)
     if 5 * len(draft.centers) + 7 * len(draft.shared) + 5 * len(draft.overhead) > MOST_FIELDS:
+        return False
+    if not all(fits_a_field(cell) for row in rows for cell in msgspec.structs.astuple(row)):
         return False
     try:
         again = rules_of_draft(draft, clusters)
@@ -292,11 +295,12 @@ def totals_of(told: Part[structs.Chargeback]) -> list[dict[str, Any]]:
     return lines
 
 
-def draft_of(rules: structs.Rules | None, month: str) -> Draft:
+def draft_of(rules: structs.Rules | None, month: str, version: str) -> Draft:
     """Rules as a form shows them."""
     if rules is None:
-        return Draft(valid_from=month)
+        return Draft(valid_from=month, version=version)
     return Draft(
+        version=version,
         valid_from=max(month, rules.valid_from[:7]),
         idle=rules.idle,
         management=rules.management,
@@ -328,6 +332,7 @@ def draft_of_form(form: RulesForm) -> Draft:
     overhead = (form.overhead_name, form.overhead_amount, form.overhead_currency)
     more = (form.overhead_split, form.overhead_weights)
     return Draft(
+        version=str(form.version),
         valid_from=str(form.valid_from),
         idle=form.idle,
         management=form.management,

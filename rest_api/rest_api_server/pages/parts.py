@@ -17,7 +17,7 @@ from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.directory.model import Cluster
 from rest_api.rest_api_server.errors import INVALID, map_error
 from tools.tornado_service.errors import ApiError
-from tools.tornado_service.params import Text, Uuid
+from tools.tornado_service.params import Cell, Text, Uuid
 from tools.window import DAY, Window
 from tools.wording import not_covered_text, source_trouble, why_incomplete
 
@@ -76,6 +76,11 @@ def number(name: str, text: str) -> float:
 def number_text(value: float) -> str:
     """A number as a form shows it, to its last digit."""
     return repr(value).removesuffix(".0")
+
+
+def fits_a_field(text: str) -> bool:
+    """Whether a text comes back from a form's field as it went in: browsers drop line ends, forms strip spaces."""
+    return text == text.strip() and re.fullmatch(Cell.pattern, text) is not None
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from metroculus.metroculus_api.handlers.v2.base import MetroculusHandler, Needs
 from metroculus.metroculus_api.handlers.v2.chargeback import OrganizationQuery
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import Flag, Uuid
+from tools.tornado_service.params import Flag, Text, Uuid
 
 
 class BudgetsQuery(OrganizationQuery, frozen=True, kw_only=True):
@@ -20,6 +20,10 @@ class BudgetsQuery(OrganizationQuery, frozen=True, kw_only=True):
 class BudgetQuery(Struct, frozen=True, kw_only=True):
     organization_id: Uuid
     budget_id: Uuid
+
+
+class BudgetChangeQuery(BudgetQuery, frozen=True, kw_only=True):
+    version: Text | None = None
 
 
 class Budgets(MetroculusHandler):
@@ -46,10 +50,13 @@ class BudgetEntry(MetroculusHandler):
     async def get(self, query: BudgetQuery) -> structs.BudgetState:
         return await self.budgets.budget(query.organization_id, query.budget_id, self.deadline())
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=BudgetQuery, body=structs.BudgetChange, answer=structs.BudgetState)
-    async def patch(self, query: BudgetQuery, body: structs.BudgetChange) -> structs.BudgetState:
+    @operation(
+        needs=Needs.CLUSTER_SECRET, query=BudgetChangeQuery, body=structs.BudgetChange, answer=structs.BudgetState
+    )
+    async def patch(self, query: BudgetChangeQuery, body: structs.BudgetChange) -> structs.BudgetState:
         self.tell_audit(organization_id=str(query.organization_id), change=f"budget {query.budget_id}")
-        return await self.budgets.change(query.organization_id, query.budget_id, body, self.deadline())
+        asked = (query.organization_id, query.budget_id, body, query.version)
+        return await self.budgets.change(*asked, self.deadline())
 
     @operation(needs=Needs.CLUSTER_SECRET, query=BudgetQuery, answer=structs.BudgetState)
     async def delete(self, query: BudgetQuery) -> structs.BudgetState:

@@ -27,6 +27,10 @@ class OrganizationQuery(Struct, frozen=True, kw_only=True):
     organization_id: Uuid
 
 
+class RulesQuery(OrganizationQuery, frozen=True, kw_only=True):
+    version: Text | None = None
+
+
 class ViewQuery(OrganizationQuery, frozen=True, kw_only=True):
     month: Month
     by: By = By("cost_center")
@@ -70,10 +74,10 @@ class AllocationRules(MetroculusHandler):
     async def get(self, query: OrganizationQuery) -> structs.AllocationRules:
         return await self.chargeback.rules(query.organization_id, self.deadline())
 
-    @operation(needs=Needs.CLUSTER_SECRET, query=OrganizationQuery, body=Rules, answer=structs.AllocationRules)
-    async def put(self, query: OrganizationQuery, body: Rules) -> structs.AllocationRules:
+    @operation(needs=Needs.CLUSTER_SECRET, query=RulesQuery, body=Rules, answer=structs.AllocationRules)
+    async def put(self, query: RulesQuery, body: Rules) -> structs.AllocationRules:
         self.tell_audit(organization_id=str(query.organization_id), change=f"rules from {body.valid_from}")
-        return await self.chargeback.put_rules(query.organization_id, body, self.deadline())
+        return await self.chargeback.put_rules(query.organization_id, body, query.version, self.deadline())
 
 
 class RulesPreview(MetroculusHandler):

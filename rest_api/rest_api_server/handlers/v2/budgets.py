@@ -7,7 +7,7 @@ from rest_api.rest_api_server.auth import Needs, RestHandler
 from rest_api.rest_api_server.controllers.budgets import BudgetsController
 from rest_api.rest_api_server.handlers.v2.clusters import OrganizationQuery
 from tools.tornado_service.operation import operation
-from tools.tornado_service.params import Flag, Uuid
+from tools.tornado_service.params import Flag, Text, Uuid
 
 
 class BudgetsQuery(OrganizationQuery, frozen=True, kw_only=True):
@@ -16,6 +16,10 @@ class BudgetsQuery(OrganizationQuery, frozen=True, kw_only=True):
 
 class BudgetQuery(OrganizationQuery, frozen=True, kw_only=True):
     budget_id: Uuid
+
+
+class BudgetChangeQuery(BudgetQuery, frozen=True, kw_only=True):
+    version: Text | None = None
 
 
 class Budgets(RestHandler):
@@ -48,11 +52,12 @@ class BudgetEntry(RestHandler):
         clusters = await self.gate.clusters(query.organization_id)
         return await self.budgets.budget(query.organization_id, clusters, query.budget_id, self.request_id)
 
-    @operation(needs=Needs.CHANGE_RULES, query=BudgetQuery, body=structs.BudgetChange, answer=structs.BudgetState)
-    async def patch(self, query: BudgetQuery, body: structs.BudgetChange) -> structs.BudgetState:
+    @operation(needs=Needs.CHANGE_RULES, query=BudgetChangeQuery, body=structs.BudgetChange, answer=structs.BudgetState)
+    async def patch(self, query: BudgetChangeQuery, body: structs.BudgetChange) -> structs.BudgetState:
         self.tell_audit(change=f"budget {query.budget_id}")
         clusters = await self.gate.clusters(query.organization_id)
-        return await self.budgets.change(query.organization_id, clusters, query.budget_id, body, self.request_id)
+        asked = (query.organization_id, clusters, query.budget_id, body, query.version, self.request_id)
+        return await self.budgets.change(*asked)
 
     @operation(needs=Needs.CHANGE_RULES, query=BudgetQuery, answer=structs.BudgetState)
     async def delete(self, query: BudgetQuery) -> structs.BudgetState:

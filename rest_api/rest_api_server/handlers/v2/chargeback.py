@@ -24,6 +24,10 @@ class By(Text):
     what = "cost_center, namespace, cluster, or label:NAME"
 
 
+class RulesQuery(OrganizationQuery, frozen=True, kw_only=True):
+    version: Text | None = None
+
+
 class ChargebackQuery(OrganizationQuery, frozen=True, kw_only=True):
     month: Month
     by: By = By("cost_center")
@@ -53,11 +57,12 @@ class AllocationRules(ChargebackHandler):
         clusters = await self.gate.clusters(query.organization_id)
         return await self.chargebacks.rules(query.organization_id, clusters, self.request_id)
 
-    @operation(needs=Needs.CHANGE_RULES, query=OrganizationQuery, body=structs.Rules, answer=structs.AllocationRules)
-    async def put(self, query: OrganizationQuery, body: structs.Rules) -> structs.AllocationRules:
+    @operation(needs=Needs.CHANGE_RULES, query=RulesQuery, body=structs.Rules, answer=structs.AllocationRules)
+    async def put(self, query: RulesQuery, body: structs.Rules) -> structs.AllocationRules:
         self.tell_audit(change=f"rules from {body.valid_from[:7]}")
         clusters = await self.gate.clusters(query.organization_id)
-        return await self.chargebacks.put_rules(query.organization_id, clusters, body, self.request_id)
+        asked = (query.organization_id, clusters, body, query.version, self.request_id)
+        return await self.chargebacks.put_rules(*asked)
 
 
 class AllocationRulesPreview(ChargebackHandler):
