@@ -101,7 +101,7 @@ def test_rules_made_from_others_than_there_are_are_refused(acme):
     assert again.json() == second, "as a client does whose answer was lost"
     stale = acme.call("PUT", "allocation_rules", RULES | {"overhead": []}, version=first["version"])
     assert (stale.status_code, stale.json()["error"]["error_code"]) == (409, "OE0916")
-    assert acme.call("POST", "chargeback/close", month="2026-10").status_code == 200
+    assert acme.call("POST", "months/2026-10/close", {}).status_code == 200
     assert acme.call("GET", "allocation_rules").json()["version"] != second["version"], (
         "closing is a change of what is read"
     )

@@ -172,7 +172,7 @@ def test_of_many_who_save_at_once_one_does(pages: Pages) -> None:
         )
 
         def saves(number: int, rounds: int = rounds, form: Any = form, rules: Any = rules) -> tuple[int, int]:
-            typed = [(name, f"{rounds}{number}" if name == "amount" else value) for name, value in form]
+            typed = [(name, f"1{rounds}{number}" if name == "amount" else value) for name, value in form]
             empty = {"overhead_name": f"x{rounds}{number}", "overhead_amount": "1"}
             overhead = [(n, empty.pop(n) if not value and n in empty else value) for n, value in rules]
             return (
@@ -313,7 +313,7 @@ rules = st.builds(
 
 @given(rules)
 def test_any_rules_come_back_out_of_the_form_as_they_went_in(given_rules: structs.Rules) -> None:
-    draft = draft_of(given_rules, "2026-11")
+    draft = draft_of(given_rules, "2026-11", "")
 
     def column(rows: Any, name: str) -> tuple[Cell, ...]:
         return tuple(Cell(getattr(row, name)) for row in rows)
@@ -373,8 +373,8 @@ def test_a_budget_is_made_changed_and_removed_by_the_page(pages: Pages) -> None:
     fields = [(name, "250" if name == "amount" else value) for name, value in fields_of(page, f"{path}/{budget['id']}")]
     assert send(manager, f"{path}/{budget['id']}", fields).status_code == 303
     (changed,) = pages.api("budgets")["budgets"]
-    assert changed["amount"] == 250.0 and {**changed, "amount": 0} | {"percent": 0, "thresholds": 0, "state": 0} == {
-        **budget, "amount": 0} | {"percent": 0, "thresholds": 0, "state": 0}  # fmt: skip
+    others = changed.keys() - {"amount", "percent", "thresholds", "state", "version"}
+    assert changed["amount"] == 250.0 and all(changed[name] == budget[name] for name in others)
     assert send(manager, f"{path}/{budget['id']}/delete", [csrf]).status_code == 303
     assert pages.api("budgets")["budgets"] == []
     assert send(manager, f"{path}/{budget['id']}/delete", [csrf]).status_code == 404
