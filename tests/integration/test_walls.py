@@ -454,9 +454,11 @@ def fired(world, base, headers, path, name):
     values = {"organization_id": organization, "cluster_id": cluster, "cloud_account_id": cluster, "cluster": cluster,
               "namespace": f"{MINE}-shop", "backfill_id": cluster, "budget_id": world.budgets[MINE], "alert_id": world.alerts[MINE]}  # fmt: skip
     query = {"start_date": str(END - HOUR), "end_date": str(END)}
-    if path.endswith(
-        ("monthly", "k8s_metadata", "/clusters/{cluster_id}", "/organizations/{organization_id}")
-    ) or re.search("backfill|sources|budgets|alerts|live|arrival", path):
+    if path in ("/clusters/{cluster_id}", "/organizations/{organization_id}"):  # an hour: most of them ask upstream
+        query = {"window": f"{END - HOUR},{END}"} if name != "window" else {}
+    elif path.endswith(("monthly", "k8s_metadata", "/kubecost/clusters/{cluster_id}")) or re.search(
+        "backfill|sources|budgets|alerts|live|arrival", path
+    ):
         query = {}
     if "/metroculus/" in path and "{" not in path:
         query["cloud_account_id"] = cluster
@@ -474,20 +476,24 @@ def fired(world, base, headers, path, name):
         assert answer.status_code in (200, 400, 404), (answer.status_code, text, answer.text[:300])
         # What the caller wrote may come back to it; every name over the wall is longer than the mark in it.
         shown = answer.text
-        for written in (
-            json.dumps(text)[1:-1],
-            text,
-            quote_plus(text),
-            html.escape(text),
-            html.escape(quote_plus(text)),
-        ):
-            shown = shown.replace(written, "")
+        for own in (text, text.removeprefix("namespace=")):
+            for written in (
+                json.dumps(own)[1:-1],
+                own,
+                quote_plus(own),
+                html.escape(own),
+                html.escape(quote_plus(own)),
+            ):
+                shown = shown.replace(written, "")
         nothing_foreign(world, shown)
 
     # Whoever has the cluster secret may name any account there is: that is its caller's wall, not this one's.
     known = {THEIR_CLUSTER} if "/metroculus/" in path and name == "cloud_account_id" else set()
+    texts = [text for text in INJECTIONS if text not in known]
+    if name == "filter":
+        texts += [f"namespace={text}" for text in texts]
     with ThreadPoolExecutor(8) as threads:
-        return len(list(threads.map(fire, [text for text in INJECTIONS if text not in known])))
+        return len(list(threads.map(fire, texts)))
 
 
 @pytest.mark.injection
