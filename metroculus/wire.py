@@ -34,7 +34,7 @@ def wired(values: Iterable[Any], shape: type[T]) -> tuple[T, ...]:
 
 def version_of(decided: Any) -> str:
     """What tells a decision of an organization from every other, such as from what it was before a change."""
-    return sha256(msgspec.json.encode(decided)).hexdigest()[:16]
+    return sha256(msgspec.json.encode(decided, order="sorted")).hexdigest()[:16]
 
 
 def refuse_other(version: str | None, decided: Any, what: str) -> None:

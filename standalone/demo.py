@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from standalone.check import BUDGET, RULES, Check, DemoCluster, check_everything
 from standalone.history import tell_owner
 from standalone.pushed import PushedCluster, begin_pushing, taken_up
 from standalone.running import Running, single_machine, start
-from standalone.up import cost_table, fill_history, how_to_ask, new_secret, page_link, unless
+from standalone.up import TOKEN_FILE, cost_table, fill_history, how_to_ask, new_secret, page_link, unless
 from tools.processes import end_with_parent
 from tools.tornado_service.access import Access
 from tools.tornado_service.listening import stop_signal
@@ -224,7 +225,7 @@ async def run(folder: Path, check: bool, ports: tuple[int, int]) -> int:
 CONNECTION = "connection.json"
 MARK = ".metroculus-demo"
 """A file in each folder that a demo has made: no other folder is touched."""
-MADE = (CONNECTION, "agent.log", "audit.jsonl", "data", "prometheus", "push.token")
+MADE = (CONNECTION, "agent.log", "audit.jsonl", "data", "prometheus", "push.token", TOKEN_FILE)
 """What a demo makes in its folder."""
 
 
@@ -248,12 +249,16 @@ def _made_anew(folder: Path) -> None:
     except OSError:
         os.close(handle)
         raise click.ClickException(f"a demo is running in {folder}: stop it, or name another folder") from None
-    for name in MADE:
-        one = folder / name
-        if one.is_dir() and not one.is_symlink():
-            shutil.rmtree(one)
-        else:
-            one.unlink(missing_ok=True)
+    try:
+        for name in MADE:
+            one = folder / name
+            if one.is_dir() and not one.is_symlink():
+                shutil.rmtree(one)
+            else:
+                one.unlink(missing_ok=True)
+    except OSError as problem:
+        where = f"{problem.filename}: {problem.strerror}"
+        raise click.ClickException(f"what an earlier demo left in {folder} cannot be deleted: {where}") from None
 
 
 def _strange_to_demos(folder: Path) -> list[str]:
@@ -261,10 +266,10 @@ def _strange_to_demos(folder: Path) -> list[str]:
     if (folder / MARK).is_file():
         return []
     listed = sorted(one.name for one in folder.iterdir())
-    try:
-        connection = json.loads((folder / CONNECTION).read_bytes())
-    except (OSError, ValueError):
-        return listed
+    connection: object = None
+    if (folder / CONNECTION).is_file():
+        with suppress(OSError, ValueError, RecursionError):
+            connection = json.loads((folder / CONNECTION).read_bytes())
     earlier = isinstance(connection, dict) and "simulator_url" in connection
     return [name for name in listed if name not in MADE] if earlier else listed
 

@@ -98,9 +98,12 @@ def page_link(running: Running, token_id: str) -> str:
     return f"The page: {url}/sign-in?code={code}\n(works once, within ten minutes; then {url} asks for the token)\n"
 
 
+TOKEN_FILE = "token"  # nosec B105  (the name of a file)
+
+
 def leave_token(folder: Path, token: str) -> Path:
     """A file with a token, for the command line; only its owner can read it."""
-    file = folder / "token"
+    file = folder / TOKEN_FILE
     file.unlink(missing_ok=True)
     file.touch(mode=0o600)
     file.write_text(f"{token}\n")

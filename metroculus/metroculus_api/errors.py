@@ -8,6 +8,7 @@ from typing import TypeVar
 from metroculus.codes import (
     BAD_ANSWER,
     DEADLINE,
+    DECISION_CHANGED,
     INVALID,
     NO_HISTORY,
     NO_METRICS,
@@ -28,6 +29,7 @@ from metroculus.sources.errors import (
     SourceError,
     Unreachable,
 )
+from metroculus.storage.documents import DocumentChanged
 from metroculus.storage.engine import StoreError, TooManyRows
 from optscale_client.metroculus_client import structs
 from tools.tornado_service.errors import ApiError
@@ -77,6 +79,8 @@ def map_error(error: BaseException) -> ApiError | None:
         return ApiError(NO_HISTORY)
     if isinstance(error, NoWorker):
         return ApiError(NO_WORKER)
+    if isinstance(error, DocumentChanged):
+        return ApiError(DECISION_CHANGED)
     if isinstance(error, TooManyRows):
         return ApiError(INVALID, f"{error}: group by fewer keys, or ask for a shorter window", ["group_by"])
     if isinstance(error, StoreError):

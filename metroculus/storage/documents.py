@@ -20,6 +20,10 @@ LAST_VERSIONS = " ORDER BY sequence DESC, body DESC LIMIT 1 BY organization, kin
 """What is put behind a condition to read the last version of each document alone."""
 
 
+class DocumentChanged(Exception):
+    """A document is no longer in the version that a change was made from."""
+
+
 class Document(Struct, frozen=True, kw_only=True):
     """One version of a document."""
 
@@ -38,19 +42,25 @@ class Documents:
         self._engine = engine
         self._clock = clock
 
-    def put(self, organization: str, kind: Kind, name: str, body: str) -> Document:
+    def put(self, organization: str, kind: Kind, name: str, body: str, after: int | None = None) -> Document:
         """Write the next version.
 
-        Raises:
-            StoreError
-        """
-        return self.put_all(organization, kind, {name: body})[0]
+        Args:
+            after: sequence of the version that this one was made from, 0 where there was none; None for whichever is
+                the last. A write that comes late, when others have written since, is refused by it.
 
-    def put_all(self, organization: str, kind: Kind, bodies: Mapping[str, str]) -> list[Document]:
+        Raises:
+            DocumentChanged, StoreError
+        """
+        return self.put_all(organization, kind, {name: body}, after)[0]
+
+    def put_all(
+        self, organization: str, kind: Kind, bodies: Mapping[str, str], after: int | None = None
+    ) -> list[Document]:
         """Write the next version of several, by name, at once.
 
         Raises:
-            StoreError
+            DocumentChanged, StoreError
         """
         newest = {
             row["name"]: row["newest"]
@@ -59,6 +69,8 @@ class Documents:
                 f" WHERE {_named(organization, kind, bodies)} GROUP BY name"
             )
         }
+        if after is not None and any(newest.get(name, 0) != after for name in bodies):
+            raise DocumentChanged
         now = self._clock()
         written = [
             Document(

@@ -43,11 +43,13 @@ _BUDGET = msgspec.json.Decoder(Budget)
 class StoredBudget(Struct, frozen=True):
     id: str
     budget: Budget
+    sequence: int = 0
+    """Of the document that it was read from; 0 for a new one."""
 
 
 def read_budget(document: Document) -> StoredBudget:
     """A budget as it is kept; a document without a body is one that was removed."""
-    return StoredBudget(document.name, _BUDGET.decode(document.body))
+    return StoredBudget(document.name, _BUDGET.decode(document.body), document.sequence)
 
 
 class _Series(Struct, frozen=True, kw_only=True):

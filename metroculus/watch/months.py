@@ -95,6 +95,8 @@ class Decisions(Struct, frozen=True):
     versions: tuple[Rules, ...]
     closed: tuple[str, ...]
     """Closed months, in order."""
+    sequences: Mapping[str, int] = {}
+    """Of the documents of its rules, by the month that they are valid from."""
 
     def rules(self, month: str) -> Rules:
         """Those that hold for a month: the last that are valid by then; none of anything before the first."""
@@ -128,6 +130,7 @@ class Months:
                 tuple(_ACCOUNTS.decode(accounts.body)) if accounts is not None else (),
                 tuple(_RULES.decode(one.body) for one in rules.values()),
                 store.documents.names(organization, "closed_month"),
+                {one.name: one.sequence for one in rules.values()},
             )
 
         return await store.ask(deadline.left(), read)

@@ -756,13 +756,17 @@ class Client:
         left = ends - time.monotonic()
         if left <= 0:
             raise DeadlineExceeded("the deadline passed before Metroculus was asked")
+        content = body
+        if body is not None and not isinstance(body, bytes):  # UTF-8: escaped, a text may be over the service's limit
+            content = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            headers = {**headers, "Content-Type": "application/json"}
         try:
             with _DeadlineGuard(ends):
                 response = self._http.request(
                     method,
                     url,
                     params=params,
-                    **({"data": body} if isinstance(body, bytes) else {"json": body}),
+                    data=content,
                     headers=headers,
                     timeout=(min(CONNECT_SECONDS, left), left),
                     allow_redirects=False,

@@ -437,7 +437,7 @@ class Rules(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class AllocationRules(Struct, frozen=True):
-    """``rules``: every version, the oldest first, and the months that are closed; ``version`` is of all of it."""
+    """``rules``: every version, the oldest first, and the months that are closed; ``version`` is of the rules."""
 
     organization_id: str
     versions: tuple[Rules, ...]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from metroculus.storage.documents import DocumentChanged
 from metroculus.storage.store import Store, open_store
 from metroculus.watch.alerts import Finding, advance, resolve_gone
 from tests.support import until
@@ -22,6 +23,18 @@ def store(migrated_url: str) -> Iterator[Store]:
     made = open_store(migrated_url)
     yield made
     made.close()
+
+
+def test_a_version_that_follows_another_than_the_last_is_refused(store: Store) -> None:
+    documents = store.documents
+    first = documents.put("acme", "budget", "b", "first", after=0)
+    second = documents.put("acme", "budget", "b", "second", after=first.sequence)
+    for after in (0, first.sequence):
+        with pytest.raises(DocumentChanged):
+            documents.put("acme", "budget", "b", "late", after=after)
+    assert documents.newest("acme", "budget")["b"] == second
+    assert documents.put("acme", "budget", "b", "third").sequence > second.sequence
+    assert documents.put("other", "budget", "b", "theirs", after=0).body == "theirs"
 
 
 def test_what_passes_is_forgotten_and_what_was_decided_is_not(store: Store) -> None:

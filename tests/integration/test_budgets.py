@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from uuid import uuid4
 
 import pytest
@@ -180,6 +181,32 @@ def test_budgets_are_changed_read_and_removed(acme):
     for role, status in (("viewer", 403), ("manager", 200), ("manager", 404)):
         assert acme.call("DELETE", path, role=role).status_code == status
     assert acme.call("GET", path).status_code == 404 and acme.listed()["budgets"] == []
+
+
+def test_a_write_that_comes_late_replaces_nothing_that_was_written_since(acme, monkeypatch):
+    """Its caller was told that it is not known what became of it; who came after it was told that theirs is there."""
+    made = acme.budget(name="b", amount=1000.0)
+    store, path = acme.running.metroculus.dependencies.store, f"budgets/{made['id']}"
+    put, ask, let, over = store.documents.put, store.ask, threading.Event(), threading.Event()
+
+    def held(organization, kind, name, body, after=None):
+        if "111" not in body:
+            return put(organization, kind, name, body, after)
+        let.wait(30)
+        try:
+            return put(organization, kind, name, body, after)
+        finally:
+            over.set()
+
+    async def impatient(seconds, function, *args, **more):
+        return await ask(0.5 if function is held else seconds, function, *args, **more)
+
+    monkeypatch.setattr(store.documents, "put", held)
+    monkeypatch.setattr(store, "ask", impatient)
+    assert acme.call("PATCH", path, {"amount": 111.0}, version=made["version"]).status_code == 503
+    assert acme.call("PATCH", path, {"amount": 222.0}, version=made["version"]).status_code == 200
+    let.set()
+    assert over.wait(30) and acme.call("GET", path).json()["amount"] == 222.0
 
 
 def test_a_budget_of_another_organization_is_not_there(acme):

@@ -102,9 +102,17 @@ def test_rules_made_from_others_than_there_are_are_refused(acme):
     stale = acme.call("PUT", "allocation_rules", RULES | {"overhead": []}, version=first["version"])
     assert (stale.status_code, stale.json()["error"]["error_code"]) == (409, "OE0916")
     assert acme.call("POST", "months/2026-10/close", {}).status_code == 200
-    assert acme.call("GET", "allocation_rules").json()["version"] != second["version"], (
-        "closing is a change of what is read"
-    )
+    assert acme.call("GET", "allocation_rules").json()["version"] == second["version"], "closing changes no rules"
+    again = acme.call("PUT", "allocation_rules", RULES | {"idle": "even"}, version=first["version"])
+    assert again.status_code == 200, "nothing is changed in a closed month"
+
+
+def test_the_order_of_weights_is_no_change(acme):
+    acme.put_rules()
+    first, overhead = acme.call("GET", "allocation_rules").json(), RULES["overhead"][0]
+    weights = dict(reversed(overhead["split"]["weights"].items()))
+    turned = RULES | {"overhead": [overhead | {"split": {"weights": weights}}]}
+    assert acme.call("PUT", "allocation_rules", turned, version="another").json() == first
 
 
 def test_a_closed_month_never_changes_and_what_changes_is_an_adjustment(acme):
@@ -124,7 +132,7 @@ def test_a_closed_month_never_changes_and_what_changes_is_an_adjustment(acme):
     assert november["payments"]["previous_total_cost"] == rows_of(frozen["cost_center"])["payments"]["total_cost"]
     again = acme.call("POST", "months/2026-10/close", {}).json()
     assert again == frozen["cost_center"]
-    refused = acme.call("PUT", "allocation_rules", RULES)
+    refused = acme.call("PUT", "allocation_rules", RULES | {"idle": "even"})
     assert refused.status_code == 409 and refused.json()["error"]["error_code"] == "OE0919"
     assert acme.call("PUT", "allocation_rules", RULES | {"valid_from": "2026-09"}).status_code == 200
     assert acme.call("PUT", "allocation_rules", RULES | {"valid_from": "2026-11", "overhead": []}).status_code == 200

@@ -357,6 +357,7 @@ def test_a_demo_deletes_nothing_that_it_has_not_made(tmp_path: Path) -> None:
     with pytest.raises(click.ClickException, match=r"no demo has made \(notes.txt\)"):
         _made_anew(earlier)
     (earlier / "notes.txt").unlink()
+    (earlier / "token").write_text("1")
     _made_anew(earlier)
     assert [one.name for one in earlier.iterdir()] == [MARK], "a demo of before there was a mark is one, too"
     own = tmp_path / "new" / "demo"

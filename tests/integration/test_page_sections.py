@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from metroculus.storage.engine import StoreError
 from optscale_client.metroculus_client import structs
 from rest_api.rest_api_server.pages.chargeback import RulesForm, draft_of, rules_of
 from rest_api.rest_api_server.pages.patches import bytes_text, patch_of
@@ -232,8 +233,100 @@ def test_a_budget_of_a_cluster_that_is_gone_stays_that_clusters(pages: Pages) ->
     (budget,) = pages.api("budgets")["budgets"]
     fields = fields_of(manager.open(path).text, f"{path}/{budget['id']}")
     assert ("cluster", pages.ids[1]) in fields
-    send(manager, f"{path}/{budget['id']}", [(name, "7" if name == "amount" else value) for name, value in fields])
-    assert pages.api("budgets")["budgets"][0]["scope"]["cluster_id"] == pages.ids[1]
+    changed = [(name, "7" if name == "amount" else value) for name, value in fields]
+    assert send(manager, f"{path}/{budget['id']}", changed).status_code == 303
+    (budget,) = pages.api("budgets")["budgets"]
+    assert budget["scope"]["cluster_id"] == pages.ids[1] and budget["amount"] == 7.0
+    elsewhere = {"scope": {"cluster_id": pages.foreign}}
+    assert pages.call("PATCH", f"budgets/{budget['id']}", elsewhere).status_code == 400
+
+
+def test_rules_of_a_cluster_that_is_gone_are_changed_by_the_form(pages: Pages) -> None:
+    match = {"cluster": pages.ids[1], "namespace": "search"}
+    made = pages.call("PUT", "allocation_rules", {"valid_from": "2026-10", "cost_centers": [{"name": "c", "match": [match]}]})  # fmt: skip
+    assert made.status_code == 200
+    assert pages.running.rest_api.directory.delete_cluster(pages.ids[1])
+    manager, path = pages.browser("manager"), f"{pages.base}/chargeback"
+    fields = fields_of(manager.open(f"{path}?month=2026-10").text, f"{path}/preview")
+    changed = [(name, "even" if name == "idle" else value) for name, value in fields]
+    assert send(manager, f"{path}/rules", changed).status_code == 303
+    (version,) = pages.api("allocation_rules")["versions"]
+    assert version["idle"] == "even" and version["cost_centers"][0]["match"][0]["cluster"] == pages.ids[1]
+
+
+def test_the_page_of_a_closed_month_changes_the_rules_of_the_running_one(pages: Pages) -> None:
+    """And shows those: what the closed month was shared out by is not to replace them."""
+    for month, namespace in (("2026-09", "shop-*"), ("2026-11", "search")):
+        rules = {"valid_from": month, "cost_centers": [{"name": "c", "match": [{"namespace": namespace}]}]}
+        assert pages.call("PUT", "allocation_rules", rules).status_code == 200
+    assert pages.call("POST", "months/2026-09/close", {"accept_incomplete": "before us"}).status_code == 200
+    before = pages.api("allocation_rules")
+    manager, path = pages.browser("manager"), f"{pages.base}/chargeback"
+    fields = fields_of(manager.open(f"{path}?month=2026-09").text, f"{path}/preview")
+    assert ("valid_from", "2026-11") in fields and ("center_namespace", "search") in fields
+    for month in ("2026-09", "2026-11", "2026-10", "2026-08"):
+        fields = fields_of(manager.open(f"{path}?month={month}").text, f"{path}/preview")
+        assert send(manager, f"{path}/rules", fields).status_code == 303
+        assert pages.api("allocation_rules") == before, "as it stands, it changes nothing"
+
+
+def test_a_form_that_names_a_cluster_by_what_another_is_called_now_is_refused(pages: Pages) -> None:
+    manager, first = pages.browser("manager"), pages.ids[0]
+    match = {"cluster": first, "namespace": "search"}
+    rules = {"valid_from": "2026-10", "cost_centers": [{"name": "c", "match": [match]}]}
+    assert pages.call("PUT", "allocation_rules", rules).status_code == 200
+    assert (
+        pages.call("POST", "budgets", {"name": "b", "amount": 1.0, "scope": {"cluster_id": first}}).status_code == 201
+    )
+    before = pages.api("allocation_rules"), pages.api("budgets")
+    (budget,) = pages.api("budgets")["budgets"]
+    path, target = f"{pages.base}/chargeback", f"{pages.base}/budgets/{budget['id']}"
+    page = f"{path}?month=2026-10"
+    forms = {f"{path}/rules": fields_of(manager.open(page).text, f"{path}/preview"),
+             target: fields_of(manager.open(f"{pages.base}/budgets").text, target)}  # fmt: skip
+
+    def rename(cluster: str, name: str) -> None:
+        assert pages.call("PATCH", f"clusters/{cluster}", {"name": name}, role="admin").status_code == 200
+
+    for cluster, name in ((first, "tmp"), (pages.ids[1], "c0")):
+        rename(cluster, name)
+    for action, fields in forms.items():
+        answer = send(manager, action, [(n, "7" if n == "amount" else "even" if n == "idle" else v) for n, v in fields])
+        assert answer.status_code == 409 and "clusters have been renamed" in text_of(answer.text)
+    assert (pages.api("allocation_rules"), pages.api("budgets")) == before
+    rename(first, pages.ids[1])
+    shown = manager.open(page).text + manager.open(f"{pages.base}/budgets").text
+    assert "hold what it cannot show" in shown and "holds what the form cannot show" in shown
+
+
+def test_a_form_that_would_be_too_large_to_send_is_not_offered(pages: Pages) -> None:
+    values = [["/" * 480 + f"{center}-{n}" for n in range(19)] for center in range(60)]
+    centers = [{"name": f"c{n}", "match": [{"label": "x", "values": many}]} for n, many in enumerate(values)]
+    assert pages.call("PUT", "allocation_rules", {"valid_from": "2026-10", "cost_centers": centers}).status_code == 200
+    assert "hold what it cannot show" in pages.browser("manager").open(f"{pages.base}/chargeback?month=2026-10").text
+    values = [[f"{'値' * 490}{center}-{n}" for n in range(50)] for center in range(12)]
+    centers = [{"name": f"c{n}", "match": [{"label": "x", "values": many}]} for n, many in enumerate(values)]
+    body = msgspec.json.encode({"valid_from": "2026-10", "cost_centers": centers})
+    url = f"{pages.running.rest_api_listener.url}/restapi/v2{pages.base}/kubecost/allocation_rules"
+    headers = {"Authorization": f"Bearer {pages.tenant.tokens['manager']}", "Content-Type": "application/json"}
+    assert requests.put(url, data=body, headers=headers, timeout=60).status_code == 200, "as long as it is in UTF-8"
+
+
+def test_what_was_typed_into_a_budget_is_shown_where_it_is_gone_or_not_known(pages: Pages, monkeypatch: Any) -> None:
+    manager, path = pages.browser("manager"), f"{pages.base}/budgets"
+    made = [pages.call("POST", "budgets", {"name": f"b{n}", "amount": 5.0}).json()["id"] for n in range(2)]
+    page = manager.open(path).text
+    forms = [[(n, "typed" if n == "namespace" else v) for n, v in fields_of(page, f"{path}/{one}")] for one in made]
+    assert pages.call("DELETE", f"budgets/{made[0]}").status_code == 200
+    gone = send(manager, f"{path}/{made[0]}", forms[0])
+    assert gone.status_code == 404 and ("namespace", "typed") in fields_of(gone.text, path)
+
+    async def away(*asked: Any, **more: Any) -> None:
+        raise StoreError("away")
+
+    monkeypatch.setattr(pages.running.metroculus.dependencies.store, "ask", away)
+    unknown = send(manager, f"{path}/{made[1]}", forms[1])
+    assert unknown.status_code == 503 and ("namespace", "typed") in fields_of(unknown.text, f"{path}/{made[1]}")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +406,7 @@ rules = st.builds(
 
 @given(rules)
 def test_any_rules_come_back_out_of_the_form_as_they_went_in(given_rules: structs.Rules) -> None:
-    draft = draft_of(given_rules, "2026-11", "")
+    draft = draft_of(given_rules, "2026-11", "", {})
 
     def column(rows: Any, name: str) -> tuple[Cell, ...]:
         return tuple(Cell(getattr(row, name)) for row in rows)

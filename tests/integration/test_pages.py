@@ -9,12 +9,14 @@ import re
 import socket
 import struct
 import threading
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import requests
 
-from rest_api.rest_api_server.pages.base import safe_target
+from rest_api.rest_api_server.pages.base import PageHandler, safe_target
 from rest_api.rest_api_server.pages.cluster import ClusterPage
 from rest_api.rest_api_server.pages.render import MINUS, money
 from simulator.server import Habits
@@ -22,6 +24,7 @@ from tests.exported import read
 from tests.integration.test_services import link
 from tests.organizations import Organization
 from tests.support import END, NOW, Stack, ask, exact_world, make_tenant, until
+from tools.tornado_service.streamed import Streamed
 from tools.version import VERSION
 
 WORLD = exact_world(7, days=3)
@@ -118,12 +121,12 @@ def test_figures_of_a_cluster_are_the_apis(acme):
     assert f"highest: {highest:,.2f} USD" in text_of(chart) and len(re.findall(r">2026-[0-9T:-]+Z</a>", chart)) == 24
 
 
-def asked_raw(acme: Acme, version: str, request_id: str = "raw") -> socket.socket:
+def asked_raw(acme: Acme, version: str, request_id: str = "raw", more: str = "") -> socket.socket:
     """A connection on which the cluster's page is asked for, to be kept open."""
     host, port = acme.base.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=30)
     connection.sendall(
-        f"GET /clusters/{acme.cluster}?{WINDOW} HTTP/{version}\r\nHost: {host}\r\nConnection: keep-alive\r\n"
+        f"GET /clusters/{acme.cluster}?{WINDOW} HTTP/{version}\r\nHost: {host}\r\nConnection: keep-alive\r\n{more}"
         f"Authorization: Bearer {acme.tenant.tokens['viewer']}\r\nAccept: text/html\r\n"
         f"X-Request-ID: {request_id}\r\n\r\n".encode()
     )
@@ -150,6 +153,73 @@ def test_a_page_whose_second_part_fails_is_cut_and_never_passes_for_whole(acme, 
             browser.open(f"/clusters/{acme.cluster}?{WINDOW}", headers=asked)
         assert until(lambda coding=coding: "cut" in acme.audited(f"cut-{coding}"))
     assert "ZeroDivisionError: a defect" in caplog.text
+
+
+def rest_of(connection: socket.socket) -> bytes | None:
+    """What comes until the connection ends; None where it is cut."""
+    try:
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+    except ConnectionResetError:
+        return None
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_page_that_is_given_up_halfway_never_passes_for_whole(acme, monkeypatch, version):
+    async def given_up(*asked: Any) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(ClusterPage, "_later", given_up)
+    with asked_raw(acme, version, f"given-up-{version}") as connection:
+        assert rest_of(connection) is None
+    assert until(lambda: "cut" in acme.audited(f"given-up-{version}"))
+
+
+@pytest.mark.parametrize("how", ["the reader has sent its last byte", "the service stops"])
+def test_a_page_over_http_1_0_that_ends_early_is_reset(tmp_path, monkeypatch, how):
+    """That version knows the end of an answer by the end of the connection alone."""
+    acme, left = Acme(tmp_path), threading.Event()
+
+    async def waits(*asked: Any) -> bytes:
+        await asyncio.to_thread(left.wait, 60)
+        return b""
+
+    monkeypatch.setattr(ClusterPage, "_later", waits)
+    try:
+        with asked_raw(acme, "1.0") as connection:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+            if how == "the service stops":
+                acme.stack.thread.run(acme.running.rest_api_listener.stop(0.5))
+            else:
+                connection.shutdown(socket.SHUT_WR)
+            assert rest_of(connection) is None
+    finally:
+        left.set()
+        acme.stack.close()
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+def test_who_leaves_at_the_end_of_a_page_over_http_1_0_is_no_defect(acme, monkeypatch, caplog, coding):
+    gate, made, in_two = threading.Event(), threading.Event(), PageHandler.in_two
+
+    def held(self: Any, *asked: Any) -> Streamed:
+        whole = in_two(self, *asked)
+
+        async def chunks() -> AsyncGenerator[bytes, None]:
+            async for chunk in whole.chunks:
+                yield chunk
+            made.set()
+            await asyncio.to_thread(gate.wait, 30)
+            await asyncio.sleep(0.2)  # until the reset of the other side is heard
+
+        return replace(whole, chunks=chunks())
+
+    monkeypatch.setattr(PageHandler, "in_two", held)
+    with asked_raw(acme, "1.0", f"at-end-{coding}", f"Accept-Encoding: {coding}\r\n") as connection:
+        assert made.wait(30)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    gate.set()
+    assert until(lambda: acme.audited(f"at-end-{coding}") and acme.running.rest_api.service.in_flight == 0)
+    assert "Traceback" not in caplog.text and "failed" not in caplog.text
 
 
 def test_who_leaves_within_a_page_is_no_defect_and_keeps_no_place(acme, monkeypatch, caplog):

@@ -172,6 +172,11 @@ def disconnect(connection: Any) -> None:
     stream = getattr(connection, "stream", None)
     if stream is None:
         return
-    with suppress(AttributeError, OSError):
-        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reset_on_close(stream, True)
     stream.close()
+
+
+def reset_on_close(stream: Any, on: bool) -> None:
+    """Whether the other side of a connection is told that it was cut when it is closed, also by the process' end."""
+    with suppress(AttributeError, OSError):
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))

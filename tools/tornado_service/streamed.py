@@ -14,7 +14,7 @@ from tornado.iostream import StreamClosedError
 
 from tools.tornado_service.errors import ApiError, ErrorCode
 from tools.tornado_service.negotiation import accepts_gzip
-from tools.tornado_service.ready import SEND_SECONDS, disconnect
+from tools.tornado_service.ready import SEND_SECONDS, disconnect, reset_on_close
 
 log = logging.getLogger("service")
 
@@ -75,7 +75,7 @@ async def send_streamed(handler: Any, answer: Streamed) -> None:
         if not began:
             raise ApiError(handler.codes.overloaded, "the answer was not begun in time", retry_after=5) from None
         _cut(handler, f"it took more than {answer.seconds:.0f} s, or nobody read it")
-    except Exception as problem:
+    except (Exception, asyncio.CancelledError) as problem:
         if not began:
             raise
         handler.log_exception(type(problem), problem, problem.__traceback__)
@@ -92,6 +92,9 @@ def _tell(handler: Any, answer: Streamed) -> None:
 
 async def _send(handler: Any, answer: Streamed, chunk: bytes) -> None:
     _tell(handler, answer)
+    unmarked = handler.request.version == "HTTP/1.0"  # it knows no chunks: the connection's end is that of the answer
+    if unmarked:
+        reset_on_close(handler.request.connection.stream, True)
     packer = None
     if answer.packable and accepts_gzip(handler.request.headers.get("Accept-Encoding", "")):
         packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
@@ -106,10 +109,16 @@ async def _send(handler: Any, answer: Streamed, chunk: bytes) -> None:
         if following is None:
             break
         chunk = following
-    sent = handler.finish(packer.flush() if packer is not None else None)
-    if handler.request.version == "HTTP/1.0":  # which knows no chunks: the end of the connection is that of the answer
-        await sent
-        handler.request.connection.stream.close()
+    if packer is not None:
+        handler.write(packer.flush())
+    if unmarked:
+        stream = handler.request.connection.stream
+        async with asyncio.timeout(SEND_SECONDS):
+            await handler.flush()
+        reset_on_close(stream, False)
+    handler.finish()
+    if unmarked:
+        stream.close()
 
 
 def _packed(packer: Any, chunk: bytes) -> bytes:
@@ -125,7 +134,8 @@ def _cut(handler: Any, why: str) -> None:
 
 def _end(handler: Any) -> None:
     disconnect(handler.request.connection)
-    handler.finish()
+    if not handler._finished:  # it is, where what was left to send was not taken
+        handler.finish()
 
 
 def disposition(name: str) -> str:

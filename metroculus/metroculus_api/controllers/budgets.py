@@ -106,7 +106,8 @@ class BudgetsController:
             changed = replace(found.budget, **_changes(change))
             if changed != found.budget:  # a request that is repeated finds its own change
                 refuse_other(version, found.budget, "this budget")
-            return await self._put(organization, StoredBudget(budget, changed), deadline)
+                return await self._put(organization, replace(found, budget=changed), deadline, found.budget.scope)
+        return (await history_of(self._reader).states(organization, [found], deadline))[0]
 
     async def delete(self, organization: str, budget: str, deadline: Deadline) -> structs.BudgetState:
         """Remove a budget.
@@ -120,9 +121,11 @@ class BudgetsController:
         """
         store = history_of(self._store)
         async with self._lock(organization):
-            last = await self.budget(organization, budget, deadline)
-            await store.ask(deadline.left(), store.documents.put, organization, "budget", budget, "")
-        return last
+            found = await self._of(organization, budget, deadline)
+            last = await history_of(self._reader).states(organization, [found], deadline)
+            put = store.documents.put
+            await store.ask(deadline.left(), put, organization, "budget", budget, "", after=found.sequence)
+        return last[0]
 
     def _lock(self, organization: str) -> asyncio.Lock:
         return self._changing.setdefault(organization, asyncio.Lock())
@@ -134,13 +137,27 @@ class BudgetsController:
             raise ApiError(NO_BUDGET)
         return found
 
-    async def _put(self, organization: str, stored: StoredBudget, deadline: Deadline) -> structs.BudgetState:
+    async def _put(
+        self, organization: str, stored: StoredBudget, deadline: Deadline, before: Scope | None = None
+    ) -> structs.BudgetState:
+        """Write a budget.
+
+        Args:
+            before: its scope until now: a cluster or cost center that is gone since may stay in it.
+
+        Raises:
+            ApiError, DocumentChanged, NoHistory, RegistryError, StoreError
+        """
         store, reader = history_of(self._store), history_of(self._reader)
         known = await history_of(self._months).decisions(organization, deadline)
         others = [one for one in await reader.kept(organization, deadline) if one.id != stored.id]
         centers = [center.name for rules in known.versions[-1:] for center in rules.cost_centers]
+        clusters = {*known.accounts}
+        if before is not None:
+            centers += [before.cost_center] if before.cost_center else []
+            clusters |= {before.cluster_id} if before.cluster_id else set()
         try:
-            check_budget(stored.budget, frozenset(known.accounts), centers)
+            check_budget(stored.budget, frozenset(clusters), centers)
         except BudgetError as problem:
             raise ApiError(INVALID, str(problem), ["body"]) from None
         if any(same_name(one.budget.name, stored.budget.name) for one in others):
@@ -148,7 +165,8 @@ class BudgetsController:
         if len(others) >= MAX_BUDGETS:
             raise ApiError(INVALID, f"an organization has at most {MAX_BUDGETS} budgets", ["body"])
         body = msgspec.json.encode(stored.budget).decode()
-        await store.ask(deadline.left(), store.documents.put, organization, "budget", stored.id, body)
+        put = store.documents.put
+        await store.ask(deadline.left(), put, organization, "budget", stored.id, body, after=stored.sequence)
         return (await reader.states(organization, [stored], deadline))[0]
 
     async def _upstream(self, organization: str, asked: bool, deadline: Deadline) -> list[_Beside]:

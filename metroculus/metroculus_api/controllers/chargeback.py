@@ -75,7 +75,7 @@ class ChargebackController:
         """
         known = await history_of(self._months).decisions(organization, deadline)
         versions, closed = wired(known.versions, structs.Rules), tuple(sorted(known.closed))
-        return structs.AllocationRules(organization, versions, closed, version_of(_decided(known)))
+        return structs.AllocationRules(organization, versions, closed, version_of(known.versions))
 
     async def put_rules(
         self, organization: str, rules: Rules, version: str | None, deadline: Deadline
@@ -96,8 +96,9 @@ class ChargebackController:
     async def _put_rules(self, organization: str, rules: Rules, version: str | None, deadline: Deadline) -> None:
         """Raises: ApiError, StoreError"""
         store, known = history_of(self._store), await history_of(self._months).decisions(organization, deadline)
-        if rules not in known.versions:  # a request that is repeated finds its own change
-            refuse_other(version, _decided(known), "the rules")
+        if rules in known.versions:  # a request that is repeated finds its own change
+            return
+        refuse_other(version, known.versions, "the rules")
         _checked(rules, known)
         later = [one.valid_from for one in known.versions if one.valid_from > rules.valid_from]
         touched = [m for m in known.closed if rules.valid_from <= m and (not later or m < later[0])]
@@ -106,7 +107,8 @@ class ChargebackController:
                 ALREADY_CLOSED, f"{touched[0]} is closed: rules can hold from a later month on", ["valid_from"]
             )
         body = msgspec.json.encode(rules).decode()
-        await store.ask(deadline.left(), store.documents.put, organization, "rules", rules.valid_from, body)
+        after, put = known.sequences.get(rules.valid_from, 0), store.documents.put
+        await store.ask(deadline.left(), put, organization, "rules", rules.valid_from, body, after=after)
 
     async def preview(
         self, organization: str, month: str, by: str, rules: Rules, deadline: Deadline
@@ -363,14 +365,11 @@ def _row(row: Row, previous: float | None, silent: Sequence[str]) -> structs.Cha
     )
 
 
-def _decided(known: Decisions) -> tuple[object, ...]:
-    """What whoever changes the rules has read of them."""
-    return (known.versions, sorted(known.closed))
-
-
 def _checked(rules: Rules, known: Decisions) -> None:
+    """Raises: ApiError: they name a cluster that is not the organization's, and that its rules did not name before."""
+    before = {match.cluster for one in known.versions for of in one.matched for match in of.match if match.cluster}
     try:
-        check(rules, frozenset(known.accounts))
+        check(rules, frozenset(known.accounts).union(before))
     except RulesError as problem:
         raise ApiError(INVALID, str(problem), ["body"]) from None
 

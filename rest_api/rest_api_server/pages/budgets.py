@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from msgspec import Struct, to_builtins
@@ -19,11 +19,13 @@ from rest_api.rest_api_server.pages.parts import (
     body_of,
     cluster_id_of,
     fits_a_field,
+    form_version,
     names,
     number,
     number_text,
     part,
     period_text,
+    version_in,
 )
 from rest_api.rest_api_server.pages.sections import OrganizationSection
 from tools.tornado_service.errors import ApiError
@@ -57,9 +59,9 @@ class BudgetForm(ChangeForm, frozen=True, kw_only=True):
     """Of the budget that the form was made from."""
 
     @classmethod
-    def of(cls, budget: structs.BudgetState, names_of: Mapping[str, str]) -> BudgetForm:
+    def of(cls, budget: structs.BudgetState, clusters: Sequence[Cluster]) -> BudgetForm:
         """A budget as the form shows it; what it cannot show is told by ``fits_the_form``."""
-        scope = budget.scope
+        scope, names_of = budget.scope, {one.id: one.name for one in clusters}
         cluster = scope.cluster_id or ""
         return cls(
             name=Cell(budget.name),
@@ -72,7 +74,7 @@ class BudgetForm(ChangeForm, frozen=True, kw_only=True):
             values=Cell(", ".join(scope.values)),
             cost_center=Cell(scope.cost_center or ""),
             thresholds=Cell(thresholds_text(budget)),
-            version=Cell(budget.version),
+            version=Cell(form_version(budget.version, clusters)),
         )
 
     def body(self, clusters: Sequence[Cluster]) -> structs.Budget:
@@ -150,13 +152,13 @@ class BudgetsSection(OrganizationSection):
         shown = await self.about(organization_id)
         clusters: Sequence[Cluster] = shown["clusters"]
         told = await part(self.budgets.budgets(organization_id, clusters, True, self.request_id))
-        forms = {}
-        for budget in told.found.budgets if told.found is not None else ():
-            held = BudgetForm.of(budget, shown["names_of"])
-            if fits_the_form(budget, held, clusters):
-                forms[budget.id] = held
+        listed = told.found.budgets if told.found is not None else ()
+        forms = {one.id: BudgetForm.of(one, clusters) for one in listed}
+        forms = {one.id: forms[one.id] for one in listed if fits_the_form(one, forms[one.id], clusters)}
         if form is not None:
-            forms[about] = form
+            gone = told.found is not None and all(one.id != about for one in listed)
+            forms["" if gone else about] = form
+        new_version = form_version("", clusters)
         return self.page(
             "budgets.html",
             **shown,
@@ -165,6 +167,7 @@ class BudgetsSection(OrganizationSection):
             problem=problem,
             forms=forms,
             about=about,
+            new_version=new_version,
             periods=PERIODS,
             scope_text=scope_text,
         )
@@ -191,6 +194,7 @@ class BudgetsPage(BudgetsSection):
         clusters = await self.gate.clusters(query.organization_id)
 
         async def create() -> structs.BudgetState:
+            version_in(form.version, clusters)
             return await self.budgets.create(query.organization_id, clusters, form.body(clusters), self.request_id)
 
         made = await self.attempt(create())
@@ -218,7 +222,7 @@ class BudgetPage(BudgetsSection):
 
         async def change() -> structs.BudgetState:
             wanted = body_of(structs.BudgetChange, to_builtins(form.body(clusters)))
-            asked = (query.organization_id, clusters, query.budget_id, wanted, form.version or None)
+            asked = (query.organization_id, clusters, query.budget_id, wanted, version_in(form.version, clusters))
             return await self.budgets.change(*asked, self.request_id)
 
         changed = await self.attempt(change())

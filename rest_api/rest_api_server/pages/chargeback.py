@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
+from urllib.parse import quote_plus
 
-import msgspec
 from msgspec import Struct
+from msgspec.structs import astuple, replace
 
 from optscale_client.metroculus_client import structs
 from rest_api.rest_api_server.auth import Needs
@@ -26,10 +27,12 @@ from rest_api.rest_api_server.pages.parts import (
     body_of,
     cluster_id_of,
     fits_a_field,
+    form_version,
     names,
     number,
     number_text,
     part,
+    version_in,
 )
 from rest_api.rest_api_server.pages.render import link
 from rest_api.rest_api_server.pages.sections import OrganizationSection
@@ -40,6 +43,8 @@ from tools.tornado_service.streamed import StreamedFile
 
 MOST_FIELDS = 900
 """Of a form; a browser's are read up to a thousand. Longer rules are changed by the API."""
+MOST_BYTES, NAME_BYTES = 900_000, 24
+"""Of a form as it is sent, where a request is read up to 1 MiB; and of what stands around the text of a field."""
 BLANK = 2
 """Empty rows below those that are there."""
 WEIGHT = re.compile(r"\s*(.+?)\s*:\s*([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,2})?)\s*(?:,|$)")
@@ -147,10 +152,12 @@ class ChargebackSection(OrganizationSection):
             part(self.chargebacks.rules(*asked, self.request_id)),
         )
         in_effect = in_force(rules.found.versions, month) if rules.found is not None else None
-        kept = draft
+        editable = draft is not None
         if draft is None and rules.found is not None:
             first = running if month in rules.found.closed_months else month
-            draft = draft_of(in_effect, first, rules.found.version)
+            changed = in_force(rules.found.versions, first)
+            draft = draft_of(changed, first, form_version(rules.found.version, clusters), about["names_of"])
+            editable = fits_the_form(changed, draft, clusters)
         return await self.rendered(
             "chargeback.html",
             **about,
@@ -161,7 +168,7 @@ class ChargebackSection(OrganizationSection):
             rules=rules,
             in_force=in_effect,
             draft=draft,
-            editable=draft is not None and (kept is not None or fits_the_form(in_effect, draft, clusters)),
+            editable=editable,
             blank=BLANK,
             preview=preview,
             problem=problem,
@@ -220,7 +227,11 @@ class SaveRules(ChargebackSection):
         clusters = await self.gate.clusters(query.organization_id)
 
         async def save() -> structs.AllocationRules:
-            asked = (query.organization_id, clusters, rules_of(form, clusters), form.version or None)
+            wanted, version = rules_of(form, clusters), version_in(form.version, clusters)
+            held = await self.chargebacks.rules(query.organization_id, clusters, self.request_id)
+            if version == held.version and same_rules(in_force(held.versions, form.valid_from), wanted):
+                return held
+            asked = (query.organization_id, clusters, wanted, version)
             return await self.chargebacks.put_rules(*asked, self.request_id)
 
         saved = await self.attempt(save())
@@ -260,16 +271,21 @@ def in_force(versions: Iterable[structs.Rules], month: str) -> structs.Rules | N
 
 def fits_the_form(rules: structs.Rules | None, draft: Draft, clusters: Sequence[Cluster]) -> bool:
     """Whether the form can give back what it shows: its fields are few, and nothing in them reads otherwise."""
-    rows = (*draft.centers, *draft.shared, *draft.overhead)
-    if 5 * len(draft.centers) + 7 * len(draft.shared) + 5 * len(draft.overhead) > MOST_FIELDS:
+    cells = [cell for rows in (draft.centers, draft.shared, draft.overhead) for row in rows for cell in astuple(row)]
+    if len(cells) > MOST_FIELDS or sum(len(quote_plus(cell)) + NAME_BYTES for cell in cells) > MOST_BYTES:
         return False
-    if not all(fits_a_field(cell) for row in rows for cell in msgspec.structs.astuple(row)):
+    if not all(map(fits_a_field, cells)):
         return False
     try:
         again = rules_of_draft(draft, clusters)
     except ApiError:
         return False
-    return rules is None or msgspec.structs.replace(again, valid_from=rules.valid_from) == rules
+    return same_rules(rules, again)
+
+
+def same_rules(rules: structs.Rules | None, others: structs.Rules) -> bool:
+    """Whether two versions share out alike, from whichever month on; None are those before the first."""
+    return replace(others, valid_from="") == replace(rules or structs.Rules(valid_from=""), valid_from="")
 
 
 def totals_of(told: Part[structs.Chargeback]) -> list[dict[str, Any]]:
@@ -295,17 +311,17 @@ def totals_of(told: Part[structs.Chargeback]) -> list[dict[str, Any]]:
     return lines
 
 
-def draft_of(rules: structs.Rules | None, month: str, version: str) -> Draft:
-    """Rules as a form shows them."""
+def draft_of(rules: structs.Rules | None, month: str, version: str, names_of: Mapping[str, str]) -> Draft:
+    """Rules as a form shows them, from a month on."""
     if rules is None:
         return Draft(valid_from=month, version=version)
     return Draft(
         version=version,
-        valid_from=max(month, rules.valid_from[:7]),
+        valid_from=month,
         idle=rules.idle,
         management=rules.management,
-        centers=tuple(_row(one, match) for one in rules.cost_centers for match in one.match),
-        shared=tuple(_row(one, match, *_split(one.split)) for one in rules.shared for match in one.match),
+        centers=tuple(_row(names_of, one, match) for one in rules.cost_centers for match in one.match),
+        shared=tuple(_row(names_of, one, match, *_split(one.split)) for one in rules.shared for match in one.match),
         overhead=tuple(
             OverheadRow(one.name, number_text(one.amount_month), one.currency, *_split(one.split))
             for one in rules.overhead
@@ -313,9 +329,9 @@ def draft_of(rules: structs.Rules | None, month: str, version: str) -> Draft:
     )
 
 
-def _row(one: structs.CostCenter, match: structs.Match, *split: str) -> MatchRow:
-    values = ", ".join(match.values)
-    return MatchRow(one.name, match.cluster or "", match.namespace or "", match.label or "", values, *split)
+def _row(names_of: Mapping[str, str], one: structs.CostCenter, match: structs.Match, *split: str) -> MatchRow:
+    cluster, values = match.cluster or "", ", ".join(match.values)
+    return MatchRow(one.name, names_of.get(cluster, cluster), match.namespace or "", match.label or "", values, *split)
 
 
 def _split(split: structs.Split) -> tuple[str, str]:

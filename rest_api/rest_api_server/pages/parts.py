@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Iterable, Mapping
 from datetime import date, timedelta
+from hashlib import sha256
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -15,7 +16,7 @@ from optscale_client.metroculus_client import MetroculusError
 from optscale_client.metroculus_client.structs import BudgetState, SourceState
 from rest_api.rest_api_server import answers
 from rest_api.rest_api_server.directory.model import Cluster
-from rest_api.rest_api_server.errors import INVALID, map_error
+from rest_api.rest_api_server.errors import CHANGED, INVALID, map_error
 from tools.tornado_service.errors import ApiError
 from tools.tornado_service.params import Cell, Text, Uuid
 from tools.window import DAY, Window
@@ -76,6 +77,25 @@ def number(name: str, text: str) -> float:
 def number_text(value: float) -> str:
     """A number as a form shows it, to its last digit."""
     return repr(value).removesuffix(".0")
+
+
+def form_version(version: str, clusters: Iterable[Cluster]) -> str:
+    """What a form was made from: a version of what it changes, empty for something new, and the clusters' names."""
+    names = sha256(msgspec.json.encode(sorted((one.name, one.id) for one in clusters))).hexdigest()[:16]
+    return f"{names}.{version}"
+
+
+def version_in(form: str, clusters: Iterable[Cluster]) -> str | None:
+    """The version of what a form changes; None for something new, and where the form says nothing of it.
+
+    Raises:
+        ApiError: the names of clusters are no longer those that the form was filled in by.
+    """
+    version = form.partition(".")[2]
+    if form and form != form_version(version, clusters):
+        reason = "clusters have been renamed, added or removed meanwhile: open the page again, and repeat the change"
+        raise ApiError(CHANGED, reason)
+    return version or None
 
 
 def fits_a_field(text: str) -> bool:
