@@ -57,6 +57,8 @@ class Allocation(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     usage: Usage = Usage()
     amounts: Amounts = Amounts()
     unknown: tuple[str, ...] = ()
+    pods: tuple[str, ...] = ()
+    """Of a row that is a namespace's sum: the names of its pods, so that they can be counted."""
 
     @property
     def special(self) -> str | None:

@@ -44,8 +44,8 @@ COSTS = _LINES["cost"]
 _COMPUTE_BITS = np.uint64(sum(BITS[name] for name in ("cpu", "ram", "core_hours", "ram_gib_hours")))
 
 TEXT_FIELDS = ("name", "namespace", "controller", "controller_kind", "pod", "container", "node", "cluster")
-SET_FIELDS = ("services", "labels", "annotations")
-EMPTY: dict[str, Any] = {"services": (), "labels": {}, "annotations": {}}
+SET_FIELDS = ("services", "labels", "annotations", "pods")
+EMPTY: dict[str, Any] = {"services": (), "labels": {}, "annotations": {}, "pods": ()}
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -486,10 +486,16 @@ class Groups:
 
 def _pods(allocations: Allocations, index: Ints, groups: int) -> Ints:
     """How many pods each group has; two of one name in two namespaces are two, and ``__unmounted__`` is none."""
-    pods, spaces = allocations.texts["pod"], allocations.texts["namespace"]
-    named = pods.map(lambda name: name not in SPECIAL_NAMES, bool) if len(index) else np.zeros(0, dtype=bool)
-    which = (index * len(spaces.values) + spaces.codes) * max(1, len(pods.values)) + pods.codes
-    distinct = np.unique(which[named])
+    spaces, sets = allocations.texts["namespace"], allocations.texts["pods"]
+    pods: Coded[str] = allocations.texts["pod"]
+    places = index * len(spaces.values) + spaces.codes
+    if any(sets.values):
+        sizes = sets.map(len, np.int64)
+        names = Coded.of(name for listed in sets.list() for name in listed)
+        places = np.concatenate([places, np.repeat(places, sizes)])
+        pods = Coded.joined([pods, names])
+    named = pods.map(lambda name: name not in SPECIAL_NAMES, bool) if len(places) else np.zeros(0, dtype=bool)
+    distinct = np.unique((places * max(1, len(pods.values)) + pods.codes)[named])
     return np.bincount(distinct // max(1, len(pods.values)) // max(1, len(spaces.values)), minlength=groups)
 
 

@@ -117,6 +117,7 @@ class CostSums(Struct, frozen=True, gc=False):
 
 SUM = "sum_"
 UNKNOWN = "unknown_bits"
+PODS = "pods"
 USAGE = of_kind("usage")
 _NO_USAGE = Usage()
 
@@ -177,11 +178,12 @@ class History:
         properties: Sequence[str],
         clusters: tuple[str, ...] = (),
         by_services: bool = False,
+        with_pods: bool = False,
     ) -> tuple[AllocationSet, float | None]:
         """All hours as one set, by ``properties``, and their management cost (None where no hour has any).
 
         With ``clusters``, the rows of those alone, and what does not say whose it is. With ``by_services`` hours of a
-        pod whose services differ are apart.
+        pod whose services differ are apart. With ``with_pods`` each row tells the names of its pods.
 
         The set knows how much of the time was seen: its hull may have holes.
 
@@ -189,15 +191,16 @@ class History:
             StoreError
         """
         asked = list(dict.fromkeys(properties))
-        if not asked and not clusters and not by_services:
+        if not asked and not clusters and not by_services and not with_pods:
             return self.allocations_of([committed])[0]
         named = ", ".join(["owned", "namespace", *(f"{expression(name)} AS k{n}" for n, name in enumerate(asked))])
         grouped = ", ".join(["owned", "namespace", *(f"k{number}" for number in range(len(asked)))])
         services = "arraySort(services)" if by_services else "emptyArrayString()"
+        pods = f", arraySort(groupUniqArray(toString(pod))) AS {PODS}" if with_pods else ""
         grouped += ", served" if by_services else ""
         found = self._engine.columns(
             f"SELECT {named}, {services} AS served, min(ran_from) AS since, max(ran_until) AS until,"
-            f" {sums_of(MEASURE_COLUMNS, committed)} FROM {ALLOCATIONS.name} WHERE {where_committed(committed)}"
+            f" {sums_of(MEASURE_COLUMNS, committed)}{pods} FROM {ALLOCATIONS.name} WHERE {where_committed(committed)}"
             f"{filtered(Filters(clusters=clusters))} GROUP BY {grouped}"
         )
         allocations, management = _read(found, asked)
@@ -585,6 +588,7 @@ def _read(found: Mapping[str, Column], asked: Sequence[str]) -> tuple[Allocation
     texts["name"] = _names(owned, found["namespace"], list(keys.values()))
     texts["namespace"] = _without_idle(owned, found["namespace"])
     texts["services"] = _services(found["served"], keys.get("service"))
+    texts["pods"] = found[PODS] if PODS in found else Coded.same((), count)
     for kind in ("label", "annotation"):
         of_kind_ = {name.partition(":")[2]: column for name, column in keys.items() if name.startswith(f"{kind}:")}
         texts[f"{kind}s"] = _label_sets(of_kind_, count)

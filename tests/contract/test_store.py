@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations, product
+from random import Random
 from typing import Any, Literal
 
 import pytest
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import IDLE, MANAGEMENT, Allocation, Filters
 from metroculus.cost_model.assets import Asset
+from metroculus.cost_model.columns import Allocations, group
 from metroculus.cost_model.components import Costs
 from metroculus.storage.blocks import NodeKind
 from metroculus.storage.columns import ACCOUNTED, COST_COLUMNS
@@ -181,6 +183,35 @@ def test_text_is_kept_compared_and_never_read_as_sql(store: Store) -> None:
     for text in HOSTILE:
         found = store.history.sums(committed, ("namespace", "pod"), Filters(namespaces=(text,)))
         assert [one.keys for one in found] == [(text, text)], text
+
+
+def test_sums_of_namespaces_count_their_pods_as_rows_of_pods_do(store: Store) -> None:
+    """Alone, and beside rows of a live source, some of which are of the same pods."""
+    rng = Random(3)
+
+    def rows(hour: int) -> list[Allocation]:
+        return [
+            replace(
+                allocation(rng.choice(("web-1", "web-2", "", "__unmounted__", "api")), rng.randrange(1, 64) / 8, hour=hour),
+                namespace=rng.choice(("shop", "lab", "kube-system")),
+                unknown=rng.choice(((), ("cpu_usage",))),
+            )
+            for _ in range(12)
+        ]  # fmt: skip
+
+    batches = [batch(hour, *rows(hour), idle(4.0, hour), management=0.5) for hour in range(H, H + 5 * HOUR, HOUR)]
+    store.ledger.commit(batches, FencedWriter(1))
+    committed = store.ledger.committed(ACCOUNT, H, END)
+    by_pods, management = store.history.allocations(committed, ("pod",))
+    by_namespaces, same = store.history.allocations(committed, (), with_pods=True)
+    assert management == same and len(by_namespaces.allocations) == 4 < len(by_pods.allocations)
+    live = Allocations.of(rows(END))
+    for beside in (Allocations.of(()), live):
+        told = [
+            dict(group(Allocations.joined([Allocations.of(one.allocations), beside]), ("namespace",)))
+            for one in (by_pods, by_namespaces)
+        ]
+        assert told[0] == told[1] and sum(one.pods for one in told[0].values()) > 3
 
 
 def test_filters_hold_and_special_names_are_rows_like_any(store: Store) -> None:

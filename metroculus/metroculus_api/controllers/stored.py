@@ -29,11 +29,16 @@ log = logging.getLogger("stored")
 def properties_of(question: Question) -> tuple[str, ...]:
     """What rows of the store must be told apart by, beside their namespace, to answer a question."""
     needed = question.grouping.needed(question.filters)
-    if not needed:
+    if not needed or by_namespace(question):
         return ()
     # A pod's rows are read with its namespace and all its services; a filter by service needs no column of its own.
     grouped = [name for name in needed if name != "service" or "service" in question.properties]
     return ("pod", *(name for name in grouped if name not in ("namespace", "pod")))
+
+
+def by_namespace(question: Question) -> bool:
+    """Whether sums of namespaces, each with the names of its pods, are enough: idle is shared by what pods cost."""
+    return question.grouping.needed(question.filters) == ("namespace",) and question.idle != "share"
 
 
 def reading_of(committed: CommittedHours, window: Window, stored: AllocationSet, usd: float | None) -> StoredReading:
@@ -149,11 +154,12 @@ class StoredHours:
             counted, currency, note = in_one_currency(committed, currency)
             properties, clusters = properties_of(question), question.filters.clusters
             stored, usd = AllocationSet(window.start, window.start), None
-            if ahead is not None and counted is found and not properties and not clusters:
+            with_pods = by_namespace(question)
+            if ahead is not None and counted is found and not properties and not clusters and not with_pods:
                 stored, usd = ahead.sums[account]
             elif counted.hours:
                 by_services = "service" in question.grouping.needed(question.filters)
-                asked = (counted, properties, clusters, by_services)
+                asked = (counted, properties, clusters, by_services, with_pods)
                 stored, usd = await store.ask(share_of(deadline), store.history.allocations, *asked)
         except StoreError as failure:
             log.warning("the store failed: %s", failure)

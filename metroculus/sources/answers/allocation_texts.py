@@ -107,7 +107,7 @@ def _texts(names: list[str], properties: Sequence[tuple[Any, ...] | None], aggre
     fields = [_NO_PROPERTIES if one is None else one for one in properties]
     given: list[Sequence[Any]] = list(zip(*fields, strict=True)) or [()] * len(_NO_PROPERTIES)
     parts = _name_parts(names, given[_NAMESPACE], given[_POD], aggregate)
-    columns: dict[str, Coded[Any]] = {"name": Coded.of(names)}
+    columns: dict[str, Coded[Any]] = {"name": Coded.of(names), "pods": Coded.same(EMPTY["pods"], len(names))}
     for (field, key), column in zip(_TEXT_FIELDS, given, strict=False):
         values: Sequence[str | None] = column
         if parts:
