@@ -118,11 +118,12 @@ class MonthlyController:
         found: dict[str, dict[int, _Month]] = {account: {} for account in clusters}
         made_of: dict[tuple[str, int], _MadeOf] = {}
         lacking: dict[tuple[tuple[str, ...], tuple[Window, ...]], list[str]] = defaultdict(list)
+        begun = {month.start: _first_touched(month, month is asked.running) for month in asked.months}
         for number, (account, named) in enumerate(clusters.items(), 1):
             if not number % ACCOUNTS_A_TURN:
                 await asyncio.sleep(0)  # others have their turn of the loop
             for month in asked.months:
-                parts = (month.final_until, *_touched(month, prints[account], month is asked.running))
+                parts = (month.final_until, *_touched(begun[month.start], month.end, prints[account]))
                 made_of[account, month.start] = parts
                 known = self._kept.get((account, named, zone.name, month.start))
                 if known is not None and known[0] == parts:
@@ -218,11 +219,14 @@ def _last_months(now: int, count: int, settled: int, zone: Zone) -> tuple[Window
     return tuple(steps(Window(first, end, settled, zone=zone), "month"))
 
 
-def _touched(month: Window, prints: dict[int, int], running: bool) -> tuple[int, ...]:
-    """The fingerprints of the months of UTC that a zone's month is made of; with its projection, where it has one."""
-    start = month.start - LOOK_BACK_SECONDS if running else month.start
-    first = UTC_ZONE.period(start, "month")[0]
-    return tuple(chain.from_iterable(sorted((m, one) for m, one in prints.items() if first <= m < month.end)))
+def _first_touched(month: Window, running: bool) -> int:
+    """The first month of UTC that a zone's month is made of; with what its projection looks back on, if it has one."""
+    return UTC_ZONE.period(month.start - LOOK_BACK_SECONDS if running else month.start, "month")[0]
+
+
+def _touched(first: int, end: int, prints: dict[int, int]) -> tuple[int, ...]:
+    """The fingerprints of the months of UTC in a stretch."""
+    return tuple(chain.from_iterable(sorted((m, one) for m, one in prints.items() if first <= m < end)))
 
 
 def _by_month(committed: CommittedHours, months: Sequence[Window]) -> Iterator[tuple[Window, CommittedHours]]:
