@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from functools import reduce
+from itertools import repeat
 from math import fsum
 from operator import or_
 from typing import Any
@@ -113,6 +114,19 @@ class CostSums(Struct, frozen=True, gc=False):
         usage = Usage(*(row[SUM + one.name] for one in USAGE)) if SUM + USAGE[0].name in row else _NO_USAGE
         costs = Costs(*(row[SUM + name] for name in COMPONENTS))
         return CostSums(tuple(keys), costs, row[SUM + MANAGEMENT_COMPONENT], usage, int(row.get(UNKNOWN, 0)))
+
+
+def sums_in(found: Mapping[str, Column], keys: Sequence[str]) -> Iterator[tuple[str, CostSums]]:
+    """By row of an answer that has ``account``, these keys and what ``sums_of`` asked for: the account and its sums."""
+    if not found:
+        return iter(())
+    told = {name: column.list() if isinstance(column, Coded) else column.tolist() for name, column in found.items()}
+    costs = map(Costs, *(told[SUM + name] for name in COMPONENTS))
+    has_usage = SUM + USAGE[0].name in told
+    usage = map(Usage, *(told[SUM + one.name] for one in USAGE)) if has_usage else repeat(_NO_USAGE)
+    groups = zip(*(told[key] for key in keys), strict=True) if keys else repeat(())
+    sums = map(CostSums, groups, costs, told[SUM + MANAGEMENT_COMPONENT], usage, told[UNKNOWN])
+    return zip(told["account"], sums, strict=True)
 
 
 SUM = "sum_"
@@ -437,17 +451,15 @@ class History:
         zone: Zone,
     ) -> dict[str, list[CostSums]]:
         chosen, group, keys = self._grouped(stored, group_by, zone)
-        rows = self._engine.rows(
+        answer = self._engine.columns(
             f"SELECT {chosen}{sums_of(measures, *stored)} FROM {ALLOCATIONS.name}"
             f" WHERE {where_committed(*stored)}{filtered(filters)}{group} LIMIT {MAX_ROWS + 1}"
         )
-        found: dict[str, list[CostSums]] = {}
-        read = 0
-        for row in rows:  # to the end: an answer that is left holds the engine
-            found.setdefault(row["account"], []).append(CostSums.read([row[key] for key in keys], row))
-            read += 1
-        if read > MAX_ROWS:
+        if answer and len(answer[UNKNOWN]) > MAX_ROWS:
             raise TooManyRows(f"more than {MAX_ROWS} rows")
+        found: dict[str, list[CostSums]] = {}
+        for account, one in sums_in(answer, keys):
+            found.setdefault(account, []).append(one)
         return {account: by_period(sums, group_by, zone) for account, sums in found.items()}
 
 

@@ -30,6 +30,7 @@ from metroculus.storage.history import (
     grouped_by,
     grouping,
     place_of,
+    sums_in,
     sums_of,
     times_of,
     where_committed,
@@ -179,15 +180,20 @@ class Summaries:
         filters: Filters,
         measures: Sequence[str] = COST_COLUMNS,
         zone: Zone = UTC_ZONE,
+        committed: CommittedHours | None = None,
     ) -> Answer:
         """Sums of the committed hours in ``[start, end)``: from summaries where they are good, else from rows.
 
         Days and months are those of ``zone``; of another than UTC they are sums of summarised hours.
 
+        Args:
+            committed: the hours of just this stretch, where they were read already.
+
         Raises:
             StoreError
         """
-        return self.sums_by_account([account], start, end, group_by, filters, measures, zone)[account]
+        known = {account: committed} if committed is not None else None
+        return self.sums_by_account([account], start, end, group_by, filters, measures, zone, known)[account]
 
     def sums_by_account(
         self,
@@ -198,6 +204,7 @@ class Summaries:
         filters: Filters,
         measures: Sequence[str] = COST_COLUMNS,
         zone: Zone = UTC_ZONE,
+        known: Mapping[str, CommittedHours] | None = None,
     ) -> dict[str, Answer]:
         """``sums`` of several accounts, with as many questions as of one.
 
@@ -207,11 +214,14 @@ class Summaries:
         if not accounts:
             return {}
         if not SUMMARISED.issuperset(group_by) or filters.nodes or filters.services or filters.properties:
-            committed_of = self._ledger.committed_of(accounts, start, end)
+            committed_of = known if known is not None else self._ledger.committed_of(accounts, start, end)
             summed = self._history.sums_by_account(list(committed_of.values()), group_by, filters, measures, zone)
             return {account: Answer(one, tuple(summed.get(account, ()))) for account, one in committed_of.items()}
         asked = _Asked(group_by, filters, measures, zone)
-        newest_of = self._ledger.newest_of(accounts, start, end)
+        if known is not None:
+            newest_of = {account: dict(one.hours) for account, one in known.items()}
+        else:
+            newest_of = self._ledger.newest_of(accounts, start, end)
         left = {account: dict(newest) for account, newest in newest_of.items() if newest}
         parts: dict[str, list[CostSums]] = {account: [] for account in accounts}
         for granularity in self._usable(group_by, zone):
@@ -232,7 +242,9 @@ class Summaries:
         if left:
             first, last = (edge(edge(hours) for hours in left.values()) for edge in (min, max))
             rest = {}
-            for account, counted in self._ledger.committed_of(list(left), first, last + HOUR).items():
+            counted_of = known if known is not None else self._ledger.committed_of(list(left), first, last + HOUR)
+            for account in left:
+                counted = counted_of[account]
                 passed[account] = tuple(marker for marker in counted.passed_over if marker.hour in left[account])
                 hours = {hour: marker for hour, marker in counted.hours.items() if hour in left[account]}
                 rest[account] = CommittedHours(account, start, end, hours)
@@ -332,13 +344,14 @@ class Summaries:
         chosen, group = grouped_by([times.get(name) or grouping(name) for name in asked.group_by])
         sums: dict[str, list[CostSums]] = {}
         counts: Counter[str] = Counter()
-        for row in self._engine.rows(
+        answer = self._engine.columns(
             f"SELECT {chosen}count() AS there, {sums_of(asked.measures)} FROM {SUMMARIES.name}"
             f" WHERE {self._where(granularity, builds, exact)}{filtered(asked.filters)}{group}"
-        ):
-            account = row["account"]
-            sums.setdefault(account, []).append(CostSums.read([row[key] for key in keys], row))
-            counts[account] += row["there"]
+        )
+        there = answer["there"].tolist() if answer else ()
+        for (account, one), rows in zip(sums_in(answer, keys), there, strict=True):
+            sums.setdefault(account, []).append(one)
+            counts[account] += rows
         return {
             account: (by_period(found, asked.group_by, asked.zone), counts[account]) for account, found in sums.items()
         }

@@ -46,14 +46,19 @@ class CostsController:
         def of_step(asked: Question) -> Awaitable[Statement]:
             return self._statement(asked, deadline)
 
-        sources = await self._accounts.of(question.cloud_account_id)
-        statement = await self._statement(question, deadline)
+        account, ahead = question.cloud_account_id, None
+        sources = await self._accounts.of(account)
+        if self._stored is not None:  # the hours are read once, for the statement and for its points
+            ahead = await self._stored.read_ahead([account], question.window, deadline, sums=False)
+        statement = await self._statement(question, deadline, ahead)
         own = replace(of_account(question, sources), currency=statement.currency)
         rows = statement.breakdown_by_aggregate or ()
         told = question.groups and not own.clusters_apart  # else a row's name is a cluster's, too
         names = frozenset(row.name for row in rows[: question.groups]) if told else None
         unable_sources = sources.sources_without(question.properties)
-        points = await SeriesController(self._store, of_step, deadline, unable_sources).points(own, step, names)
+        committed = ahead.committed.get(account) if ahead is not None else None
+        series = SeriesController(self._store, of_step, deadline, unable_sources, committed)
+        points = await series.points(own, step, names)
         return replace(statement, data_points=points)
 
     async def _savings_of(

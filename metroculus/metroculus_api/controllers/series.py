@@ -40,6 +40,7 @@ class SeriesController:
     Args:
         statement: the statement of one step.
         unable_sources: sources whose stored hours cannot tell what is asked for; they are asked live.
+        committed: the hours of the window that are stored, where they were read already.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class SeriesController:
         statement: Callable[[Question], Awaitable[Statement]],
         deadline: Deadline,
         unable_sources: frozenset[str],
+        committed: CommittedHours | None = None,
     ) -> None:
         self._store = store
+        self._committed = committed
         self._unable_sources = unable_sources
         self._deadline = deadline
         self._statement = statement
@@ -106,7 +109,7 @@ class SeriesController:
         account, window, filters = question.cloud_account_id, question.window, question.filters
         by_namespace = names is not None and question.aggregate == ("namespace",) and not filters.any
         keys = (key, IDLE_ROWS, "namespace") if by_namespace else (key, IDLE_ROWS)
-        read, more = self._store.summaries.sums, (COST_COLUMNS, window.zone)
+        read, more = self._store.summaries.sums, (COST_COLUMNS, window.zone, self._committed)
         groups: Groups | None = None
         try:
             span = (account, window.start, window.end, keys)
@@ -148,7 +151,7 @@ class SeriesController:
         (name,) = question.aggregate
         only = with_property(question.filters, name, names)
         span = (question.cloud_account_id, question.window.start, question.window.end, (key, name))
-        read, more = self._store.summaries.sums, (COST_COLUMNS, question.window.zone)
+        read, more = self._store.summaries.sums, (COST_COLUMNS, question.window.zone, self._committed)
         answer = await self._store.ask(share_of(self._deadline), read, *span, only, *more)
         found: Groups = {}
         for one in answer.sums:

@@ -94,7 +94,7 @@ def of_sources(committed: CommittedHours, unable_sources: frozenset[str]) -> Com
 
 
 class ReadAhead(Struct, frozen=True):
-    """What is stored of several accounts in one window, by account: hours, and their sums by namespace."""
+    """What is stored of several accounts in one window, by account: hours, and their sums by namespace if read."""
 
     committed: Mapping[str, CommittedHours]
     sums: Mapping[str, tuple[AllocationSet, float | None]]
@@ -108,18 +108,26 @@ class StoredHours:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def read_ahead(self, accounts: Sequence[str], window: Window, deadline: Deadline) -> ReadAhead:
-        """What ``read`` needs of many accounts, with as many questions as of one."""
+    async def read_ahead(
+        self, accounts: Sequence[str], window: Window, deadline: Deadline, sums: bool = True
+    ) -> ReadAhead:
+        """What ``read`` needs of many accounts, with as many questions as of one.
+
+        Args:
+            sums: whether by namespace, too; else the hours alone.
+        """
         store = self._store
         try:
             asked = (list(accounts), window.start, window.end)
             committed = await store.ask(share_of(deadline), store.ledger.committed_of, *asked)
+            if not sums:
+                return ReadAhead(committed, {})
             stored = [one for one in committed.values() if one.hours]
-            sums = await store.ask(share_of(deadline), store.history.allocations_of, stored)
+            told = await store.ask(share_of(deadline), store.history.allocations_of, stored)
         except StoreError as failure:
             log.warning("the store failed: %s", failure)
             return ReadAhead({}, {}, failed=True)
-        return ReadAhead(committed, dict(zip([one.account for one in stored], sums, strict=True)))
+        return ReadAhead(committed, dict(zip([one.account for one in stored], told, strict=True)))
 
     async def read(
         self,
@@ -155,7 +163,8 @@ class StoredHours:
             properties, clusters = properties_of(question), question.filters.clusters
             stored, usd = AllocationSet(window.start, window.start), None
             with_pods = by_namespace(question)
-            if ahead is not None and counted is found and not properties and not clusters and not with_pods:
+            plain = counted is found and not properties and not clusters and not with_pods
+            if ahead is not None and account in ahead.sums and plain:
                 stored, usd = ahead.sums[account]
             elif counted.hours:
                 by_services = "service" in question.grouping.needed(question.filters)
