@@ -17,7 +17,7 @@ from msgspec import Struct
 from metroculus.cost_model.allocation import Filters, Group
 from metroculus.cost_model.columns import unknown_usage
 from metroculus.storage.columns import ALLOCATIONS, COST_COLUMNS, MEASURE_COLUMNS, SUMMARIES, SUMMARY_BUILDS
-from metroculus.storage.engine import Engine, literal, moment, numbers
+from metroculus.storage.engine import Engine, literal, moment
 from metroculus.storage.history import (
     IDLE_ROWS,
     SUM,
@@ -29,7 +29,7 @@ from metroculus.storage.history import (
     filtered,
     grouped_by,
     grouping,
-    place_of,
+    own_numbers,
     sums_in,
     sums_of,
     times_of,
@@ -290,7 +290,7 @@ class Summaries:
             expected: Counter[str] = Counter()
             for (account, _), build in builds.items():
                 expected[account] += build.rows
-            for account, (found, rows) in self._read(granularity, builds, asked, exact=False).items():
+            for account, (found, rows) in self._read(granularity, builds, asked).items():
                 if rows == expected[account]:
                     sums[account] = found
             # An account whose summaries have no rows is not among those read: they are whole without any.
@@ -298,9 +298,7 @@ class Summaries:
         unsure = {period: build for period, build in builds.items() if period not in good}
         counted = self._counted(granularity, unsure) if unsure else {}
         if counted:
-            sums |= {
-                account: found for account, (found, _) in self._read(granularity, counted, asked, exact=True).items()
-            }
+            sums |= {account: found for account, (found, _) in self._read(granularity, counted, asked).items()}
         return good | counted, sums
 
     def _counted(self, granularity: Granularity, builds: Mapping[Period, Build]) -> dict[Period, Build]:
@@ -308,33 +306,26 @@ class Summaries:
             (row["account"], row["version"]): row["there"]
             for row in self._engine.rows(
                 f"SELECT account, version, count() AS there FROM {SUMMARIES.name}"
-                f" WHERE {self._where(granularity, builds, True)} GROUP BY account, version"
+                f" WHERE {self._where(granularity, builds)} GROUP BY account, version"
             )
         }
         return {p: build for p, build in builds.items() if counted.get((p[0], build.version), 0) == build.rows}
 
     @staticmethod
-    def _where(granularity: Granularity, builds: Mapping[Period, Build], exact: bool) -> str:
-        """The condition that lets through the rows of some builds.
-
-        Args:
-            exact: also where chance gave a build of one account the number of an older one of another's, which takes
-                three times as long.
-        """
-        accounts = _accounts_of(builds)
-        span = (
+    def _where(granularity: Granularity, builds: Mapping[Period, Build]) -> str:
+        """The condition that lets through the rows of some builds."""
+        versions: dict[str, list[int]] = {}
+        for (account, _), build in builds.items():
+            versions.setdefault(account, []).append(build.version)
+        accounts = list(versions)
+        return (
             f"{of_accounts(accounts)} AND granularity = {literal(granularity)}"
             f" AND {_starting_at([start for _, start in builds])}"
+            f" AND {own_numbers('version', list(versions.values()), accounts)}"
         )
-        if len(accounts) == 1 or not exact:
-            return f"{span} AND version IN ({numbers(sorted({build.version for build in builds.values()}))})"
-        places = {account: place for place, account in enumerate(accounts)}
-        versions = sorted({(places[account], build.version) for (account, _), build in builds.items()})
-        named = ",".join(f"({place},{version})" for place, version in versions)
-        return f"{span} AND ({place_of(accounts)}, version) IN ({named})"
 
     def _read(
-        self, granularity: Granularity, builds: Mapping[Period, Build], asked: _Asked, exact: bool
+        self, granularity: Granularity, builds: Mapping[Period, Build], asked: _Asked
     ) -> dict[str, tuple[list[CostSums], int]]:
         """By account, sums over its builds and of how many rows; an account without rows is left out."""
         starts = [start for _, start in builds]
@@ -346,7 +337,7 @@ class Summaries:
         counts: Counter[str] = Counter()
         answer = self._engine.columns(
             f"SELECT {chosen}count() AS there, {sums_of(asked.measures)} FROM {SUMMARIES.name}"
-            f" WHERE {self._where(granularity, builds, exact)}{filtered(asked.filters)}{group}"
+            f" WHERE {self._where(granularity, builds)}{filtered(asked.filters)}{group}"
         )
         there = answer["there"].tolist() if answer else ()
         for (account, one), rows in zip(sums_in(answer, keys), there, strict=True):
