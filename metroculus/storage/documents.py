@@ -62,6 +62,7 @@ class Documents:
         Raises:
             DocumentChanged, StoreError
         """
+        now = self._clock()  # as it is before the store is asked, so that what comes late is older than what came since
         newest = {
             row["name"]: row["newest"]
             for row in self._engine.rows(
@@ -71,7 +72,6 @@ class Documents:
         }
         if after is not None and any(newest.get(name, 0) != after for name in bodies):
             raise DocumentChanged
-        now = self._clock()
         written = [
             Document(
                 organization=organization, kind=kind, name=name, body=body, changed_at=int(now),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from metroculus.storage.assets import AssetDays
 from metroculus.storage.columns import FENCED, TABLES
@@ -43,6 +43,18 @@ MAX_LATE = 4
 EMBEDDED = "embedded:"
 FENCE_SECONDS = 60.0
 """The highest stored fence is read at most so often; locks and etcd count further between two reads."""
+
+
+class StoreLate(StoreError):
+    """A call that did not end in time.
+
+    Args:
+        running: the call, which goes on.
+    """
+
+    def __init__(self, reason: str, running: asyncio.Future[Any]) -> None:
+        super().__init__(reason)
+        self.running = running
 
 
 class Store:
@@ -113,9 +125,10 @@ class Store:
         return answer
 
     async def ask(self, seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """``run`` with a time limit: a timeout is a StoreError; after ``MAX_LATE`` of them new calls fail at once.
+        """``run`` with a time limit; after ``MAX_LATE`` calls that were late new ones fail at once.
 
         Raises:
+            StoreLate: the call goes on, and nobody waits for it.
             StoreError
         """
         if self._late >= MAX_LATE:
@@ -133,7 +146,7 @@ class Store:
                 late.exception()  # its failure was told when it was late
 
         running.add_done_callback(over)
-        raise StoreError(self._failed)
+        raise StoreLate(self._failed, running)
 
     def highest_fence(self) -> int:
         """The highest fence that ever wrote anything; a new one starts above it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from uuid import uuid4
 
 import pytest
@@ -183,30 +184,53 @@ def test_budgets_are_changed_read_and_removed(acme):
     assert acme.call("GET", path).status_code == 404 and acme.listed()["budgets"] == []
 
 
-def test_a_write_that_comes_late_replaces_nothing_that_was_written_since(acme, monkeypatch):
-    """Its caller was told that it is not known what became of it; who came after it was told that theirs is there."""
+class Hung:
+    """Holds up the first write of a document, after its caller has given up; every other goes on."""
+
+    def __init__(self, acme, monkeypatch):
+        self.store = acme.running.metroculus.dependencies.store
+        self.put, self.ask = self.store.documents.put, self.store.ask
+        self.let, self.first = threading.Event(), True
+        monkeypatch.setattr(self.store.documents, "put", self.held)
+        monkeypatch.setattr(self.store, "ask", self.impatient)
+
+    def held(self, *args, **more):
+        if self.first:
+            self.first = False
+            self.let.wait(30)
+        return self.put(*args, **more)
+
+    async def impatient(self, seconds, function, *args, **more):
+        return await self.ask(0.5 if function == self.held and self.first else seconds, function, *args, **more)
+
+
+def test_a_write_that_comes_late_comes_before_what_is_changed_after_it(acme, monkeypatch):
+    """Its caller was told that it is not known what became of it; who comes after it waits, and sees what it did."""
     made = acme.budget(name="b", amount=1000.0)
-    store, path = acme.running.metroculus.dependencies.store, f"budgets/{made['id']}"
-    put, ask, let, over = store.documents.put, store.ask, threading.Event(), threading.Event()
-
-    def held(organization, kind, name, body, after=None):
-        if "111" not in body:
-            return put(organization, kind, name, body, after)
-        let.wait(30)
-        try:
-            return put(organization, kind, name, body, after)
-        finally:
-            over.set()
-
-    async def impatient(seconds, function, *args, **more):
-        return await ask(0.5 if function is held else seconds, function, *args, **more)
-
-    monkeypatch.setattr(store.documents, "put", held)
-    monkeypatch.setattr(store, "ask", impatient)
+    path, hung = f"budgets/{made['id']}", Hung(acme, monkeypatch)
     assert acme.call("PATCH", path, {"amount": 111.0}, version=made["version"]).status_code == 503
-    assert acme.call("PATCH", path, {"amount": 222.0}, version=made["version"]).status_code == 200
-    let.set()
-    assert over.wait(30) and acme.call("GET", path).json()["amount"] == 222.0
+    with ThreadPoolExecutor(2) as pool:
+        second = pool.submit(acme.call, "PATCH", path, {"amount": 222.0}, version=made["version"])
+        deleted = pool.submit(acme.call, "DELETE", path)
+        assert not wait((second, deleted), timeout=1.0).done, "they wait for what is still being written"
+        hung.let.set()
+    assert second.result().status_code in (404, 409) and deleted.result().status_code == 200
+    assert acme.call("GET", path).status_code == 404
+
+
+def test_rules_that_come_late_come_before_what_is_decided_after_them(acme, monkeypatch):
+    version = acme.call("GET", "allocation_rules").json()["version"]
+    hung = Hung(acme, monkeypatch)
+    rules = {"valid_from": "2026-10", "cost_centers": [{"name": "late", "match": [{"namespace": "search"}]}]}
+    assert acme.call("PUT", "allocation_rules", rules, version=version).status_code == 503
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(acme.call, "PUT", "allocation_rules", rules | {"valid_from": "2026-09"}, version=version)
+        closed = pool.submit(acme.call, "POST", "months/2026-10/close", {"accept_incomplete": "x"})
+        assert not wait((other, closed), timeout=1.0).done
+        hung.let.set()
+    assert other.result().status_code == 409 and closed.result().status_code == 200
+    assert [one["valid_from"] for one in acme.call("GET", "allocation_rules").json()["versions"]] == ["2026-10"]
+    assert acme.chargeback()["rules_valid_from"] == "2026-10", "closed under the rules that came late, not before them"
 
 
 def test_a_budget_of_another_organization_is_not_there(acme):

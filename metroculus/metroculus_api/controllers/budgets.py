@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from uuid import uuid4
-from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import UNSET
@@ -13,6 +12,7 @@ from msgspec.structs import replace
 
 from metroculus.codes import INVALID, NAME_TAKEN, NO_BUDGET
 from metroculus.cost_model.budgets import Budget, BudgetError, Scope, Threshold, check_budget, same_name
+from metroculus.metroculus_api.controllers.changing import Changing
 from metroculus.metroculus_api.errors import failure_of, history_of
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.source import UpstreamBudgets
@@ -44,8 +44,8 @@ class BudgetsController:
         self._store = store
         self._months = months
         self._reader = reader
-        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """By organization, held while its budgets change."""
+        self._changing = Changing()
+        """Held while budgets of an organization change."""
 
     async def budgets(self, organization: str, upstream: bool, deadline: Deadline) -> structs.Budgets:
         """Every budget in its running period.
@@ -86,7 +86,7 @@ class BudgetsController:
             ApiError: 400; 409 where its name is taken.
             NoHistory, RegistryError, StoreError
         """
-        async with self._lock(organization):
+        async with self._changing.one(organization, deadline):
             return await self._put(organization, StoredBudget(str(uuid4()), budget), deadline)
 
     async def change(
@@ -101,7 +101,7 @@ class BudgetsController:
             ApiError: 400, 404; 409 where its new name is taken, or the version is another.
             NoHistory, RegistryError, StoreError
         """
-        async with self._lock(organization):
+        async with self._changing.one(organization, deadline):
             found = await self._of(organization, budget, deadline)
             changed = replace(found.budget, **_changes(change))
             if changed != found.budget:  # a request that is repeated finds its own change
@@ -120,15 +120,12 @@ class BudgetsController:
             NoHistory, RegistryError, StoreError
         """
         store = history_of(self._store)
-        async with self._lock(organization):
+        async with self._changing.one(organization, deadline):
             found = await self._of(organization, budget, deadline)
             last = await history_of(self._reader).states(organization, [found], deadline)
             put = store.documents.put
             await store.ask(deadline.left(), put, organization, "budget", budget, "", after=found.sequence)
         return last[0]
-
-    def _lock(self, organization: str) -> asyncio.Lock:
-        return self._changing.setdefault(organization, asyncio.Lock())
 
     async def _of(self, organization: str, budget: str, deadline: Deadline) -> StoredBudget:
         kept = await history_of(self._reader).kept(organization, deadline)

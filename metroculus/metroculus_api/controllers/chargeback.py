@@ -6,7 +6,6 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from math import fsum
-from weakref import WeakValueDictionary
 
 import msgspec
 import numpy as np
@@ -15,6 +14,7 @@ from msgspec.structs import replace
 from metroculus.codes import ALREADY_CLOSED, INVALID, NOT_COMPLETE
 from metroculus.cost_model.columns import known_costs
 from metroculus.cost_model.rules import WIDTH, Charges, Row, Rules, RulesError, check, rows_by, share_out
+from metroculus.metroculus_api.controllers.changing import Changing
 from metroculus.metroculus_api.errors import history_of
 from metroculus.storage.store import Store
 from metroculus.watch.months import (
@@ -49,8 +49,8 @@ class ChargebackController:
         self._store = store
         self._months = months
         self._clock = clock
-        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """By organization, held while its rules change or a month is closed."""
+        self._changing = Changing()
+        """Held while rules of an organization change, or a month of it is closed."""
 
     async def keep_accounts(self, organization: str, accounts: Sequence[str], deadline: Deadline) -> None:
         """Remember which accounts an organization has.
@@ -89,7 +89,7 @@ class ChargebackController:
             ApiError: 400; 409 where a closed month would have other rules, or the version is another.
             NoHistory, StoreError
         """
-        async with self._changing.setdefault(organization, asyncio.Lock()):
+        async with self._changing.one(organization, deadline):
             await self._put_rules(organization, rules, version, deadline)
         return await self.rules(organization, deadline)
 
@@ -187,7 +187,7 @@ class ChargebackController:
             NoHistory, StoreError
         """
         window = self._month(month)
-        async with self._changing.setdefault(organization, asyncio.Lock()):
+        async with self._changing.one(organization, deadline):
             known = await history_of(self._months).decisions(organization, deadline)
             if month not in known.closed:
                 await self._close(known, str(month), window, accept_incomplete, deadline)
