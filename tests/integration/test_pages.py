@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import html
 import json
+import random
 import re
 import socket
 import struct
@@ -137,6 +139,23 @@ def test_over_http_1_0_the_end_of_the_connection_is_that_of_the_page(acme):
     with asked_raw(acme, "1.0") as connection:
         told = b"".join(iter(lambda: connection.recv(65536), b""))
     assert told.rstrip().endswith(b"</html>") and b"Transfer-Encoding" not in told
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+def test_a_large_page_over_http_1_0_arrives_whole(acme, monkeypatch, coding):
+    """Also where most of it is still on its way when the service has sent its last byte."""
+    large = random.Random(1).randbytes(2_000_000).hex().encode()
+
+    async def later(*asked: Any) -> bytes:
+        return large + b"</html>"
+
+    monkeypatch.setattr(ClusterPage, "_later", later)
+    with asked_raw(acme, "1.0", "large", f"Accept-Encoding: {coding}\r\n") as connection:
+        until(lambda: acme.running.rest_api.service.in_flight == 0, 3)  # as far as buffers take it
+        told = rest_of(connection)
+    assert told is not None
+    body = told.partition(b"\r\n\r\n")[2]
+    assert (gzip.decompress(body) if coding == "gzip" else body).count(large + b"</html>") == 1
 
 
 def test_a_page_whose_second_part_fails_is_cut_and_never_passes_for_whole(acme, monkeypatch, caplog):
