@@ -238,22 +238,15 @@ class Summaries:
                 for marker in periods[account, first]:
                     del left[account][marker.hour]
             left = {account: hours for account, hours in left.items() if hours}
-        passed: dict[str, tuple[Marker, ...]] = {}
-        if left:
-            first, last = (edge(edge(hours) for hours in left.values()) for edge in (min, max))
-            rest = {}
-            counted_of = known if known is not None else self._ledger.committed_of(list(left), first, last + HOUR)
-            for account in left:
-                counted = counted_of[account]
-                passed[account] = tuple(marker for marker in counted.passed_over if marker.hour in left[account])
-                hours = {hour: marker for hour, marker in counted.hours.items() if hour in left[account]}
-                rest[account] = CommittedHours(account, start, end, hours)
-                newest_of[account] = {
-                    hour: marker for hour, marker in newest_of[account].items() if hour not in left[account]
-                } | hours
+        rest = self._counted_hours(left, known) if left else {}
+        for account, counted in rest.items():
+            summed_up = {hour: one for hour, one in newest_of[account].items() if hour not in left[account]}
+            newest_of[account] = {**summed_up, **counted.hours}
+        if rest:
             summed = self._history.sums_by_account(list(rest.values()), group_by, filters, measures, zone)
             for account, summed_rows in summed.items():
                 parts[account] += summed_rows
+        passed = {account: counted.passed_over for account, counted in rest.items()}
         return {
             account: Answer(
                 CommittedHours(account, start, end, dict(sorted(newest.items())), passed.get(account, ())),
@@ -261,6 +254,20 @@ class Summaries:
             )
             for account, newest in newest_of.items()
         }
+
+    def _counted_hours(
+        self, left: Mapping[str, Mapping[int, Marker]], known: Mapping[str, CommittedHours] | None
+    ) -> dict[str, CommittedHours]:
+        """The hours that no summary answers for, by account, with their rows counted."""
+        first, last = (edge(edge(hours) for hours in left.values()) for edge in (min, max))
+        counted_of = known if known is not None else self._ledger.committed_of(list(left), first, last + HOUR)
+        found = {}
+        for account, hours in left.items():
+            counted = counted_of[account]
+            passed = tuple(marker for marker in counted.passed_over if marker.hour in hours)
+            whole = {hour: marker for hour, marker in counted.hours.items() if hour in hours}
+            found[account] = CommittedHours(account, counted.start, counted.end, whole, passed)
+        return found
 
     @staticmethod
     def _usable(group_by: Sequence[str], zone: Zone) -> Sequence[Granularity]:

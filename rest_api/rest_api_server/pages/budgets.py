@@ -114,13 +114,12 @@ def fits_the_form(budget: structs.BudgetState, form: BudgetForm, clusters: Seque
         again = form.body(clusters)
     except ApiError:
         return False
+    return all(map(fits_a_field, fields)) and _decided(again) == _decided(budget)
+
+
+def _decided(budget: structs.Budget | structs.BudgetState) -> tuple[object, ...]:
     thresholds = tuple((one.percent, one.on) for one in budget.thresholds)
-    decided = (budget.name, budget.amount, budget.currency, budget.period, budget.scope, thresholds)
-    given = (again.name, again.amount, again.currency, again.period, again.scope)
-    return all(map(fits_a_field, fields)) and decided == (
-        *given,
-        tuple((one.percent, one.on) for one in again.thresholds),
-    )
+    return (budget.name, budget.amount, budget.currency, budget.period, budget.scope, thresholds)
 
 
 def scope_text(scope: structs.BudgetScope, names_of: dict[str, str]) -> str:
