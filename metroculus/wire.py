@@ -9,13 +9,11 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from metroculus.codes import DECISION_CHANGED
 from metroculus.cost_model.reading import SourceReport
 from metroculus.cost_model.statement import StatementWindow
 from metroculus.storage.coverage import source_of, whole
 from metroculus.storage.ledger import CommittedHours
 from optscale_client.metroculus_client import structs
-from tools.tornado_service.errors import ApiError
 from tools.window import Window
 from tools.zones import Period
 
@@ -33,24 +31,8 @@ def wired(values: Iterable[Any], shape: type[T]) -> tuple[T, ...]:
 
 
 def version_of(decided: Any) -> str:
-    """What tells a decision of an organization from every other, such as from what it was before a change."""
+    """A hash of a budget or of rules, which changes when they do."""
     return sha256(msgspec.json.encode(decided, order="sorted")).hexdigest()[:16]
-
-
-def refuse_other(version: str | None, decided: Any, what: str) -> None:
-    """Refuse to change what is no longer as it was read.
-
-    Args:
-        version: of what was read; None for whoever does not care.
-
-    Raises:
-        ApiError: 409
-    """
-    if version is not None and version != version_of(decided):
-        raise ApiError(
-            DECISION_CHANGED,
-            f"somebody else has changed {what} meanwhile: read what is there now, and repeat the change",
-        )
 
 
 def sources_of(reports: Iterable[SourceReport]) -> tuple[structs.SourceState, ...]:

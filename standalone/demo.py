@@ -238,8 +238,8 @@ def _made_anew(folder: Path) -> None:
     mark = folder / MARK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if strange := _strange_to_demos(folder):
-            named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+        if others := _not_made_by_demos(folder):
+            named = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
             raise click.ClickException(f"{folder} holds files that no demo has made ({named}): name another folder")
         handle = os.open(mark, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as problem:
@@ -261,8 +261,8 @@ def _made_anew(folder: Path) -> None:
         raise click.ClickException(f"what an earlier demo left in {folder} cannot be deleted: {where}") from None
 
 
-def _strange_to_demos(folder: Path) -> list[str]:
-    """Names of what no demo has made in a folder; those of before there was a mark are known by their connection."""
+def _not_made_by_demos(folder: Path) -> list[str]:
+    """Names in a folder that no demo has made. A folder of an older version has no mark, but a connection file."""
     if (folder / MARK).is_file():
         return []
     listed = sorted(one.name for one in folder.iterdir())

@@ -46,23 +46,26 @@ class Documents:
         """Write the next version.
 
         Args:
-            after: sequence of the version that this one was made from, 0 where there was none; None for whichever is
-                the last. A write that comes late, when others have written since, is refused by it.
+            after: sequence of the version that this one was made from, 0 where there was none: it must still be the
+                last. None to skip that check.
 
         Raises:
             DocumentChanged, StoreError
         """
-        return self.put_all(organization, kind, {name: body}, after)[0]
+        return self.put_all(organization, kind, {name: body}, {} if after is None else {name: after})[0]
 
     def put_all(
-        self, organization: str, kind: Kind, bodies: Mapping[str, str], after: int | None = None
+        self, organization: str, kind: Kind, bodies: Mapping[str, str], after: Mapping[str, int] | None = None
     ) -> list[Document]:
         """Write the next version of several, by name, at once.
 
+        Args:
+            after: as of ``put``, by name.
+
         Raises:
             DocumentChanged, StoreError
         """
-        now = self._clock()  # as it is before the store is asked, so that what comes late is older than what came since
+        now = self._clock()  # before the store is asked: a delayed write must not be newer than one made meanwhile
         newest = {
             row["name"]: row["newest"]
             for row in self._engine.rows(
@@ -70,7 +73,7 @@ class Documents:
                 f" WHERE {_named(organization, kind, bodies)} GROUP BY name"
             )
         }
-        if after is not None and any(newest.get(name, 0) != after for name in bodies):
+        if any(newest.get(name, 0) != sequence for name, sequence in (after or {}).items()):
             raise DocumentChanged
         written = [
             Document(

@@ -30,9 +30,9 @@ IDLE_SECONDS = 75.0
 """For a header to come whole, and between requests of one connection."""
 MAX_READ_BYTES = 1 << 40
 """No limit of the parser's own: ours come first and are told."""
-COLLECTED_AFTER = (5_000, 10, 100)
-"""Garbage of a young generation by so many objects, of all by five million: one of all holds the loop for 40 ms, and
-by default comes with every large answer. What requests leave behind dies young."""
+GC_THRESHOLDS = (5_000, 10, 100)
+"""Of Python's three generations. A collection of the oldest stops the event loop for 40 ms: by default one comes with
+every large answer, with these it comes after about five million allocations."""
 CERTIFICATE_SECONDS = 60.0
 MOST_DESCRIPTORS = 65_536
 CONNECTIONS_SHARE = 4
@@ -146,7 +146,7 @@ def listen(
     # What a service is made of stays for good: collecting garbage need not look at it again, which held the loop.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*COLLECTED_AFTER)
+    gc.set_threshold(*GC_THRESHOLDS)
     return Listener(server, service, address, sockets[0].getsockname()[1], certificate)
 
 

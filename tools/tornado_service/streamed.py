@@ -103,22 +103,27 @@ async def _send(handler: Any, answer: Streamed, chunk: bytes) -> None:
         packed = chunk if packer is None else await asyncio.to_thread(_packed, packer, chunk)
         for start in range(0, max(1, len(packed)), PIECE_BYTES):
             handler.write(packed[start : start + PIECE_BYTES])
-            async with asyncio.timeout(SEND_SECONDS):
-                await handler.flush()
+            await _flush(handler)
         following = await anext(answer.chunks, None)
         if following is None:
             break
         chunk = following
     if packer is not None:
         handler.write(packer.flush())
-    if unmarked:
-        stream = handler.request.connection.stream
-        async with asyncio.timeout(SEND_SECONDS):
-            await handler.flush()
-        reset_on_close(stream, False)
+    if not unmarked:
+        handler.finish()
+        return
+    stream = handler.request.connection.stream
+    await _flush(handler)
+    reset_on_close(stream, False)
     handler.finish()
-    if unmarked:
-        stream.close()
+    stream.close()
+
+
+async def _flush(handler: Any) -> None:
+    """Raises: TimeoutError, StreamClosedError: nobody reads."""
+    async with asyncio.timeout(SEND_SECONDS):
+        await handler.flush()
 
 
 def _packed(packer: Any, chunk: bytes) -> bytes:

@@ -12,14 +12,14 @@ from msgspec.structs import replace
 
 from metroculus.codes import INVALID, NAME_TAKEN, NO_BUDGET
 from metroculus.cost_model.budgets import Budget, BudgetError, Scope, Threshold, check_budget, same_name
-from metroculus.metroculus_api.controllers.changing import Changing
+from metroculus.metroculus_api.controllers.change_locks import ChangeLocks, require_version
 from metroculus.metroculus_api.errors import failure_of, history_of
 from metroculus.sources.accounts import Accounts
 from metroculus.sources.source import UpstreamBudgets
 from metroculus.storage.store import Store
 from metroculus.watch.budgets import BudgetReader, StoredBudget
 from metroculus.watch.months import Months
-from metroculus.wire import refuse_other, wire, wired
+from metroculus.wire import wire, wired
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
@@ -44,7 +44,7 @@ class BudgetsController:
         self._store = store
         self._months = months
         self._reader = reader
-        self._changing = Changing()
+        self._locks = ChangeLocks()
         """Held while budgets of an organization change."""
 
     async def budgets(self, organization: str, upstream: bool, deadline: Deadline) -> structs.Budgets:
@@ -86,7 +86,7 @@ class BudgetsController:
             ApiError: 400; 409 where its name is taken.
             NoHistory, RegistryError, StoreError
         """
-        async with self._changing.one(organization, deadline):
+        async with self._locks.hold(organization, deadline):
             return await self._put(organization, StoredBudget(str(uuid4()), budget), deadline)
 
     async def change(
@@ -101,11 +101,11 @@ class BudgetsController:
             ApiError: 400, 404; 409 where its new name is taken, or the version is another.
             NoHistory, RegistryError, StoreError
         """
-        async with self._changing.one(organization, deadline):
+        async with self._locks.hold(organization, deadline):
             found = await self._of(organization, budget, deadline)
             changed = replace(found.budget, **_changes(change))
             if changed != found.budget:  # a request that is repeated finds its own change
-                refuse_other(version, found.budget, "this budget")
+                require_version(version, found.budget, "this budget")
                 return await self._put(organization, replace(found, budget=changed), deadline, found.budget.scope)
         return (await history_of(self._reader).states(organization, [found], deadline))[0]
 
@@ -120,7 +120,7 @@ class BudgetsController:
             NoHistory, RegistryError, StoreError
         """
         store = history_of(self._store)
-        async with self._changing.one(organization, deadline):
+        async with self._locks.hold(organization, deadline):
             found = await self._of(organization, budget, deadline)
             last = await history_of(self._reader).states(organization, [found], deadline)
             put = store.documents.put

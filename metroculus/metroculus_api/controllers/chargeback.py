@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from metroculus.codes import ALREADY_CLOSED, INVALID, NOT_COMPLETE
 from metroculus.cost_model.columns import known_costs
 from metroculus.cost_model.rules import WIDTH, Charges, Row, Rules, RulesError, check, rows_by, share_out
-from metroculus.metroculus_api.controllers.changing import Changing
+from metroculus.metroculus_api.controllers.change_locks import ChangeLocks, require_version
 from metroculus.metroculus_api.errors import history_of
 from metroculus.storage.store import Store
 from metroculus.watch.months import (
@@ -29,7 +29,7 @@ from metroculus.watch.months import (
     month_before,
     restated,
 )
-from metroculus.wire import refuse_other, version_of, wired
+from metroculus.wire import version_of, wired
 from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.tornado_service.errors import ApiError
@@ -49,7 +49,7 @@ class ChargebackController:
         self._store = store
         self._months = months
         self._clock = clock
-        self._changing = Changing()
+        self._locks = ChangeLocks()
         """Held while rules of an organization change, or a month of it is closed."""
 
     async def keep_accounts(self, organization: str, accounts: Sequence[str], deadline: Deadline) -> None:
@@ -89,7 +89,7 @@ class ChargebackController:
             ApiError: 400; 409 where a closed month would have other rules, or the version is another.
             NoHistory, StoreError
         """
-        async with self._changing.one(organization, deadline):
+        async with self._locks.hold(organization, deadline):
             await self._put_rules(organization, rules, version, deadline)
         return await self.rules(organization, deadline)
 
@@ -98,7 +98,7 @@ class ChargebackController:
         store, known = history_of(self._store), await history_of(self._months).decisions(organization, deadline)
         if rules in known.versions:  # a request that is repeated finds its own change
             return
-        refuse_other(version, known.versions, "the rules")
+        require_version(version, known.versions, "the rules")
         _checked(rules, known)
         later = [one.valid_from for one in known.versions if one.valid_from > rules.valid_from]
         touched = [m for m in known.closed if rules.valid_from <= m and (not later or m < later[0])]
@@ -187,7 +187,7 @@ class ChargebackController:
             NoHistory, StoreError
         """
         window = self._month(month)
-        async with self._changing.one(organization, deadline):
+        async with self._locks.hold(organization, deadline):
             known = await history_of(self._months).decisions(organization, deadline)
             if month not in known.closed:
                 await self._close(known, str(month), window, accept_incomplete, deadline)

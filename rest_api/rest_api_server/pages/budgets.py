@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct, to_builtins
@@ -59,9 +60,9 @@ class BudgetForm(ChangeForm, frozen=True, kw_only=True):
     """Of the budget that the form was made from."""
 
     @classmethod
-    def of(cls, budget: structs.BudgetState, clusters: Sequence[Cluster]) -> BudgetForm:
-        """A budget as the form shows it; what it cannot show is told by ``fits_the_form``."""
-        scope, names_of = budget.scope, {one.id: one.name for one in clusters}
+    def of(cls, budget: structs.BudgetState, names_of: Mapping[str, str], names_version: str) -> BudgetForm:
+        """A budget as the form shows it; ``fits_the_form`` tells whether it can show all of it."""
+        scope = budget.scope
         cluster = scope.cluster_id or ""
         return cls(
             name=Cell(budget.name),
@@ -74,7 +75,7 @@ class BudgetForm(ChangeForm, frozen=True, kw_only=True):
             values=Cell(", ".join(scope.values)),
             cost_center=Cell(scope.cost_center or ""),
             thresholds=Cell(thresholds_text(budget)),
-            version=Cell(form_version(budget.version, clusters)),
+            version=Cell(names_version + budget.version),
         )
 
     def body(self, clusters: Sequence[Cluster]) -> structs.Budget:
@@ -122,6 +123,15 @@ def _decided(budget: structs.Budget | structs.BudgetState) -> tuple[object, ...]
     return (budget.name, budget.amount, budget.currency, budget.period, budget.scope, thresholds)
 
 
+def forms_of(
+    budgets: Sequence[structs.BudgetState], clusters: Sequence[Cluster], names_version: str
+) -> dict[str, BudgetForm]:
+    """The forms of budgets by id, of those that a form can show."""
+    names_of = {one.id: one.name for one in clusters}
+    forms = ((one, BudgetForm.of(one, names_of, names_version)) for one in budgets)
+    return {one.id: form for one, form in forms if fits_the_form(one, form, clusters)}
+
+
 def scope_text(scope: structs.BudgetScope, names_of: dict[str, str]) -> str:
     """What counts in a budget, in words."""
     values = f" {', '.join(scope.values)}" if scope.values else ""
@@ -152,13 +162,12 @@ class BudgetsSection(OrganizationSection):
         clusters: Sequence[Cluster] = shown["clusters"]
         told = await part(self.budgets.budgets(organization_id, clusters, True, self.request_id))
         listed = told.found.budgets if told.found is not None else ()
-        forms = {one.id: BudgetForm.of(one, clusters) for one in listed}
-        forms = {one.id: forms[one.id] for one in listed if fits_the_form(one, forms[one.id], clusters)}
+        new_version = form_version("", clusters)
+        forms = await asyncio.to_thread(forms_of, listed, clusters, new_version)
         if form is not None:
             gone = told.found is not None and all(one.id != about for one in listed)
             forms["" if gone else about] = form
-        new_version = form_version("", clusters)
-        return self.page(
+        return await self.rendered(
             "budgets.html",
             **shown,
             told=told,

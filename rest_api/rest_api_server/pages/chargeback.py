@@ -157,7 +157,7 @@ class ChargebackSection(OrganizationSection):
             first = running if month in rules.found.closed_months else month
             changed = in_force(rules.found.versions, first)
             draft = draft_of(changed, first, form_version(rules.found.version, clusters), about["names_of"])
-            editable = fits_the_form(changed, draft, clusters)
+            editable = await asyncio.to_thread(fits_the_form, changed, draft, clusters)
         return await self.rendered(
             "chargeback.html",
             **about,
