@@ -79,6 +79,31 @@ def replicas(zookeeper: int, tmp_path: Path) -> Iterator[list[ClickHouse]]:
         one.stop()
 
 
+def restart(replicas: list[ClickHouse]) -> None:
+    for server in replicas:
+        server.stop(kill=True)
+        with suppress(AssertionError):  # while ZooKeeper still holds the session of the one before
+            server.start()
+
+
+def opened(replicas: list[ClickHouse]) -> list[Store]:
+    """Stores of both replicas.
+
+    The oldest servers may hang or die of a schema that changes on a cluster, or of their session with ZooKeeper: they
+    are started again, as an operator would, and the stores opened anew.
+    """
+    until = time.monotonic() + 90
+    while True:
+        stores = [open_store(f"{one.url()}?cluster=main", lambda: NOW) for one in replicas]
+        failures = [store.failed for store in stores if store.failed is not None]
+        if not failures:
+            return stores
+        for store in stores:
+            store.close()
+        assert time.monotonic() < until, failures
+        restart(replicas)
+
+
 def total(store: Store) -> float:
     committed = store.ledger.committed(ACCOUNT, END - 24 * HOUR, END)
     return sum(one.total for one in store.history.sums(committed, (), Filters()))
@@ -98,7 +123,7 @@ def eventually(store: Store, expected: float) -> None:
 
 
 def test_what_one_replica_took_the_other_has_and_keeps_when_the_first_is_gone(replicas: list[ClickHouse]) -> None:
-    first, second = (open_store(f"{one.url()}?cluster=main", lambda: NOW) for one in replicas)
+    first, second = opened(replicas)
     tables = dict(
         first.engine.query(
             "SELECT name, engine FROM system.tables WHERE database = 'default' AND name LIKE 'k8s_alloc%'"
@@ -126,22 +151,8 @@ def test_what_one_replica_took_the_other_has_and_keeps_when_the_first_is_gone(re
     second.close()
 
 
-def opened_again(server: ClickHouse, url: str) -> Store:
-    """The store of a replica. A server of this age may hang or fall over its session with ZooKeeper: then anew."""
-    until = time.monotonic() + 90
-    while True:
-        store = open_store(url, lambda: NOW)
-        if store.failed is None:
-            return store
-        store.close()
-        assert time.monotonic() < until, store.failed
-        server.stop(kill=True)
-        with suppress(AssertionError):  # while ZooKeeper still holds the session of the one before
-            server.start()
-
-
 def filled(replicas: list[ClickHouse], url: str) -> None:
-    """A store of number 1; the oldest servers may die of a schema that changes on a cluster, and are started again."""
+    """A store whose schema is number 1, on servers that may die as ``opened`` says."""
     for _ in range(5):
         try:
             engine = open_engine(url)
@@ -149,10 +160,7 @@ def filled(replicas: list[ClickHouse], url: str) -> None:
             engine.close()
             break
         except StoreError:
-            for server in replicas:
-                server.stop(kill=True)
-                with suppress(AssertionError):
-                    server.start()
+            restart(replicas)
     fill(url, 1)
 
 
@@ -171,8 +179,7 @@ def test_programs_that_start_at_once_bring_the_cluster_to_one_schema(
             one.kill()
     for one in starting:
         one.wait(120)
-    for server, url in zip(replicas, urls, strict=True):
-        store = opened_again(server, url)
+    for store in opened(replicas):
         left = store.engine.query(
             "SELECT name FROM system.tables WHERE database = 'default' AND (name LIKE '%_new' OR name LIKE '%_old')"
         )
