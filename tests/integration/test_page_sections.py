@@ -312,6 +312,42 @@ def test_a_form_that_would_be_too_large_to_send_is_not_offered(pages: Pages) -> 
     assert requests.put(url, data=body, headers=headers, timeout=60).status_code == 200, "as long as it is in UTF-8"
 
 
+def test_a_preview_never_makes_a_form_that_cannot_be_sent(pages: Pages) -> None:
+    """It adds empty lines as long as there is room, and what it shows can be sent again and saved."""
+    centers = [{"name": f"c{n}", "match": [{"namespace": f"n{n}"}]} for n in range(180)]
+    assert pages.call("PUT", "allocation_rules", {"valid_from": "2026-10", "cost_centers": centers}).status_code == 200
+    manager, path = pages.browser("manager"), f"{pages.base}/chargeback"
+    page = manager.open(f"{path}?month=2026-10").text
+    typed = 0
+    while "This form holds no more lines" not in page:
+        fields = []
+        for name, value in fields_of(page, f"{path}/preview"):
+            typed += not value and name == "center_name"
+            new = f"t{typed}" if name in ("center_name", "center_namespace") and not value else value
+            fields.append((name, new))
+        answer = send(manager, f"{path}/preview", fields)
+        assert answer.status_code == 200, text_of(answer.text)
+        page = answer.text
+        assert typed < 100
+    fields = fields_of(page, f"{path}/preview")
+    assert typed and len(fields) < 1000
+    assert send(manager, f"{path}/rules", fields).status_code == 303
+    (version,) = pages.api("allocation_rules")["versions"]
+    assert len(version["cost_centers"]) == 180 + typed
+    assert fields_of(manager.open(f"{path}?month=2026-10").text, f"{path}/preview")
+    refused = send(manager, f"{path}/rules", [("x", "y")] * 1001)
+    assert refused.status_code == 400 and "body cannot be read" in text_of(refused.text)
+
+
+def test_tabs_that_are_pasted_into_a_field_are_spaces(pages: Pages) -> None:
+    manager, path = pages.browser("manager"), f"{pages.base}/budgets"
+    typed = {"name": "of\tall\r\nteams", "amount": "5"}
+    fields = [(name, typed.get(name, value)) for name, value in fields_of(manager.open(path).text, path)]
+    assert send(manager, path, fields).status_code == 303
+    (budget,) = pages.api("budgets")["budgets"]
+    assert budget["name"] == "of all teams"
+
+
 def test_what_was_typed_into_a_budget_is_shown_where_it_is_gone_or_not_known(pages: Pages, monkeypatch: Any) -> None:
     manager, path = pages.browser("manager"), f"{pages.base}/budgets"
     made = [pages.call("POST", "budgets", {"name": f"b{n}", "amount": 5.0}).json()["id"] for n in range(2)]
@@ -337,6 +373,8 @@ def test_what_was_typed_into_a_budget_is_shown_where_it_is_gone_or_not_known(pag
         ({"center_name": "", "center_namespace": "shop"}, "a row has no name"),
         ({"center_name": "web", "center_cluster": "nowhere"}, "there is no cluster named nowhere"),
         ({"center_name": "web"}, "web"),
+        ({"valid_from": "2026-13"}, "valid_from"),
+        ({"valid_from": ""}, "valid_from"),
         ({"shared_name": "p", "shared_namespace": "x", "shared_weights": "web: 3"}, "is not split by weights"),
         ({"shared_name": "p", "shared_namespace": "x", "shared_split": "weights", "shared_weights": "web: 3, web: 1"}, "weights of p must be like"),
     ],

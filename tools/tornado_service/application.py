@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from prometheus_client import generate_latest
+from tornado.httputil import HTTPInputError
 from tornado.web import Application, HTTPError, RequestHandler
 
 from tools.tornado_service.errors import ApiError, CommonCodes, ErrorCode, error_body
@@ -195,8 +196,9 @@ class ServiceHandler(RequestHandler):
         if mapped is not None:
             return mapped
         if isinstance(raised, HTTPError):
+            place = "body" if isinstance(raised.__cause__, HTTPInputError) else "path"
             framing = {
-                400: ApiError(self.codes.invalid_parameter, "the path cannot be read", ["path"]),
+                400: ApiError(self.codes.invalid_parameter, f"the {place} cannot be read", [place]),
                 404: ApiError(self.codes.not_found),
                 405: ApiError(self.codes.method_not_allowed),
                 413: ApiError(self.codes.too_large),

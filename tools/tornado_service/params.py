@@ -77,13 +77,17 @@ class RowFilter(Text):
 
 
 class Cell(Text):
-    """A field of a table in a form, where each row has one: empty or not, the same or not."""
+    """A field of a form, empty or not; of a table in it each row has one. Tabs and line ends are read as spaces."""
 
     pattern = r"[^\x00-\x1f\x7f]{0,10000}"
     what = "at most 10000 printable characters"
     longest = 10_000
     most = 500
     listed = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        return super().parse(re.sub(r"[\t\r\n]+", " ", text))
 
 
 class Step(Text):

@@ -41,8 +41,8 @@ from tools.tornado_service.operation import operation
 from tools.tornado_service.params import Cell, Month, Uuid
 from tools.tornado_service.streamed import StreamedFile
 
-MOST_FIELDS = 900
-"""Of a form; a browser's are read up to a thousand. Longer rules are changed by the API."""
+MOST_FIELDS = 950
+"""Of the tables in a form; of a request a thousand fields are read. Longer rules are changed by the API."""
 MOST_BYTES, NAME_BYTES = 900_000, 24
 """Of a form as it is sent, where a request is read up to 1 MiB; and of what stands around the text of a field."""
 BLANK = 2
@@ -69,7 +69,8 @@ class RulesForm(ChangeForm, frozen=True, kw_only=True):
     by: By = By("cost_center")
     version: Cell = Cell("")
     """Of the rules that the form was made from."""
-    valid_from: Month
+    valid_from: Cell
+    """A month as it was typed: some browsers have no field for months."""
     idle: Rest = "separate"
     management: Rest = "separate"
     center_name: tuple[Cell, ...] = ()
@@ -91,12 +92,15 @@ class RulesForm(ChangeForm, frozen=True, kw_only=True):
     overhead_weights: tuple[Cell, ...] = ()
 
 
-class MatchRow(Struct, frozen=True):
+class CenterRow(Struct, frozen=True):
     name: str = ""
     cluster: str = ""
     namespace: str = ""
     label: str = ""
     values: str = ""
+
+
+class SharedRow(CenterRow, frozen=True):
     split: str = "weighted"
     weights: str = ""
 
@@ -117,8 +121,8 @@ class Draft(Struct, frozen=True, kw_only=True):
     valid_from: str
     idle: str = "separate"
     management: str = "separate"
-    centers: tuple[MatchRow, ...] = ()
-    shared: tuple[MatchRow, ...] = ()
+    centers: tuple[CenterRow, ...] = ()
+    shared: tuple[SharedRow, ...] = ()
     overhead: tuple[OverheadRow, ...] = ()
 
 
@@ -169,7 +173,7 @@ class ChargebackSection(OrganizationSection):
             in_force=in_effect,
             draft=draft,
             editable=editable,
-            blank=BLANK,
+            blank=blank_rows(draft) if draft is not None else 0,
             preview=preview,
             problem=problem,
             totals=totals_of(told),
@@ -223,7 +227,7 @@ class SaveRules(ChargebackSection):
     )
     async def post(self, query: RulesQuery, form: RulesForm) -> bytes | None:
         self.refuse_forged(form.csrf)
-        self.tell_audit(change=f"rules from {form.valid_from}")
+        self.tell_audit(change=f"rules from {form.valid_from[:7]}")
         clusters = await self.gate.clusters(query.organization_id)
 
         async def save() -> structs.AllocationRules:
@@ -271,16 +275,36 @@ def in_force(versions: Iterable[structs.Rules], month: str) -> structs.Rules | N
 
 def fits_the_form(rules: structs.Rules | None, draft: Draft, clusters: Sequence[Cluster]) -> bool:
     """Whether the form can give back what it shows: its fields are few, and nothing in them reads otherwise."""
-    cells = [cell for rows in (draft.centers, draft.shared, draft.overhead) for row in rows for cell in astuple(row)]
-    if len(cells) > MOST_FIELDS or sum(len(quote_plus(cell)) + NAME_BYTES for cell in cells) > MOST_BYTES:
-        return False
-    if not all(map(fits_a_field, cells)):
+    cells = cells_of(draft)
+    if not can_be_sent(cells) or not all(map(fits_a_field, cells)):
         return False
     try:
         again = rules_of_draft(draft, clusters)
     except ApiError:
         return False
     return same_rules(rules, again)
+
+
+def cells_of(draft: Draft) -> list[str]:
+    """The fields of a form's tables."""
+    return [cell for row in (*draft.centers, *draft.shared, *draft.overhead) for cell in astuple(row)]
+
+
+def can_be_sent(cells: Sequence[str]) -> bool:
+    """Whether a form of such fields is read whole when it comes back."""
+    return len(cells) <= MOST_FIELDS and sum(len(quote_plus(cell)) + NAME_BYTES for cell in cells) <= MOST_BYTES
+
+
+def blank_rows(draft: Draft) -> int:
+    """How many empty rows each table is shown with: none where the form could not be sent with them."""
+    empty = Draft(
+        version="",
+        valid_from="",
+        centers=(CenterRow(),) * BLANK,
+        shared=(SharedRow(),) * BLANK,
+        overhead=(OverheadRow(),) * BLANK,
+    )
+    return BLANK if can_be_sent([*cells_of(draft), *cells_of(empty)]) else 0
 
 
 def same_rules(rules: structs.Rules | None, others: structs.Rules) -> bool:
@@ -320,8 +344,10 @@ def draft_of(rules: structs.Rules | None, month: str, version: str, names_of: Ma
         valid_from=month,
         idle=rules.idle,
         management=rules.management,
-        centers=tuple(_row(names_of, one, match) for one in rules.cost_centers for match in one.match),
-        shared=tuple(_row(names_of, one, match, *_split(one.split)) for one in rules.shared for match in one.match),
+        centers=tuple(CenterRow(*_match(names_of, one, match)) for one in rules.cost_centers for match in one.match),
+        shared=tuple(
+            SharedRow(*_match(names_of, one, match), *_split(one.split)) for one in rules.shared for match in one.match
+        ),
         overhead=tuple(
             OverheadRow(one.name, number_text(one.amount_month), one.currency, *_split(one.split))
             for one in rules.overhead
@@ -329,9 +355,11 @@ def draft_of(rules: structs.Rules | None, month: str, version: str, names_of: Ma
     )
 
 
-def _row(names_of: Mapping[str, str], one: structs.CostCenter, match: structs.Match, *split: str) -> MatchRow:
+def _match(
+    names_of: Mapping[str, str], one: structs.CostCenter, match: structs.Match
+) -> tuple[str, str, str, str, str]:
     cluster, values = match.cluster or "", ", ".join(match.values)
-    return MatchRow(one.name, names_of.get(cluster, cluster), match.namespace or "", match.label or "", values, *split)
+    return one.name, names_of.get(cluster, cluster), match.namespace or "", match.label or "", values
 
 
 def _split(split: structs.Split) -> tuple[str, str]:
@@ -352,8 +380,8 @@ def draft_of_form(form: RulesForm) -> Draft:
         valid_from=str(form.valid_from),
         idle=form.idle,
         management=form.management,
-        centers=tuple(MatchRow(*row) for row in _rows("cost centers", *centers) if any(row)),
-        shared=tuple(MatchRow(*row) for row in _rows("shared costs", *shared, *splits) if any(row[:5])),
+        centers=tuple(CenterRow(*row) for row in _rows("cost centers", *centers) if any(row)),
+        shared=tuple(SharedRow(*row) for row in _rows("shared costs", *shared, *splits) if any(row[:5])),
         overhead=tuple(OverheadRow(*row) for row in _rows("overhead", *overhead, *more) if row[0] or row[1]),
     )
 
@@ -375,12 +403,14 @@ def rules_of(form: RulesForm, clusters: Sequence[Cluster]) -> structs.Rules:
 
 def rules_of_draft(draft: Draft, clusters: Sequence[Cluster]) -> structs.Rules:
     """Raises: ApiError"""
+    if not re.fullmatch(Month.pattern, draft.valid_from, re.ASCII):
+        raise ApiError(INVALID, f"valid_from must be {Month.what}", ["valid_from"])
     told = {
         "valid_from": draft.valid_from,
         "idle": draft.idle,
         "management": draft.management,
-        "cost_centers": _matched("cost centers", draft.centers, clusters, False),
-        "shared": _matched("shared costs", draft.shared, clusters, True),
+        "cost_centers": _matched("cost centers", draft.centers, clusters),
+        "shared": _matched("shared costs", draft.shared, clusters),
         "overhead": [
             {
                 "name": row.name,
@@ -394,14 +424,14 @@ def rules_of_draft(draft: Draft, clusters: Sequence[Cluster]) -> structs.Rules:
     return body_of(structs.Rules, told)
 
 
-def _matched(what: str, rows: Iterable[MatchRow], clusters: Sequence[Cluster], shared: bool) -> list[dict[str, Any]]:
+def _matched(what: str, rows: Iterable[CenterRow], clusters: Sequence[Cluster]) -> list[dict[str, Any]]:
     """Rows of one name as one entry, in the order of their first."""
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         if not row.name:
             raise ApiError(INVALID, f"{what}: a row has no name", [what])
         entry = found.setdefault(row.name, {"name": row.name, "match": []})
-        if shared and entry.setdefault("split", _split_of(row)) != _split_of(row):
+        if isinstance(row, SharedRow) and entry.setdefault("split", _split_of(row)) != _split_of(row):
             raise ApiError(INVALID, f"{row.name}: all its lines must have the same split", ["split"])
         cluster = cluster_id_of(clusters, row.cluster)
         given = {"cluster": cluster, "namespace": row.namespace, "label": row.label, "values": names(row.values)}
@@ -409,7 +439,7 @@ def _matched(what: str, rows: Iterable[MatchRow], clusters: Sequence[Cluster], s
     return list(found.values())
 
 
-def _split_of(row: MatchRow | OverheadRow) -> str | dict[str, dict[str, float]]:
+def _split_of(row: SharedRow | OverheadRow) -> str | dict[str, dict[str, float]]:
     if row.split != "weights":
         if row.weights:
             raise ApiError(INVALID, f"{row.name} has weights, and is not split by weights", ["weights"])
