@@ -50,7 +50,7 @@ async def _measure(clusters: int) -> dict[str, float]:
         await dependencies.registry.put(str(UUID(int=number, version=4)), "push", "", Credentials())
     await service.worker.extract_all()
     asked = Counter[str]()
-    _count(store.engine, ("rows", "columns", "insert", "insert_columns"), asked)
+    _count(store.engine, ("rows", "columns", "insert", "insert_blocks"), asked)
     _count(dependencies.registry.entries, ("accounts", "entry_versions", "read", "revision"), asked)
     began = time.perf_counter()
     await service.worker.extract_all()

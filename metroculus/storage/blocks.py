@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,14 +11,16 @@ from msgspec import Struct
 from metroculus.cost_model.allocation import MANAGEMENT, Allocation, as_prometheus_spells
 from metroculus.cost_model.columns import Allocations, Coded
 from metroculus.cost_model.components import MANAGEMENT_COMPONENT, MEASURES
-from metroculus.storage.engine import Column
+from metroculus.storage.engine import Block, Column
 from tools.window import HOUR
 
 if TYPE_CHECKING:
     from metroculus.storage.ledger import HourBatch
 
-BLOCK_ROWS = 80_000
-"""Rows in one insert: one block of the engine, some tens of megabytes on the way."""
+INSERT_ROWS = 120_000
+"""Rows in one insert, some tens of megabytes on the way."""
+DEFAULTS = {"covered_seconds": HOUR}
+"""What the table fills in for a column of ``ALLOCATIONS`` that is left out, where that is not 0 or empty."""
 
 
 class NodeKind(Struct, frozen=True):
@@ -31,61 +33,68 @@ class NodeKind(Struct, frozen=True):
 UNKNOWN_NODE = NodeKind()
 
 
-def blocks_of(account: str, batches: Sequence[tuple[HourBatch, int]]) -> Iterator[dict[str, Column]]:
-    """The rows of numbered batches, no more than ``BLOCK_ROWS`` a block but for one batch that has more."""
-    parts: list[_Part] = []
+def inserts_of(account: str, batches: Sequence[tuple[HourBatch, int]]) -> Iterator[list[Block]]:
+    """The rows of numbered batches: the blocks of each insert, of no more than ``INSERT_ROWS`` and managements."""
+    blocks: list[Block] = []
+    managements: list[tuple[HourBatch, int]] = []
     waiting = 0
     for batch, number in batches:
-        for part in _parts_of(batch, number):
-            if parts and waiting + len(part.rows) > BLOCK_ROWS:
-                yield _block(account, parts)
-                parts, waiting = [], 0
-            parts.append(part)
-            waiting += len(part.rows)
-    if parts:
-        yield _block(account, parts)
+        for rows in _pieces(batch):
+            if blocks and waiting + len(rows) > INSERT_ROWS:
+                yield [*blocks, *_management(account, managements)]
+                blocks, managements, waiting = [], [], 0
+            blocks.append(_block(account, batch, number, rows))
+            waiting += len(rows)
+        if batch.management is not None:
+            managements.append((batch, number))
+    if blocks or managements:
+        yield [*blocks, *_management(account, managements)]
 
 
-class _Part(Struct, frozen=True):
-    """Rows of one batch, and whether the last of them is its management."""
+def without_defaults(blocks: Sequence[Block]) -> list[Block]:
+    """Blocks of the same columns, without those whose every value is the table's default.
 
-    batch: HourBatch
-    number: int
-    rows: Allocations
-    with_management: bool
+    Few clusters have GPUs or load balancers in each hour, so this is often half of a block.
+    """
+    left_out = {
+        name
+        for name in blocks[0]
+        if all(_is_default(block[name], DEFAULTS.get(name, 0)) for block in blocks)  # until the first that is not
+    }
+    return [{name: column for name, column in block.items() if name not in left_out} for block in blocks]
 
 
-def _parts_of(batch: HourBatch, number: int) -> Iterator[_Part]:
-    """A batch's rows in pieces that fit a block; what no namespace owns has its special name as namespace."""
+def _is_default(column: Column, default: int) -> bool:
+    if isinstance(column, Coded):
+        return not any(column.values)
+    return not column.any() if default == 0 else bool((column == default).all())
+
+
+def _pieces(batch: HourBatch) -> Iterator[Allocations]:
+    """A batch's rows, in pieces that fit an insert."""
     rows = Allocations.of(batch.allocations)
-    rows = rows.replaced(namespace=rows.owner)
-    if batch.management is not None:
-        row = Allocation(name=MANAGEMENT, namespace=MANAGEMENT, start=batch.hour, end=batch.hour + HOUR)
-        rows = Allocations.joined([rows, Allocations.of([row])])
-    for first in range(0, len(rows), BLOCK_ROWS):
-        last = first + BLOCK_ROWS >= len(rows)
-        yield _Part(batch, number, rows[first : first + BLOCK_ROWS], last and batch.management is not None)
+    if len(rows) <= INSERT_ROWS:
+        yield from (rows,) if len(rows) else ()
+        return
+    for first in range(0, len(rows), INSERT_ROWS):
+        yield rows[first : first + INSERT_ROWS]
 
 
-def _block(account: str, parts: Sequence[_Part]) -> dict[str, Column]:
-    """Some batches' rows as the columns of ``ALLOCATIONS``."""
-    rows = Allocations.joined(part.rows for part in parts)
-    sizes = [len(part.rows) for part in parts]
-    texts = rows.texts
-    is_management = np.zeros(len(rows), dtype=bool)
-    is_management[(np.cumsum(sizes) - 1)[[part.with_management for part in parts]]] = True
-    usd = np.repeat([part.batch.management or 0.0 for part in parts], sizes)
+def _block(account: str, batch: HourBatch, number: int, rows: Allocations) -> Block:
+    """Rows of a batch as the columns of ``ALLOCATIONS``; what no namespace owns has its special name as namespace."""
+    count, texts = len(rows), rows.texts
     labels, annotations = texts["labels"].map_to(_spelled), texts["annotations"].map_to(_spelled)
-    kinds = [_node_kinds(part.batch.nodes, part.rows.texts["node"]) for part in parts]
+    kinds = texts["node"].map_to(lambda name: batch.nodes.get(name, UNKNOWN_NODE))
     return {
-        "account": Coded.same(account, len(rows)),
-        "hour": np.repeat(np.array([part.batch.hour for part in parts], dtype=np.uint32), sizes),
-        "batch": np.repeat(np.array([part.number for part in parts], dtype=np.uint64), sizes),
-        "owned": (rows.owned & ~is_management).astype(np.uint8),
-        **{field: texts[field] for field in ("cluster", "namespace", "controller", "controller_kind", "pod")},
-        **{field: texts[field] for field in ("container", "node")},
-        "instance_type": Coded.joined([kind.map_to(lambda one: one.instance_type) for kind in kinds]),
-        "zone": Coded.joined([kind.map_to(lambda one: one.zone) for kind in kinds]),
+        "account": Coded.same(account, count),
+        "hour": np.full(count, batch.hour, dtype=np.uint32),
+        "batch": np.full(count, number, dtype=np.uint64),
+        "owned": rows.owned.astype(np.uint8),
+        "cluster": texts["cluster"],
+        "namespace": rows.owner,
+        **{field: texts[field] for field in ("controller", "controller_kind", "pod", "container", "node")},
+        "instance_type": kinds.map_to(lambda one: one.instance_type),
+        "zone": kinds.map_to(lambda one: one.zone),
         "services": texts["services"],
         "label_names": labels.map_to(tuple),
         "label_values": labels.map_to(lambda named: tuple(named.values())),
@@ -94,26 +103,27 @@ def _block(account: str, parts: Sequence[_Part]) -> dict[str, Column]:
         "ran_from": rows.start.astype(np.uint32),
         "ran_until": rows.end.astype(np.uint32),
         **{measure.name: rows.line(measure.name) for measure in MEASURES},
-        MANAGEMENT_COMPONENT: np.where(is_management, usd, 0.0),
+        MANAGEMENT_COMPONENT: np.zeros(count),
         "unknown": rows.unknown,
         "covered_seconds": np.clip(rows.end - rows.start, 0, HOUR).astype(np.uint32),
     }
 
 
-def joined_blocks(blocks: Sequence[dict[str, Column]]) -> dict[str, Column]:
-    """Small blocks, perhaps of several accounts, as one."""
-    if len(blocks) == 1:
-        return blocks[0]
-    return {
-        name: Coded.joined([block[name] for block in blocks])
-        if isinstance(column, Coded)
-        else np.concatenate([block[name] for block in blocks])
-        for name, column in blocks[0].items()
+def _management(account: str, batches: Sequence[tuple[HourBatch, int]]) -> Iterator[Block]:
+    """The managements of batches, a row each, in one block; none where there are none."""
+    if not batches:
+        return
+    rows = Allocations.of(
+        Allocation(name=MANAGEMENT, namespace=MANAGEMENT, start=batch.hour, end=batch.hour + HOUR)
+        for batch, _ in batches
+    )
+    block = _block(account, batches[0][0], 0, rows)
+    yield block | {
+        "hour": np.array([batch.hour for batch, _ in batches], dtype=np.uint32),
+        "batch": np.array([number for _, number in batches], dtype=np.uint64),
+        "owned": np.zeros(len(rows), dtype=np.uint8),
+        MANAGEMENT_COMPONENT: np.array([batch.management for batch, _ in batches], dtype=np.float64),
     }
-
-
-def _node_kinds(nodes: Mapping[str, NodeKind], names: Coded[str]) -> Coded[NodeKind]:
-    return names.map_to(lambda name: nodes.get(name, UNKNOWN_NODE))
 
 
 def _spelled(named: dict[str, str]) -> dict[str, str]:

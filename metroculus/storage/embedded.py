@@ -9,20 +9,18 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 from uuid import uuid4
 
 import msgspec
 
 from metroculus.storage import arrow
 from metroculus.storage.embedded_process import BLOCK, BLOCK_PREFIX, DONE, FORMAT, OWNED, read_frame, write_frame
-from metroculus.storage.engine import Column, Dialect, Engine, StoreError, StoreOwned, Value, Writes, literal
-
-if TYPE_CHECKING:
-    from metroculus.storage.arrow import Buffer
+from metroculus.storage.engine import Block, Column, Dialect, Engine, StoreError, StoreOwned, Value, Writes, literal
 
 log = logging.getLogger("storage")
 
@@ -192,26 +190,30 @@ class EmbeddedEngine(Engine):
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
         if rows:
             names = ", ".join(columns)
-            self._insert_file(
-                f"INSERT INTO {table} ({names}) FROM INFILE {{file}} FORMAT {FORMAT}", _ENCODER.encode_lines(rows)
-            )
+            lines = _ENCODER.encode_lines(rows)
+            with self._handed_over(lambda file: file.write_bytes(lines)) as file:
+                self.command(f"INSERT INTO {table} ({names}) FROM INFILE {file} FORMAT {FORMAT}")
 
-    def insert_columns(self, table: str, columns: Mapping[str, Column]) -> None:
-        names = ", ".join(columns)
-        self._insert_file(
-            f"INSERT INTO {table} ({names}) FROM INFILE {{file}} FORMAT ArrowStream", arrow.stream_of(columns)
-        )
+    def insert_blocks(self, table: str, blocks: Sequence[Block]) -> None:
+        names = ", ".join(blocks[0])
+        with self._handed_over(lambda file: arrow.write_stream(file, blocks)) as file:
+            self.command(f"INSERT INTO {table} ({names}) FROM INFILE {file} FORMAT ArrowStream")
 
-    def _insert_file(self, sql: str, content: Buffer) -> None:
-        """Hand a block over in a file beside the data: a pipe could clog, and the engine reads a file side by side."""
+    @contextmanager
+    def _handed_over(self, write: Callable[[Path], object]) -> Iterator[str]:
+        """A file beside the data that rows are handed over in, as a literal: a pipe could clog.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
         file = self._folder / f"{BLOCK_PREFIX}{uuid4().hex}"
         with self.writes.noted():
             try:
                 try:
-                    file.write_bytes(content)
+                    write(file)
                 except OSError as problem:
                     raise StoreError(f"{self._folder}: {problem.strerror}") from None
-                self.command(sql.replace("{file}", literal(str(file))))
+                yield literal(str(file))
             finally:
                 file.unlink(missing_ok=True)
 

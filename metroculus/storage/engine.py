@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -13,6 +13,8 @@ Value = Any
 """Text, a number, or a list of either."""
 Column = Any
 """An array of numbers, or ``Coded`` texts or lists of texts."""
+Block = dict[str, Column]
+"""Rows as columns of equal length, by name."""
 
 
 class StoreError(Exception):
@@ -144,8 +146,8 @@ class Engine(Protocol):
         """Some rows, in one block; acknowledged when it returns."""
         ...
 
-    def insert_columns(self, table: str, columns: Mapping[str, Column]) -> None:
-        """Rows as columns, in one block; acknowledged when it returns."""
+    def insert_blocks(self, table: str, blocks: Sequence[Block]) -> None:
+        """The rows of at least one block, all of the same columns, in one insert; acknowledged when it returns."""
         ...
 
     def close(self) -> None: ...

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from math import fsum
@@ -23,9 +22,9 @@ from msgspec.structs import replace
 from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.columns import Allocations, Coded, exact
 from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT
-from metroculus.storage.blocks import NodeKind, blocks_of, joined_blocks
+from metroculus.storage.blocks import NodeKind, inserts_of, without_defaults
 from metroculus.storage.columns import ALLOCATIONS, EXTRACTIONS
-from metroculus.storage.engine import Column, Engine, StoreError, literal, moment, numbers
+from metroculus.storage.engine import Block, Column, Engine, StoreError, literal, moment, numbers
 from metroculus.storage.group_commit import FailedTogether, GroupCommit
 from metroculus.storage.versions import Versions
 from tools.window import HOUR
@@ -39,7 +38,7 @@ SUMMED_AS = 2
 MONTH = "toUInt32(toDateTime(toStartOfMonth(hour), 'UTC'))"
 """SQL of the month that an hour belongs to: its first second."""
 
-BLOCKS_AT_ONCE = 2
+INSERTS_AT_ONCE = 2
 SMALL_ROWS = 5_000
 """A commit of so few rows goes into one insert with others that are made at the same time."""
 COUNTED_KEPT = 500_000
@@ -201,7 +200,7 @@ class _Committed(Struct, frozen=True):
 
     account: str
     markers: tuple[Marker, ...]
-    blocks: tuple[dict[str, Column], ...] = ()
+    blocks: tuple[Block, ...] = ()
     counted: bool = False
     """Whether the markers only confirm hours whose rows were counted before: nothing of their costs changes."""
 
@@ -235,7 +234,7 @@ class Ledger:
         account = accounts.pop()
         if sum(batch.rows for batch in batches) > SMALL_ROWS:
             numbered = [(batch, self.new_batch()) for batch in batches]
-            with self._inserting(blocks_of(account, numbered)):
+            with self._inserting(inserts_of(account, numbered)):
                 markers = [_marker(one, number, writer.sequence()) for one, number in numbered]
             self._commit([_Committed(account, tuple(markers))])
             return markers
@@ -260,13 +259,14 @@ class Ledger:
     def _small(self, account: str, batches: Sequence[HourBatch], writer: FencedWriter) -> _Committed:
         numbered = [(batch, self.new_batch()) for batch in batches]
         markers = tuple(_marker(one, number, writer.sequence()) for one, number in numbered)
-        return _Committed(account, markers, tuple(blocks_of(account, numbered)))
+        blocks = tuple(block for insert in inserts_of(account, numbered) for block in insert)
+        return _Committed(account, markers, blocks)
 
     def _commit(self, group: Sequence[_Committed]) -> None:
         """Insert the rows of several accounts that are not there yet, count what is new, and let it be read."""
         blocks = [block for one in group for block in one.blocks]
         if blocks:
-            self._engine.insert_columns(ALLOCATIONS.name, joined_blocks(blocks))
+            self._insert(blocks)
         new = [(one.account, marker) for one in group if not one.counted for marker in one.markers]
         counted = [(one.account, marker) for one in group if one.counted for marker in one.markers]
         with ExitStack() as changing:
@@ -313,17 +313,22 @@ class Ledger:
         return len(committed.passed_over)
 
     @contextmanager
-    def _inserting(self, blocks: Iterator[dict[str, Column]]) -> Iterator[None]:
-        """Rows in blocks: while the engine takes one, the next is made; no more than two are ever in memory."""
-        with ThreadPoolExecutor(BLOCKS_AT_ONCE) as hands:
-            pending: deque[Future[None]] = deque()
-            for block in blocks:
-                if len(pending) == BLOCKS_AT_ONCE:
-                    pending.popleft().result()
-                pending.append(hands.submit(self._engine.insert_columns, ALLOCATIONS.name, block))
+    def _inserting(self, inserts: Iterator[list[Block]]) -> Iterator[None]:
+        """Several inserts: while the engine takes one, the next is made; no more than two are ever in memory."""
+        with ThreadPoolExecutor(INSERTS_AT_ONCE) as hands:
+            running: set[Future[None]] = set()
+            for blocks in inserts:
+                if len(running) == INSERTS_AT_ONCE:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for one in done:
+                        one.result()
+                running.add(hands.submit(self._insert, blocks))
             yield
-            for one in pending:
+            for one in running:
                 one.result()
+
+    def _insert(self, blocks: Sequence[Block]) -> None:
+        self._engine.insert_blocks(ALLOCATIONS.name, without_defaults(blocks))
 
     def confirm(self, account: str, markers: Sequence[Marker], writer: FencedWriter, fetched_at: int) -> None:
         """Say that hours were read again and are as they were: the same batches under a newer sequence."""

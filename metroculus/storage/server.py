@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, LifoQueue
@@ -14,7 +14,7 @@ from clickhouse_driver import Client
 from clickhouse_driver import errors as driver
 
 from metroculus.cost_model.columns import Coded
-from metroculus.storage.engine import Column, Dialect, Engine, StoreError, StoreUrlError, Value, Writes
+from metroculus.storage.engine import Block, Column, Dialect, Engine, StoreError, StoreUrlError, Value, Writes
 
 CONNECT_SECONDS = 3
 QUERY_SECONDS = 60
@@ -149,10 +149,11 @@ class ServerEngine(Engine):
         found = data or [()] * len(columns)
         return {name: _column(kind, values) for (name, kind), values in zip(columns, found, strict=True)}
 
-    def insert_columns(self, table: str, columns: Mapping[str, Column]) -> None:
-        data = [column.list() if isinstance(column, Coded) else column.tolist() for column in columns.values()]
+    def insert_blocks(self, table: str, blocks: Sequence[Block]) -> None:
+        names = list(blocks[0])
+        data = [[value for block in blocks for value in _values(block[name])] for name in names]
         with self.writes.noted(), self._client() as client:
-            sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES"
+            sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES"
             client.execute(sql, data, columnar=True, settings=SETTINGS)
 
     def close(self) -> None:
@@ -162,6 +163,11 @@ class ServerEngine(Engine):
                 self._idle.get_nowait().disconnect()
             except Empty:
                 return
+
+
+def _values(column: Column) -> Sequence[Value]:
+    values: list[Value] = column.list() if isinstance(column, Coded) else column.tolist()
+    return values
 
 
 def _column(kind: str, values: Sequence[Value]) -> Column:

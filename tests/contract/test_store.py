@@ -75,6 +75,39 @@ def test_an_hour_is_read_back_as_it_was_written(store: Store) -> None:
     assert ("m5.large", "eu-1a") in {one.keys for one in by_type}
 
 
+def test_what_a_batch_leaves_out_is_the_default_there_and_what_another_has_is_its_own(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where hours go in by several inserts, in each of which other columns are empty."""
+    monkeypatch.setattr("metroculus.storage.ledger.SMALL_ROWS", 3)
+    monkeypatch.setattr("metroculus.storage.blocks.INSERT_ROWS", 2)
+    hours = [
+        [allocation("plain", 1.0, hour=H, labels={}, services=())],
+        [allocation("gpu", 1.0, hour=H + HOUR, costs=Costs(gpu=2.5), labels={"a": "1"}, unknown=("ram",))],
+        [allocation("short", 1.0, hour=H + 2 * HOUR, end=H + 2 * HOUR + 60, services=("web", "api"))],
+        [allocation(f"many-{n}", 1.0 + n, hour=H + 3 * HOUR, annotations={"n": str(n)}) for n in range(5)],
+        [],
+    ]
+    batches = [
+        batch(H + n * HOUR, *rows, management=None if n == 1 else n / 4, account=ACCOUNT)
+        for n, rows in enumerate(hours)
+    ]
+    markers = store.ledger.commit(batches, FencedWriter(1))
+    assert [marker.rows for marker in markers] == [2, 1, 2, 6, 1]
+    wanted = [
+        (row.start, row.pod, row.costs.cpu, row.costs.gpu, 0.0, [*row.services], [*row.labels], [*row.annotations],
+         [*row.annotations.values()], row.end - row.start, int("ram" in row.unknown))
+        for rows in hours for row in rows
+    ]  # fmt: skip
+    wanted += [(H + n * HOUR, "", 0.0, 0.0, n / 4, [], [], [], [], HOUR, 0) for n in (0, 2, 3, 4)]
+    found = store.engine.query(
+        "SELECT toUInt32(hour), pod, cpu, gpu, management, services, label_names, annotation_names, annotation_values,"
+        " covered_seconds, unknown != 0 FROM k8s_allocations"
+    )
+    assert sorted(map(list, found)) == sorted(map(list, wanted))
+    assert total(store) == sum(one.total for one in markers)
+
+
 def test_a_label_is_found_by_either_spelling(store: Store) -> None:
     store.ledger.commit([batch(H, allocation("web-1", 8.0, labels={"app.io/team": "red"}))], FencedWriter(1))
     committed = store.ledger.committed(ACCOUNT, H, END)
@@ -356,15 +389,15 @@ def test_small_commits_at_once_are_one_insert_and_each_is_its_own(
     accounts = [f"00000000-0000-4000-8000-{number:012x}" for number in range(1, 13)]
     writers = [FencedWriter(number + 1) for number in range(len(accounts))]
     group: Any = store.ledger._group
-    insert, inserts = store.engine.insert_columns, []
+    insert, inserts = store.engine.insert_blocks, []
 
-    def insert_when_all_wait(table: str, columns: Any) -> None:
+    def insert_when_all_wait(table: str, blocks: Any) -> None:
         if not inserts:
             assert until(lambda: len(group._waiting) == len(accounts) - 1)
         inserts.append(table)
-        insert(table, columns)
+        insert(table, blocks)
 
-    monkeypatch.setattr(store.engine, "insert_columns", insert_when_all_wait)
+    monkeypatch.setattr(store.engine, "insert_blocks", insert_when_all_wait)
 
     def commit(number: int) -> None:
         rows = [allocation(f"web-{pod}", float(number + 1)) for pod in range(number % 3)]
@@ -387,17 +420,17 @@ def test_rows_that_the_engine_refuses_fail_their_own_account_alone(
 ) -> None:
     store.migrate()
     group: Any = store.ledger._group
-    insert, inserts = store.engine.insert_columns, []
+    insert, inserts = store.engine.insert_blocks, []
 
-    def refuse(table: str, columns: Any) -> None:
+    def refuse(table: str, blocks: Any) -> None:
         if not inserts:
             assert until(lambda: len(group._waiting) == 3)
         inserts.append(table)
-        if "bad" in columns["pod"].values:
+        if any("bad" in block["pod"].values for block in blocks):
             raise StoreError("the store answered with error 241", 241)
-        insert(table, columns)
+        insert(table, blocks)
 
-    monkeypatch.setattr(store.engine, "insert_columns", refuse)
+    monkeypatch.setattr(store.engine, "insert_blocks", refuse)
     accounts = [f"00000000-0000-4000-8000-{number:012x}" for number in range(1, 5)]
 
     def commit(number: int) -> None:

@@ -50,7 +50,7 @@ def deadly(engine: Any, die_at: str) -> None:
     if die_at == "-":
         return
     left = [int(die_at.rstrip("+"))]
-    for name in ("insert", "insert_columns"):
+    for name in ("insert", "insert_blocks"):
         real = getattr(engine, name)
 
         def counted(*args: Any, real: Any = real) -> None:
