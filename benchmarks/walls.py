@@ -69,7 +69,11 @@ async def hang(client: AsyncHTTPClient, url: str, token: str, number: int) -> No
     await client.fetch(question(url, number), headers=headers, raise_error=False, request_timeout=30)
 
 
-async def measure() -> dict[str, float]:
+def measure() -> dict[str, float]:
+    return asyncio.run(_measure())
+
+
+async def _measure() -> dict[str, float]:
     shutil.rmtree(FOLDER, ignore_errors=True)
     simulator = Simulator(make_world(seed=1, days=2, end=END), Habits(serves=frozenset({"kubecost"})), lambda: END)
     server, url = serve_simulator(simulator)
