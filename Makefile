@@ -47,7 +47,7 @@ demo: setup
 
 test: setup parts tools
 	@echo "testing ..."
-	@$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: setup parts tools
 	@CRASH_ROUNDS=25 CRASH_DAYS=4 ALERT_FAULTS=all OUTAGE_SECONDS=30 SOAK_SECONDS=60 FUZZ_EXAMPLES=30 LEDGER_EXAMPLES=50 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/faults tests/fuzz tests/contract/test_ledger_model.py

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -42,7 +43,15 @@ COUNTED = {
     "fuzz": "generated requests",
 }
 
-LONGEST = ("test_walls", "test_faults", "test_soak", "test_commands", "test_etcd", "test_contract", "test_ledger_model")
+LONGEST = (
+    "test_commands", "test_faults", "test_walls", "test_hours", "test_kept_days", "test_contract", "test_store",
+    "test_queue", "test_rounds", "test_migrations", "test_crash", "test_page_sections", "test_history", "test_chargeback",
+    "test_alerts", "test_soak", "test_etcd", "test_ledger_model",
+)  # fmt: skip
+
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 6 << 30
+"""That must be free for the folders of tests to lie there: ten tests at once, each with a store or two."""
 
 settings.register_profile("repo", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repo")
@@ -449,6 +458,28 @@ def no_secret_in_any_log() -> Iterator[None]:
     yield
     root.removeHandler(canaries)
     assert not canaries.found, canaries.found[:5]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Folders of tests lie in memory where there is room.
+
+    ext4 searches long for a free inode where many files were deleted within the last minute, as after every test: each
+    insert into a store takes 13 ms instead of 3.
+    """
+    if config.option.basetemp is None and not hasattr(config, "workerinput") and _has_room(MEMORY):
+        folder = tempfile.mkdtemp(prefix="metroculus-tests-", dir=MEMORY)
+        config.option.basetemp = f"{folder}/pytest"
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether programs may be run there, too."""
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return False
+    found = os.statvfs(folder)
+    return not found.f_flag & os.ST_NOEXEC and found.f_bavail * found.f_frsize >= MEMORY_BYTES
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
