@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 INSERT_ROWS = 120_000
 """Rows in one insert, some tens of megabytes on the way."""
-DEFAULTS = {"covered_seconds": HOUR}
-"""What the table fills in for a column of ``ALLOCATIONS`` that is left out, where that is not 0 or empty."""
+ALWAYS_SENT = frozenset({"covered_seconds"})
+"""Columns of ``ALLOCATIONS`` for which the table fills in something else than 0, or 0 on a cluster alone."""
 
 
 class NodeKind(Struct, frozen=True):
@@ -43,7 +43,7 @@ def inserts_of(account: str, batches: Sequence[tuple[HourBatch, int]]) -> Iterat
             if blocks and waiting + len(rows) > INSERT_ROWS:
                 yield [*blocks, *_management(account, managements)]
                 blocks, managements, waiting = [], [], 0
-            blocks.append(_block(account, batch, number, rows))
+            blocks.append(_block(account, batch.hour, number, rows, batch.nodes))
             waiting += len(rows)
         if batch.management is not None:
             managements.append((batch, number))
@@ -51,23 +51,17 @@ def inserts_of(account: str, batches: Sequence[tuple[HourBatch, int]]) -> Iterat
         yield [*blocks, *_management(account, managements)]
 
 
-def without_defaults(blocks: Sequence[Block]) -> list[Block]:
-    """Blocks of the same columns, without those whose every value is the table's default.
+def without_empty(blocks: Sequence[Block]) -> list[Block]:
+    """Blocks of the same columns, without those that are 0 or empty in every row: the engine fills those in.
 
     Few clusters have GPUs or load balancers in each hour, so this is often half of a block.
     """
-    left_out = {
-        name
-        for name in blocks[0]
-        if all(_is_default(block[name], DEFAULTS.get(name, 0)) for block in blocks)  # until the first that is not
-    }
+    left_out = {name for name in blocks[0] if all(map(_is_empty, (block[name] for block in blocks)))} - ALWAYS_SENT
     return [{name: column for name, column in block.items() if name not in left_out} for block in blocks]
 
 
-def _is_default(column: Column, default: int) -> bool:
-    if isinstance(column, Coded):
-        return not any(column.values)
-    return not column.any() if default == 0 else bool((column == default).all())
+def _is_empty(column: Column) -> bool:
+    return not (any(column.values) if isinstance(column, Coded) else column.any())
 
 
 def _pieces(batch: HourBatch) -> Iterator[Allocations]:
@@ -80,14 +74,14 @@ def _pieces(batch: HourBatch) -> Iterator[Allocations]:
         yield rows[first : first + INSERT_ROWS]
 
 
-def _block(account: str, batch: HourBatch, number: int, rows: Allocations) -> Block:
+def _block(account: str, hour: int, number: int, rows: Allocations, nodes: Mapping[str, NodeKind]) -> Block:
     """Rows of a batch as the columns of ``ALLOCATIONS``; what no namespace owns has its special name as namespace."""
     count, texts = len(rows), rows.texts
     labels, annotations = texts["labels"].map_to(_spelled), texts["annotations"].map_to(_spelled)
-    kinds = texts["node"].map_to(lambda name: batch.nodes.get(name, UNKNOWN_NODE))
+    kinds = texts["node"].map_to(lambda name: nodes.get(name, UNKNOWN_NODE))
     return {
         "account": Coded.same(account, count),
-        "hour": np.full(count, batch.hour, dtype=np.uint32),
+        "hour": np.full(count, hour, dtype=np.uint32),
         "batch": np.full(count, number, dtype=np.uint64),
         "owned": rows.owned.astype(np.uint8),
         "cluster": texts["cluster"],
@@ -117,8 +111,7 @@ def _management(account: str, batches: Sequence[tuple[HourBatch, int]]) -> Itera
         Allocation(name=MANAGEMENT, namespace=MANAGEMENT, start=batch.hour, end=batch.hour + HOUR)
         for batch, _ in batches
     )
-    block = _block(account, batches[0][0], 0, rows)
-    yield block | {
+    yield _block(account, 0, 0, rows, {}) | {
         "hour": np.array([batch.hour for batch, _ in batches], dtype=np.uint32),
         "batch": np.array([number for _, number in batches], dtype=np.uint64),
         "owned": np.zeros(len(rows), dtype=np.uint8),

@@ -19,11 +19,13 @@ from uuid import uuid4
 import msgspec
 
 from metroculus.storage import arrow
-from metroculus.storage.embedded_process import BLOCK, BLOCK_PREFIX, DONE, FORMAT, OWNED, read_frame, write_frame
+from metroculus.storage.embedded_process import BLOCK, DONE, FORMAT, OWNED, read_frame, write_frame
 from metroculus.storage.engine import Block, Column, Dialect, Engine, StoreError, StoreOwned, Value, Writes, literal
 
 log = logging.getLogger("storage")
 
+BLOCK_PREFIX = "block-"
+"""Of the names of files that rows are handed over in; a random number follows."""
 MOST_LOG_BYTES = 1 << 20
 """Of the engine's own log, when it is started."""
 ANSWER_SECONDS = 150.0
@@ -58,6 +60,8 @@ class EmbeddedEngine(Engine):
             raise StoreError(f"{folder}: {problem.strerror}") from None
         with self._lock:
             self._start()
+        for left in self._folder.glob(f"{BLOCK_PREFIX}{32 * '[0-9a-f]'}"):  # by a process that was killed
+            left.unlink(missing_ok=True)
 
     @property
     def dialect(self) -> Dialect:

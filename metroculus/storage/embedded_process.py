@@ -24,9 +24,6 @@ LEAVING_SECONDS = 60.0
 
 NOT_INSTALLED = "pip install 'metroculus[embedded]', or set CLICKHOUSE_URL to a server"
 
-BLOCK_PREFIX = "block-"
-"""Of the names of files that blocks are handed over in; a random number follows."""
-
 BLOCK, DONE, FAILED, OWNED = b"b", b"d", b"f", b"o"
 FORMAT = "JSONCompactEachRow"
 FORMATS = {"query": FORMAT, "rows": "JSONEachRow", "columns": "ArrowStream"}
@@ -105,8 +102,6 @@ def main(folder: Path) -> None:
         own(folder)
     except BlockingIOError:
         return write_frame(answers, OWNED)
-    for left in folder.glob(f"{BLOCK_PREFIX}{32 * '[0-9a-f]'}"):
-        left.unlink(missing_ok=True)
     try:
         import chdb  # after the lock: importing the engine takes a second, refusing should not
         from chdb.session import Session

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.columns import Allocations, Coded, exact
 from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT
-from metroculus.storage.blocks import NodeKind, inserts_of, without_defaults
+from metroculus.storage.blocks import NodeKind, inserts_of, without_empty
 from metroculus.storage.columns import ALLOCATIONS, EXTRACTIONS
 from metroculus.storage.engine import Block, Column, Engine, StoreError, literal, moment, numbers
 from metroculus.storage.group_commit import FailedTogether, GroupCommit
@@ -250,7 +250,7 @@ class Ledger:
         try:
             self._group.commit(committed)
         except FailedTogether as failed:
-            if not isinstance(failed.cause, StoreError) or failed.cause.code is None:
+            if isinstance(failed.cause, StoreError) and failed.cause.code is None:  # it is not there: for nobody
                 raise failed.cause from None
             committed = make()
             self._commit([committed])
@@ -328,7 +328,7 @@ class Ledger:
                 one.result()
 
     def _insert(self, blocks: Sequence[Block]) -> None:
-        self._engine.insert_blocks(ALLOCATIONS.name, without_defaults(blocks))
+        self._engine.insert_blocks(ALLOCATIONS.name, without_empty(blocks))
 
     def confirm(self, account: str, markers: Sequence[Marker], writer: FencedWriter, fetched_at: int) -> None:
         """Say that hours were read again and are as they were: the same batches under a newer sequence."""

@@ -415,8 +415,11 @@ def test_small_commits_at_once_are_one_insert_and_each_is_its_own(
         assert total(store, account=account) == number % 3 * (1.5 * (number + 1) + 0.25) + 0.25
 
 
+@pytest.mark.parametrize(
+    "refusal", [StoreError("the store answered with error 241", 241), UnicodeEncodeError("utf-8", "x", 0, 1, "no")]
+)
 def test_rows_that_the_engine_refuses_fail_their_own_account_alone(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ) -> None:
     store.migrate()
     group: Any = store.ledger._group
@@ -427,7 +430,7 @@ def test_rows_that_the_engine_refuses_fail_their_own_account_alone(
             assert until(lambda: len(group._waiting) == 3)
         inserts.append(table)
         if any("bad" in block["pod"].values for block in blocks):
-            raise StoreError("the store answered with error 241", 241)
+            raise refusal
         insert(table, blocks)
 
     monkeypatch.setattr(store.engine, "insert_blocks", refuse)
@@ -442,7 +445,7 @@ def test_rows_that_the_engine_refuses_fail_their_own_account_alone(
         done = [threads.submit(commit, number) for number in range(4)]
         for one in done[:3]:
             one.result(60)
-        with pytest.raises(StoreError):
+        with pytest.raises(type(refusal)):
             done[3].result(60)
     assert store.ledger.accounts() == accounts[:3]
     assert all(total(store, account=account) == 12.25 for account in accounts[:3])

@@ -23,7 +23,7 @@ from metroculus.storage.store import Store, open_store
 from simulator.costs import truth
 from simulator.server import Habits
 from tests.stores import allocation
-from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack, exact_world
+from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack, exact_world, until
 
 ROWS = 20_000
 
@@ -82,11 +82,19 @@ def test_an_engine_that_is_killed_mid_write_comes_back_with_the_next_call(tmp_pa
     writer, failed = FencedWriter(1), 0
     try:
         store.ledger.commit([hour_of(0, 100)], writer)
+
+        def kill(process_id: int, after: float) -> None:
+            """So long after rows were handed over."""
+            assert until(lambda: any((tmp_path / "store").glob("block-*")))
+            time.sleep(after)
+            os.kill(process_id, signal.SIGKILL)
+
         for number in range(1, 6):
-            killer = threading.Timer(0.02 * number, os.kill, (engine.process_id, signal.SIGKILL))
+            large = hour_of(number, 60_000)
+            killer = threading.Thread(target=kill, args=(engine.process_id, 0.01 * number))
             killer.start()
             try:
-                store.ledger.commit([hour_of(number, 60_000)], writer)
+                store.ledger.commit([large], writer)
             except StoreError as failure:
                 failed += 1
                 assert "engine" in str(failure)
@@ -98,6 +106,29 @@ def test_an_engine_that_is_killed_mid_write_comes_back_with_the_next_call(tmp_pa
         assert len(whole(store)) == 6
     finally:
         store.close()
+
+
+def test_an_engine_that_died_while_nobody_asked_costs_no_commit(tmp_path: Path) -> None:
+    store = open_store(f"embedded:{tmp_path / 'store'}", lambda: NOW)
+    engine: Any = store.engine
+    try:
+        for number in range(3):
+            store.ledger.commit([hour_of(number, 100)], FencedWriter(number + 1))
+            os.kill(engine.process_id, signal.SIGKILL)
+            assert until(lambda: engine._process.poll() is not None)
+        store.ledger.commit([hour_of(3, 100)], FencedWriter(4))
+        assert len(whole(store)) == 4 and store.failed is None
+        assert not list((tmp_path / "store").glob("block-*"))
+    finally:
+        store.close()
+
+
+def test_rows_that_a_killed_program_handed_over_are_removed_when_the_store_is_opened(tmp_path: Path) -> None:
+    left = tmp_path / "store" / f"block-{'0' * 32}"
+    open_store(f"embedded:{tmp_path / 'store'}", lambda: NOW).close()
+    left.write_bytes(b"half")
+    open_store(f"embedded:{tmp_path / 'store'}", lambda: NOW).close()
+    assert not left.exists()
 
 
 def test_a_killed_server_is_waited_for_and_the_worker_goes_on_by_itself(clickhouse: Any, stack: Stack) -> None:

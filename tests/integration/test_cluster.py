@@ -136,6 +136,9 @@ def test_what_one_replica_took_the_other_has_and_keeps_when_the_first_is_gone(re
         for hour in hours
     ]
     first.ledger.commit(batches, FencedWriter(1))
+    for table in ("k8s_allocations", "k8s_allocations_local"):
+        ran = first.engine.query(f"SELECT DISTINCT covered_seconds, ran_until - ran_from, gpu, unknown FROM {table}")
+        assert list(map(list, ran)) == [[HOUR, HOUR, 0.0, 0]], table
     assert total(first) == 6 * 100 * 12.25
     eventually(second, 6 * 100 * 12.25)
     second.ledger.commit(

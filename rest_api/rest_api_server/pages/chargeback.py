@@ -377,7 +377,7 @@ def draft_of_form(form: RulesForm) -> Draft:
     more = (form.overhead_split, form.overhead_weights)
     return Draft(
         version=str(form.version),
-        valid_from=str(form.valid_from),
+        valid_from=form.valid_from.strip(),
         idle=form.idle,
         management=form.management,
         centers=tuple(CenterRow(*row) for row in _rows("cost centers", *centers) if any(row)),
