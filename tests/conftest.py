@@ -51,7 +51,7 @@ LONGEST = (
 
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 6 << 30
-"""That must be free for the folders of tests to lie there: ten tests at once, each with a store or two."""
+"""That must be free there; four tests at once have a few hundred MiB in their folders."""
 
 settings.register_profile("repo", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repo")
@@ -475,7 +475,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _has_room(folder: Path) -> bool:
-    """Whether programs may be run there, too."""
+    """Whether a folder has ``MEMORY_BYTES`` free, and programs may be run in it."""
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         return False
     found = os.statvfs(folder)

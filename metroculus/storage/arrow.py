@@ -22,7 +22,7 @@ def write_stream(path: Path, blocks: Sequence[Block]) -> None:
 
     names = list(blocks[0])
     rows = [[_array(pa, block[name]) for name in names] for block in blocks]
-    # Without nulls said, the engine makes each column with them, and then another without: a third of its time.
+    # Of a nullable field the engine makes a nullable column and converts it: a third of its time.
     schema = pa.schema([pa.field(name, array.type, nullable=False) for name, array in zip(names, rows[0], strict=True)])
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for arrays in rows:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 INSERT_ROWS = 120_000
 """Rows in one insert, some tens of megabytes on the way."""
 ALWAYS_SENT = frozenset({"covered_seconds"})
-"""Columns of ``ALLOCATIONS`` for which the table fills in something else than 0, or 0 on a cluster alone."""
+"""Columns of ``ALLOCATIONS`` whose default is not 0; the Distributed table of a cluster has lost that default."""
 
 
 class NodeKind(Struct, frozen=True):
@@ -34,7 +34,7 @@ UNKNOWN_NODE = NodeKind()
 
 
 def inserts_of(account: str, batches: Sequence[tuple[HourBatch, int]]) -> Iterator[list[Block]]:
-    """The rows of numbered batches: the blocks of each insert, of no more than ``INSERT_ROWS`` and managements."""
+    """The blocks of each insert: at most ``INSERT_ROWS`` rows of numbered batches, and a row for each management."""
     blocks: list[Block] = []
     managements: list[tuple[HourBatch, int]] = []
     waiting = 0
@@ -67,8 +67,8 @@ def _is_empty(column: Column) -> bool:
 def _pieces(batch: HourBatch) -> Iterator[Allocations]:
     """A batch's rows, in pieces that fit an insert."""
     rows = Allocations.of(batch.allocations)
-    if len(rows) <= INSERT_ROWS:
-        yield from (rows,) if len(rows) else ()
+    if 0 < len(rows) <= INSERT_ROWS:
+        yield rows
         return
     for first in range(0, len(rows), INSERT_ROWS):
         yield rows[first : first + INSERT_ROWS]

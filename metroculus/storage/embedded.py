@@ -60,7 +60,7 @@ class EmbeddedEngine(Engine):
             raise StoreError(f"{folder}: {problem.strerror}") from None
         with self._lock:
             self._start()
-        for left in self._folder.glob(f"{BLOCK_PREFIX}{32 * '[0-9a-f]'}"):  # by a process that was killed
+        for left in self._folder.glob(f"{BLOCK_PREFIX}{32 * '[0-9a-f]'}"):  # of a process that was killed
             left.unlink(missing_ok=True)
 
     @property
@@ -205,7 +205,7 @@ class EmbeddedEngine(Engine):
 
     @contextmanager
     def _handed_over(self, write: Callable[[Path], object]) -> Iterator[str]:
-        """A file beside the data that rows are handed over in, as a literal: a pipe could clog.
+        """Rows in a file beside the data, because a pipe could block; yields the file's name as a literal of SQL.
 
         Raises:
             StoreError: it cannot be written.

@@ -9,12 +9,20 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from metroculus.cost_model.columns import Coded
+
 Value = Any
 """Text, a number, or a list of either."""
 Column = Any
 """An array of numbers, or ``Coded`` texts or lists of texts."""
 Block = dict[str, Column]
 """Rows as columns of equal length, by name."""
+
+
+def values_of(column: Column) -> list[Value]:
+    """The value of each row."""
+    values: list[Value] = column.list() if isinstance(column, Coded) else column.tolist()
+    return values
 
 
 class StoreError(Exception):

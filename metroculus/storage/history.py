@@ -30,7 +30,7 @@ from metroculus.cost_model.components import (
 )
 from metroculus.cost_model.reading import AllocationSet
 from metroculus.storage.columns import ALLOCATIONS, COST_COLUMNS, COSTS_AND_USAGE, MEASURE_COLUMNS
-from metroculus.storage.engine import Column, Engine, TooManyRows, literal, moment, numbers
+from metroculus.storage.engine import Column, Engine, TooManyRows, literal, moment, numbers, values_of
 from metroculus.storage.ledger import MONTH, CommittedHours, of_accounts
 from tools.window import HOUR
 from tools.zones import UTC_ZONE, Zone
@@ -120,7 +120,7 @@ def sums_in(found: Mapping[str, Column], keys: Sequence[str]) -> Iterator[tuple[
     """By row of an answer that has ``account``, these keys and what ``sums_of`` asked for: the account and its sums."""
     if not found:
         return iter(())
-    told = {name: column.list() if isinstance(column, Coded) else column.tolist() for name, column in found.items()}
+    told = {name: values_of(column) for name, column in found.items()}
     costs = map(Costs, *(told[SUM + name] for name in COMPONENTS))
     has_usage = SUM + USAGE[0].name in told
     usage = map(Usage, *(told[SUM + one.name] for one in USAGE)) if has_usage else repeat(_NO_USAGE)

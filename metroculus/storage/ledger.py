@@ -20,11 +20,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.cost_model.allocation import Allocation
-from metroculus.cost_model.columns import Allocations, Coded, exact
+from metroculus.cost_model.columns import Allocations, exact
 from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT
 from metroculus.storage.blocks import NodeKind, inserts_of, without_empty
 from metroculus.storage.columns import ALLOCATIONS, EXTRACTIONS
-from metroculus.storage.engine import Block, Column, Engine, StoreError, literal, moment, numbers
+from metroculus.storage.engine import Block, Column, Engine, StoreError, literal, moment, numbers, values_of
 from metroculus.storage.group_commit import FailedTogether, GroupCommit
 from metroculus.storage.versions import Versions
 from tools.window import HOUR
@@ -250,7 +250,7 @@ class Ledger:
         try:
             self._group.commit(committed)
         except FailedTogether as failed:
-            if isinstance(failed.cause, StoreError) and failed.cause.code is None:  # it is not there: for nobody
+            if isinstance(failed.cause, StoreError) and failed.cause.code is None:  # no answer, for any account
                 raise failed.cause from None
             committed = make()
             self._commit([committed])
@@ -543,7 +543,7 @@ def _unpacked(name: str, column: Column) -> list[Any]:
         return lists
     if name in ("reconciled", "verified"):
         return list(column.astype(bool).tolist())
-    return list(column.list() if isinstance(column, Coded) else column.tolist())
+    return values_of(column)
 
 
 def built_from(markers: Iterable[Marker]) -> int:

@@ -14,7 +14,17 @@ from clickhouse_driver import Client
 from clickhouse_driver import errors as driver
 
 from metroculus.cost_model.columns import Coded
-from metroculus.storage.engine import Block, Column, Dialect, Engine, StoreError, StoreUrlError, Value, Writes
+from metroculus.storage.engine import (
+    Block,
+    Column,
+    Dialect,
+    Engine,
+    StoreError,
+    StoreUrlError,
+    Value,
+    Writes,
+    values_of,
+)
 
 CONNECT_SECONDS = 3
 QUERY_SECONDS = 60
@@ -151,7 +161,7 @@ class ServerEngine(Engine):
 
     def insert_blocks(self, table: str, blocks: Sequence[Block]) -> None:
         names = list(blocks[0])
-        data = [[value for block in blocks for value in _values(block[name])] for name in names]
+        data = [[value for block in blocks for value in values_of(block[name])] for name in names]
         with self.writes.noted(), self._client() as client:
             sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES"
             client.execute(sql, data, columnar=True, settings=SETTINGS)
@@ -163,11 +173,6 @@ class ServerEngine(Engine):
                 self._idle.get_nowait().disconnect()
             except Empty:
                 return
-
-
-def _values(column: Column) -> Sequence[Value]:
-    values: list[Value] = column.list() if isinstance(column, Coded) else column.tolist()
-    return values
 
 
 def _column(kind: str, values: Sequence[Value]) -> Column:

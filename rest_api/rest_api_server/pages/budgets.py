@@ -22,6 +22,7 @@ from rest_api.rest_api_server.pages.parts import (
     fits_a_field,
     form_version,
     names,
+    names_version,
     number,
     number_text,
     part,
@@ -60,7 +61,7 @@ class BudgetForm(ChangeForm, frozen=True, kw_only=True):
     """Of the budget that the form was made from."""
 
     @classmethod
-    def of(cls, budget: structs.BudgetState, names_of: Mapping[str, str], names_version: str) -> BudgetForm:
+    def of(cls, budget: structs.BudgetState, names_of: Mapping[str, str], of_names: str) -> BudgetForm:
         """A budget as the form shows it; ``fits_the_form`` tells whether it can show all of it."""
         scope = budget.scope
         cluster = scope.cluster_id or ""
@@ -75,7 +76,7 @@ class BudgetForm(ChangeForm, frozen=True, kw_only=True):
             values=Cell(", ".join(scope.values)),
             cost_center=Cell(scope.cost_center or ""),
             thresholds=Cell(thresholds_text(budget)),
-            version=Cell(names_version + budget.version),
+            version=Cell(form_version(budget.version, of_names)),
         )
 
     def body(self, clusters: Sequence[Cluster]) -> structs.Budget:
@@ -123,12 +124,10 @@ def _decided(budget: structs.Budget | structs.BudgetState) -> tuple[object, ...]
     return (budget.name, budget.amount, budget.currency, budget.period, budget.scope, thresholds)
 
 
-def forms_of(
-    budgets: Sequence[structs.BudgetState], clusters: Sequence[Cluster], names_version: str
-) -> dict[str, BudgetForm]:
+def forms_of(budgets: Sequence[structs.BudgetState], clusters: Sequence[Cluster]) -> dict[str, BudgetForm]:
     """The forms of budgets by id, of those that a form can show."""
-    names_of = {one.id: one.name for one in clusters}
-    forms = ((one, BudgetForm.of(one, names_of, names_version)) for one in budgets)
+    names_of, of_names = {one.id: one.name for one in clusters}, names_version(clusters)
+    forms = ((one, BudgetForm.of(one, names_of, of_names)) for one in budgets)
     return {one.id: form for one, form in forms if fits_the_form(one, form, clusters)}
 
 
@@ -162,8 +161,7 @@ class BudgetsSection(OrganizationSection):
         clusters: Sequence[Cluster] = shown["clusters"]
         told = await part(self.budgets.budgets(organization_id, clusters, True, self.request_id))
         listed = told.found.budgets if told.found is not None else ()
-        new_version = form_version("", clusters)
-        forms = await asyncio.to_thread(forms_of, listed, clusters, new_version)
+        forms = await asyncio.to_thread(forms_of, listed, clusters)
         if form is not None:
             gone = told.found is not None and all(one.id != about for one in listed)
             forms["" if gone else about] = form
@@ -175,7 +173,7 @@ class BudgetsSection(OrganizationSection):
             problem=problem,
             forms=forms,
             about=about,
-            new_version=new_version,
+            new_version=form_version("", names_version(clusters)),
             periods=PERIODS,
             scope_text=scope_text,
         )

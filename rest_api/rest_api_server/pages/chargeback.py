@@ -29,6 +29,7 @@ from rest_api.rest_api_server.pages.parts import (
     fits_a_field,
     form_version,
     names,
+    names_version,
     number,
     number_text,
     part,
@@ -160,7 +161,8 @@ class ChargebackSection(OrganizationSection):
         if draft is None and rules.found is not None:
             first = running if month in rules.found.closed_months else month
             changed = in_force(rules.found.versions, first)
-            draft = draft_of(changed, first, form_version(rules.found.version, clusters), about["names_of"])
+            version = form_version(rules.found.version, names_version(clusters))
+            draft = draft_of(changed, first, version, about["names_of"])
             editable = await asyncio.to_thread(fits_the_form, changed, draft, clusters)
         return await self.rendered(
             "chargeback.html",
@@ -173,7 +175,7 @@ class ChargebackSection(OrganizationSection):
             in_force=in_effect,
             draft=draft,
             editable=editable,
-            blank=blank_rows(draft) if draft is not None else 0,
+            blank_rows=blank_rows,
             preview=preview,
             problem=problem,
             totals=totals_of(told),
@@ -297,14 +299,8 @@ def can_be_sent(cells: Sequence[str]) -> bool:
 
 def blank_rows(draft: Draft) -> int:
     """How many empty rows each table is shown with: none where the form could not be sent with them."""
-    empty = Draft(
-        version="",
-        valid_from="",
-        centers=(CenterRow(),) * BLANK,
-        shared=(SharedRow(),) * BLANK,
-        overhead=(OverheadRow(),) * BLANK,
-    )
-    return BLANK if can_be_sent([*cells_of(draft), *cells_of(empty)]) else 0
+    empty = [cell for row in (CenterRow(), SharedRow(), OverheadRow()) for cell in astuple(row)] * BLANK
+    return BLANK if can_be_sent([*cells_of(draft), *empty]) else 0
 
 
 def same_rules(rules: structs.Rules | None, others: structs.Rules) -> bool:
@@ -344,9 +340,9 @@ def draft_of(rules: structs.Rules | None, month: str, version: str, names_of: Ma
         valid_from=month,
         idle=rules.idle,
         management=rules.management,
-        centers=tuple(CenterRow(*_match(names_of, one, match)) for one in rules.cost_centers for match in one.match),
+        centers=tuple(CenterRow(*_cells(names_of, one, match)) for one in rules.cost_centers for match in one.match),
         shared=tuple(
-            SharedRow(*_match(names_of, one, match), *_split(one.split)) for one in rules.shared for match in one.match
+            SharedRow(*_cells(names_of, one, match), *_split(one.split)) for one in rules.shared for match in one.match
         ),
         overhead=tuple(
             OverheadRow(one.name, number_text(one.amount_month), one.currency, *_split(one.split))
@@ -355,7 +351,7 @@ def draft_of(rules: structs.Rules | None, month: str, version: str, names_of: Ma
     )
 
 
-def _match(
+def _cells(
     names_of: Mapping[str, str], one: structs.CostCenter, match: structs.Match
 ) -> tuple[str, str, str, str, str]:
     cluster, values = match.cluster or "", ", ".join(match.values)
@@ -403,8 +399,10 @@ def rules_of(form: RulesForm, clusters: Sequence[Cluster]) -> structs.Rules:
 
 def rules_of_draft(draft: Draft, clusters: Sequence[Cluster]) -> structs.Rules:
     """Raises: ApiError"""
-    if not re.fullmatch(Month.pattern, draft.valid_from, re.ASCII):
-        raise ApiError(INVALID, f"valid_from must be {Month.what}", ["valid_from"])
+    try:
+        Month.parse(draft.valid_from)
+    except ValueError as problem:
+        raise ApiError(INVALID, f"valid_from {problem}", ["valid_from"]) from None
     told = {
         "valid_from": draft.valid_from,
         "idle": draft.idle,

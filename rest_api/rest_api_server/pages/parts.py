@@ -79,9 +79,13 @@ def number_text(value: float) -> str:
     return repr(value).removesuffix(".0")
 
 
-def form_version(version: str, clusters: Iterable[Cluster]) -> str:
-    """What a form was made from: a version of what it changes, empty for something new, and the clusters' names."""
-    names = sha256(msgspec.json.encode(sorted((one.name, one.id) for one in clusters))).hexdigest()[:16]
+def names_version(clusters: Iterable[Cluster]) -> str:
+    """A hash of the clusters' names, by which forms name clusters."""
+    return sha256(msgspec.json.encode(sorted((one.name, one.id) for one in clusters))).hexdigest()[:16]
+
+
+def form_version(version: str, names: str) -> str:
+    """What a form was made from: a version of what it changes, empty for something new, and a ``names_version``."""
     return f"{names}.{version}"
 
 
@@ -92,7 +96,7 @@ def version_in(form: str, clusters: Iterable[Cluster]) -> str | None:
         ApiError: the names of clusters are no longer those that the form was filled in by.
     """
     version = form.partition(".")[2]
-    if form and form != form_version(version, clusters):
+    if form and form != form_version(version, names_version(clusters)):
         reason = "clusters have been renamed, added or removed meanwhile: open the page again, and repeat the change"
         raise ApiError(CHANGED, reason)
     return version or None
