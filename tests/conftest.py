@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import random
@@ -50,6 +51,7 @@ LONGEST = (
 )  # fmt: skip
 
 MEMORY = Path("/dev/shm")
+MEMORY_PREFIX = "metroculus-tests-"
 MEMORY_BYTES = 6 << 30
 """That must be free there; four tests at once have a few hundred MiB in their folders."""
 
@@ -468,10 +470,22 @@ def pytest_configure(config: pytest.Config) -> None:
     insert into a store takes 13 ms instead of 3.
     """
     if config.option.basetemp is None and not hasattr(config, "workerinput") and _has_room(MEMORY):
-        folder = tempfile.mkdtemp(prefix="metroculus-tests-", dir=MEMORY)
+        _remove_what_killed_runs_left()
+        folder = tempfile.mkdtemp(prefix=MEMORY_PREFIX, dir=MEMORY)
+        lock = os.open(Path(folder, "lock"), os.O_WRONLY | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         config.option.basetemp = f"{folder}/pytest"
         os.environ["TMPDIR"] = tempfile.tempdir = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        config.add_cleanup(lambda: os.close(lock))
+
+
+def _remove_what_killed_runs_left() -> None:
+    """Their folders are memory, which nothing else would ever free; a run that lives has its lock."""
+    for lock in MEMORY.glob(f"{MEMORY_PREFIX}*/lock"):
+        with suppress(OSError), open(lock) as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _has_room(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -56,10 +57,16 @@ class EmbeddedEngine(Engine):
         self._dialect = Dialect((0, 0))
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._ownership = os.open(self._folder / "owner.lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as problem:
             raise StoreError(f"{folder}: {problem.strerror}") from None
-        with self._lock:
-            self._start()
+        try:
+            self._own()
+            with self._lock:
+                self._start()
+        except StoreError:
+            os.close(self._ownership)
+            raise
         for left in self._folder.glob(f"{BLOCK_PREFIX}{32 * '[0-9a-f]'}"):  # of a process that was killed
             left.unlink(missing_ok=True)
 
@@ -79,6 +86,23 @@ class EmbeddedEngine(Engine):
     def process_id(self) -> int | None:
         """Of the engine's own process."""
         return self._process.pid if self._process is not None else None
+
+    def _own(self) -> None:
+        """Take the folder's lock, which is gone with this process. Its engine has another, which may outlive it.
+
+        Raises:
+            StoreOwned, StoreError
+        """
+        try:
+            fcntl.flock(self._ownership, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreOwned(self._owned) from None
+        except OSError as problem:
+            raise StoreError(f"{self._folder} cannot be locked: {problem.strerror}") from None
+
+    @property
+    def _owned(self) -> str:
+        return f"the store in {self._folder} is in use by another process: stop it, or ask it over HTTP"
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._open_log() as log:
@@ -100,7 +124,7 @@ class EmbeddedEngine(Engine):
             return process
         self._end()
         if kind == OWNED:
-            raise StoreOwned(f"the store in {self._folder} is in use by another process: stop it, or ask it over HTTP")
+            raise StoreOwned(self._owned)
         raise StoreError(f"the store in {self._folder} cannot be opened: {_first_line(text)}")
 
     def _open_log(self) -> IO[bytes]:
@@ -223,8 +247,10 @@ class EmbeddedEngine(Engine):
 
     def close(self) -> None:
         with self._lock:
-            self._closed = True
-            self._end()
+            if not self._closed:
+                self._closed = True
+                self._end()
+                os.close(self._ownership)
 
 
 def _first_line(text: str) -> str:

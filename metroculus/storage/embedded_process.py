@@ -1,7 +1,7 @@
 """The embedded engine's own process: chdb over one folder, asked over pipes.
 
 It is a process of its own because the engine holds the interpreter and is not fork-safe. It ends when the other end of
-its input is closed, whichever way that happened, and with it the lock on the folder is gone.
+its input is closed, whichever way that happened, and with it the lock on its data is gone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO
 import msgspec
 
 LEAVING_SECONDS = 60.0
-"""How long a folder is waited for whose owner is gone: its engine ends with the statement that it is at."""
+"""How long an engine is waited for whose owner is gone: it ends with the statement that it is at."""
 
 NOT_INSTALLED = "pip install 'metroculus[embedded]', or set CLICKHOUSE_URL to a server"
 
@@ -64,51 +64,27 @@ def _exactly(source: IO[bytes], size: int) -> bytes | None:
 
 
 def own(folder: Path) -> int:
-    """Take the folder's lock; its descriptor must stay open. The lock file names the process that we work for.
+    """Take the lock of the folder's data; its descriptor must stay open.
 
     Raises:
-        BlockingIOError: somebody else has it, and lives.
+        BlockingIOError: another engine has had it for as long as an engine may take to end.
     """
-    descriptor = os.open(folder / "owner.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(folder / "engine.lock", os.O_RDWR | os.O_CREAT, 0o600)
     end = time.monotonic() + LEAVING_SECONDS
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
         except BlockingIOError:
-            if time.monotonic() > end or _alive(os.pread(descriptor, 20, 0)):
+            if time.monotonic() > end:
                 raise
             time.sleep(0.05)
-        else:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, b"%d" % os.getppid(), 0)
-            return descriptor
-
-
-def _alive(pid: bytes) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def main(folder: Path) -> None:
     """Answer until the input ends."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever the engine prints is not an answer
-    try:
-        own(folder)
-    except BlockingIOError:
-        return write_frame(answers, OWNED)
-    try:
-        import chdb  # after the lock: importing the engine takes a second, refusing should not
-        from chdb.session import Session
-    except ImportError:
-        return write_frame(answers, FAILED, NOT_INSTALLED.encode())
-
-    failures = (chdb.ChdbError, RuntimeError)  # sessions raise another class of the same name, which is a RuntimeError
     questions: SimpleQueue[bytes] = SimpleQueue()
 
     def listen() -> None:
@@ -117,6 +93,18 @@ def main(folder: Path) -> None:
             questions.put(frame)
         os._exit(0)
 
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        own(folder)
+    except BlockingIOError:
+        return write_frame(answers, OWNED)
+    try:
+        import chdb
+        from chdb.session import Session
+    except ImportError:
+        return write_frame(answers, FAILED, NOT_INSTALLED.encode())
+
+    failures = (chdb.ChdbError, RuntimeError)  # sessions raise another class of the same name, which is a RuntimeError
     try:
         session = Session(str(folder / "data"))
         session.query(SETTINGS)
@@ -125,7 +113,6 @@ def main(folder: Path) -> None:
     except failures as problem:
         return write_frame(answers, FAILED, str(problem).encode())
     write_frame(answers, DONE, str(session.query("SELECT version()", "TabSeparated")).encode())
-    threading.Thread(target=listen, daemon=True).start()
     with suppress(BrokenPipeError):  # whoever asked is gone, and so are we
         while True:
             kind, sql = msgspec.msgpack.decode(questions.get(), type=tuple[str, str])
@@ -141,8 +128,8 @@ def main(folder: Path) -> None:
                 write_frame(answers, FAILED, str(problem).encode())
             else:
                 write_frame(answers, DONE)
-    os._exit(0)  # the thread that listens would hold up an orderly end
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    os._exit(0)  # the thread that listens would hold up an orderly end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import requests
 
 from metroculus.metroculus_worker.worker import STORE_RETRY_SECONDS
 from metroculus.storage.embedded import EmbeddedEngine
-from metroculus.storage.engine import StoreError
+from metroculus.storage.engine import StoreError, StoreOwned
 from metroculus.storage.history import Filters
 from metroculus.storage.ledger import FencedWriter, HourBatch
 from metroculus.storage.store import Store, open_store
@@ -121,6 +122,39 @@ def test_an_engine_that_died_while_nobody_asked_costs_no_commit(tmp_path: Path) 
         assert not list((tmp_path / "store").glob("block-*"))
     finally:
         store.close()
+
+
+OPEN = "import sys; from metroculus.storage.store import open_store; open_store(sys.argv[1], lambda: 0).close()"
+
+
+@pytest.mark.parametrize("engine_lives", (False, True))
+def test_a_store_whose_program_was_killed_while_it_opened_it_is_opened_again(
+    tmp_path: Path, engine_lives: bool
+) -> None:
+    folder = tmp_path / "store"
+    for number in range(8):
+        first = subprocess.Popen([sys.executable, "-c", OPEN, f"embedded:{folder}"], start_new_session=True)
+        lock = folder / ("engine.lock" if engine_lives else "owner.lock")
+        assert until(lambda file=lock: file.exists() and locked(file))  # type: ignore[misc]
+        time.sleep(0.05 * number)  # any moment, from a lock that was just taken to a store that is about to be closed
+        first.kill()
+        first.wait(20)
+        open_store(f"embedded:{folder}", lambda: NOW).close()
+
+
+def test_a_store_is_refused_at_once_while_its_program_lives(tmp_path: Path) -> None:
+    store = open_store(f"embedded:{tmp_path / 'store'}", lambda: NOW)
+    try:
+        os.kill(store.engine.process_id, signal.SIGKILL)  # type: ignore[attr-defined]
+        with pytest.raises(StoreOwned, match="in use by another process"):
+            open_store(f"embedded:{tmp_path / 'store'}", lambda: NOW)
+    finally:
+        store.close()
+
+
+def locked(file: Path) -> bool:
+    """Whether somebody holds it; asked of the kernel, because a lock of our own would be in their way."""
+    return f":{file.stat().st_ino} " in Path("/proc/locks").read_text()
 
 
 def test_rows_that_a_killed_program_handed_over_are_removed_when_the_store_is_opened(tmp_path: Path) -> None:

@@ -591,4 +591,5 @@ def test_assets_of_stored_days_answer_when_the_source_is_down(history: History) 
 
 def test_files_of_the_store_are_its_owners_alone(history: History, stack: Stack) -> None:
     assert (stack.folder / "store").stat().st_mode & 0o077 == 0
-    assert (stack.folder / "store" / "owner.lock").stat().st_mode & 0o077 == 0
+    for lock in ("owner.lock", "engine.lock"):
+        assert (stack.folder / "store" / lock).stat().st_mode & 0o077 == 0
