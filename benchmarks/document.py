@@ -20,6 +20,9 @@ ratios to a limit that is measured in the same run, because machines differ and 
 three. `wrk` makes the load on one core; the servers use another. `make bench BENCH_ARGS=service` measures one section.
 `make bench BENCH_ARGS="--against HEAD~1"` alternates between another commit and this one, five runs each.
 
+The section `opencost` needs Prometheus and a real OpenCost, whose program `OPENCOST_BIN` names; without it the section
+measures nothing.
+
 `make bench BENCH_ARGS=--document` writes this page. The column `bar` is the goal; the column `seen` was measured on two
 cores.
 """

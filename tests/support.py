@@ -31,7 +31,7 @@ from metroculus.metroculus_worker.extract import RepairOrder
 from metroculus.sources.outbound.addresses import AllowedAddresses
 from metroculus.sources.registry.protocol import Credentials
 from metroculus.storage.store import EMBEDDED
-from rest_api.rest_api_server.directory.model import Role
+from rest_api.rest_api_server.directory.model import Flavour, Role
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, HOUR, World, make_world
 from standalone.running import Running, single_machine, start
@@ -208,10 +208,15 @@ class Tenant:
 
 def link_pushed(stack: Stack, running: Running, organization_id: str, name: str) -> str:
     """A linked cluster whose hours the caller stores itself; its id."""
+    return link_cluster(stack, running, organization_id, name, "push", "")
+
+
+def link_cluster(stack: Stack, running: Running, organization_id: str, name: str, flavour: Flavour, url: str) -> str:
+    """A linked cluster, put straight into directory and registry; its id."""
     directory, registry = running.rest_api.directory, running.metroculus.dependencies.registry
-    made = directory.create_cluster(organization_id, name, "push", "")
-    directory.update_cluster(made.id, name=name, flavour="push", url="", state="linked", revision=made.revision)
-    stack.thread.run(registry.put(made.id, "push", "", Credentials()))
+    made = directory.create_cluster(organization_id, name, flavour, url)
+    directory.update_cluster(made.id, name=name, flavour=flavour, url=url, state="linked", revision=made.revision)
+    stack.thread.run(registry.put(made.id, flavour, url, Credentials()))
     return made.id
 
 

@@ -18,6 +18,7 @@ from metroculus.metroculus_worker.daily import extract_assets, extract_savings, 
 from metroculus.metroculus_worker.extract import Extractor, LostOwnership, Outcome, RepairOrder
 from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics, freshness
 from metroculus.metroculus_worker.ownership import Owned, Owners
+from metroculus.metroculus_worker.slots import Slots
 from metroculus.metroculus_worker.tasks import Kind, Task, TaskResult, role_of
 from metroculus.plan import (
     CLOSED_AFTER_SECONDS,
@@ -37,6 +38,7 @@ from metroculus.storage.jobs import OPEN, Backfill, State
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
+from tools.waiting import while_asking
 from tools.window import DAY, HOUR, MINUTE
 
 log = logging.getLogger("worker")
@@ -136,7 +138,7 @@ class TaskRunner:
         self._purge_grace_days = purge_grace_days
         self._report_result = report
         self._keep_ownership = keep_ownership
-        self._pools = {share: asyncio.Semaphore(pool_size(share, parallel)) for share in SHARES}
+        self._pools = {share: Slots(pool_size(share, parallel)) for share in SHARES}
         self._due_at: dict[str, int] = {}
         """When the newest hours of a cluster are due next, of clusters whose tasks ran in this process."""
         self._busy: dict[str, asyncio.Lock] = {}
@@ -165,8 +167,12 @@ class TaskRunner:
         """
         name = _owner_name(task.kind, task.account)
         try:
-            async with self._owning(name) as owned, self._pools[share_of(task.kind, task.silent)]:
-                await self._work[task.kind](task, owned)
+            async with self._owning(name) as owned, self._pools[share_of(task.kind, task.silent)].slot() as slot:
+                told = while_asking.set(slot.while_asking)
+                try:
+                    await self._work[task.kind](task, owned)
+                finally:
+                    while_asking.reset(told)
         except NotOurs:
             if not self._keep_ownership:
                 raise

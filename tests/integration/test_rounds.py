@@ -13,6 +13,7 @@ import pytest
 from tornado.web import Application, RequestHandler
 
 from metroculus.config import WorkerConfig
+from metroculus.metroculus_worker import slots
 from metroculus.metroculus_worker import worker as rounds
 from metroculus.plan import Stretch
 from metroculus.sources.errors import RegistryError
@@ -42,9 +43,8 @@ class Many:
         self.running = stack.start(
             clickhouse_url=f"embedded:{stack.folder / 'store'}",
             clock=self.clock,
-            kubecost_timeout=SECONDS,
             worker=WorkerConfig(listen=("127.0.0.1", 0), parallel=parallel),
-            **plan,
+            **{"kubecost_timeout": SECONDS} | plan,
         )
         self.worker: Any = self.running.worker.worker
         self.store: Any = self.running.metroculus.dependencies.store
@@ -162,6 +162,17 @@ def test_upstreams_that_do_not_answer_hold_up_nobody(stack: Stack) -> None:
 
     assert until(healed, 120), {one: many.hours(one) for one in many.hanging}
     assert not many.worker.silent
+
+
+def test_many_upstreams_that_fall_silent_at_once_cost_the_others_no_deadline(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "PATIENCE_SECONDS", 0.1)
+    many = Many(stack, healthy=3, silent=8, parallel=2, kubecost_timeout=60.0)
+    running = asyncio.run_coroutine_threadsafe(many.worker.extract_all(), stack.thread.loop)
+    assert until(lambda: all(many.hours(one) == STORED for one in many.healthy), 50)
+    assert not many.worker.silent, "a deadline has passed"
+    stack.thread.loop.call_soon_threadsafe(running.cancel)
 
 
 def test_a_round_that_hangs_is_not_waited_for_by_the_next(stack: Stack) -> None:

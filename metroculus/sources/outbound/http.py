@@ -36,6 +36,7 @@ from metroculus.sources.outbound.addresses import AllowedAddresses, GuardedResol
 from tools.deadline import Deadline
 from tools.http_client import HttpClient
 from tools.offload import Offload
+from tools.waiting import while_asking
 
 CONNECT_SECONDS = 3.0
 MAX_BODY_BYTES = 256 * 2**20
@@ -133,7 +134,6 @@ class Upstream:
 
 
 Observer = Callable[[str, bool, float], None]
-"""Told of each call: what was asked, whether it answered, and in how many seconds."""
 
 
 class SourceHttp:
@@ -188,7 +188,8 @@ class SourceHttp:
         attempt = 0
         while True:
             try:
-                return await self._attempt(upstream, health, url, headers, deadline)
+                with while_asking.get()():
+                    return await self._attempt(upstream, health, url, headers, deadline)
             except _Retryable as failure:
                 if deadline.left() <= 0:
                     raise DeadlineExceeded(f"{upstream.name} did not answer in time") from None
