@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metroculus.cost_model.columns import add
+from metroculus.sources.answers import allocation_json
 from metroculus.sources.answers.allocation_json import decode_allocation
 from metroculus.sources.errors import BadAnswer
 from tools.window import DAY, iso
@@ -81,30 +82,58 @@ properties = st.sampled_from(
 )
 
 
+figures = st.sampled_from(
+    [
+        {},
+        {"cpuCost": None},
+        {"cpuCost": -5.0},
+        {"ramCost": 1e300},
+        {"cpuCost": None, "ramCost": None},
+        {"totalCost": 9.0},
+        {"minutes": 30.0, "cpuCoreRequestAverage": 2.0},
+        {"minutes": None, "ramByteRequestAverage": None},
+        {"start": "nonsense", "end": None},
+        {"window": None},
+        {"cpuCost": "text"},
+    ]
+)
+
+
+@pytest.mark.parametrize("rows_together", [0, 3, 1024])
 @given(
-    st.lists(st.lists(st.tuples(names, properties), min_size=1, max_size=5), min_size=1, max_size=4),
+    st.lists(st.lists(st.tuples(names, properties, figures), min_size=1, max_size=5), min_size=1, max_size=6),
     st.sampled_from([("namespace", "pod"), ("namespace",), ("label:team",), ("service",), ()]),
 )
-def test_sets_of_one_answer_say_what_each_says_alone(drawn, aggregate):
+def test_sets_of_one_answer_say_what_each_says_alone(rows_together, drawn, aggregate):
     sets = []
     for day, rows in enumerate(drawn):
         start = day * DAY
         sets.append({})
-        for number, (name, told) in enumerate(rows):
-            sets[-1][f"k{number}"] = row(start, 2.0**number, name=name) | {"properties": told}
+        for number, (name, told, figure) in enumerate(rows):
+            sets[-1][f"k{number}"] = row(start, 2.0**number, name=name) | {"properties": told} | figure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocation_json, "ROWS_TOGETHER", rows_together)
+        compared_with_each_alone(sets, aggregate)
+
+
+def compared_with_each_alone(sets, aggregate):
     try:
         together = decode_allocation("x", body(sets), aggregate).sets
     except BadAnswer:
         assert any(refused(one, aggregate) for one in sets)
         return
-    for one, found in zip(sets, together, strict=True):
+    told = {(found.start, found.end): found for found in together if found.end}
+    alone = []
+    for one in sets:
         try:
-            (alone,) = decode_allocation("x", body([one]), aggregate).sets
-        except BadAnswer:
-            assert not len(found.columns) or not found.columns.owned.any()
+            alone += [one for one in decode_allocation("x", body([one]), aggregate).sets if one.end]
+        except BadAnswer:  # of its rows none can be read, and idle alone stands for nothing
             continue
-        assert list(found.columns) == list(alone.columns)
-        assert (found.start, found.end) == (alone.start, alone.end)
+    for one in alone:
+        found = told.pop((one.start, one.end))
+        assert list(found.columns) == list(one.columns)
+        assert (found.quarantined, found.disagreement) == (one.quarantined, one.disagreement)
+    assert not any(found.columns.owned.any() for found in told.values())
 
 
 DAY_START = "2026-11-20T00:00:00Z"

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise, starmap
 from operator import attrgetter, itemgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -78,6 +78,13 @@ class Decoded(Struct, frozen=True):
     warnings: tuple[str, ...]
 
 
+ROWS_TOGETHER = 1024
+"""Small sets are made into columns together: arrays of eight rows take as long to work on as arrays of a hundred."""
+
+_NamedSet: TypeAlias = "tuple[dict[str, Any], int]"
+"""A set's rows by name, and how many others of it could not be decoded."""
+
+
 class _Set(Struct, frozen=True):
     """A set, and how many of its rows that should say something could not be read."""
 
@@ -123,13 +130,20 @@ def _decode(source: str, body: bytes, aggregate: Sequence[str]) -> Decoded:
     )
     del keyed
     found: list[_Set] = []
-    while named_sets:  # from the last, so that the rows of each set are let go of once they are columns
-        named, broken = named_sets.pop()
+    while named_sets:  # from the last, so that the rows of sets are let go of once they are columns
+        some = _pop_some(named_sets)
         first = sum(counts[: len(named_sets)])
-        read = _read_set(list(named.values()), broken, texts.take(slice(first, first + len(named))))
-        if read is not None:
-            found.append(read)
-        del named
+        rows = [row for named, _ in some for row in named.values()]
+        read = _Rows.read(rows, texts.take(slice(first, first + len(rows)))) if rows else None
+        del rows
+        first = 0
+        for named, broken in some:
+            if named and read is not None:
+                found.append(_set_of(read, slice(first, first + len(named)), broken))
+            elif broken:
+                found.append(_Set(AllocationSet(0, 0, (), broken), broken))
+            first += len(named)
+        del some
     sets = sorted((one.set for one in found), key=lambda one: one.start)
     if any(one.unreadable for one in found) and all(one.columns.is_special(IDLE).all() for one in sets):
         raise BadAnswer(f"{source} answered with rows of which none can be read")
@@ -137,6 +151,16 @@ def _decode(source: str, body: bytes, aggregate: Sequence[str]) -> Decoded:
         if after.start < before.end:
             raise BadAnswer(f"{source} answered with sets that overlap")
     return Decoded(tuple(sets), warnings)
+
+
+def _pop_some(named_sets: list[_NamedSet]) -> list[_NamedSet]:
+    """The last set, and those before it as long as they have no more rows than are read together; in their order."""
+    some = [named_sets.pop()]
+    rows = len(some[0][0])
+    while named_sets and rows + len(named_sets[-1][0]) <= ROWS_TOGETHER:
+        some.append(named_sets.pop())
+        rows += len(some[-1][0])
+    return some[::-1]
 
 
 _WINDOW_KEY = b'"window"'
@@ -155,7 +179,7 @@ def _objects_of_rows(body: bytes) -> int:
     return body.count(_WINDOW_KEY)
 
 
-def _row_sets(source: str, body: bytes) -> tuple[list[tuple[dict[str, Any], int]], tuple[str, ...]]:
+def _row_sets(source: str, body: bytes) -> tuple[list[_NamedSet], tuple[str, ...]]:
     """Each set's rows by name with the number of those that cannot be decoded, and the answer's warnings.
 
     Raises:
@@ -176,7 +200,7 @@ def _row_sets(source: str, body: bytes) -> tuple[list[tuple[dict[str, Any], int]
     return [_rows_one_by_one(raw or {}) for raw in raw_sets], warnings
 
 
-def _rows_one_by_one(raws: Mapping[str, Raw]) -> tuple[dict[str, Any], int]:
+def _rows_one_by_one(raws: Mapping[str, Raw]) -> _NamedSet:
     rows: dict[str, Any] = {}
     for name, one in raws.items():
         try:
@@ -205,38 +229,56 @@ def _refuse_repeated_keys(source: str, data: bytes) -> None:
         return
 
 
-def _read_set(rows: list[Any], broken: int, texts: Texts) -> _Set | None:
-    """A set as columns; None where there is no row at all."""
-    if not rows:
-        return _Set(AllocationSet(0, 0, (), broken), broken) if broken else None
-    windows = Coded.of(map(bytes, map(attrgetter("window"), rows))).map_to(_span)
-    if not any(windows.values):
-        return _Set(AllocationSet(0, 0, (), broken + len(rows)), broken + len(rows))
-    numbers = _numbers_of(rows)
-    window_from = windows.map(lambda span: span[0] if span else 0, np.int64)
-    window_until = windows.map(lambda span: span[1] if span else 0, np.int64)
-    started = _stamps(map(attrgetter("start"), rows), window_from)
-    ended = _stamps(map(attrgetter("end"), rows), window_until)
-    minutes = np.where(np.isfinite(numbers["minutes"]), numbers["minutes"], (ended - started) / 60)
-    minutes = np.clip(minutes, 0.0, (window_until - window_from) / 60)
-    measures, unknown = _measures(numbers, minutes)
-    refused = _refused(numbers, texts.is_idle) | texts.unread | windows.map(lambda span: span is None, bool)
-    silent = _says_nothing(measures, unknown)
+class _Rows(Struct, frozen=True):
+    """Rows of one set or of several as columns, with what is to be known of each to say whether it is kept."""
+
+    allocations: Allocations
+    windows: Coded[Span | None]
+    is_idle: Mask
+    refused: Mask
+    silent: Mask
+    disagreement: Floats
+    """USD by which a row's own total differs from the sum of its parts, where rounding does not explain it."""
+
+    @staticmethod
+    def read(rows: list[Any], texts: Texts) -> _Rows:
+        windows = Coded.of(map(bytes, map(attrgetter("window"), rows))).map_to(_span)
+        numbers = _numbers_of(rows)
+        window_from = windows.map(lambda span: span[0] if span else 0, np.int64)
+        window_until = windows.map(lambda span: span[1] if span else 0, np.int64)
+        started = _stamps(map(attrgetter("start"), rows), window_from)
+        ended = _stamps(map(attrgetter("end"), rows), window_until)
+        minutes = np.where(np.isfinite(numbers["minutes"]), numbers["minutes"], (ended - started) / 60)
+        minutes = np.clip(minutes, 0.0, (window_until - window_from) / 60)
+        measures, unknown = _measures(numbers, minutes)
+        refused = _refused(numbers, texts.is_idle) | texts.unread | windows.map(lambda span: span is None, bool)
+        allocations = Allocations(measures, unknown, started, ended, texts.columns)
+        silent, apart = _says_nothing(measures, unknown), _disagreement(numbers["totalCost"], allocations)
+        return _Rows(allocations, windows, texts.is_idle, refused, silent, apart)
+
+
+def _set_of(read: _Rows, rows: slice, broken: int) -> _Set:
+    """One of the sets whose rows were read together."""
+    refused, silent, is_idle = read.refused[rows], read.silent[rows], read.is_idle[rows]
+    windows = read.windows.take(rows)
+    if not any(windows.values[code] for code in set(windows.codes.tolist())):
+        unreadable = broken + len(refused)
+        return _Set(AllocationSet(0, 0, (), unreadable), unreadable)
     keep = ~(refused | silent)
-    if silent.any() and not (keep & ~texts.is_idle).any():
+    if silent.any() and not (keep & ~is_idle).any():
         keep &= False  # nobody's cost is known: idle alone would stand for all of it
     start, end = _hull(windows, keep)
-    allocations = Allocations(measures, unknown, started, ended, texts.columns)
+    allocations = read.allocations if len(keep) == len(read.allocations) else read.allocations.take(rows)
     kept = allocations if keep.all() else allocations.take(keep)
     left_out = broken + int((~keep).sum())
-    disagreement = _disagreement(numbers["totalCost"][keep], kept)
+    disagreement = float(read.disagreement[rows][keep].sum())
     return _Set(AllocationSet(start, end, kept, left_out, disagreement), broken + int(refused.sum()))
 
 
 def _hull(windows: Coded[Span | None], keep: Mask) -> Span:
     """The window of a set by the rows that are kept: one that cannot be read does not widen it; else by all."""
     codes = windows.codes[keep] if keep.any() else windows.codes
-    spans = [span for span in (windows.values[code] for code in np.unique(codes).tolist()) if span is not None]
+    spans = [span for span in (windows.values[code] for code in set(codes.tolist())) if span is not None]
     return min(start for start, _ in spans), max(end for _, end in spans)
 
 
@@ -264,8 +306,11 @@ def _numbers_of(rows: Sequence[Any]) -> dict[str, Floats]:
     return dict(zip(_NUMBERS, np.ascontiguousarray(matrix.T), strict=True))
 
 
-@lru_cache(maxsize=4096)
 def _span(window: bytes) -> Span | None:
+    return _kept_span(window) if len(window) <= LONGEST_WINDOW else _decoded_span(window)
+
+
+def _decoded_span(window: bytes) -> Span | None:
     try:
         decoded = _WINDOW.decode(window)
     except MALFORMED:
@@ -273,14 +318,13 @@ def _span(window: bytes) -> Span | None:
     return decoded.span if decoded is not None else None
 
 
-@lru_cache(maxsize=65536)
-def _stamp(text: str) -> int:
-    """Unix seconds, 0 where it is no stamp."""
-    return parse_rfc3339(text) or 0
+_kept_span = lru_cache(maxsize=4096)(_decoded_span)
+LONGEST_WINDOW = 256
+"""Bytes of a window that is remembered; a real one has about seventy."""
 
 
 def _stamps(texts: Iterable[str | None], otherwise: Any) -> Any:
-    stamps = Coded.of(texts).map(lambda text: _stamp(text) if text else 0, np.int64)
+    stamps = Coded.of(texts).map(lambda text: (parse_rfc3339(text) or 0) if text else 0, np.int64)
     return np.where(stamps > 0, stamps, otherwise)
 
 
@@ -332,8 +376,8 @@ def _says_nothing(measures: Floats, unknown: Bits) -> Mask:
     return np.asarray(nothing | (lacking & ~measures[: len(COMPONENTS)].any(axis=0)))
 
 
-def _disagreement(totals: Floats, kept: Allocations) -> float:
-    """USD by which the source's own totals differ from the sums of their parts, where rounding does not explain it."""
-    apart = np.abs(totals - kept.costs.sum(axis=0))
-    comparable = np.isfinite(totals) & ((kept.unknown & _COST_BITS) == 0)
-    return float(apart[comparable & (apart > len(COMPONENTS) * ROUNDING_USD)].sum())
+def _disagreement(totals: Floats, allocations: Allocations) -> Floats:
+    """By row: USD by which the source's own total differs from the sum of its parts, 0 where rounding explains it."""
+    apart = np.abs(totals - allocations.costs.sum(axis=0))
+    comparable = np.isfinite(totals) & ((allocations.unknown & _COST_BITS) == 0)
+    return np.where(comparable & (apart > len(COMPONENTS) * ROUNDING_USD), apart, 0.0)
