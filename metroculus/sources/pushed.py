@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import zlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal, Protocol
 
@@ -219,8 +219,9 @@ class PushedSource(CostSource):
         sets: list[AllocationSet] = []
         failures: list[str] = []
         received: list[int] = []
+        answers = await self._inbox.answers(self._account, window.start - window.start % HOUR, window.end)
         for start, end in window.days():
-            read = await self._hours(start, end)
+            read = await self._hours(start, end, answers)
             sets += [one.set for hour, one in read.hours.items() if start <= hour]
             failures += [read.failure] if read.failure else []
             received += [read.received_at] if read.received_at else []
@@ -228,20 +229,21 @@ class PushedSource(CostSource):
         return judge_sets(self.name, sets, window, max(received, default=int(self._clock())), (), failed)
 
     async def hour_sets(self, start: int, end: int, seconds_a_call: float) -> HourSets:
-        read = await self._hours(start, end)
+        answers = await self._inbox.answers(self._account, start - start % HOUR, end)
+        read = await self._hours(start, end, answers)
         told = {hour: one for hour, one in read.hours.items() if not one.set.without_containers}
         blind = {hour: NO_CONTAINERS for hour, one in read.hours.items() if one.set.without_containers}
         unread = dict.fromkeys(read.unread, read.failure or "")
         absent = dict.fromkeys(read.absent, NOT_PUSHED)
         return HourSets(told, {**absent, **unread, **blind}, read.failure)
 
-    async def _hours(self, start: int, end: int) -> _Hours:
+    async def _hours(self, start: int, end: int, answers: Sequence[Pushed]) -> _Hours:
         """The hours that begin in ``[start, end)``, each of the answer that counts."""
         wanted = set(range(start - start % HOUR, end, HOUR))
         found: dict[int, HourSet] = {}
         unread, absent, vain = set[int](), set(wanted), set[int]()
         failure, received_at = None, 0
-        for answer in await self._inbox.answers(self._account, min(wanted, default=start), end):
+        for answer in _about(min(wanted, default=start), end, answers):
             hours = wanted.intersection(answer.told) - found.keys()
             if not answer.tells_hours:
                 continue
@@ -306,8 +308,9 @@ class PushedSource(CostSource):
         listed: list[Asset] = []
         left_out: list[object] = []
         lacking, received, forms = 0, list[int](), set[str]()
+        answers = await self._inbox.answers(self._account, window.start, window.end)
         for start, end in window.days():
-            parts = await self._asset_parts(start, end)
+            parts = await self._asset_parts(start, end, answers)
             covered = 0
             for part in parts:
                 listed += part.assets
@@ -338,7 +341,8 @@ class PushedSource(CostSource):
 
     async def asset_hours(self, start: int, end: int, deadline: Deadline) -> Mapping[int, AssetsReading]:
         found = {}
-        for part in await self._asset_parts(start, end, days=False):
+        answers = await self._inbox.answers(self._account, start, end)
+        for part in await self._asset_parts(start, end, answers, days=False):
             source = SourceReport(name=self.assets_name, status="ok", fetched_at=part.received_at)
             found[part.hour] = AssetsReading(
                 source=source,
@@ -348,11 +352,13 @@ class PushedSource(CostSource):
             )
         return found
 
-    async def _asset_parts(self, start: int, end: int, days: bool = True) -> list[_AssetPart]:
+    async def _asset_parts(
+        self, start: int, end: int, answers: Sequence[Pushed], days: bool = True
+    ) -> list[_AssetPart]:
         """The assets of one whole day, else those of each hour that lies in ``[start, end)``."""
         hours = {hour for hour, _ in split(start, end, HOUR) if hour % HOUR == 0 and hour + HOUR <= end}
         found: dict[int, _AssetPart] = {}
-        for answer in await self._inbox.answers(self._account, start, end):
+        for answer in _about(start, end, answers):
             whole = days and answer.step == "day" and (answer.first, answer.last) == (start, end) and bool(answer.told)
             wanted = hours.intersection(answer.told) - found.keys()
             if answer.kind != "assets" or not (whole or (wanted and answer.step == "hour")):
@@ -365,6 +371,11 @@ class PushedSource(CostSource):
             for hour in wanted.intersection(read):
                 found[hour] = _AssetPart(hour, read[hour], HOUR, answer.received_at, decoded)
         return [found[hour] for hour in sorted(found)]
+
+
+def _about(start: int, end: int, answers: Sequence[Pushed]) -> Iterator[Pushed]:
+    """The answers about some of ``[start, end)``, in their order."""
+    return (one for one in answers if one.first < end and one.last > start)
 
 
 class _Hours(Struct, frozen=True):
