@@ -13,11 +13,15 @@ WITHOUT_SLOT = 4
 
 
 class Slots:
-    """A pool of slots; sources that fall silent together cost the others two seconds, and not a deadline."""
+    """A pool of slots; sources that fall silent together cost the others two seconds, and not a deadline.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        without: tasks that may go on without a slot, for each slot.
+    """
+
+    def __init__(self, size: int, without: int = WITHOUT_SLOT) -> None:
         self._free = asyncio.Semaphore(size)
-        self._may_be_given_up = WITHOUT_SLOT * size
+        self._may_be_given_up = without * size
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:
@@ -27,6 +31,7 @@ class Slots:
         try:
             yield slot
         finally:
+            slot.over = True
             if slot.given_up:
                 self._may_be_given_up += 1
             else:
@@ -47,16 +52,25 @@ class Slot:
     def __init__(self, pool: Slots) -> None:
         self._pool = pool
         self.given_up = False
+        self.over = False
+        """Whether the task has ended; a call of it may still be under way, where another one failed first."""
 
     @contextmanager
     def while_asking(self) -> Iterator[None]:
         """Around one call to a source; calls of one task may run side by side."""
-        timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._give_up)
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
+
+        def give_up() -> None:
+            nonlocal timer
+            if self.given_up or self.over:
+                return
+            self.given_up = self._pool.take_back()
+            if not self.given_up:
+                timer = loop.call_later(PATIENCE_SECONDS, give_up)
+
+        timer = loop.call_later(PATIENCE_SECONDS, give_up)
         try:
             yield
         finally:
             timer.cancel()
-
-    def _give_up(self) -> None:
-        if not self.given_up:
-            self.given_up = self._pool.take_back()

@@ -18,7 +18,7 @@ from metroculus.metroculus_worker.daily import extract_assets, extract_savings, 
 from metroculus.metroculus_worker.extract import Extractor, LostOwnership, Outcome, RepairOrder
 from metroculus.metroculus_worker.metrics import Freshness, WorkerMetrics, freshness
 from metroculus.metroculus_worker.ownership import Owned, Owners
-from metroculus.metroculus_worker.slots import Slots
+from metroculus.metroculus_worker.slots import WITHOUT_SLOT, Slots
 from metroculus.metroculus_worker.tasks import Kind, Task, TaskResult, role_of
 from metroculus.plan import (
     CLOSED_AFTER_SECONDS,
@@ -138,7 +138,11 @@ class TaskRunner:
         self._purge_grace_days = purge_grace_days
         self._report_result = report
         self._keep_ownership = keep_ownership
-        self._pools = {share: Slots(pool_size(share, parallel)) for share in SHARES}
+        # A back-fill goes on for days: one slow answer must not make more of them run for so long.
+        self._pools = {
+            share: Slots(pool_size(share, parallel), 0 if share == BACKFILLS_SHARE else WITHOUT_SLOT)
+            for share in SHARES
+        }
         self._due_at: dict[str, int] = {}
         """When the newest hours of a cluster are due next, of clusters whose tasks ran in this process."""
         self._busy: dict[str, asyncio.Lock] = {}

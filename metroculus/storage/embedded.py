@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -20,7 +20,7 @@ from uuid import uuid4
 import msgspec
 
 from metroculus.storage import arrow
-from metroculus.storage.embedded_process import BLOCK, DONE, FORMAT, OWNED, read_frame, write_frame
+from metroculus.storage.embedded_process import BLOCK, DATA, DONE, FORMAT, OWNED, read_frame, write_frame
 from metroculus.storage.engine import Block, Column, Dialect, Engine, StoreError, StoreOwned, Value, Writes, literal
 
 log = logging.getLogger("storage")
@@ -29,6 +29,8 @@ BLOCK_PREFIX = "block-"
 """Of the names of files that rows are handed over in; a random number follows."""
 MOST_LOG_BYTES = 1 << 20
 """Of the engine's own log, when it is started."""
+ROOM_BYTES = 8 << 20
+"""That must be free before tables are made or changed."""
 ANSWER_SECONDS = 150.0
 """Longer than any statement may run: who is silent for that long is hung."""
 
@@ -62,13 +64,17 @@ class EmbeddedEngine(Engine):
             raise StoreError(f"{folder}: {problem.strerror}") from None
         try:
             self._own()
+            if not (self._folder / DATA).exists():
+                self.require_room()
             with self._lock:
                 self._start()
-        except StoreError:
+        except BaseException:
+            self._end()
             os.close(self._ownership)
             raise
         for left in self._folder.glob(f"{BLOCK_PREFIX}{32 * '[0-9a-f]'}"):  # of a process that was killed
-            left.unlink(missing_ok=True)
+            with suppress(OSError):
+                left.unlink()
 
     @property
     def dialect(self) -> Dialect:
@@ -100,21 +106,34 @@ class EmbeddedEngine(Engine):
         except OSError as problem:
             raise StoreError(f"{self._folder} cannot be locked: {problem.strerror}") from None
 
+    def require_room(self) -> None:
+        """The engine does not notice that the file of a table could not be written, and never starts again.
+
+        Raises:
+            StoreError
+        """
+        disk = os.statvfs(self._folder)
+        if disk.f_bavail * disk.f_frsize < ROOM_BYTES:
+            raise StoreError(f"{self._folder}: less than {ROOM_BYTES >> 20} MiB are free; make room first")
+
     @property
     def _owned(self) -> str:
         return f"the store in {self._folder} is in use by another process: stop it, or ask it over HTTP"
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._open_log() as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "metroculus.storage.embedded_process", str(self._folder)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                bufsize=0,  # what a buffer had swallowed, select would not see
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,
-            )
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "metroculus.storage.embedded_process", str(self._folder)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    bufsize=0,  # what a buffer had swallowed, poll would not see
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                    start_new_session=True,
+                )
+            except OSError as problem:  # no descriptors, no memory
+                raise StoreError(f"the embedded engine cannot be started: {problem.strerror}") from None
         self._process = process
         frame = self._read(process)
         kind, text = frame[:1], frame[1:].decode("utf-8", "replace")
@@ -147,7 +166,9 @@ class EmbeddedEngine(Engine):
             StoreError
         """
         assert process.stdout is not None
-        readable, _, _ = select.select([process.stdout], [], [], ANSWER_SECONDS)
+        waiting = select.poll()  # select knows no descriptor above 1,023
+        waiting.register(process.stdout, select.POLLIN)
+        readable = waiting.poll(1000 * ANSWER_SECONDS)
         frame = read_frame(process.stdout) if readable else None
         if frame is None:
             self._end()

@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,6 +24,9 @@ LEAVING_SECONDS = 60.0
 """How long an engine is waited for whose owner is gone: it ends with the statement that it is at."""
 
 NOT_INSTALLED = "pip install 'metroculus[embedded]', or set CLICKHOUSE_URL to a server"
+
+DATA = "data"
+"""The engine's own folder in the store's."""
 
 BLOCK, DONE, FAILED, OWNED = b"b", b"d", b"f", b"o"
 FORMAT = "JSONCompactEachRow"
@@ -68,6 +72,7 @@ def own(folder: Path) -> int:
 
     Raises:
         BlockingIOError: another engine has had it for as long as an engine may take to end.
+        OSError: it cannot be opened.
     """
     descriptor = os.open(folder / "engine.lock", os.O_RDWR | os.O_CREAT, 0o600)
     end = time.monotonic() + LEAVING_SECONDS
@@ -98,6 +103,8 @@ def main(folder: Path) -> None:
         own(folder)
     except BlockingIOError:
         return write_frame(answers, OWNED)
+    except OSError as problem:
+        return write_frame(answers, FAILED, f"engine.lock: {problem.strerror}".encode())
     try:
         import chdb
         from chdb.session import Session
@@ -106,7 +113,7 @@ def main(folder: Path) -> None:
 
     failures = (chdb.ChdbError, RuntimeError)  # sessions raise another class of the same name, which is a RuntimeError
     try:
-        session = Session(str(folder / "data"))
+        session = Session(str(folder / DATA))
         session.query(SETTINGS)
         session.query("CREATE DATABASE IF NOT EXISTS metroculus")
         session.query("USE metroculus")
@@ -131,5 +138,8 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    except BaseException:  # noqa: BLE001  (there is nobody to raise it to; engine.log has it)
+        traceback.print_exc()
     os._exit(0)  # the thread that listens would hold up an orderly end

@@ -134,6 +134,14 @@ class Engine(Protocol):
         """Whether every question is answered from the same data, and none by a replica that lags behind."""
         ...
 
+    def require_room(self) -> None:
+        """Refuse a change of the schema for which the disk has no room.
+
+        Raises:
+            StoreError
+        """
+        ...
+
     def command(self, sql: str) -> None:
         """Run a statement without an answer."""
         ...

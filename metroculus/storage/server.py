@@ -133,6 +133,9 @@ class ServerEngine(Engine):
             else:
                 client.disconnect()
 
+    def require_room(self) -> None:
+        """A server says by itself what it has no room for."""
+
     def command(self, sql: str) -> None:
         with self._client() as client:
             client.execute(sql, settings=SETTINGS)

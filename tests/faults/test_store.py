@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from metroculus.storage.embedded import EmbeddedEngine
 from metroculus.storage.engine import StoreError, StoreOwned
 from metroculus.storage.history import Filters
 from metroculus.storage.ledger import FencedWriter, HourBatch
+from metroculus.storage.migrations import MIGRATIONS
+from metroculus.storage.migrations.runner import migrate
 from metroculus.storage.store import Store, open_store
 from simulator.costs import truth
 from simulator.server import Habits
@@ -74,6 +78,65 @@ def test_a_full_disk_shows_nothing_half_and_heals_with_room(small_disk: Path) ->
         assert whole(store) == stored and store.failed is None
     finally:
         store.close()
+
+
+@pytest.mark.parametrize("schema", [0, 6])
+def test_a_schema_is_not_changed_on_a_full_disk_and_the_store_opens_when_there_is_room(
+    small_disk: Path, schema: int
+) -> None:
+    url = f"embedded:{small_disk / 'store'}"
+    if schema:
+        older = EmbeddedEngine(small_disk / "store")
+        migrate(older, MIGRATIONS[:schema])
+        older.close()
+    filler = small_disk / "filler"
+    with suppress(OSError), filler.open("wb") as file:
+        while True:
+            file.write(b"x" * 65536)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="less than 8 MiB are free; make room first"):
+            open_store(url, lambda: NOW)
+    filler.unlink()
+    store = open_store(url, lambda: NOW)
+    store.ledger.commit([hour_of(0, 10)], FencedWriter(1))
+    store.close()
+    store = open_store(url, lambda: NOW)
+    assert len(whole(store)) == 1
+    store.close()
+
+
+def test_an_engine_is_started_again_by_a_program_with_many_descriptors(tmp_path: Path) -> None:
+    engine = EmbeddedEngine(tmp_path / "store")
+    low, high = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, high), high))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert engine.process_id is not None
+        os.kill(engine.process_id, signal.SIGKILL)
+        assert until(lambda: list(_answered(engine)) == [[1]])
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low, high))
+        engine.close()
+
+
+def _answered(engine: EmbeddedEngine) -> list[Any]:
+    try:
+        return list(engine.query("SELECT 1"))
+    except StoreError:  # the statement that its death was noticed by
+        return []
+
+
+@pytest.mark.parametrize("name", ["engine.lock", "owner.lock", f"block-{'0' * 32}"])
+def test_a_store_that_could_not_be_opened_is_opened_by_the_same_program_later(tmp_path: Path, name: str) -> None:
+    url, folder = f"embedded:{tmp_path / 'store'}", tmp_path / "store" / name
+    folder.mkdir(parents=True)
+    if name.endswith("lock"):
+        with pytest.raises(StoreError, match=f"{name}|Is a directory"):
+            open_store(url, lambda: NOW)
+        folder.rmdir()
+    open_store(url, lambda: NOW).close()
 
 
 def test_an_engine_that_is_killed_mid_write_comes_back_with_the_next_call(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from metroculus.metroculus_worker import slots
-from metroculus.metroculus_worker.slots import WITHOUT_SLOT, Slots
+from metroculus.metroculus_worker.slots import WITHOUT_SLOT, Slot, Slots
 
 SIZE = 2
 
@@ -70,6 +71,44 @@ def test_tasks_that_wait_for_a_source_make_room_up_to_a_bound() -> None:
         again, others = await started(pool, 5, asking=False)
         await only(again, SIZE)
         await ended(others)
+
+    asyncio.run(check())
+
+
+def test_a_call_that_outlives_its_task_gives_nothing_up() -> None:
+    async def check() -> None:
+        pool = Slots(SIZE)
+
+        async def fails() -> None:
+            raise ValueError("the other call goes on")
+
+        async def hangs(slot: Slot) -> None:
+            with slot.while_asking():
+                await asyncio.sleep(0.05)
+
+        calls = []
+        for _ in range(5):
+            with suppress(ValueError):
+                async with pool.slot() as slot:
+                    calls.append(asyncio.create_task(hangs(slot)))
+                    await asyncio.sleep(0)
+                    await fails()
+        await asyncio.gather(*calls)
+        begun, tasks = await started(pool, SIZE + 3, asking=False)
+        await only(begun, SIZE)
+        await ended(tasks)
+
+    asyncio.run(check())
+
+
+def test_a_task_that_could_not_give_up_its_slot_does_so_when_another_has_ended() -> None:
+    async def check() -> None:
+        pool = Slots(1, without=1)
+        begun, tasks = await started(pool, 3, asking=True)
+        await only(begun, 2)
+        tasks[0].cancel()
+        await only(begun, 1)
+        await ended(tasks)
 
     asyncio.run(check())
 

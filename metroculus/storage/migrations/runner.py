@@ -69,6 +69,7 @@ def _migrate(engine: Engine, migrations: Sequence[Migration]) -> int:
     for migration in migrations:
         if migration.number in applied:
             continue
+        engine.require_room()
         log.info("bringing the store to schema %d", migration.number)
         for step in migration.steps:
             step.apply(engine)
