@@ -31,16 +31,19 @@ TAIL = """
 """
 
 
-def page(sections: Sequence[tuple[str, Sequence[Declared]]], found: Mapping[str, float]) -> str:
-    """The whole page, with what was found in its last column."""
+def page(
+    sections: Sequence[tuple[str, Sequence[Declared]]], found: Mapping[str, float], seen_before: Mapping[str, str]
+) -> str:
+    """The whole page, with what was found in its last column, or seen before where it was not measured now."""
     parts = [HEAD]
     for name, figures in sections:
         parts.append(f"\n## {name}\n\n| figure | what | bar | seen |\n|---|---|---|---|")
         for one in figures:
-            seen = f"{found[one.name]:,.3g} {one.unit}" if one.name in found else "—"
+            seen = f"{found[one.name]:,.3g} {one.unit}" if one.name in found else seen_before.get(one.name, "—")
             parts.append(f"| `{one.name}` | {one.what} | {one.goal or '—'} | {seen} |")
     return "\n".join(parts) + "\n" + TAIL
 
 
 def write(sections: Sequence[tuple[str, Sequence[Declared]]], found: Mapping[str, float]) -> None:
-    PAGE.write_text(page(sections, found))
+    rows = (line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `"))
+    PAGE.write_text(page(sections, found, {name.strip("`"): seen for name, *_, seen in rows}))

@@ -148,7 +148,7 @@ async def _serve(copies: int, delay: float) -> None:
         (r"/([^/]+)(/.*)", _Answer),
     ]
     sockets = bind_sockets(0, "127.0.0.1")
-    HTTPServer(Application(routes)).add_sockets(sockets)
+    HTTPServer(Application(routes, log_function=lambda handler: None)).add_sockets(sockets)
     print(json.dumps({"url": f"http://127.0.0.1:{sockets[0].getsockname()[1]}"}), flush=True)
     await asyncio.to_thread(sys.stdin.read)
 

@@ -13,7 +13,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "benchmarks.md"
 
 def test_the_page_is_the_one_that_the_command_writes():
     written = PAGE.read_text().splitlines()
-    for line in page([(name, figures) for name, (figures, _) in SECTIONS.items()], {}).splitlines():
+    for line in page([(name, figures) for name, (figures, _) in SECTIONS.items()], {}, {}).splitlines():
         expected = line.removesuffix(" — |") if line.startswith("| `") else line
         assert any(one.startswith(expected) for one in written), expected
 
