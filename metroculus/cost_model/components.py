@@ -9,8 +9,9 @@ Upstream fields are those of OpenCost (``core/pkg/opencost/allocation_json.go``)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import fsum
+from operator import attrgetter
 from typing import Literal
 
 from msgspec import Struct
@@ -126,7 +127,7 @@ class Costs(Struct, frozen=True, array_like=True, gc=False):
 
     def by_component(self) -> tuple[float, ...]:
         """In the order of ``COMPONENTS``."""
-        return tuple(getattr(self, name) for name in COMPONENTS)
+        return _BY_COMPONENT(self)
 
     @staticmethod
     def sum(many: Iterable[Costs]) -> Costs:
@@ -135,6 +136,9 @@ class Costs(Struct, frozen=True, array_like=True, gc=False):
 
     def plus(self, *others: Costs) -> Costs:
         return Costs.sum((self, *others))
+
+
+_BY_COMPONENT: Callable[[Costs], tuple[float, ...]] = attrgetter(*COMPONENTS)
 
 
 class Egress(Struct, frozen=True, array_like=True, gc=False):
