@@ -243,7 +243,7 @@ class _Rows(Struct, frozen=True):
     @staticmethod
     def read(rows: list[Any], texts: Texts) -> _Rows:
         windows = Coded.of(map(bytes, map(attrgetter("window"), rows))).map_to(_span)
-        numbers = _numbers_of(rows)
+        numbers, beyond = _bounded(_numbers_of(rows))
         window_from = windows.map(lambda span: span[0] if span else 0, np.int64)
         window_until = windows.map(lambda span: span[1] if span else 0, np.int64)
         started = _stamps(map(attrgetter("start"), rows), window_from)
@@ -251,7 +251,8 @@ class _Rows(Struct, frozen=True):
         minutes = np.where(np.isfinite(numbers["minutes"]), numbers["minutes"], (ended - started) / 60)
         minutes = np.clip(minutes, 0.0, (window_until - window_from) / 60)
         measures, unknown = _measures(numbers, minutes)
-        refused = _refused(numbers, texts.is_idle) | texts.unread | windows.map(lambda span: span is None, bool)
+        refused = beyond | _negative(numbers, texts.is_idle) | texts.unread
+        refused |= windows.map(lambda span: span is None, bool)
         allocations = Allocations(measures, unknown, started, ended, texts.columns)
         silent, apart = _says_nothing(measures, unknown), _disagreement(numbers["totalCost"], allocations)
         return _Rows(allocations, windows, texts.is_idle, refused, silent, apart)
@@ -352,12 +353,22 @@ def _measures(numbers: Mapping[str, Floats], minutes: Floats) -> tuple[Floats, B
     return measures, unknown
 
 
-def _refused(numbers: Mapping[str, Floats], is_idle: Mask) -> Mask:
-    """Rows that say what cannot be: a cost below zero, or a figure that no sum can hold."""
-    refused = np.zeros(len(is_idle), dtype=bool)
+def _bounded(numbers: Mapping[str, Floats]) -> tuple[dict[str, Floats], Mask]:
+    """Numbers that every sum can hold, and the rows that said larger ones, which stand at their bound here."""
+    bounded = dict(numbers)
+    refused = np.zeros(len(numbers["minutes"]), dtype=bool)
     for key, most in _MOST.items():
         given = numbers[key]
-        refused |= np.isfinite(given) & (np.abs(given) > most)
+        beyond = np.isfinite(given) & (np.abs(given) > most)
+        if beyond.any():
+            refused |= beyond
+            bounded[key] = np.where(beyond, most, given)
+    return bounded, refused
+
+
+def _negative(numbers: Mapping[str, Floats], is_idle: Mask) -> Mask:
+    """Rows that say a cost below zero, where that cannot be."""
+    refused = np.zeros(len(is_idle), dtype=bool)
     for one in MEASURES:
         if one.kind == "cost" and not one.may_be_negative:
             given = numbers[one.upstream]
