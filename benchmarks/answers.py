@@ -17,7 +17,8 @@ from statistics import median
 import requests
 
 from benchmarks.figures import ROUNDS, Declared
-from benchmarks.servers import SECRET, serving
+from benchmarks.servers import serving
+from benchmarks.stacks import SECRET
 from metroculus.cost_model.allocation import Allocation
 from metroculus.cost_model.assets import Asset
 from metroculus.cost_model.columns import Allocations

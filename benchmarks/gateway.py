@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,13 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-import requests
-
 from benchmarks import load
 from benchmarks.figures import Declared
 from benchmarks.servers import serving
 from simulator.remote_write import field, labels, packed, sample
-from standalone.demo import free_port
+from tests.conftest import Prometheus
 
 ROUNDS, BODIES, SERIES = 3, 60, 2000
 """A batch of 2,000 samples is what Prometheus sends by default."""
@@ -66,25 +63,14 @@ def _batch(milliseconds: int) -> bytes:
 def _receiver(folder: Path) -> Iterator[str]:
     if shutil.which("prometheus") is None:
         raise load.LoadError("prometheus is not installed: apt-get install prometheus")
-    port = free_port()
-    configuration = folder / "prometheus.yml"
-    configuration.write_text("storage: {tsdb: {out_of_order_time_window: 1d}}")
-    process = subprocess.Popen(
-        ["prometheus", f"--config.file={configuration}", f"--storage.tsdb.path={folder / 'data'}",
-         f"--web.listen-address=127.0.0.1:{port}", "--web.enable-remote-write-receiver", "--log.level=error"],
-    )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
+    prometheus = Prometheus(folder)
+    prometheus.start(
+        "--web.enable-remote-write-receiver", configuration="storage: {tsdb: {out_of_order_time_window: 1d}}"
+    )
     try:
-        for _ in range(200):
-            try:
-                if requests.get(f"{url}/-/ready", timeout=1).ok:
-                    break
-            except requests.ConnectionError:
-                time.sleep(0.05)
-        yield f"{url}/api/v1/write"
+        yield f"{prometheus.url}/api/v1/write"
     finally:
-        process.terminate()
-        process.wait(60)
+        prometheus.stop()
 
 
 def measure() -> dict[str, float]:

@@ -1,7 +1,6 @@
-"""A stored day beside the same of a cold OpenCost: a real one, that ``OPENCOST_BIN`` names, over a real Prometheus.
+"""A stored day, compared with the same day from a real OpenCost (``OPENCOST_BIN``) over a real Prometheus.
 
-OpenCost asks Kubernetes who it is and what runs; here it is told of a cluster without objects, and takes everything
-from Prometheus.
+OpenCost needs a Kubernetes API. Here that API has no objects, so OpenCost takes all data from Prometheus.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from benchmarks.figures import ROUNDS, Declared
 from benchmarks.stacks import stack_in
 from benchmarks.upstream_server import of_many_pods
 from simulator.world import make_world
-from tests.conftest import Prometheus, free_port, wait_until_ready
+from tests.conftest import Prometheus, end, free_port, wait_until_ready
 from tests.support import ACCOUNT, DAY, END, SECRET, Stack
 
 COPIES = 72
@@ -178,10 +177,5 @@ def _opencost(stack: Stack, prometheus: Prometheus) -> Iterator[str]:
         wait_until_ready(f"{url}/healthz", process, 60)
         yield url
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
         shutil.copy(FOLDER / "opencost.log", "build/opencost.log")

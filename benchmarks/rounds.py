@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,15 +11,12 @@ from typing import Any
 from uuid import UUID
 
 from benchmarks.figures import Declared
-from metroculus.config import MetroculusConfig, WorkerConfig
-from metroculus.dependencies import make_dependencies
-from metroculus.metroculus_worker.server import make_worker
+from benchmarks.stacks import worker_in
 from metroculus.sources.registry.protocol import Credentials
 
 CLUSTERS = 1_000
 NOW = 1795219200 + 1200
 FOLDER = Path("build/bench-rounds")
-SECRET = "a-secret-of-the-bench"
 
 FIGURES = (
     Declared("idle_round_ms", "ms", "a round over 1,000 clusters of which nothing is due", at_most=2000),
@@ -29,34 +25,21 @@ FIGURES = (
 
 
 def measure(clusters: int = CLUSTERS) -> dict[str, float]:
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    try:
-        return asyncio.run(_measure(clusters))
-    finally:
-        shutil.rmtree(FOLDER, ignore_errors=True)
+    return asyncio.run(_measure(clusters))
 
 
 async def _measure(clusters: int) -> dict[str, float]:
-    config = MetroculusConfig(
-        cluster_secret=SECRET,
-        data_dir=FOLDER,
-        clickhouse_url=f"embedded:{FOLDER / 'store'}",
-        worker=WorkerConfig(listen=("127.0.0.1", 0)),
-    )
-    dependencies = make_dependencies(config, clock=lambda: NOW)
-    service = make_worker(config, dependencies, clock=lambda: NOW)
-    store: Any = dependencies.store
-    for number in range(clusters):  # clusters that push, and have pushed nothing yet: no upstream is part of the figure
-        await dependencies.registry.put(str(UUID(int=number, version=4)), "push", "", Credentials())
-    await service.worker.extract_all()
-    asked = Counter[str]()
-    _count(store.engine, ("rows", "columns", "insert", "insert_blocks"), asked)
-    _count(dependencies.registry.entries, ("accounts", "entry_versions", "read", "revision"), asked)
-    began = time.perf_counter()
-    await service.worker.extract_all()
-    took = time.perf_counter() - began
-    await service.stop()
-    dependencies.close()
+    async with worker_in(FOLDER, lambda: NOW) as (service, dependencies):
+        store: Any = dependencies.store
+        for number in range(clusters):  # they push, and have pushed nothing yet: no upstream is part of the figure
+            await dependencies.registry.put(str(UUID(int=number, version=4)), "push", "", Credentials())
+        await service.worker.extract_all()
+        asked = Counter[str]()
+        _count(store.engine, ("rows", "columns", "insert", "insert_blocks"), asked)
+        _count(dependencies.registry.entries, ("accounts", "entry_versions", "read", "revision"), asked)
+        began = time.perf_counter()
+        await service.worker.extract_all()
+        took = time.perf_counter() - began
     return {"idle_round_ms": 1000 * took, "idle_round_questions": float(asked.total())}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,8 @@ from uuid import UUID
 
 from benchmarks.figures import Declared
 from benchmarks.history import resident_mib
+from benchmarks.stacks import worker_in
 from benchmarks.upstream_server import END, UpstreamServer, upstreams
-from metroculus.config import MetroculusConfig, WorkerConfig
-from metroculus.dependencies import make_dependencies
-from metroculus.metroculus_worker.server import make_worker
-from metroculus.sources.outbound.addresses import AllowedAddresses
 from metroculus.sources.registry.protocol import Credentials
 from metroculus.storage.columns import EXTRACTIONS
 from simulator.world import HOUR
@@ -40,27 +36,14 @@ FIGURES = (
 
 
 def measure(clusters: int = CLUSTERS) -> dict[str, float]:
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    try:
-        with upstreams(COPIES) as server:
-            return asyncio.run(_measure(server, clusters))
-    finally:
-        shutil.rmtree(FOLDER, ignore_errors=True)
+    with upstreams(COPIES) as server:
+        return asyncio.run(_measure(server, clusters))
 
 
 async def _measure(server: UpstreamServer, clusters: int) -> dict[str, float]:
     now = END - HOURS * HOUR + SETTLED
-    config = MetroculusConfig(
-        cluster_secret="a-secret-of-the-bench",
-        data_dir=FOLDER,
-        clickhouse_url=f"embedded:{FOLDER / 'store'}",
-        upstream_allow=AllowedAddresses(["127.0.0.0/8"]),
-        worker=WorkerConfig(listen=("127.0.0.1", 0)),
-    )
-    dependencies = make_dependencies(config, clock=lambda: now)
-    service = make_worker(config, dependencies, clock=lambda: now)
-    store: Any = dependencies.store
-    try:
+    async with worker_in(FOLDER, lambda: now) as (service, dependencies):
+        store: Any = dependencies.store
         for number in range(clusters):
             account = str(UUID(int=number, version=4))
             await dependencies.registry.put(account, "kubecost", server.url_of(account), Credentials())
@@ -84,9 +67,6 @@ async def _measure(server: UpstreamServer, clusters: int) -> dict[str, float]:
             "rows_an_hour": float(told["an_hour"]),
             "worker_mib": resident_mib(os.getpid()),
         }
-    finally:
-        await service.stop()
-        dependencies.close()
 
 
 def _cpu_seconds() -> float:

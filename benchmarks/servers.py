@@ -7,14 +7,10 @@ simulated cluster. Each prints one line of JSON that says where, and ends when i
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +20,8 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from benchmarks.load import server_core
+from benchmarks.processes import process_of, until_closed
+from benchmarks.stacks import SECRET
 from diproxy.diproxy_server.config import GatewayConfig
 from diproxy.diproxy_server.server import make_app as make_gateway
 from metroculus.sources.registry.protocol import Credentials
@@ -37,26 +35,12 @@ from tools.tornado_service.listening import listen
 from tools.tornado_service.logs import set_up
 
 END = 1795219200
-SECRET = "a-secret-of-the-bench"
 FOLDER = Path("build/bench-services")
 
 
-@contextmanager
-def serving(*arguments: str) -> Iterator[dict[str, Any]]:
+def serving(*arguments: str) -> AbstractContextManager[dict[str, Any]]:
     """A server on the servers' core, and where it is."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.servers", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-        )
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            yield json.loads(process.stdout.readline())
-        finally:
-            process.stdin.close()
-            process.wait(30)
+    return process_of("benchmarks.servers", *arguments)
 
 
 NO_ASSETS = b'{"code": 200, "data": []}'
@@ -81,7 +65,7 @@ async def bare(body: bytes) -> None:
     server = HTTPServer(Application([("/.*", Bare)], log_function=lambda handler: None))
     sockets = bind_sockets(0, "127.0.0.1")
     server.add_sockets(sockets)
-    await _until_closed({"url": f"http://127.0.0.1:{sockets[0].getsockname()[1]}/"})
+    await until_closed({"url": f"http://127.0.0.1:{sockets[0].getsockname()[1]}/"})
 
 
 async def product() -> None:
@@ -110,7 +94,7 @@ async def product() -> None:
         "costs": f"{rest_api}/restapi/v2/kubecost/clusters/{account}/costs?{dates}",
         "token": directory.create_token("bench", None)[1],
     }
-    await _until_closed(where)
+    await until_closed(where)
     cluster.stop()
     await running.stop()
 
@@ -132,15 +116,10 @@ async def gateway(receive_url: str) -> None:
     listener = listen(made.application, made.service, "127.0.0.1", 0)
     token = await asyncio.to_thread(made.calls.client.create_push_token, account)
     where = {"url": f"{listener.url}/storage/api/v2/write", "token": token[1]["push_token"], "pid": os.getpid()}
-    await _until_closed(where)
+    await until_closed(where)
     await listener.stop()
     made.close()
     await running.stop()
-
-
-async def _until_closed(where: dict[str, Any]) -> None:
-    print(json.dumps(where), flush=True)
-    await asyncio.to_thread(sys.stdin.read)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import requests
 
 from benchmarks.figures import Declared, median_ratio
 from benchmarks.load import run
-from benchmarks.servers import SECRET, serving
+from benchmarks.servers import serving
+from benchmarks.stacks import SECRET
 
 FIGURES = (
     Declared(

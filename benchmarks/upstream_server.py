@@ -7,8 +7,6 @@ be made silent: it takes requests, and never answers.
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from benchmarks.processes import process_of, until_closed
 from simulator.server import Habits, Simulator
 from simulator.world import DAY, World, make_world
 from standalone.demo import serve_simulator
@@ -30,7 +29,7 @@ DAYS = 4
 
 
 class UpstreamServer:
-    """The other end of the process; ``url`` is followed by a cluster's name."""
+    """The process as its parent sees it."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -52,23 +51,14 @@ class UpstreamServer:
 
 @contextmanager
 def upstreams(copies: int = 1, delay: float = 0.0) -> Iterator[UpstreamServer]:
-    """Start them.
+    """Run them until the block ends.
 
     Args:
         copies: pods that each of the simulated cluster's is split into.
         delay: seconds before an answer.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.upstream_server", str(copies), str(delay)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        yield UpstreamServer(json.loads(process.stdout.readline())["url"])
-    finally:
-        process.stdin.close()
-        process.wait(30)
+    with process_of("benchmarks.upstream_server", str(copies), str(delay)) as where:
+        yield UpstreamServer(where["url"])
 
 
 class _Upstream:
@@ -149,8 +139,7 @@ async def _serve(copies: int, delay: float) -> None:
     ]
     sockets = bind_sockets(0, "127.0.0.1")
     HTTPServer(Application(routes, log_function=lambda handler: None)).add_sockets(sockets)
-    print(json.dumps({"url": f"http://127.0.0.1:{sockets[0].getsockname()[1]}"}), flush=True)
-    await asyncio.to_thread(sys.stdin.read)
+    await until_closed({"url": f"http://127.0.0.1:{sockets[0].getsockname()[1]}"})
 
 
 if __name__ == "__main__":

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 from uuid import UUID
 
 from benchmarks.figures import ROUNDS, Declared
-from benchmarks.stacks import stack_in
+from benchmarks.stacks import stack_in, worker_in
 from benchmarks.upstream_server import END, UpstreamServer, upstreams
-from metroculus.config import MetroculusConfig, WorkerConfig
-from metroculus.dependencies import Dependencies, make_dependencies
 from metroculus.metroculus_worker.backfill import Progress
-from metroculus.metroculus_worker.server import WorkerService, make_worker
+from metroculus.metroculus_worker.server import WorkerService
 from metroculus.metroculus_worker.tasks import TaskResult
 from metroculus.sources.answers.allocation_json import decode_allocation
-from metroculus.sources.outbound.addresses import AllowedAddresses
 from metroculus.sources.outbound.http import SourceHttp, Upstream
 from metroculus.sources.registry.protocol import Credentials
 from simulator.world import DAY, HOUR
@@ -37,7 +32,6 @@ SETTLED = 20 * 60
 FOLDER = Path("build/bench-upstreams")
 Asked = tuple[str, tuple[tuple[str, str], ...]]
 """Path and query of a question to a source."""
-LOOPBACK = AllowedAddresses(["127.0.0.0/8"])
 
 FIGURES = (
     Declared(
@@ -93,34 +87,13 @@ def _list_seconds(stack: Stack, server: UpstreamServer) -> float:
     return median(taken[1:])  # the first also asks each source what it is
 
 
-@asynccontextmanager
-async def _worker(clock: Callable[[], float], deadline: float) -> AsyncIterator[tuple[WorkerService, Dependencies]]:
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    config = MetroculusConfig(
-        cluster_secret="a-secret-of-the-bench",
-        data_dir=FOLDER,
-        clickhouse_url=f"embedded:{FOLDER / 'store'}",
-        kubecost_timeout=deadline,
-        upstream_allow=LOOPBACK,
-        worker=WorkerConfig(listen=("127.0.0.1", 0)),
-    )
-    dependencies = make_dependencies(config, clock=clock)
-    service = make_worker(config, dependencies, clock=clock)
-    try:
-        yield service, dependencies
-    finally:
-        await service.stop()
-        dependencies.close()
-        shutil.rmtree(FOLDER, ignore_errors=True)
-
-
 async def _committed_to_decoding(server: UpstreamServer) -> float:
     """Seconds until a back-fill has committed its last hour, to those of decoding its answers one after the other."""
     window = (END - LARGE_DAYS * DAY, END)
     accounts = [str(UUID(int=number, version=4)) for number in range(ROUNDS + 2)]
     kept: dict[Asked, bytes] = {}
     filled = []
-    async with _worker(lambda: END + SETTLED, PATIENCE) as (service, dependencies):
+    async with worker_in(FOLDER, lambda: END + SETTLED, PATIENCE) as (service, dependencies):
         _keep_answers(dependencies.http, kept)
         for account in accounts:
             await dependencies.registry.put(account, "kubecost", server.url_of(account), Credentials())
@@ -165,7 +138,7 @@ async def _lateness(server: UpstreamServer, silent: int) -> float:
     accounts = [str(UUID(int=number, version=4)) for number in range(WELL + silent)]
     falls_silent = accounts[:: len(accounts) // silent][:silent]
     others = set(accounts).difference(falls_silent)
-    async with _worker(lambda: now, DEADLINE) as (service, dependencies):
+    async with worker_in(FOLDER, lambda: now, DEADLINE) as (service, dependencies):
         for account in accounts:
             await dependencies.registry.put(account, "kubecost", server.url_of(account), Credentials())
 

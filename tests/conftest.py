@@ -89,6 +89,16 @@ def free_port() -> int:
             return port
 
 
+def end(process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    """Ask a process to end, and kill it if it does not."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(20)
+
+
 @dataclass
 class Prometheus:
     """A Prometheus whose storage is filled before it starts."""
@@ -132,12 +142,7 @@ class Prometheus:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.terminate()
-            try:
-                self.process.wait(60)  # it writes down what it holds
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(20)
+            end(self.process)  # it writes down what it holds
 
 
 def wait_until_listening(port: int, process: subprocess.Popen[bytes], name: str, seconds: float = 20) -> None:

@@ -20,6 +20,10 @@ from metroculus.storage.store import EMBEDDED, open_store
 _EMPTY: list[tempfile.TemporaryDirectory[str]] = []
 
 
+OPEN_STORE = "import sys; from metroculus.storage.store import open_store; open_store(sys.argv[1], lambda: 0).close()"
+"""A program that opens the store that it is given, and ends."""
+
+
 def write_empty(folder: Path) -> None:
     """An embedded store that is migrated and holds nothing, where there is none yet: copied, for making one takes time."""
     if folder.exists():

@@ -1,4 +1,4 @@
-"""Who runs many tasks may want to know which of them wait for an upstream."""
+"""A hook around calls to upstreams, for code that runs many tasks and needs to know which of them are waiting."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 
 while_asking: ContextVar[Callable[[], AbstractContextManager[None]]] = ContextVar("while_asking", default=nullcontext)
-"""What is held around each call to an upstream."""
+"""Makes the context manager that is entered for each call of the current task; by default it does nothing."""

@@ -1,4 +1,4 @@
-"""Slots: how many tasks run at the same time, not counting those that were kept waiting by their source."""
+"""Limits how many tasks run at the same time; a task whose source answers slowly gives its slot to the next task."""
 
 from __future__ import annotations
 
@@ -6,70 +6,74 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+from tools.waiting import while_asking
+
 PATIENCE_SECONDS = 2.0
-"""So long a call to a source may take before its task gives its slot to the next one."""
+"""A task keeps its slot for this long during a call to its source."""
 WITHOUT_SLOT = 4
-"""Tasks that may go on without one, for each slot: what they will be answered has to fit into memory."""
+"""Tasks that may run without a slot, for each slot; their answers must fit into memory."""
 
 
 class Slots:
-    """A pool of slots; sources that fall silent together cost the others two seconds, and not a deadline.
+    """A pool of slots. If many sources stop answering together, other tasks wait two seconds and not a deadline.
 
     Args:
-        without: tasks that may go on without a slot, for each slot.
+        without: tasks that may run without a slot, for each slot.
     """
 
     def __init__(self, size: int, without: int = WITHOUT_SLOT) -> None:
         self._free = asyncio.Semaphore(size)
-        self._may_be_given_up = without * size
+        self._may_run_without = without * size
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[Slot]:
-        """One slot, for as long as a task runs, or until it gives it up."""
+    async def slot(self) -> AsyncIterator[None]:
+        """A slot for the current task; it may be released before the block ends."""
         await self._free.acquire()
-        slot = Slot(self)
+        slot = _Slot(self)
+        token = while_asking.set(slot.while_asking)
         try:
-            yield slot
+            yield
         finally:
-            slot.over = True
-            if slot.given_up:
-                self._may_be_given_up += 1
+            while_asking.reset(token)
+            slot.ended = True
+            if slot.released:
+                self._may_run_without += 1
             else:
                 self._free.release()
 
-    def take_back(self) -> bool:
-        """Let the next task run in place of one that is kept waiting; False where too many wait already."""
-        if not self._may_be_given_up:
+    def release_early(self) -> bool:
+        """Release the slot of a task that goes on; False if too many tasks already run without one."""
+        if not self._may_run_without:
             return False
-        self._may_be_given_up -= 1
+        self._may_run_without -= 1
         self._free.release()
         return True
 
 
-class Slot:
-    """A task's slot. A task that gave it up goes on without one: to wait for another would use up its deadlines."""
+class _Slot:
+    """A task's slot. After an early release the task does not wait for another one: that would use up its deadlines."""
 
     def __init__(self, pool: Slots) -> None:
         self._pool = pool
-        self.given_up = False
-        self.over = False
-        """Whether the task has ended; a call of it may still be under way, where another one failed first."""
+        self.released = False
+        self.ended = False
+        """Whether the task has ended; one of its calls may still be running if another one failed first."""
 
     @contextmanager
     def while_asking(self) -> Iterator[None]:
-        """Around one call to a source; calls of one task may run side by side."""
+        """Around one call to the source; calls of one task may run side by side."""
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle
 
-        def give_up() -> None:
+        def release() -> None:
             nonlocal timer
-            if self.given_up or self.over:
+            if self.released or self.ended:
                 return
-            self.given_up = self._pool.take_back()
-            if not self.given_up:
-                timer = loop.call_later(PATIENCE_SECONDS, give_up)
+            self.released = self._pool.release_early()
+            if not self.released:
+                timer = loop.call_later(PATIENCE_SECONDS, release)
 
-        timer = loop.call_later(PATIENCE_SECONDS, give_up)
+        timer = loop.call_later(PATIENCE_SECONDS, release)
         try:
             yield
         finally:

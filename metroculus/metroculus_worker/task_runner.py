@@ -38,7 +38,6 @@ from metroculus.storage.jobs import OPEN, Backfill, State
 from metroculus.storage.ledger import CommittedHours
 from metroculus.storage.store import Store
 from tools.deadline import Deadline
-from tools.waiting import while_asking
 from tools.window import DAY, HOUR, MINUTE
 
 log = logging.getLogger("worker")
@@ -138,7 +137,7 @@ class TaskRunner:
         self._purge_grace_days = purge_grace_days
         self._report_result = report
         self._keep_ownership = keep_ownership
-        # A back-fill goes on for days: one slow answer must not make more of them run for so long.
+        # A back-fill may run for days: after one slow answer it would run without a slot for all of them.
         self._pools = {
             share: Slots(pool_size(share, parallel), 0 if share == BACKFILLS_SHARE else WITHOUT_SLOT)
             for share in SHARES
@@ -171,12 +170,8 @@ class TaskRunner:
         """
         name = _owner_name(task.kind, task.account)
         try:
-            async with self._owning(name) as owned, self._pools[share_of(task.kind, task.silent)].slot() as slot:
-                told = while_asking.set(slot.while_asking)
-                try:
-                    await self._work[task.kind](task, owned)
-                finally:
-                    while_asking.reset(told)
+            async with self._owning(name) as owned, self._pools[share_of(task.kind, task.silent)].slot():
+                await self._work[task.kind](task, owned)
         except NotOurs:
             if not self._keep_ownership:
                 raise

@@ -239,11 +239,12 @@ class PushedSource(CostSource):
 
     async def _hours(self, start: int, end: int, answers: Sequence[Pushed]) -> _Hours:
         """The hours that begin in ``[start, end)``, each of the answer that counts."""
-        wanted = set(range(start - start % HOUR, end, HOUR))
+        first = start - start % HOUR
+        wanted = set(range(first, end, HOUR))
         found: dict[int, HourSet] = {}
         unread, absent, vain = set[int](), set(wanted), set[int]()
         failure, received_at = None, 0
-        for answer in _about(min(wanted, default=start), end, answers):
+        for answer in _about(first, end, answers):
             hours = wanted.intersection(answer.told) - found.keys()
             if not answer.tells_hours:
                 continue

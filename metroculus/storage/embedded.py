@@ -94,7 +94,7 @@ class EmbeddedEngine(Engine):
         return self._process.pid if self._process is not None else None
 
     def _own(self) -> None:
-        """Take the folder's lock, which is gone with this process. Its engine has another, which may outlive it.
+        """Take the folder's lock, which ends with this process. Its engine has a lock of its own, and may end later.
 
         Raises:
             StoreOwned, StoreError
@@ -107,7 +107,9 @@ class EmbeddedEngine(Engine):
             raise StoreError(f"{self._folder} cannot be locked: {problem.strerror}") from None
 
     def require_room(self) -> None:
-        """The engine does not notice that the file of a table could not be written, and never starts again.
+        """Refuse a change of the schema on a full disk.
+
+        The engine ignores that it could not write a table's file, and cannot open the store afterwards.
 
         Raises:
             StoreError

@@ -135,7 +135,7 @@ class Engine(Protocol):
         ...
 
     def require_room(self) -> None:
-        """Refuse a change of the schema for which the disk has no room.
+        """Refuse a change of the schema if the disk has no room for it.
 
         Raises:
             StoreError

@@ -134,7 +134,7 @@ class ServerEngine(Engine):
                 client.disconnect()
 
     def require_room(self) -> None:
-        """A server says by itself what it has no room for."""
+        """Accept every change: a server reports a full disk itself."""
 
     def command(self, sql: str) -> None:
         with self._client() as client:

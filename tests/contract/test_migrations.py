@@ -24,7 +24,7 @@ from metroculus.storage.migrations import MIGRATIONS
 from metroculus.storage.migrations.runner import migrate
 from metroculus.storage.migrations.steps import AddColumns, CreateView, Migration, columns_of, resulting_columns
 from metroculus.storage.store import Store, open_engine, open_store
-from tests.stores import allocation
+from tests.stores import OPEN_STORE, allocation
 from tests.support import DAY, END, HOUR, NOW
 
 FIXTURES = Path(__file__).parent.parent / "data" / "stores"
@@ -200,11 +200,6 @@ ROWS = int(os.environ.get("STORE_ROWS", "200000"))
 """How large a store is migrated; ``make test-long`` takes 7.2 million rows, a month of 10,000 pods."""
 AT_MOST_SECONDS = 60
 COPIED = ("k8s_allocations", "k8s_extractions", "k8s_cost_summaries", "k8s_summary_builds")
-OPEN = """
-import sys
-from metroculus.storage.store import open_store
-open_store(sys.argv[1], lambda: 0).close()
-"""
 
 
 def copy_of(account: str, number: int) -> str:
@@ -233,7 +228,7 @@ def fill_large(url: str, rows: int) -> int:
 def test_a_large_store_opens_in_under_a_minute_killed_on_the_way_or_not(store_url, killed_after):
     copies = fill_large(store_url, ROWS)
     if killed_after is not None:
-        first = subprocess.Popen([sys.executable, "-c", OPEN, store_url], cwd=FIXTURES.parent.parent.parent)
+        first = subprocess.Popen([sys.executable, "-c", OPEN_STORE, store_url], cwd=FIXTURES.parent.parent.parent)
         with suppress(subprocess.TimeoutExpired):
             first.wait(killed_after)  # where it was ready before, there is nothing to kill
         first.kill()

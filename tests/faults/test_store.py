@@ -27,7 +27,7 @@ from metroculus.storage.migrations.runner import migrate
 from metroculus.storage.store import Store, open_store
 from simulator.costs import truth
 from simulator.server import Habits
-from tests.stores import allocation
+from tests.stores import OPEN_STORE, allocation
 from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack, exact_world, until
 
 ROWS = 20_000
@@ -187,16 +187,13 @@ def test_an_engine_that_died_while_nobody_asked_costs_no_commit(tmp_path: Path) 
         store.close()
 
 
-OPEN = "import sys; from metroculus.storage.store import open_store; open_store(sys.argv[1], lambda: 0).close()"
-
-
 @pytest.mark.parametrize("engine_lives", (False, True))
 def test_a_store_whose_program_was_killed_while_it_opened_it_is_opened_again(
     tmp_path: Path, engine_lives: bool
 ) -> None:
     folder = tmp_path / "store"
     for number in range(8):
-        first = subprocess.Popen([sys.executable, "-c", OPEN, f"embedded:{folder}"], start_new_session=True)
+        first = subprocess.Popen([sys.executable, "-c", OPEN_STORE, f"embedded:{folder}"], start_new_session=True)
         lock = folder / ("engine.lock" if engine_lives else "owner.lock")
         assert until(lambda file=lock: file.exists() and locked(file))  # type: ignore[misc]
         time.sleep(0.05 * number)  # any moment, from a lock that was just taken to a store that is about to be closed

@@ -19,8 +19,8 @@ from metroculus.storage.migrations import MIGRATIONS
 from metroculus.storage.migrations.runner import migrate
 from metroculus.storage.store import Store, open_engine, open_store
 from tests.conftest import free_port, need
-from tests.contract.test_migrations import OPEN, expected, fill, totals
-from tests.stores import PASSWORD, ClickHouse, allocation
+from tests.contract.test_migrations import expected, fill, totals
+from tests.stores import OPEN_STORE, PASSWORD, ClickHouse, allocation
 from tests.support import ACCOUNT, END, HOUR, NOW
 
 REPLICA = (
@@ -175,7 +175,7 @@ def test_programs_that_start_at_once_bring_the_cluster_to_one_schema(
     urls = [f"{one.url()}?cluster=main" for one in replicas]
     filled(replicas, urls[0])
     root = Path(__file__).parent.parent.parent
-    starting = [subprocess.Popen([sys.executable, "-c", OPEN, urls[n % 2]], cwd=root) for n in range(3)]
+    starting = [subprocess.Popen([sys.executable, "-c", OPEN_STORE, urls[n % 2]], cwd=root) for n in range(3)]
     if killed_after is not None:
         time.sleep(killed_after)
         for one in starting[:2]:

@@ -172,7 +172,7 @@ def test_many_upstreams_that_fall_silent_at_once_cost_the_others_no_deadline(
     running = asyncio.run_coroutine_threadsafe(many.worker.extract_all(), stack.thread.loop)
     assert until(lambda: all(many.hours(one) == STORED for one in many.healthy), 50)
     assert not many.worker.silent, "a deadline has passed"
-    stack.thread.loop.call_soon_threadsafe(running.cancel)
+    running.cancel()
 
 
 def test_a_round_that_hangs_is_not_waited_for_by_the_next(stack: Stack) -> None:

@@ -125,6 +125,7 @@ def compared_with_each_alone(sets, aggregate):
     except BadAnswer:
         assert any(refused(one, aggregate) for one in sets)
         return
+    assert len(together) == len(sets)
     told = {(found.start, found.end): found for found in together if found.end}
     alone = []
     for one in sets:

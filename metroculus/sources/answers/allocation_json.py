@@ -79,7 +79,7 @@ class Decoded(Struct, frozen=True):
 
 
 ROWS_TOGETHER = 1024
-"""Small sets are made into columns together: arrays of eight rows take as long to work on as arrays of a hundred."""
+"""Small sets are made into columns together, up to so many rows: an array of 8 rows takes as long as one of 100."""
 
 _NamedSet: TypeAlias = "tuple[dict[str, Any], int]"
 """A set's rows by name, and how many others of it could not be decoded."""
@@ -119,30 +119,23 @@ def _without_collector() -> Iterator[None]:
 
 def _decode(source: str, body: bytes, aggregate: Sequence[str]) -> Decoded:
     named_sets, warnings = _row_sets(source, body)
-    counts = [len(named) for named, _ in named_sets]
-    if any(broken for _, broken in named_sets) or _objects_of_rows(body) != sum(counts):
+    if any(broken for _, broken in named_sets) or _objects_of_rows(body) != sum(len(named) for named, _ in named_sets):
         _refuse_repeated_keys(source, body)
+    found = [_unreadable(broken) for named, broken in named_sets if broken and not named]
+    named_sets = [one for one in named_sets if one[0]]
     keyed = [item for named, _ in named_sets for item in named.items()]
     texts = read_texts(
         (row.name if row.name is not None else key for key, row in keyed),
         (row.properties for _, row in keyed),
         aggregate,
     )
+    end = len(keyed)
     del keyed
-    found: list[_Set] = []
     while named_sets:  # from the last, so that the rows of sets are let go of once they are columns
         some = _pop_some(named_sets)
-        first = sum(counts[: len(named_sets)])
-        rows = [row for named, _ in some for row in named.values()]
-        read = _Rows.read(rows, texts.take(slice(first, first + len(rows)))) if rows else None
-        del rows
-        first = 0
-        for named, broken in some:
-            if named and read is not None:
-                found.append(_set_of(read, slice(first, first + len(named)), broken))
-            elif broken:
-                found.append(_Set(AllocationSet(0, 0, (), broken), broken))
-            first += len(named)
+        start = end - sum(len(named) for named, _ in some)
+        found += _read_sets(some, texts.take(slice(start, end)))
+        end = start
         del some
     sets = sorted((one.set for one in found), key=lambda one: one.start)
     if any(one.unreadable for one in found) and all(one.columns.is_special(IDLE).all() for one in sets):
@@ -161,6 +154,20 @@ def _pop_some(named_sets: list[_NamedSet]) -> list[_NamedSet]:
         some.append(named_sets.pop())
         rows += len(some[-1][0])
     return some[::-1]
+
+
+def _read_sets(named_sets: Sequence[_NamedSet], texts: Texts) -> Iterator[_Set]:
+    """Some sets, none of them empty, whose rows are made into columns together."""
+    read = _Rows.read([row for named, _ in named_sets for row in named.values()], texts)
+    first = 0
+    for named, broken in named_sets:
+        yield _set_of(read, slice(first, first + len(named)), broken)
+        first += len(named)
+
+
+def _unreadable(rows: int) -> _Set:
+    """A set of which no row can be read."""
+    return _Set(AllocationSet(0, 0, (), rows), rows)
 
 
 _WINDOW_KEY = b'"window"'
@@ -230,7 +237,7 @@ def _refuse_repeated_keys(source: str, data: bytes) -> None:
 
 
 class _Rows(Struct, frozen=True):
-    """Rows of one set or of several as columns, with what is to be known of each to say whether it is kept."""
+    """Rows of one set or of several as columns, with a mask for each reason to leave a row out."""
 
     allocations: Allocations
     windows: Coded[Span | None]
@@ -261,26 +268,27 @@ class _Rows(Struct, frozen=True):
 def _set_of(read: _Rows, rows: slice, broken: int) -> _Set:
     """One of the sets whose rows were read together."""
     refused, silent, is_idle = read.refused[rows], read.silent[rows], read.is_idle[rows]
-    windows = read.windows.take(rows)
-    if not any(windows.values[code] for code in set(windows.codes.tolist())):
-        unreadable = broken + len(refused)
-        return _Set(AllocationSet(0, 0, (), unreadable), unreadable)
     keep = ~(refused | silent)
     if silent.any() and not (keep & ~is_idle).any():
         keep &= False  # nobody's cost is known: idle alone would stand for all of it
-    start, end = _hull(windows, keep)
+    window = _hull(read.windows.take(rows), keep)
+    if window is None:
+        return _unreadable(broken + len(keep))
     allocations = read.allocations if len(keep) == len(read.allocations) else read.allocations.take(rows)
     kept = allocations if keep.all() else allocations.take(keep)
     left_out = broken + int((~keep).sum())
     disagreement = float(read.disagreement[rows][keep].sum())
-    return _Set(AllocationSet(start, end, kept, left_out, disagreement), broken + int(refused.sum()))
+    return _Set(AllocationSet(*window, kept, left_out, disagreement), broken + int(refused.sum()))
 
 
-def _hull(windows: Coded[Span | None], keep: Mask) -> Span:
-    """The window of a set by the rows that are kept: one that cannot be read does not widen it; else by all."""
+def _hull(windows: Coded[Span | None], keep: Mask) -> Span | None:
+    """The window of a set by the rows that are kept: one that cannot be read does not widen it; else by all.
+
+    None where no row has a window that can be read.
+    """
     codes = windows.codes[keep] if keep.any() else windows.codes
     spans = [span for span in (windows.values[code] for code in set(codes.tolist())) if span is not None]
-    return min(start for start, _ in spans), max(end for _, end in spans)
+    return (min(start for start, _ in spans), max(end for _, end in spans)) if spans else None
 
 
 _MOST = {"minutes": MAX_QUANTITY, "totalCost": MAX_USD} | {
@@ -307,11 +315,15 @@ def _numbers_of(rows: Sequence[Any]) -> dict[str, Floats]:
     return dict(zip(_NUMBERS, np.ascontiguousarray(matrix.T), strict=True))
 
 
+LONGEST_WINDOW = 256
+"""Bytes of a window that is remembered; a real one has about seventy."""
+
+
 def _span(window: bytes) -> Span | None:
-    return _kept_span(window) if len(window) <= LONGEST_WINDOW else _decoded_span(window)
+    return _remembered_span(window) if len(window) <= LONGEST_WINDOW else _read_span(window)
 
 
-def _decoded_span(window: bytes) -> Span | None:
+def _read_span(window: bytes) -> Span | None:
     try:
         decoded = _WINDOW.decode(window)
     except MALFORMED:
@@ -319,9 +331,7 @@ def _decoded_span(window: bytes) -> Span | None:
     return decoded.span if decoded is not None else None
 
 
-_kept_span = lru_cache(maxsize=4096)(_decoded_span)
-LONGEST_WINDOW = 256
-"""Bytes of a window that is remembered; a real one has about seventy."""
+_remembered_span = lru_cache(maxsize=4096)(_read_span)
 
 
 def _stamps(texts: Iterable[str | None], otherwise: Any) -> Any:

@@ -134,6 +134,7 @@ class Upstream:
 
 
 Observer = Callable[[str, bool, float], None]
+"""Told of each call: what was asked, whether it answered, and in how many seconds."""
 
 
 class SourceHttp:
