@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from math import fsum
+from operator import attrgetter
 from typing import Literal
 
 from msgspec import Struct
@@ -70,6 +71,11 @@ class Asset(Struct, frozen=True, kw_only=True):
         return self.cpu_cost * share, self.ram_cost * share, gpu
 
 
+_AMOUNTS = ("hours", "cpu_cost", "ram_cost", "gpu_cost", "adjustment", "total_cost")
+"""What the parts of a thing's time add up to."""
+_amounts = attrgetter(*_AMOUNTS)
+
+
 def merge(assets: Iterable[Asset]) -> tuple[Asset, ...]:
     """One asset a thing, out of what several windows said of it; dearest first."""
     found: dict[tuple[str, str, str, str], list[Asset]] = defaultdict(list)
@@ -85,22 +91,16 @@ def _merged(parts: list[Asset]) -> Asset:
     last = parts[-1]
     return replace(
         last,
-        hours=fsum(p.hours for p in parts),
         last_seen=max((p.last_seen for p in parts if p.last_seen is not None), default=None),
-        cpu_cost=fsum(p.cpu_cost for p in parts),
-        ram_cost=fsum(p.ram_cost for p in parts),
-        gpu_cost=fsum(p.gpu_cost for p in parts),
-        adjustment=fsum(p.adjustment for p in parts),
-        total_cost=fsum(p.total_cost for p in parts),
         cpu_utilization=_mean([(p.cpu_utilization, p.hours) for p in parts]),
         ram_utilization=_mean([(p.ram_utilization, p.hours) for p in parts]),
+        **dict(zip(_AMOUNTS, map(fsum, zip(*map(_amounts, parts), strict=True)), strict=True)),
     )
 
 
 def scaled(asset: Asset, share: float) -> Asset:
     """The asset for a part of its time."""
-    amounts = ("hours", "cpu_cost", "ram_cost", "gpu_cost", "adjustment", "total_cost")
-    return replace(asset, **{name: getattr(asset, name) * share for name in amounts})
+    return replace(asset, **{name: getattr(asset, name) * share for name in _AMOUNTS})
 
 
 def _mean(values: list[tuple[float | None, float]]) -> float | None:

@@ -26,6 +26,7 @@ from metroculus.cost_model.allocation import (
     value_of,
 )
 from metroculus.cost_model.components import COMPONENTS, MEASURES, STRUCTS, Costs, Kind, Usage, of_kind
+from metroculus.cost_model.efficiency import efficiency, weighted
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -41,7 +42,9 @@ _LINES: dict[Kind, slice] = {
     kind: slice(LINE[of_kind(kind)[0].name], LINE[of_kind(kind)[-1].name] + 1) for kind in STRUCTS
 }
 COSTS = _LINES["cost"]
-_COMPUTE_BITS = np.uint64(sum(BITS[name] for name in ("cpu", "ram", "core_hours", "ram_gib_hours")))
+_COMPUTE = ("cpu", "ram", "core_hours", "ram_gib_hours")
+_COMPUTE_LINES = [LINE[name] for name in _COMPUTE]
+_COMPUTE_BITS = np.uint64(sum(BITS[name] for name in _COMPUTE))
 
 TEXT_FIELDS = ("name", "namespace", "controller", "controller_kind", "pod", "container", "node", "cluster")
 SET_FIELDS = ("services", "labels", "annotations", "pods")
@@ -208,7 +211,7 @@ class Allocations(Sequence[Allocation]):
         texts: each of ``TEXT_FIELDS`` and ``SET_FIELDS``.
     """
 
-    __slots__ = ("_special", "end", "measures", "start", "texts", "unknown")
+    __slots__ = ("_ran", "_special", "end", "measures", "start", "texts", "unknown")
 
     def __init__(
         self,
@@ -218,6 +221,7 @@ class Allocations(Sequence[Allocation]):
         end: Ints,
         texts: Mapping[str, Coded[Any]],
         special: Coded[str | None] | None = None,
+        ran: Mask | None = None,
     ) -> None:
         self.measures = measures
         self.unknown = unknown
@@ -225,6 +229,7 @@ class Allocations(Sequence[Allocation]):
         self.end = end
         self.texts = texts
         self._special = special
+        self._ran = ran
 
     @staticmethod
     def of(given: Iterable[Allocation]) -> Allocations:
@@ -315,6 +320,7 @@ class Allocations(Sequence[Allocation]):
             self.end[rows],
             TakenTexts(self.texts, rows),
             None if self._special is None else self._special.take(rows),
+            None if self._ran is None else self._ran[rows],
         )
 
     def replaced(self, measures: Floats | None = None, unknown: Bits | None = None, **texts: Coded[Any]) -> Allocations:
@@ -351,13 +357,17 @@ class Allocations(Sequence[Allocation]):
     @property
     def ran(self) -> Mask:
         """By row: whether it is of what ran on nodes: cpu or memory was allocated, or may have been."""
-        amounts = [self.measures[LINE[name]] != 0 for name in ("cpu", "ram", "core_hours", "ram_gib_hours")]
-        allocated = np.logical_or.reduce(amounts) | ((self.unknown & _COMPUTE_BITS) != 0)
-        return np.asarray(~self.is_special(IDLE) & allocated)
+        if self._ran is None:
+            allocated = self.measures[_COMPUTE_LINES].any(axis=0) | ((self.unknown & _COMPUTE_BITS) != 0)
+            self._ran = np.asarray(~self.is_special(IDLE) & allocated)
+        return self._ran
 
     def is_special(self, name: str | None) -> Mask:
         """By row: whether it is this special entity, or None of them."""
-        return self.special.map(lambda one: one == name, bool)
+        special = self.special
+        if name not in special.values:
+            return np.zeros(len(self), dtype=bool)
+        return np.asarray(special.codes == special.values.index(name))
 
     @property
     def owner(self) -> Coded[str]:
@@ -396,7 +406,9 @@ class Allocations(Sequence[Allocation]):
     @property
     def unknown_measures(self) -> frozenset[str]:
         """The measures that some row leaves out."""
-        mask = int(np.bitwise_or.reduce(self.unknown)) if len(self) else 0
+        if not self.unknown.any():
+            return frozenset()
+        mask = int(np.bitwise_or.reduce(self.unknown))
         return frozenset(name for name, bit in BITS.items() if mask & bit)
 
     def kept(self, filters: Filters) -> Mask:
@@ -421,9 +433,13 @@ class Allocations(Sequence[Allocation]):
             return self.texts["services"].texts(lambda served: min(served, default=""))
         return self.texts[{"controllerKind": "controller_kind"}.get(name, name)]
 
-    def spans(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """When rows ran within ``[start, end)``, sorted by when they began; each stretch once."""
-        begun, over = np.maximum(self.start, start), np.minimum(self.end, end)
+    def spans(self, start: int, end: int, rows: Any = slice(None)) -> Iterator[tuple[int, int]]:
+        """When rows ran within ``[start, end)``, sorted by when they began; each stretch once.
+
+        Args:
+            rows: which of them: a mask, an array of positions, or a slice.
+        """
+        begun, over = np.maximum(self.start[rows], start), np.minimum(self.end[rows], end)
         spans = begun.astype(np.uint64) << 32 | over.astype(np.uint64)
         if len(spans) and (spans == spans[0]).all():  # as most sets are: sorting them would tell no more
             spans = spans[:1]
@@ -476,9 +492,38 @@ class Groups:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def minutes(self) -> Floats:
+        """By group, the hull of when its rows ran."""
+        return np.asarray(np.maximum(self.end - self.start, 0) / 60)
+
+    def averages(self) -> dict[str, list[float | None]]:
+        """By group, ``Group.average`` of each measure of usage."""
+        minutes = self.minutes
+        averages = np.divide(self.usage, minutes, out=np.zeros(self.usage.shape), where=minutes != 0)
+        return {name: self._known(line, bit) for line, (name, bit) in zip(averages, _USAGE_BITS, strict=True)}
+
+    def efficiencies(self) -> tuple[list[float | None], list[float | None], list[float | None]]:
+        """By group, ``Group.efficiency``: of cpu, of memory and of both."""
+        ratios, usd = [], []
+        for resource in ("cpu", "ram"):
+            paid = self.costs[LINE[resource]]
+            used, asked = (self.usage[_USAGE_LINE[f"{resource}_{what}"]] for what in ("usage", "request"))
+            told = np.array(list(map(efficiency, used.tolist(), asked.tolist(), paid.tolist())))
+            ratios.append(self._known(told, BITS[f"{resource}_usage"] | BITS[f"{resource}_request"]))
+            usd.append(paid.tolist())
+        cpu, ram = ratios
+        return cpu, ram, list(map(weighted, cpu, usd[0], ram, usd[1]))
+
+    def _known(self, line: Floats, bits: int) -> list[float | None]:
+        """A number a group, None where some row of it lacks what the bits stand for."""
+        lacks = (self.unknown & np.uint64(bits)) != 0
+        if not lacks.any():
+            return list(line.tolist())
+        return [None if lack else number for number, lack in zip(line.tolist(), lacks.tolist(), strict=True)]
+
     def __iter__(self) -> Iterator[tuple[tuple[str, ...], Group]]:
-        costs, usage = self.costs.T.tolist(), self.usage.T.tolist()
-        minutes = (np.maximum(self.end - self.start, 0) / 60).tolist()
+        costs, usage, minutes = self.costs.T.tolist(), self.usage.T.tolist(), self.minutes.tolist()
         columns = (self.names, costs, usage, self.pods.tolist(), minutes, self.unknown.tolist())
         for key, usd, used, pods, length, bits in zip(*columns, strict=True):
             yield key, Group(Costs(*usd), Usage(*used), pods, length, unknown_usage(bits))
@@ -500,6 +545,7 @@ def _pods(allocations: Allocations, index: Ints, groups: int) -> Ints:
 
 
 _USAGE_BITS = tuple((one.name, BITS[one.name]) for one in of_kind("usage"))
+_USAGE_LINE = {one.name: line for line, one in enumerate(of_kind("usage"))}
 
 
 def unknown_usage(bits: int) -> frozenset[str]:

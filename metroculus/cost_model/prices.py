@@ -134,8 +134,9 @@ def unpriced_nodes(rows: Allocations) -> tuple[str, ...]:
 
     One of the two alone may be free: some price nodes by their cores.
     """
-    allocated = {name for name, amount in AMOUNT_OF.items() if rows.line(amount).any()}
-    return without_price(allocated, {name for name in AMOUNT_OF if rows.line(name).any()})
+    told = np.asarray(rows.measures.any(axis=1))
+    allocated = {name for name, amount in AMOUNT_OF.items() if told[LINE[amount]]}
+    return without_price(allocated, {name for name in AMOUNT_OF if told[LINE[name]]})
 
 
 def without_price(allocated: Collection[str], priced: Collection[str]) -> tuple[str, ...]:

@@ -80,9 +80,9 @@ class AllocationSet:
         """
         if self.seconds is not None:
             return max(0, min(self.seconds, until - self.start))
-        ran = self.columns.ran
-        columns = self.columns.take(ran) if ran.any() else self.columns
-        return sum(b - a for a, b in union(columns.spans(self.start, min(self.end, until))))
+        columns = self.columns
+        ran = columns.ran if columns.ran.any() else slice(None)
+        return sum(b - a for a, b in union(columns.spans(self.start, min(self.end, until), ran)))
 
     @property
     def without_containers(self) -> bool:
@@ -237,8 +237,11 @@ def judge_sets(
         failed: why some of the window could not be read at all.
         residual: USD by which the source's own totals of the same time differ from the rows, where that is too much.
     """
-    blind = [one for one in sets if one.without_containers]
-    readable = (one for one in sets if len(one.allocations) and not one.without_containers)
+    blind: list[AllocationSet] = []
+    readable: list[AllocationSet] = []
+    for one in sets:
+        if len(one.allocations):
+            (blind if one.without_containers else readable).append(one)
     kept = tuple(sorted(readable, key=lambda one: one.start))
     share = coverage(kept, window)
     quarantined = sum(one.quarantined for one in sets)
@@ -328,4 +331,4 @@ def without(stretches: Iterable[tuple[int, int]], gaps: Iterable[tuple[int, int]
 
 def _negative_idle(allocations: Allocations) -> bool:
     idle = allocations.is_special(IDLE)
-    return bool((allocations.costs[:, idle].sum(axis=0) < 0).any())
+    return bool(idle.any() and (allocations.costs[:, idle].sum(axis=0) < 0).any())

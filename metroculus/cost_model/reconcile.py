@@ -6,7 +6,7 @@ from the assets API or from metrics, never from allocation. What a source could 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import fsum
 from typing import Any
 
@@ -26,6 +26,7 @@ from metroculus.cost_model.columns import (
     sums_by,
 )
 from metroculus.cost_model.components import COMPONENTS, MANAGEMENT_COMPONENT, Costs, of_kind
+from metroculus.cost_model.efficiency import Efficiency
 from metroculus.cost_model.reading import (
     AllocationReading,
     ManagementReading,
@@ -210,8 +211,8 @@ def _sum_known(parts: Sequence[Costs | None]) -> Costs | None:
 
 def _told_idle(reading: AllocationReading) -> Costs | None:
     """Idle as rows tell it; hours are stored with their idle, so that where they have none there was none."""
-    sets = [one.columns for one in reading.sets]
-    return Costs.sum(columns.take(columns.is_special(IDLE)).sum_costs() for columns in sets)
+    rows = reading.allocations()
+    return rows.take(rows.is_special(IDLE)).sum_costs()
 
 
 def _idle(reading: AllocationReading, management: Sequence[ManagementReading]) -> Costs | None:
@@ -269,6 +270,13 @@ def _breakdown(cost: _Cost, components: Known, management: float | None) -> Brea
 
 _NAMED = {"namespace": "namespace", "controller": "controller", "controllerKind": "controller_kind", "pod": "pod"}
 """The columns of a row that a property of a grouping has."""
+_AVERAGES = {
+    "cpu_core_request_average": "cpu_request",
+    "cpu_core_usage_average": "cpu_usage",
+    "ram_byte_request_average": "ram_request",
+    "ram_byte_usage_average": "ram_usage",
+}
+"""The columns of a row that are averages, and of which measure."""
 
 
 def rows(
@@ -282,27 +290,18 @@ def rows(
     """
     groups = group(owned, aggregate)
     costs = (groups.costs if priced is None else groups.summed(priced)).T.tolist()
-    named = [(number, _NAMED[name]) for number, name in enumerate(aggregate) if name in _NAMED]
-    columns = [f"{name}_cost" for name in COMPONENTS]
-    lines = []
-    for (key, one), usd, bits in zip(groups, costs, groups.unknown.tolist(), strict=True):
-        ratios = one.efficiency
-        fields: dict[str, Any] = dict(zip(columns, known_costs(usd, bits, silent), strict=True)) | {
-            name: key[place] for place, name in named
-        }
-        lines.append(
-            Row(
-                name="/".join(key),
-                total_cost=fsum(usd),
-                cpu_efficiency=ratios.cpu_efficiency,
-                ram_efficiency=ratios.ram_efficiency,
-                total_efficiency=ratios.total_efficiency,
-                pod_count=one.pods,
-                cpu_core_request_average=one.average("cpu_request"),
-                cpu_core_usage_average=one.average("cpu_usage"),
-                ram_byte_request_average=one.average("ram_request"),
-                ram_byte_usage_average=one.average("ram_usage"),
-                **fields,
-            )
-        )
+    known = [known_costs(usd, bits, silent) for usd, bits in zip(costs, groups.unknown.tolist(), strict=True)]
+    averages = groups.averages()
+    columns: dict[str, Iterable[Any]] = {
+        "name": map("/".join, groups.names),
+        "total_cost": map(fsum, costs),
+        "pod_count": groups.pods.tolist(),
+        **dict(zip((f"{name}_cost" for name in COMPONENTS), zip(*known, strict=True), strict=False)),
+        **dict(zip(Efficiency.__struct_fields__, groups.efficiencies(), strict=True)),
+        **{column: averages[measure] for column, measure in _AVERAGES.items()},
+        **{
+            _NAMED[name]: [key[place] for key in groups.names] for place, name in enumerate(aggregate) if name in _NAMED
+        },
+    }
+    lines = [Row(**dict(zip(columns, line, strict=True))) for line in zip(*columns.values(), strict=True)]
     return tuple(sorted(lines, key=lambda line: (-line.total_cost, line.name)))

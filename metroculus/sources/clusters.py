@@ -55,8 +55,9 @@ class Clusters(Struct, frozen=True):
         """
         many = list(sets)
         everything = Allocations.joined(one.columns for one in many)
-        if len(everything):
-            self.of_rows(everything)  # more than one cluster may show over all sets together
+        # More than one cluster may show over all sets together.
+        if self.of_rows(everything) is everything:
+            return tuple(many)
         return tuple(replace(one, allocations=self.of_rows(one.columns)) for one in many)
 
     def of_reading(self, reading: AllocationReading) -> AllocationReading:

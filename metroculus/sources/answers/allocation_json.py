@@ -261,6 +261,7 @@ class _Rows(Struct, frozen=True):
         refused = beyond | _negative(numbers, texts.is_idle) | texts.unread
         refused |= windows.map(lambda span: span is None, bool)
         allocations = Allocations(measures, unknown, started, ended, texts.columns)
+        _ = allocations.ran  # once for all sets, each of which takes its part of it
         silent, apart = _says_nothing(measures, unknown), _disagreement(numbers["totalCost"], allocations)
         return _Rows(allocations, windows, texts.is_idle, refused, silent, apart)
 

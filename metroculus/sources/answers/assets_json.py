@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
@@ -60,8 +61,10 @@ class _Asset(Struct):
     ip: str | None = None
 
 
-_RAW_LIST = msgspec.json.Decoder(list[dict[str, Raw] | None] | None)
+_RAW_LIST = msgspec.json.Decoder(list[dict[str, Raw] | None])
 _RAW_OBJECT = msgspec.json.Decoder(dict[str, Raw] | None)
+_LIST = msgspec.json.Decoder(list[dict[str, _Asset] | None])
+_OBJECT = msgspec.json.Decoder(dict[str, _Asset] | None)
 _ROW = msgspec.json.Decoder(_Asset)
 
 
@@ -119,18 +122,12 @@ def decode_assets(source: str, body: bytes) -> DecodedAssets:
         BadAnswer: no asset answer at all, or none of its assets can be read.
     """
     data, _ = open_envelope(source, body)
-    decoder: Callable[[Raw], Any] = _RAW_LIST.decode if bytes(data).startswith(b"[") else _RAW_OBJECT.decode
-    try:
-        decoded = decoder(data)
-    except MALFORMED:
-        raise malformed(source) from None
-    groups: list[dict[str, Raw]] = (
-        [one for one in decoded or () if one] if isinstance(decoded, list) else [decoded or {}]
-    )
+    in_list = bytes(data).startswith(b"[")
+    groups = _groups(source, data, in_list)
     found: list[tuple[Span | None, Asset]] = []
     left_out: list[AssetType | None] = []
     for name, raw in ((name, raw) for one in groups for name, raw in one.items()):
-        row = _decoded(raw)
+        row = raw if isinstance(raw, _Asset) else _decoded(raw)
         kind = row.type if row is not None else _kind(raw)
         if kind is not None and kind not in UPSTREAM_TYPES:
             continue
@@ -142,8 +139,22 @@ def decode_assets(source: str, body: bytes) -> DecodedAssets:
         raise BadAnswer(f"{source} answered with assets of which none can be read")
     form: Form | None = None
     if any(groups):
-        form = "list" if isinstance(decoded, list) else "object"
+        form = "list" if in_list else "object"
     return DecodedAssets(tuple(found), tuple(left_out), form=form)
+
+
+def _groups(source: str, data: Raw, in_list: bool) -> list[dict[str, Any]]:
+    """Assets by key; as they came, ``Raw``, where one of them cannot be decoded.
+
+    Raises:
+        BadAnswer
+    """
+    decoders: tuple[msgspec.json.Decoder[Any], ...] = (_LIST, _RAW_LIST) if in_list else (_OBJECT, _RAW_OBJECT)
+    for decoder in decoders:
+        with suppress(*MALFORMED):
+            decoded = decoder.decode(data)
+            return [one for one in decoded if one] if in_list else [decoded or {}]
+    raise malformed(source)
 
 
 def form_of(source: str, body: bytes) -> Form | None:
@@ -191,8 +202,10 @@ def _decoded(raw: Raw) -> _Asset | None:
 
 def _negative_without_credit(row: _Asset) -> bool:
     """Whether an asset costs less than nothing and no credit says why; a node may, by a late bill of earlier days."""
+    if row.totalCost >= -ROUNDING_USD or row.type == "Node":
+        return False
     credit = min(0.0, row.adjustment or 0.0) + min(0.0, row.credit or 0.0)
-    return row.type != "Node" and row.totalCost - credit < -ROUNDING_USD
+    return row.totalCost - credit < -ROUNDING_USD
 
 
 def _asset(key: str, raw: _Asset) -> Asset:

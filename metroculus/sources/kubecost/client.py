@@ -136,8 +136,15 @@ class _Piece(Struct, frozen=True):
 
 
 def pieces(window: Window) -> list[_Piece]:
-    """Whole days by the day, the rest of each day by the hour."""
-    return [_Piece(a, b, "day" if b - a == DAY else "hour") for a, b in window.days()]
+    """Whole days by the day, the rest by the hour: parts of two days with midnight between them are one question."""
+    found: list[_Piece] = []
+    for start, end in window.days():
+        step: Step = "day" if end - start == DAY else "hour"
+        if step == "hour" and found and found[-1].step == "hour" and found[-1].end == start:
+            found[-1] = _Piece(found[-1].start, end, "hour")
+        else:
+            found.append(_Piece(start, end, step))
+    return found
 
 
 class KubecostSource(CostSource):
@@ -525,6 +532,8 @@ class KubecostSource(CostSource):
         whole = pieces(window)
         if dialect.blocks:
             whole = [hour for piece in whole for hour in _singly(piece)]
+        elif dialect.flavour == "opencost":  # all of what is asked for comes as one: each day must be told of
+            whole = [_Piece(a, b, piece.step) for piece in whole for a, b in split(piece.start, piece.end, DAY)]
         answers = await asyncio.gather(
             *(self._assets_piece(dialect, piece, deadline) for piece in whole), return_exceptions=True
         )
@@ -537,9 +546,9 @@ class KubecostSource(CostSource):
         left_out = [kind for one in read for kind in one.left_out]
         status: Status = "ok" if assets or window.still_running else "no_data"
         lacking = sum(one.lacking for one in read)
-        over = [one for piece, one in zip(whole, answers, strict=True) if piece.start < window.final_until]
-        empty = any(isinstance(one, DecodedAssets) and not one.assets for one in over)
-        if assets and (failures or left_out or lacking or empty):
+        pairs = zip(whole, answers, strict=True)
+        gaps = any(isinstance(one, DecodedAssets) and _lacks_a_day(one, piece, window) for piece, one in pairs)
+        if assets and (failures or left_out or lacking or gaps):
             status = "partial"
         warnings = [f"{len(left_out)} assets could not be read and are not counted"] if left_out else []
         if lacking:
@@ -732,6 +741,14 @@ def _assets_params(dialect: Dialect, piece: _Piece) -> dict[str, str]:
     if dialect.flavour == "kubecost":
         params |= {"accumulate": piece.step, "aggregate": "", "reconcile": "true"}
     return params
+
+
+def _lacks_a_day(decoded: DecodedAssets, piece: _Piece, window: Window) -> bool:
+    """Whether nothing is told of a part of a day that is over."""
+    if any(span is None for span, _ in decoded.found):
+        return False
+    parts = [(a, b) for a, b in split(piece.start, piece.end, DAY) if a < window.final_until]
+    return any(all(end <= a or b <= start for start, end in decoded.spans) for a, b in parts)
 
 
 def _singly(piece: _Piece) -> list[_Piece]:
