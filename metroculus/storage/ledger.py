@@ -26,6 +26,7 @@ from metroculus.storage.blocks import NodeKind, inserts_of, without_empty
 from metroculus.storage.columns import ALLOCATIONS, EXTRACTIONS
 from metroculus.storage.engine import Block, Column, Engine, StoreError, literal, moment, numbers, values_of
 from metroculus.storage.group_commit import FailedTogether, GroupCommit
+from metroculus.storage.known_hours import KnownHours
 from metroculus.storage.versions import Versions
 from tools.window import HOUR
 
@@ -42,6 +43,8 @@ INSERTS_AT_ONCE = 2
 SMALL_ROWS = 5_000
 """A commit of so few rows goes into one insert with others that are made at the same time."""
 COUNTED_KEPT = 500_000
+MARKERS_KEPT = 20_000
+"""Of hours that were read before; some six megabytes."""
 
 
 class HourBatch(Struct, frozen=True, kw_only=True):
@@ -219,6 +222,7 @@ class Ledger:
         self._group = GroupCommit(self._commit)
         self._counted: dict[int, int] = {}
         """Rows of batches that were found whole, where nobody else could take any away since."""
+        self._known = KnownHours(MARKERS_KEPT)
 
     def commit(self, batches: Sequence[HourBatch], writer: FencedWriter) -> list[Marker]:
         """Store hours of one account; when it returns they are there, whole, and survive the process.
@@ -300,7 +304,7 @@ class Ledger:
         span = self.span(account)
         if span is None:
             return 0
-        self._counted = {}
+        self.forget()
         committed = self.committed(account, *span)
 
         def checked(marker: Marker, whole: bool) -> Marker:
@@ -339,7 +343,10 @@ class Ledger:
     def _mark(self, markers: Sequence[tuple[str, Marker]]) -> None:
         names = Marker.__struct_fields__
         rows = [(account, *(_stored(getattr(m, name)) for name in names)) for account, m in markers]
-        self._engine.insert(EXTRACTIONS.name, ("account", *names), rows)
+        try:
+            self._engine.insert(EXTRACTIONS.name, ("account", *names), rows)
+        finally:  # what failed may be there, too
+            self._known.changed({account for account, _ in markers})
 
     def committed(self, account: str, start: int, end: int, up_to: int | None = None) -> CommittedHours:
         """The committed hours that lie wholly in ``[start, end)``.
@@ -360,15 +367,36 @@ class Ledger:
         Raises:
             StoreError
         """
+        first, last = start + -start % HOUR, end - end % HOUR
+        if first >= last or not accounts:
+            return {account: CommittedHours(account, start, end, {}) for account in accounts}
+        if not self._engine.alone:
+            found: Mapping[str, CommittedHours] = self._read(accounts, first, last, up_to)
+        else:
+            found = self._known_or_read(tuple(accounts), first, last, up_to)
+        return {account: replace(one, start=start, end=end) for account, one in found.items()}
+
+    def _known_or_read(
+        self, accounts: tuple[str, ...], first: int, last: int, up_to: int | None
+    ) -> Mapping[str, CommittedHours]:
+        stretch, changes = (first, last, up_to), self._known.changes()
+        known = self._known.find(accounts, stretch)
+        if known is not None:
+            return known
+        found = self._read(accounts, first, last, up_to)
+        if not any(one.passed_over for one in found.values()):  # else their rows are counted again each time
+            self._known.keep(accounts, stretch, found, changes)
+        return found
+
+    def _read(self, accounts: Sequence[str], first: int, last: int, up_to: int | None) -> dict[str, CommittedHours]:
+        """The committed hours of ``[first, last)``, whole hours of which there is at least one."""
         by_account: dict[str, list[Marker]] = {account: [] for account in accounts}
-        counts: Mapping[int, int] = {}
-        if end - start >= HOUR and accounts:
-            where = f"{of_accounts(accounts)} AND hour >= {moment(start)} AND hour <= {moment(end - HOUR)}"
-            marked = where if up_to is None else f"{where} AND sequence <= {int(up_to)}"
-            for account, marker in self._markers_of(marked):
-                by_account[account].append(marker)
-            counts = self._counts(where, [marker for markers in by_account.values() for marker in markers])
-        return {account: _chosen(account, start, end, markers, counts) for account, markers in by_account.items()}
+        where = f"{of_accounts(accounts)} AND hour >= {moment(first)} AND hour < {moment(last)}"
+        marked = where if up_to is None else f"{where} AND sequence <= {int(up_to)}"
+        for account, marker in self._markers_of(marked):
+            by_account[account].append(marker)
+        counts = self._counts(where, [marker for markers in by_account.values() for marker in markers])
+        return {account: _chosen(account, first, last, markers, counts) for account, markers in by_account.items()}
 
     def _counts(self, where: str, markers: Sequence[Marker]) -> Mapping[int, int]:
         """Rows that are there, by batch."""
@@ -384,9 +412,10 @@ class Ledger:
             self._counted |= {m.batch: m.rows for m in markers if m.rows and counts.get(m.batch) == m.rows}
         return {**known, **counts}
 
-    def forget_counts(self) -> None:
-        """Rows were taken away: what was counted before is counted again."""
+    def forget(self) -> None:
+        """Rows or markers were taken away: what was read before is read again."""
         self._counted = {}
+        self._known.forget()
 
     def _count(self, where: str, batches: Sequence[int]) -> dict[int, int]:
         """Rows that are there now, by batch."""

@@ -91,13 +91,14 @@ class Maintenance:
                 if month < first_kept:
                     target = self._engine.dialect.altered(table.name)
                     self._engine.command(f"ALTER TABLE {target} DROP PARTITION {month}")
+                    self._ledger.forget()
                     dropped.add(month)
         self._jobs.forget(now - KEPT_SECONDS)
         self._forget_documents(now - keep_days * DAY)
         self._inbox.sweep(now)
         broken = self._verify()
         swept = sum(self._sweep(now, one, month) for one in BATCHED for month in partitions(self._engine, one.rows))
-        self._ledger.forget_counts()
+        self._ledger.forget()
         return Cleaned(tuple(sorted(dropped)), swept, broken)
 
     def _forget_documents(self, before: int) -> None:
@@ -120,7 +121,7 @@ class Maintenance:
             for table in ACCOUNTED:
                 target = self._engine.dialect.altered(table.name)
                 self._engine.command(f"ALTER TABLE {target} DELETE WHERE account = {literal(account)}")
-            self._ledger.forget_counts()
+            self._ledger.forget()
 
     def _verify(self) -> int:
         """Write down which batches have lost rows, or have them again; how many are not whole."""

@@ -1,0 +1,84 @@
+"""Committed hours that were read before, of a store that no other program writes to."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from threading import Lock
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from metroculus.storage.ledger import CommittedHours
+
+Stretch = tuple[int, int, int | None]
+"""The first second of a stretch of whole hours, its end, and up to which sequence it was read."""
+_Hours = Mapping[str, "CommittedHours"]
+
+
+class KnownHours:
+    """What was read, by accounts and stretch, until something is committed for one of the accounts; for any thread.
+
+    Args:
+        most: markers that are kept; those that were not asked for the longest go first.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[tuple[tuple[str, ...], Stretch], _Hours] = OrderedDict()
+        self._markers = 0
+        self._changes = 0
+        self._changed: dict[str, int] = {}
+        """By account, which change was its last."""
+        self._forgotten = 0
+        self._lock = Lock()
+
+    def find(self, accounts: tuple[str, ...], stretch: Stretch) -> _Hours | None:
+        with self._lock:
+            found = self._kept.get((accounts, stretch))
+            if found is not None:
+                self._kept.move_to_end((accounts, stretch))
+            return found
+
+    def changes(self) -> int:
+        """How many there were: to be taken before something is read that is to be kept."""
+        return self._changes
+
+    def keep(self, accounts: tuple[str, ...], stretch: Stretch, hours: _Hours, since: int) -> None:
+        """Keep what was read; not where something changed ``since``, which it may hold or not."""
+        size = _markers_of(hours)
+        with self._lock:
+            changed = max(self._forgotten, *(self._changed.get(account, 0) for account in accounts))
+            if changed > since or size > self._most // 4:
+                return
+            self._drop((accounts, stretch))
+            self._kept[accounts, stretch] = hours
+            self._markers += size
+            while self._markers > self._most:
+                self._drop(next(iter(self._kept)))
+
+    def changed(self, accounts: Iterable[str]) -> None:
+        """Something was committed for these; to be called when it can be read."""
+        some = set(accounts)
+        with self._lock:
+            self._changes += 1
+            self._changed |= dict.fromkeys(some, self._changes)
+            for key in [key for key in self._kept if not some.isdisjoint(key[0])]:
+                self._drop(key)
+
+    def forget(self) -> None:
+        """Anything may have changed."""
+        with self._lock:
+            self._changes += 1
+            self._forgotten = self._changes
+            self._kept.clear()
+            self._markers = 0
+
+    def _drop(self, key: tuple[tuple[str, ...], Stretch]) -> None:
+        hours = self._kept.pop(key, None)
+        if hours is not None:
+            self._markers -= _markers_of(hours)
+
+
+def _markers_of(hours: _Hours) -> int:
+    """At least one an account: that nothing is committed is remembered, too."""
+    return sum(len(one.hours) + 1 for one in hours.values())
