@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-GZIP_LEVEL = 5
+GZIP_LEVEL = 1
+"""A large answer is packed while somebody waits: level 5 takes 2.5 times as long for an eighth less."""
 LEAST_TO_COMPRESS = 1024
 SMALL_BYTES = 1 << 16
 """A body of this size or more is hashed and packed on a thread."""
