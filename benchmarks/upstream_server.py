@@ -50,26 +50,27 @@ class UpstreamServer:
 
 
 @contextmanager
-def upstreams(copies: int = 1, delay: float = 0.0) -> Iterator[UpstreamServer]:
+def upstreams(copies: int = 1, delay: float = 0.0, days: int = DAYS) -> Iterator[UpstreamServer]:
     """Run them until the block ends.
 
     Args:
         copies: pods that each of the simulated cluster's is split into.
         delay: seconds before an answer.
+        days: before ``END``, of which the cluster has costs.
     """
-    with process_of("benchmarks.upstream_server", str(copies), str(delay)) as where:
+    with process_of("benchmarks.upstream_server", str(copies), str(delay), str(days)) as where:
         yield UpstreamServer(where["url"])
 
 
 class _Upstream:
     """A simulated Kubecost that works an answer out once, for all clusters."""
 
-    def __init__(self, copies: int, delay: float) -> None:
-        self.now = END - DAYS * DAY
+    def __init__(self, copies: int, delay: float, days: int) -> None:
+        self.now = END - days * DAY
         self.delay = delay
         self.silent: set[str] = set()
         self.kept: dict[str, asyncio.Task[tuple[int, bytes]]] = {}
-        world = of_many_pods(make_world(seed=3, days=DAYS, end=END), copies)
+        world = of_many_pods(make_world(seed=3, days=days, end=END), copies)
         simulator = Simulator(world, Habits(serves=frozenset({"kubecost"})), lambda: self.now)
         self._server, self.url = serve_simulator(simulator)
 
@@ -129,9 +130,9 @@ class _Silence(RequestHandler):
         self.upstream.silent = set(clusters.split(","))
 
 
-async def _serve(copies: int, delay: float) -> None:
+async def _serve(copies: int, delay: float, days: int) -> None:
     set_up("error", "text")
-    _Answer.upstream = _Clock.upstream = _Silence.upstream = _Upstream(copies, delay)
+    _Answer.upstream = _Clock.upstream = _Silence.upstream = _Upstream(copies, delay, days)
     routes = [
         (r"/control/clock/([0-9]+)", _Clock),
         (r"/control/silent/(.*)", _Silence),
@@ -143,4 +144,4 @@ async def _serve(copies: int, delay: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1]), float(sys.argv[2])))
+    asyncio.run(_serve(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])))

@@ -27,7 +27,7 @@ DELAY = 0.2
 CLUSTERS = 50
 WELL = 48
 DEADLINE, PATIENCE = 10.0, 120.0
-LARGE_COPIES, LARGE_DAYS, LARGE_PARALLEL = 150, 3, 2
+LARGE_COPIES, LARGE_DAYS, LARGE_PARALLEL = 150, 7, 2
 SETTLED = 20 * 60
 FOLDER = Path("build/bench-upstreams")
 Asked = tuple[str, tuple[tuple[str, str], ...]]
@@ -50,7 +50,7 @@ FIGURES = (
     ),
     Declared(
         "committed_to_decoding", "ratio",
-        "a back-fill from the bytes of its answers to committed rows, to decoding those answers alone",
+        "a back-fill of a week from the bytes of its answers to committed rows, to decoding those answers alone",
         at_most=1.3,
     ),
 )  # fmt: skip
@@ -63,7 +63,7 @@ def measure() -> dict[str, float]:
             found = {"live_of_50_to_one_answer": _list_seconds(stack, server) / DELAY}
         for name, silent in (("hour_beside_a_silent_source", 1), ("hour_beside_12_silent_sources", 12)):
             found[name] = asyncio.run(_lateness(server, silent))
-    with upstreams(LARGE_COPIES) as server:
+    with upstreams(LARGE_COPIES, days=LARGE_DAYS + 1) as server:
         server.set_clock(END + SETTLED)
         found["committed_to_decoding"] = asyncio.run(_committed_to_decoding(server))
     return found
