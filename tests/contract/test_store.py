@@ -548,11 +548,33 @@ def test_a_purged_account_leaves_nothing_and_takes_nothing_of_others(store: Stor
     assert store.summaries.sums(OTHER, H, END, (), Filters()).sums == ()
 
 
+def test_what_was_read_before_is_read_anew_when_it_changes(store: Store) -> None:
+    writer = FencedWriter(1)
+
+    def read() -> list[tuple[int, float]]:
+        return [(hour, one.total) for hour, one in store.ledger.committed(ACCOUNT, H - 60, END).hours.items()]
+
+    assert read() == read() == []
+    [marker] = store.ledger.commit([batch(H, allocation("web-1", 8.0))], writer)
+    assert read() == read() == [(H, 12.25)]
+    store.ledger.commit([batch(H, allocation("web-1", 8.0), account=OTHER)], writer)
+    store.ledger.commit([batch(H, allocation("web-1", 4.0)), batch(H + HOUR)], writer)
+    assert read() == read() == [(H, 6.25), (H + HOUR, 0.0)]
+    before = store.ledger.committed(ACCOUNT, H, END, up_to=marker.sequence)
+    assert before.hours[H].total == 12.25, "as of a sequence it is another question"
+    store.ledger.confirm(ACCOUNT, [store.ledger.committed(ACCOUNT, H, END).hours[H]], writer, NOW + 9)
+    assert store.ledger.committed(ACCOUNT, H, END).hours[H].fetched_at == NOW + 9
+    store.maintenance.purge(ACCOUNT)
+    wait_for_mutations(store)
+    assert read() == []
+
+
 def test_retention_drops_whole_months(store: Store) -> None:
     writer = FencedWriter(1)
     old = H - 60 * DAY
     store.ledger.commit([batch(old, allocation("web-1", 9.0)), batch(H, allocation("web-1", 8.0))], writer)
     store.summaries.rebuild(ACCOUNT, old, END, writer)
+    assert list(store.ledger.committed(ACCOUNT, old, END).hours) == [old, H]
     assert store.maintenance.clean(NOW, 30).months == (202609,)
     assert list(store.ledger.committed(ACCOUNT, old, END).hours) == [H]
     assert store.maintenance.bytes_on_disk() > 0
