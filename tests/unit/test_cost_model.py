@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 from metroculus.cost_model.allocation import Allocation, Filters
 from metroculus.cost_model.columns import Allocations, add, group, share_idle
@@ -25,6 +26,7 @@ from metroculus.cost_model.reading import (
     judge_sets,
 )
 from metroculus.cost_model.reconcile import reconcile
+from metroculus.cost_model.reconcile import rows as lines_of
 from metroculus.cost_model.statement import Question
 from metroculus.sources.answers.allocation_json import decode_allocation
 from metroculus.sources.errors import BadAnswer
@@ -341,6 +343,30 @@ def test_grouping_thousands_of_rows_loses_nothing(count, groups):
     grouped = dict(group(many, ("namespace",)))
     assert fsum(g.costs.total for g in grouped.values()) == fsum(a.costs.total for a in many)
     assert sum(g.pods for g in grouped.values()) == count
+
+
+quantity = st.sampled_from([0.0, 1e-12, 1 / 3, 60.0, 2.5e6])
+_allocation = st.builds(
+    Allocation, name=st.just("a"), namespace=st.sampled_from("xyz"), pod=st.sampled_from("pq"),
+    start=st.sampled_from([0, HOUR]), end=st.sampled_from([0, HOUR, 2 * HOUR]),
+    costs=st.builds(Costs, quantity, quantity), usage=st.builds(Usage, quantity, quantity, quantity, quantity),
+    unknown=st.sampled_from([(), (), ("cpu_usage",), ("ram_request", "ram"), ("gpu", "ram_usage")]),
+)  # fmt: skip
+
+
+@given(st.lists(_allocation, max_size=12), st.sampled_from([(), ("namespace",), ("namespace", "pod")]))
+def test_a_line_is_what_its_group_is(many, aggregate):
+    lines = {one.name: one for one in lines_of(Allocations.of(many), None, aggregate)}
+    groups = {"/".join(key): one for key, one in group(many, aggregate)}
+    assert lines.keys() == groups.keys()
+    for name, one in groups.items():
+        line = lines[name]
+        ratios = (line.cpu_efficiency, line.ram_efficiency, line.total_efficiency)
+        assert (line.pod_count, ratios) == (one.pods, astuple(one.efficiency))
+        assert line.cpu_core_request_average == one.average("cpu_request")
+        assert line.cpu_core_usage_average == one.average("cpu_usage")
+        assert line.ram_byte_request_average == one.average("ram_request")
+        assert line.ram_byte_usage_average == one.average("ram_usage")
 
 
 @given(st.lists(st.floats(0, 1e5), min_size=1, max_size=20), st.floats(-1e4, 1e6))
