@@ -27,8 +27,8 @@ DISAGREEMENT_USD = 0.01
 """An upstream total further than this from the sum of its parts is told of."""
 
 
-LARGE_ROWS = 5_000
-"""Work on more rows than this belongs on a thread: on the loop it would hold everybody else up."""
+LARGE_ROWS = 500
+"""Work on more rows than this, some milliseconds, belongs on a thread: on the loop it would hold everybody else up."""
 
 
 class SourceReport(Struct, frozen=True, kw_only=True):

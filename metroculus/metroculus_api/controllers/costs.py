@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -108,11 +109,12 @@ class CostsController:
         if not sources.any and stored is None:
             raise NoSource
         window = stored.rest if stored else question.window
-        live, savings = await asyncio.gather(
-            sources.cost(question, window, deadline) if sources.any else _nothing(),
+        asked = partial(sources.cost, question, window, deadline) if sources.any else _nothing
+        # Savings first: the store looks for them while the rows are reconciled.
+        savings, (live, statement) = await asyncio.gather(
             self._savings_of(question, sources, stored is not None and not window.stretches, deadline),
+            _reconciled(question, asked, stored),
         )
-        statement = await _reconciled(question, live, stored)
         if savings is not None:
             statement = replace(
                 statement,
@@ -133,12 +135,16 @@ def of_account(question: Question, sources: AccountSources) -> Question:
     return replace(question, filters=filters, clusters_apart=sources.clusters.all)
 
 
-async def _reconciled(question: Question, live: LiveReadings, stored: StoredReading | None) -> Statement:
+async def _reconciled(
+    question: Question, ask: Callable[[], Awaitable[LiveReadings]], stored: StoredReading | None
+) -> tuple[LiveReadings, Statement]:
+    """What the live sources say, and the statement of it and of what is stored."""
+    live = await ask()
     stretch = live.stretch.allocation if live.stretch else None
     readings = (live.allocation, live.metrics, stretch, stored.allocation if stored else None)
     rows = sum(len(one.allocations) for reading in readings if reading for one in reading.sets)
     given = (question, live.allocation, live.metrics, live.management, stored, live.stretch)
-    return await asyncio.to_thread(reconcile, *given) if rows > LARGE_ROWS else reconcile(*given)
+    return live, await asyncio.to_thread(reconcile, *given) if rows > LARGE_ROWS else reconcile(*given)
 
 
 async def _nothing() -> LiveReadings:

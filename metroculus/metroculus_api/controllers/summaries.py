@@ -19,7 +19,7 @@ from optscale_client.metroculus_client import structs
 from tools.deadline import Deadline
 from tools.window import Window
 
-ASKED_AT_ONCE = 32
+ASKED_AT_ONCE = 100
 """Accounts of one request that are asked side by side."""
 
 
