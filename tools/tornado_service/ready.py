@@ -13,9 +13,9 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from msgspec import Struct
 from tornado.httputil import HTTPConnection, HTTPHeaders, RequestStartLine, ResponseStartLine
 
 from tools.tornado_service.negotiation import represent
@@ -32,8 +32,7 @@ LONGEST_TARGET = 2048
 MOST_HOSTS, LONGEST_HOST = 64, 253
 
 
-@dataclass(frozen=True)
-class ReadyAnswer:
+class ReadyAnswer(Struct, frozen=True):
     """An answer that may go out: its bytes, the headers that tell how it was come by, who asks (for the audit log)."""
 
     prepared: Prepared
@@ -43,8 +42,7 @@ class ReadyAnswer:
     """Counts the request against its caller's limit; the function that it returns ends that."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """What a handler made of a target."""
 
     handler: Any
@@ -57,8 +55,7 @@ class Target:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class KnownRequest:
+class KnownRequest(Struct, frozen=True):
     """A request for a target that is known."""
 
     target: Target

@@ -114,8 +114,9 @@ def objects_of(arguments: Mapping[str, list[bytes]], path: Mapping[str, str]) ->
 
 def request_id_of(headers: HTTPHeaders) -> str:
     """The caller's own id of a request where that is one, else a new one."""
-    given = headers.get("X-Request-ID", "")
-    return given if given and _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_NUMBERS):012x}"
+    if "X-Request-ID" in headers and _REQUEST_ID.fullmatch(headers["X-Request-ID"]):
+        return headers["X-Request-ID"]
+    return f"{_PROCESS}{next(_NUMBERS):012x}"
 
 
 def common_headers(request_id: str) -> HTTPHeaders:

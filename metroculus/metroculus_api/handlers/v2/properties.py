@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Self
 
 from metroculus.cost_model.allocation import UNALLOCATED, Filters
@@ -41,8 +41,9 @@ class PropertyFilter(Text):
         return parsed
 
 
+@lru_cache(256)
 def filters_of(
-    namespaces: Sequence[str], nodes: Sequence[str], services: Sequence[str], given: Sequence[PropertyFilter]
+    namespaces: tuple[str, ...], nodes: tuple[str, ...], services: tuple[str, ...], given: tuple[PropertyFilter, ...]
 ) -> Filters:
     """What rows must have, by the three parameters of their own and by any property."""
     found: dict[str, dict[str, None]] = {
