@@ -55,6 +55,9 @@ MEMORY_PREFIX = "metroculus-tests-"
 MEMORY_BYTES = 6 << 30
 """That must be free there; four tests at once have a few hundred MiB in their folders."""
 
+os.environ["NETRC"] = f"{os.devnull}/none"
+"""``requests`` would look for credentials of whoever runs the tests, before each call."""
+
 settings.register_profile("repo", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repo")
 

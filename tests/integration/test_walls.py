@@ -10,9 +10,12 @@ import html
 import io
 import json
 import re
+import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import quote, quote_plus, urlencode
+from http.client import HTTPConnection
+from http.cookiejar import DefaultCookiePolicy
+from urllib.parse import quote, quote_plus, urlencode, urlsplit
 from uuid import uuid4
 
 import msgspec
@@ -121,6 +124,8 @@ class World:
 
     def __init__(self, folder, prometheus_factory):
         self.stack = Stack(folder)
+        self.threads = ThreadPoolExecutor(8)
+        self._sessions = threading.local()
         self.worlds = {
             MINE: marked(make_world(seed=3, days=1, end=END, prime=MY_PRIME, cluster_id="c"), MINE),
             THEIRS: marked(make_world(seed=3, days=1, end=END, prime=THEIR_PRIME, cluster_id="c"), THEIRS),
@@ -218,32 +223,40 @@ class World:
     def request(self, method, url, headers, body=None, form=None):
         """``requests`` joins headers of one name; two tokens go over the wire as two lines."""
         prepared = requests.Request(method, url, json=body, data=form).prepare()
-        with requests.Session() as session:
-            if isinstance(headers, list):
-                from http.client import HTTPConnection
-                from urllib.parse import urlsplit
+        if isinstance(headers, list):
+            parts = urlsplit(url)
+            connection = HTTPConnection(parts.hostname, parts.port, timeout=30)
+            connection.putrequest(method, url[len(f"http://{parts.netloc}") :])
+            for value in headers:
+                connection.putheader("Authorization", value)
+            sent = prepared.body.encode() if isinstance(prepared.body, str) else prepared.body or b""
+            connection.putheader("Content-Type", prepared.headers.get("Content-Type", "application/json"))
+            connection.putheader("Content-Length", str(len(sent)))
+            connection.endheaders(sent)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        prepared.headers.update(headers)
+        answer = self.session().send(prepared, timeout=60)
+        return answer.status_code, answer.text
 
-                parts = urlsplit(url)
-                connection = HTTPConnection(parts.hostname, parts.port, timeout=30)
-                connection.putrequest(method, url[len(f"http://{parts.netloc}") :])
-                for value in headers:
-                    connection.putheader("Authorization", value)
-                sent = prepared.body.encode() if isinstance(prepared.body, str) else prepared.body or b""
-                connection.putheader("Content-Type", prepared.headers.get("Content-Type", "application/json"))
-                connection.putheader("Content-Length", str(len(sent)))
-                connection.endheaders(sent)
-                answer = connection.getresponse()
-                return answer.status, answer.read().decode()
-            prepared.headers.update(headers)
-            answer = session.send(prepared, timeout=60)
-            return answer.status_code, answer.text
+    def session(self):
+        """This thread's own, which keeps its connections and nothing else of an answer."""
+        if not hasattr(self._sessions, "one"):
+            session = self._sessions.one = requests.Session()
+            session.trust_env = False
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        return self._sessions.one
+
+    def close(self):
+        self.threads.shutdown()
+        self.stack.close()
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, prometheus_factory):
     made = World(tmp_path_factory.mktemp("walls"), prometheus_factory)
     yield made
-    made.stack.close()
+    made.close()
 
 
 CALLERS = ("none", "garbage", "expired", "removed", "disabled", "viewer", "manager", "admin",
@@ -472,7 +485,8 @@ def fired(world, base, headers, path, name):
     def fire(text):
         in_path = {key: quote(text if key == name else value, safe="") for key, value in values.items()}
         asked = query if f"{{{name}}}" in path else query | {name: text}
-        answer = requests.get(base + path.format(**in_path), params=asked, headers=headers, timeout=60)
+        url = base + path.format(**in_path)
+        answer = world.session().get(url, params=asked, headers=headers, timeout=60)
         assert answer.status_code in (200, 400, 404), (answer.status_code, text, answer.text[:300])
         # What the caller wrote may come back to it; every name over the wall is longer than the mark in it.
         shown = answer.text
@@ -492,8 +506,7 @@ def fired(world, base, headers, path, name):
     texts = [text for text in INJECTIONS if text not in known]
     if name == "filter":
         texts += [f"namespace={text}" for text in texts]
-    with ThreadPoolExecutor(8) as threads:
-        return len(list(threads.map(fire, texts)))
+    return len(list(world.threads.map(fire, texts)))
 
 
 @pytest.mark.injection
