@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 Stretch = tuple[int, int, int | None]
 """The first second of a stretch of whole hours, its end, and up to which sequence it was read."""
 _Hours = Mapping[str, "CommittedHours"]
+_Key = tuple[tuple[str, ...], Stretch]
 
 
 class KnownHours:
@@ -24,11 +25,12 @@ class KnownHours:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._kept: OrderedDict[tuple[tuple[str, ...], Stretch], _Hours] = OrderedDict()
+        self._kept: OrderedDict[_Key, _Hours] = OrderedDict()
         self._markers = 0
         self._changes = 0
         self._changed: dict[str, int] = {}
-        """By account, which change was its last."""
+        """By account, which change was its last since everything was forgotten."""
+        self._keys_of: defaultdict[str, set[_Key]] = defaultdict(set)
         self._forgotten = 0
         self._lock = Lock()
 
@@ -53,30 +55,38 @@ class KnownHours:
             self._drop((accounts, stretch))
             self._kept[accounts, stretch] = hours
             self._markers += size
+            for account in accounts:
+                self._keys_of[account].add((accounts, stretch))
             while self._markers > self._most:
                 self._drop(next(iter(self._kept)))
 
     def changed(self, accounts: Iterable[str]) -> None:
         """Something was committed for these; to be called when it can be read."""
-        some = set(accounts)
         with self._lock:
             self._changes += 1
-            self._changed |= dict.fromkeys(some, self._changes)
-            for key in [key for key in self._kept if not some.isdisjoint(key[0])]:
-                self._drop(key)
+            for account in accounts:
+                self._changed[account] = self._changes
+                for key in list(self._keys_of.get(account, ())):
+                    self._drop(key)
 
     def forget(self) -> None:
         """Anything may have changed."""
         with self._lock:
             self._changes += 1
             self._forgotten = self._changes
-            self._kept.clear()
+            for forgotten in (self._changed, self._kept, self._keys_of):
+                forgotten.clear()
             self._markers = 0
 
-    def _drop(self, key: tuple[tuple[str, ...], Stretch]) -> None:
+    def _drop(self, key: _Key) -> None:
         hours = self._kept.pop(key, None)
-        if hours is not None:
-            self._markers -= _markers_of(hours)
+        if hours is None:
+            return
+        self._markers -= _markers_of(hours)
+        for account in key[0]:
+            self._keys_of[account].discard(key)
+            if not self._keys_of[account]:
+                del self._keys_of[account]
 
 
 def _markers_of(hours: _Hours) -> int:

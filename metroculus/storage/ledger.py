@@ -44,7 +44,7 @@ SMALL_ROWS = 5_000
 """A commit of so few rows goes into one insert with others that are made at the same time."""
 COUNTED_KEPT = 500_000
 MARKERS_KEPT = 20_000
-"""Of hours that were read before; some six megabytes."""
+"""Of hours that were read before; some ten megabytes."""
 
 
 class HourBatch(Struct, frozen=True, kw_only=True):

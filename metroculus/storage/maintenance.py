@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from msgspec import Struct
 
@@ -14,6 +16,7 @@ from metroculus.storage.columns import (
     PARTITIONED,
     SUMMARIES,
     SUMMARY_BUILDS,
+    Table,
 )
 from metroculus.storage.documents import Documents
 from metroculus.storage.engine import Engine, literal, partitions
@@ -86,12 +89,10 @@ class Maintenance:
         oldest = UTC_ZONE.period(now - keep_days * DAY, "month")[0]
         first_kept = _month(oldest)
         dropped: set[int] = set()
-        for table in PARTITIONED:
+        for table in _marks_first(PARTITIONED):
             for month in partitions(self._engine, table.name):
                 if month < first_kept:
-                    target = self._engine.dialect.altered(table.name)
-                    self._engine.command(f"ALTER TABLE {target} DROP PARTITION {month}")
-                    self._ledger.forget()
+                    self._delete(table, f"DROP PARTITION {month}")
                     dropped.add(month)
         self._jobs.forget(now - KEPT_SECONDS)
         self._forget_documents(now - keep_days * DAY)
@@ -118,9 +119,14 @@ class Maintenance:
             StoreError
         """
         with self._ledger.versions.changing(account):
-            for table in ACCOUNTED:
-                target = self._engine.dialect.altered(table.name)
-                self._engine.command(f"ALTER TABLE {target} DELETE WHERE account = {literal(account)}")
+            for table in _marks_first(ACCOUNTED):
+                self._delete(table, f"DELETE WHERE account = {literal(account)}")
+
+    def _delete(self, table: Table, what: str) -> None:
+        """What failed may be done all the same."""
+        try:
+            self._engine.command(f"ALTER TABLE {self._engine.dialect.altered(table.name)} {what}")
+        finally:
             self._ledger.forget()
 
     def _verify(self) -> int:
@@ -177,6 +183,12 @@ class Maintenance:
             )
         )
         return int(rows[0]["size"] or 0)
+
+
+def _marks_first(tables: Sequence[Table]) -> list[Table]:
+    """What says that rows are there goes before them: rows alone are never read."""
+    marks = {one.marks for one in BATCHED}
+    return sorted(tables, key=lambda table: table.name not in marks)
 
 
 def _judged(one: _Batched, month: int) -> str:

@@ -569,6 +569,35 @@ def test_what_was_read_before_is_read_anew_when_it_changes(store: Store) -> None
     assert read() == []
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_a_purge_that_fails_half_way_makes_no_hour_free(
+    store: Store, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    """Hours are there with their cost, or not at all, whichever statement failed, and whether it took effect."""
+    command = store.engine.command
+    for fails in range(1, len(ACCOUNTED) + 1):
+        store.ledger.commit([batch(H, allocation("web-1", 8.0))], FencedWriter(fails))
+        assert total(store) == 12.25
+        said: list[str] = []
+
+        def failing(sql: str, said: list[str] = said, fails: int = fails) -> None:
+            said.append(sql)
+            if done or len(said) != fails:
+                command(sql)
+            if len(said) == fails:
+                raise StoreError("away")
+
+        monkeypatch.setattr(store.engine, "command", failing)
+        with pytest.raises(StoreError):
+            store.maintenance.purge(ACCOUNT)
+        monkeypatch.undo()
+        wait_for_mutations(store)
+        committed = store.ledger.committed(ACCOUNT, H, END)
+        allocations, _ = store.history.allocations(committed, ())
+        assert sum(one.costs.total for one in allocations.allocations) == (12.25 if committed.hours else 0.0)
+        assert not committed.passed_over, "marks go before what they are of"
+
+
 def test_retention_drops_whole_months(store: Store) -> None:
     writer = FencedWriter(1)
     old = H - 60 * DAY
