@@ -12,7 +12,6 @@ import requests
 
 from simulator.server import Habits
 from tests.support import ACCOUNT, DAY, END, HOUR, Metroculus, Stack, exact_world
-from tools.window import iso
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "compatibility.md").read_text()
@@ -53,27 +52,6 @@ def test_calls_of_an_allocation_api(stack: Stack, flavour: str, source: str, wha
     simulator, url = stack.simulate(WORLD, Habits(serves=frozenset({flavour})))
     running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT, kubecost_flavour=flavour, cache_ttl=0.0)
     assert counted(Metroculus(running), lambda: simulator.asked[path]) == DOCUMENTED[source, what]
-
-
-@pytest.mark.parametrize("kept", ["before midnight", "after midnight"])
-def test_a_day_without_assets_makes_the_answer_partial(stack: Stack, kept: str) -> None:
-    """Hours of two days are one question: that one of the days is not told must not go unseen."""
-
-    def one_day(path: str, answer: Any) -> Any:
-        if path == "/model/assets" and any(map(_before, answer["data"])):
-            wanted = [one for one in answer["data"] if _before(one) == (kept == "before midnight")]
-            return answer | {"data": wanted}
-        return answer
-
-    def _before(assets: dict[str, Any]) -> bool:
-        return any(one["window"]["start"] < iso(END - DAY) for one in assets.values())
-
-    _, url = stack.simulate(WORLD, Habits(serves=frozenset({"kubecost"}), rewrite=one_day))
-    running = stack.start(kubecost_api_url=url, kubecost_account_id=ACCOUNT, kubecost_flavour="kubecost")
-    start, end = OVER_MIDNIGHT
-    body = Metroculus(running).get("kubecost_cluster_costs", cloud_account_id=ACCOUNT, start_date=start, end_date=end)
-    told = {one["name"]: one["status"] for one in body.json()["sources"]}
-    assert (told["allocation"], told["assets"], body.json()["complete"]) == ("ok", "partial", False)
 
 
 def test_queries_of_metrics(stack: Stack, prometheus_factory: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import fsum
 from time import monotonic
@@ -136,14 +136,19 @@ class _Piece(Struct, frozen=True):
 
 
 def pieces(window: Window) -> list[_Piece]:
-    """Whole days by the day, the rest by the hour: parts of two days with midnight between them are one question."""
+    """Whole days by the day, the rest of each day by the hour."""
+    return [_Piece(a, b, "day" if b - a == DAY else "hour") for a, b in window.days()]
+
+
+def over_midnight(apart: Sequence[_Piece]) -> list[_Piece]:
+    """The same with adjacent hours of two days as one piece, where they are no more hours than a day has."""
     found: list[_Piece] = []
-    for start, end in window.days():
-        step: Step = "day" if end - start == DAY else "hour"
-        if step == "hour" and found and found[-1].step == "hour" and found[-1].end == start:
-            found[-1] = _Piece(found[-1].start, end, "hour")
+    for piece in apart:
+        last = found[-1] if found else None
+        if last and last.step == piece.step == "hour" and last.end == piece.start and piece.end - last.start <= DAY:
+            found[-1] = _Piece(last.start, piece.end, "hour")
         else:
-            found.append(_Piece(start, end, step))
+            found.append(piece)
     return found
 
 
@@ -272,8 +277,9 @@ class KubecostSource(CostSource):
         """Raises: SourceError: where no part of the window could be read."""
         aggregate = upstream_aggregate(question)
         dialect = await self.dialect(deadline)
-        asked = [self._checked_piece(dialect, piece, window, aggregate, deadline) for piece in pieces(window)]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        _, answers = await self._of_each(
+            pieces(window), dialect, lambda piece: self._checked_piece(dialect, piece, window, aggregate, deadline)
+        )
         failures = _failures(answers)
         if len(failures) == len(answers):
             raise worst(failures)
@@ -295,6 +301,28 @@ class KubecostSource(CostSource):
         )
         large = sum(len(one.allocations) for one in sets) > LARGE_ROWS
         return await asyncio.to_thread(judge) if large else judge()
+
+    async def _of_each(
+        self, apart: Sequence[_Piece], dialect: Dialect, ask: Callable[[_Piece], Awaitable[D]]
+    ) -> tuple[list[_Piece], list[D | BaseException]]:
+        """What is said of pieces of a window, or why not.
+
+        Kubecost has its hours ready: those of two days are one question. Where that answer cannot be used, each day is
+        asked for by itself: one of them may be right.
+        """
+        asked = over_midnight(apart) if dialect.flavour == "kubecost" else list(apart)
+        answers = await asyncio.gather(*map(ask, asked), return_exceptions=True)
+        told: list[_Piece] = []
+        of_told: list[D | BaseException] = []
+        for piece, answer in zip(asked, answers, strict=True):
+            parts = [part for part in apart if piece.start <= part.start and part.end <= piece.end]
+            if isinstance(answer, BadAnswer) and len(parts) > 1:
+                told += parts
+                of_told += await asyncio.gather(*map(ask, parts), return_exceptions=True)
+            else:
+                told.append(piece)
+                of_told.append(answer)
+        return told, of_told
 
     async def _checked_piece(
         self, dialect: Dialect, piece: _Piece, window: Window, aggregate: Sequence[str], deadline: Deadline
@@ -529,14 +557,10 @@ class KubecostSource(CostSource):
     async def assets(self, window: Window, deadline: Deadline) -> AssetsReading:
         """Raises: SourceError: where no part of the window could be read."""
         dialect = await self.dialect(deadline)
-        whole = pieces(window)
+        apart = pieces(window)
         if dialect.blocks:
-            whole = [hour for piece in whole for hour in _singly(piece)]
-        elif dialect.flavour == "opencost":  # all of what is asked for comes as one: each day must be told of
-            whole = [_Piece(a, b, piece.step) for piece in whole for a, b in split(piece.start, piece.end, DAY)]
-        answers = await asyncio.gather(
-            *(self._assets_piece(dialect, piece, deadline) for piece in whole), return_exceptions=True
-        )
+            apart = [hour for piece in apart for hour in _singly(piece)]
+        whole, answers = await self._of_each(apart, dialect, partial(self._assets_piece, dialect, deadline=deadline))
         failures = _failures(answers)
         if len(failures) == len(answers):
             raise worst(failures)
@@ -547,7 +571,7 @@ class KubecostSource(CostSource):
         status: Status = "ok" if assets or window.still_running else "no_data"
         lacking = sum(one.lacking for one in read)
         pairs = zip(whole, answers, strict=True)
-        gaps = any(isinstance(one, DecodedAssets) and _lacks_a_day(one, piece, window) for piece, one in pairs)
+        gaps = any(isinstance(one, DecodedAssets) and _has_gaps(one, piece, window) for piece, one in pairs)
         if assets and (failures or left_out or lacking or gaps):
             status = "partial"
         warnings = [f"{len(left_out)} assets could not be read and are not counted"] if left_out else []
@@ -743,12 +767,16 @@ def _assets_params(dialect: Dialect, piece: _Piece) -> dict[str, str]:
     return params
 
 
-def _lacks_a_day(decoded: DecodedAssets, piece: _Piece, window: Window) -> bool:
-    """Whether nothing is told of a part of a day that is over."""
-    if any(span is None for span, _ in decoded.found):
-        return False
+def _has_gaps(decoded: DecodedAssets, piece: _Piece, window: Window) -> bool:
+    """Whether nothing is told of a part of a day that is over, or of hours between others.
+
+    Where no asset says when it was, all of them are of the whole piece.
+    """
+    told = list(union(sorted(decoded.spans)))
+    if not told:
+        return not decoded.found and piece.start < window.final_until
     parts = [(a, b) for a, b in split(piece.start, piece.end, DAY) if a < window.final_until]
-    return any(all(end <= a or b <= start for start, end in decoded.spans) for a, b in parts)
+    return len(told) > 1 or any(all(end <= a or b <= start for start, end in told) for a, b in parts)
 
 
 def _singly(piece: _Piece) -> list[_Piece]:
