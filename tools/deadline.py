@@ -22,6 +22,12 @@ class Deadline:
         """Seconds; negative once it has passed."""
         return self.at - monotonic()
 
+    def part(self, share: float) -> Deadline:
+        """An earlier deadline for what the rest can do without; it is ended with this one."""
+        earlier = Deadline(self.left() * share, self.request_id)
+        self.add_callback(earlier.expire)
+        return earlier
+
     def add_callback(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` when the deadline is ended early; in the order of registration."""
         self._callbacks.append(callback)

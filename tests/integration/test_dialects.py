@@ -13,7 +13,7 @@ from tornado.httputil import HTTPServerConnectionDelegate
 
 from simulator.costs import truth
 from simulator.field import make_field_world
-from simulator.server import Habits, SimulatedHandler, Simulator
+from simulator.server import Habits, KubecostSavings, SimulatedHandler, Simulator
 from simulator.world import World
 from tests.support import ACCOUNT, DAY, END, HOUR, NOW, Metroculus, Stack
 from tools.window import parse_rfc3339
@@ -204,6 +204,20 @@ def test_an_upstream_that_was_replaced_at_its_address_is_read_as_what_it_is_now(
     body = asked.get("kubecost_cluster_costs", **YESTERDAY).json()
     assert body["not_covered"] == ["management"] and body["complete"]
     assert body["total_cost"] == pytest.approx(true(END - DAY, END, False)["allocation_total"], abs=2e-3)
+
+
+def test_savings_that_hang_hold_up_no_statement(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(self: Any, detail: str | None) -> None:
+        await asyncio.sleep(60)
+
+    stack.plan["kubecost_timeout"] = 6.0
+    _, asked = asked_of(stack, "kubecost", Habits(serves=frozenset({"kubecost"})))
+    monkeypatch.setattr(KubecostSavings, "get", never)
+    body = asked.get("kubecost_cluster_costs", detail_level="namespace", **YESTERDAY).json()
+    told = {one["name"]: one["status"] for one in body["sources"]}
+    assert (told["allocation"], told["savings"]) == ("ok", "unavailable")
+    assert body["total_cost"] == pytest.approx(true(END - DAY, END, True)["total_cost"], abs=2e-3)
+    assert body["potential_savings"] is None
 
 
 def test_a_slow_upstream_is_answered_for_within_the_deadline(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

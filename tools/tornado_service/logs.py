@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from datetime import UTC, datetime
+from threading import get_ident
 from typing import TextIO
 
 WAIT_SECONDS = 0.2
@@ -54,6 +55,8 @@ class LineHandler(logging.Handler):
         self._lines: list[str] = []
         self._awaited_in: asyncio.AbstractEventLoop | None = None
         """The loop that will come back to the lines."""
+        self._thread = 0
+        """Its thread."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -66,15 +69,18 @@ class LineHandler(logging.Handler):
             self.handleError(record)
 
     def _flush_later(self) -> None:
-        if self._awaited_in is not None and self._awaited_in.is_running():
+        # To ask for the running loop costs a question to the system each time.
+        if self._awaited_in is not None and self._thread == get_ident() and self._awaited_in.is_running():
             return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # no loop in this thread
-            self.flush()
+            if self._awaited_in is None or self._awaited_in.is_closed():
+                self.flush()
             return
-        loop.call_later(WAIT_SECONDS, self.flush)
-        self._awaited_in = loop
+        if self._awaited_in is not loop:
+            loop.call_later(WAIT_SECONDS, self.flush)
+            self._awaited_in, self._thread = loop, get_ident()
 
     def flush(self) -> None:
         self.acquire()

@@ -23,6 +23,9 @@ from tools.deadline import Deadline
 from tools.window import Window
 from tools.zones import Period
 
+SAVINGS_SHARE = 0.5
+"""Of the time that is left: a statement of cost does not wait longer for savings, which are no cost."""
+
 
 class CostsController:
     """Statements of cost."""
@@ -71,7 +74,7 @@ class CostsController:
         if stored:
             about = (question.cloud_account_id, sources, question.window, question.currency)
             return await self._savings.stored_overview(*about, deadline)
-        return await self._savings.overview(sources, question.window, deadline)
+        return await self._savings.overview(sources, question.window, deadline.part(SAVINGS_SHARE))
 
     async def read_ahead(self, accounts: Sequence[str], window: Window, deadline: Deadline) -> ReadAhead | None:
         """What is stored of many accounts, for ``summary`` of each; None where no history is kept."""
