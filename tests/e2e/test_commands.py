@@ -79,7 +79,7 @@ def read_until(process, text, seconds=150):
 def test_the_demo_shows_costs_and_two_commands_that_work_and_ends_on_sigterm(tmp_path):
     process = subprocess.Popen(
         [BIN / "metroculus", "demo"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "PATH": str(BIN)},
     )  # fmt: skip
     shown = "".join(read_until(process, "Ctrl-C stops"))
     assert "(idle)" in shown and "kube-system" in shown

@@ -22,7 +22,7 @@ from tests.support import DAY, END, HOUR, NOW, Metroculus, Stack, exact_world, u
 pytestmark = pytest.mark.push
 
 WORLD: World = exact_world(prime=7, days=9)
-STEP_HOURS = int(os.environ.get("PUSH_STEP_HOURS", "4"))
+STEP_HOURS = int(os.environ.get("PUSH_STEP_HOURS", "8"))
 """Between two looks of an agent and a worker at days that go by."""
 MINUTE = 60
 
