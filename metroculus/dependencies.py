@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,49 @@ class Dependencies:
             self.store.close()
 
 
+READ_AHEAD_BYTES = 8 << 20
+"""Of bodies, as gzip, that are read with one question."""
+
+
+class _Bodies:
+    """Bodies of answers. With one that is asked for those behind it are read: hours are small, and many."""
+
+    def __init__(self, store: Store, answers: Sequence[PushedAnswer]) -> None:
+        self._store = store
+        self._answers = answers
+        """The one that counts before the others to the same question."""
+        self._read: dict[int, bytes] = {}
+        self._asked: set[int] = set()
+
+    async def of(self, answer: PushedAnswer) -> bytes:
+        """The body of one of them as gzip.
+
+        Raises:
+            BadAnswer, StoreError
+        """
+        inbox, run = self._store.inbox, self._store.run
+        if answer.answer not in self._read:
+            self._read = await run(inbox.packed_of, [answer, *self._behind(answer)])
+        self._asked.add(answer.answer)
+        found = self._read.pop(answer.answer, None)
+        try:
+            return found if found is not None else await run(inbox.packed, answer)
+        except PiecesLost as failure:
+            raise BadAnswer(str(failure)) from None
+
+    def _behind(self, answer: PushedAnswer) -> Iterator[PushedAnswer]:
+        """Others of its kind that were not asked for, one to each question, as far as they are small together."""
+        seen, size = {answer.question}, answer.bytes
+        for one in self._answers:
+            alike = (one.kind, one.step) == (answer.kind, answer.step) and bool(one.told)
+            known = one.answer in self._asked or one.question in seen
+            if not alike or known or size + one.bytes > READ_AHEAD_BYTES:
+                continue
+            seen.add(one.question)
+            size += one.bytes
+            yield one
+
+
 class StoredInbox:
     """The store's inbox, as the source of what was pushed reads it."""
 
@@ -47,6 +90,7 @@ class StoredInbox:
     async def answers(self, account: str, start: int, end: int) -> Sequence[Pushed]:
         """Raises: StoreError"""
         found = await self._store.run(self._store.inbox.overlapping, account, start, end)
+        bodies = _Bodies(self._store, found)
         return [
             Pushed(
                 kind=one.kind,
@@ -56,17 +100,10 @@ class StoredInbox:
                 told=one.told,
                 asked_at=one.asked_at,
                 received_at=one.received_at,
-                packed=partial(self._packed, one),
+                packed=partial(bodies.of, one),
             )
             for one in found
         ]
-
-    async def _packed(self, answer: PushedAnswer) -> bytes:
-        """Raises: BadAnswer, StoreError"""
-        try:
-            return await self._store.run(self._store.inbox.packed, answer)
-        except PiecesLost as failure:
-            raise BadAnswer(str(failure)) from None
 
     async def accounts(self) -> Sequence[str]:
         """Raises: StoreError"""

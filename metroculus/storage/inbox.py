@@ -181,14 +181,31 @@ class Inbox:
         Raises:
             PiecesLost, StoreError
         """
-        rows = self._engine.rows(
-            f"SELECT number, body FROM {PUSH_PIECES.name} WHERE account = {literal(answer.account)}"
-            f" AND first = {moment(answer.first)} AND answer = {answer.answer} ORDER BY number"
-        )
-        pieces = {int(row["number"]): base64.b64decode(row["body"]) for row in rows}
+        pieces = self._pieces_of([answer])[answer.answer]
         if len(pieces) != answer.pieces:
             raise PiecesLost(f"{answer.pieces - len(pieces)} pieces of a pushed answer are lost")
-        return b"".join(pieces[number] for number in sorted(pieces))
+        return b"".join(pieces)
+
+    def packed_of(self, answers: Sequence[PushedAnswer]) -> dict[int, bytes]:
+        """``packed`` of answers of one account by their numbers, with one question; without those that lost pieces.
+
+        Raises:
+            StoreError
+        """
+        found = self._pieces_of(answers)
+        return {one.answer: b"".join(found[one.answer]) for one in answers if len(found[one.answer]) == one.pieces}
+
+    def _pieces_of(self, answers: Sequence[PushedAnswer]) -> dict[int, list[bytes]]:
+        """The pieces that are there, in their order, by the number of their answer."""
+        pieces: dict[int, dict[int, bytes]] = {one.answer: {} for one in answers}
+        begins = [one.first for one in answers]
+        for row in self._engine.rows(
+            f"SELECT answer, number, body FROM {PUSH_PIECES.name} WHERE account = {literal(answers[0].account)}"
+            f" AND first >= {moment(min(begins))} AND first <= {moment(max(begins))}"
+            f" AND answer IN ({numbers(list(pieces))})"
+        ):
+            pieces[int(row["answer"])][int(row["number"])] = base64.b64decode(row["body"])
+        return {answer: [found[number] for number in sorted(found)] for answer, found in pieces.items()}
 
     def take(self, answers: Iterable[PushedAnswer]) -> None:
         """Note that what these tell is stored as far as it can be."""

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -320,6 +321,37 @@ def test_what_was_told_and_could_not_be_stored_is_asked_for_again(door: Door) ->
     door.clock.now = NOW + 26 * HOUR
     everything(door, one)
     assert set(range(END - 2 * DAY, END, HOUR)) <= set(door.hours(one.account))
+
+
+def test_many_small_answers_are_read_with_few_questions(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OpenCost tells assets by the hour; that one of them has lost pieces is said."""
+    one = door.pusher(WORLD, "opencost")
+    everything(door, one)
+    inbox, asked = door.store.inbox, Counter[str]()
+    for name in ("overlapping", "packed_of", "packed"):
+        method = getattr(inbox, name)
+
+        def counting(*args: Any, method: Any = method, name: str = name) -> Any:
+            asked[name] += 1
+            return method(*args)
+
+        monkeypatch.setattr(inbox, name, counting)
+
+    def told(hours: int) -> Any:
+        asked.clear()
+        dates = {
+            "cloud_account_id": one.account,
+            "start_date": END - DAY - hours * HOUR,
+            "end_date": END - hours * HOUR,
+        }
+        return Metroculus(door.running).get("kubecost_assets", **dates).json()
+
+    assert told(6)["complete"] and asked == {"overlapping": 1, "packed_of": 1}
+    hour = END - DAY
+    [lost] = [answer for answer in inbox.overlapping(one.account, hour, hour + HOUR) if answer.kind == "assets"
+              and (answer.first, answer.step) == (hour, "hour")]  # fmt: skip
+    door.store.engine.command(f"ALTER TABLE k8s_push_pieces DELETE WHERE answer = {lost.answer}")
+    assert "pieces of a pushed answer are lost" in str(told(5))
 
 
 def test_pieces_that_are_lost_are_pushed_again(door: Door) -> None:
