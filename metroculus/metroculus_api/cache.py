@@ -193,6 +193,11 @@ class AnswerCache:
         self._counts["hit"] += 1
         return self._fresh_answer(kept, self.clock() - kept.made_at)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether answers are kept for any time at all."""
+        return self._fresh > 0
+
     async def basis_of(self, account: str) -> Hashable:
         """What an account's answers rest on now."""
         return await self._basis.of(account)
