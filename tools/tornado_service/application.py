@@ -16,7 +16,7 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from tools.tornado_service.errors import ApiError, CommonCodes, ErrorCode, error_body
 from tools.tornado_service.limits import UPLOADS, refusal_of
-from tools.tornado_service.negotiation import accepts_gzip, represent
+from tools.tornado_service.negotiation import represent, takes_gzip
 from tools.tornado_service.openapi import document
 from tools.tornado_service.operation import NoQuery, Operation, operation
 from tools.tornado_service.prepared import Prepared, encode, prepared_of
@@ -158,7 +158,7 @@ class ServiceHandler(RequestHandler):
         asked = self.request.headers
         if not isinstance(value, Prepared):
             encoded = value if isinstance(value, bytes) else encode(value)
-            value = await prepared_of(encoded, pack=accepts_gzip(asked.get("Accept-Encoding", "")))
+            value = await prepared_of(encoded, pack=takes_gzip(asked))
         read = self._status_code == 200 and self.request.method in ("GET", "HEAD")
         body = represent(value, asked, self._headers, tagged=read)
         if body is None:

@@ -37,6 +37,12 @@ def matches_tag(if_none_match: str, tag: str) -> bool:
     return any(one == "*" or one.removeprefix("W/") == wanted for one in _TAG.findall(if_none_match))
 
 
+def takes_gzip(asked: HTTPHeaders) -> bool:
+    """Whether the sender of these request headers accepts a gzip body."""
+    # ``in`` takes a third of the time of ``get`` for a header that is absent.
+    return "Accept-Encoding" in asked and accepts_gzip(asked["Accept-Encoding"])
+
+
 def represent(prepared: Prepared, asked: HTTPHeaders, headers: HTTPHeaders, tagged: bool = True) -> bytes | None:
     """The bytes to send of an answer, what is told of them put into ``headers``; None where the caller has them.
 
@@ -45,8 +51,7 @@ def represent(prepared: Prepared, asked: HTTPHeaders, headers: HTTPHeaders, tagg
         tagged: whether the answer is that of a read that went well, which has a tag.
     """
     body, tag = prepared.body, prepared.etag
-    # Of a header that is not there ``in`` says so in a third of the time that ``get`` takes.
-    if prepared.packed is not None and "Accept-Encoding" in asked and accepts_gzip(asked["Accept-Encoding"]):
+    if prepared.packed is not None and takes_gzip(asked):
         body, tag = prepared.packed, f"W/{tag}"
         headers["Content-Encoding"] = "gzip"
     if tagged:

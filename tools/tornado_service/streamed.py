@@ -13,13 +13,12 @@ from urllib.parse import quote
 from tornado.iostream import StreamClosedError
 
 from tools.tornado_service.errors import ApiError, ErrorCode
-from tools.tornado_service.negotiation import accepts_gzip
+from tools.tornado_service.negotiation import takes_gzip
+from tools.tornado_service.prepared import GZIP_LEVEL
 from tools.tornado_service.ready import SEND_SECONDS, disconnect, reset_on_close
 
 log = logging.getLogger("service")
 
-GZIP_LEVEL = 1
-"""Of a stream: what takes the time is making it."""
 _GZIP_WINDOW = 31
 PIECE_BYTES = 1 << 16
 """Of an answer: whoever takes one of them within ``SEND_SECONDS`` goes on reading."""
@@ -96,7 +95,7 @@ async def _send(handler: Any, answer: Streamed, chunk: bytes) -> None:
     if unmarked:
         reset_on_close(handler.request.connection.stream, True)
     packer = None
-    if answer.packable and accepts_gzip(handler.request.headers.get("Accept-Encoding", "")):
+    if answer.packable and takes_gzip(handler.request.headers):
         packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
         handler.set_header("Content-Encoding", "gzip")
     while True:

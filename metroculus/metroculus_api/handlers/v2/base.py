@@ -16,7 +16,7 @@ from optscale_client.metroculus_client.structs import ACCOUNTS_AT_ONCE
 from tools.deadline import Deadline
 from tools.tornado_service.application import ServiceHandler
 from tools.tornado_service.errors import ApiError
-from tools.tornado_service.negotiation import accepts_gzip
+from tools.tornado_service.negotiation import takes_gzip
 from tools.tornado_service.operation import Operation
 from tools.tornado_service.params import FilterText, RowFilter, Uuid, WindowQuery, resolve_window
 from tools.tornado_service.ready import KnownRequest, ReadyAnswer
@@ -143,7 +143,7 @@ class KeptHandler(MetroculusHandler):
             return handler.key(question), lambda deadline: ask(*question, deadline)
 
         # What is kept is packed for whoever asks next.
-        packs = self.cache.keeps or accepts_gzip(self.request.headers.get("Accept-Encoding", ""))
+        packs = self.cache.keeps or takes_gzip(self.request.headers)
         return await self.cache.answer(query.cloud_account_id, *anew(0.0), self.deadline(), anew, packs)
 
     @classmethod
