@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 from metroculus.storage.columns import DOCUMENTS
-from metroculus.storage.engine import Engine, literal
+from metroculus.storage.engine import Engine, alter, literal
 
 Kind = Literal[
     "accounts", "rules", "closed_month", "budget", "alert", "alert_ack", "webhook_sent", "alertmanager_sent", "drift"
@@ -152,10 +152,10 @@ class Documents:
             for organization, kind, name, sequence, changed_at in versions
             if (organization, name) in gone or (changed_at < before and newest[organization, kind, name] != sequence)
         ]
-        target = self._engine.dialect.altered(DOCUMENTS.name)
         for part in (old[first : first + FORGOTTEN_AT_ONCE] for first in range(0, len(old), FORGOTTEN_AT_ONCE)):
             named = ", ".join(part)
-            self._engine.command(f"ALTER TABLE {target} DELETE WHERE (organization, kind, name, sequence) IN ({named})")
+            where = f"(organization, kind, name, sequence) IN ({named})"
+            alter(self._engine, DOCUMENTS.name, f"DELETE WHERE {where}")
 
     def _found(self, where: str) -> list[Document]:
         rows = self._engine.rows(f"SELECT {', '.join(DOCUMENTS.names)} FROM {DOCUMENTS.name} WHERE {where}")

@@ -180,6 +180,18 @@ def moment(stamp: int) -> str:
     return f"toDateTime({int(stamp)}, 'UTC')"
 
 
+def alter(engine: Engine, table: str, what: str) -> None:
+    """Run ``ALTER TABLE``; in a cluster, on the local tables of every server.
+
+    Args:
+        what: what follows the table's name, as ``DROP PARTITION 202611``.
+
+    Raises:
+        StoreError
+    """
+    engine.command(f"ALTER TABLE {engine.dialect.altered(table)} {what}")
+
+
 def partitions(engine: Engine, table: str) -> list[int]:
     """The partitions of a table that hold rows, as their numbers (``202611``), in order.
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.storage.columns import PUSH_ANSWERS, PUSH_PIECES, PUSH_TAKEN
-from metroculus.storage.engine import Engine, StoreError, literal, moment, numbers
+from metroculus.storage.engine import Engine, StoreError, alter, literal, moment, numbers
 from metroculus.storage.ledger import COUNTER_BITS
 from tools.window import DAY
 
@@ -236,14 +236,14 @@ class Inbox:
         for account, answers in gone.items():
             named = f"account = {literal(account)} AND answer IN ({numbers([one.answer for one in answers])})"
             for table in (PUSH_ANSWERS, PUSH_PIECES, PUSH_TAKEN):
-                self._delete(table.name, named)
+                alter(self._engine, table.name, f"DELETE WHERE {named}")
         old = (now - ORPHANED_SECONDS) << COUNTER_BITS
         orphans = f"answer < {old} AND answer NOT IN (SELECT answer FROM {PUSH_ANSWERS.name})"
         lost = [int(row["answer"]) for row in self._engine.rows(
             f"SELECT DISTINCT answer FROM {PUSH_PIECES.name} WHERE {orphans}"
         )]  # fmt: skip
         if lost:
-            self._delete(PUSH_PIECES.name, f"answer IN ({numbers(lost)})")
+            alter(self._engine, PUSH_PIECES.name, f"DELETE WHERE answer IN ({numbers(lost)})")
         return sum(map(len, gone.values()))
 
     def heard(self) -> dict[str, int]:
@@ -260,9 +260,6 @@ class Inbox:
     def accounts(self) -> list[str]:
         """Those of which there are answers."""
         return [str(row["account"]) for row in self._engine.rows(f"SELECT DISTINCT account FROM {PUSH_ANSWERS.name}")]
-
-    def _delete(self, table: str, where: str) -> None:
-        self._engine.command(f"ALTER TABLE {self._engine.dialect.altered(table)} DELETE WHERE {where}")
 
     def _ordered(self, account: str, where: str) -> list[PushedAnswer]:
         return sorted(self._read(f"account = {literal(account)} AND {where}"), key=_by_age, reverse=True)

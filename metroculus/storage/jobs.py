@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from metroculus.storage.columns import AUDIT, BACKFILLS
-from metroculus.storage.engine import Engine, literal
+from metroculus.storage.engine import Engine, alter, literal
 from tools.window import DAY
 
 State = Literal["queued", "running", "done", "incomplete", "failed", "cancelled"]
@@ -139,8 +139,7 @@ class Jobs:
         ended = f"NOT IN ({_OPEN}) AND max(updated_at) < {before}"
         ids = ", ".join(literal(job.id) for job in self._read(f"WHERE id IN ({_ids_in_state(ended)})"))
         if ids:
-            target = self._engine.dialect.altered(BACKFILLS.name)
-            self._engine.command(f"ALTER TABLE {target} DELETE WHERE id IN ({ids})")
+            alter(self._engine, BACKFILLS.name, f"DELETE WHERE id IN ({ids})")
 
     def _read(self, where: str) -> list[Backfill]:
         newest: dict[str, Backfill] = {}

@@ -11,7 +11,7 @@ from msgspec.structs import asdict, astuple, replace
 
 from metroculus.cost_model.live import ClusterRate, LivePoint, NamespaceRate
 from metroculus.storage.columns import LIVE
-from metroculus.storage.engine import Engine, StoreError, literal, moment, partitions
+from metroculus.storage.engine import Engine, StoreError, alter, literal, moment, partitions
 from metroculus.storage.group_commit import FailedTogether, GroupCommit
 from tools.window import DAY, iso
 
@@ -104,10 +104,9 @@ class LivePoints:
             StoreError
         """
         first = int(iso(now - KEPT_SECONDS)[:10].replace("-", ""))
-        target = self._engine.dialect.altered(LIVE.name)
         for day in partitions(self._engine, LIVE.name):
             if day < first:
-                self._engine.command(f"ALTER TABLE {target} DROP PARTITION {day}")
+                alter(self._engine, LIVE.name, f"DROP PARTITION {day}")
 
 
 def _told(header: tuple[int, str, NamespaceRate]) -> int:

@@ -19,7 +19,7 @@ from metroculus.storage.columns import (
     Table,
 )
 from metroculus.storage.documents import Documents
-from metroculus.storage.engine import Engine, literal, partitions
+from metroculus.storage.engine import Engine, alter, literal, partitions
 from metroculus.storage.inbox import Inbox
 from metroculus.storage.jobs import KEPT_SECONDS, Jobs
 from metroculus.storage.ledger import COUNTER_BITS, Ledger
@@ -92,7 +92,7 @@ class Maintenance:
         for table in _marks_first(PARTITIONED):
             for month in partitions(self._engine, table.name):
                 if month < first_kept:
-                    self._delete(table, f"DROP PARTITION {month}")
+                    self._delete(table.name, f"DROP PARTITION {month}")
                     dropped.add(month)
         self._jobs.forget(now - KEPT_SECONDS)
         self._forget_documents(now - keep_days * DAY)
@@ -120,12 +120,12 @@ class Maintenance:
         """
         with self._ledger.versions.changing(account):
             for table in _marks_first(ACCOUNTED):
-                self._delete(table, f"DELETE WHERE account = {literal(account)}")
+                self._delete(table.name, f"DELETE WHERE account = {literal(account)}")
 
-    def _delete(self, table: Table, what: str) -> None:
-        """What failed may be done all the same."""
+    def _delete(self, table: str, what: str) -> None:
+        """Delete rows, and forget what was read before, even if the statement fails: it may have taken effect."""
         try:
-            self._engine.command(f"ALTER TABLE {self._engine.dialect.altered(table.name)} {what}")
+            alter(self._engine, table, what)
         finally:
             self._ledger.forget()
 
@@ -160,13 +160,12 @@ class Maintenance:
                 f" FROM ({_judged(one, month)})"
             )
         ]
-        target = self._engine.dialect.altered(one.rows)
         for first in range(0, len(dead), NAMED_AT_ONCE):
             named = ", ".join(
                 f"({literal(account)}, {batch})" for account, batch in dead[first : first + NAMED_AT_ONCE]
             )
             here = f"toYYYYMM({one.period}) = {month} AND (account, {one.batch}) IN ({named})"
-            self._engine.command(f"ALTER TABLE {target} DELETE WHERE {here}")
+            self._delete(one.rows, f"DELETE WHERE {here}")
         return len(dead)
 
     def share_of_volume(self) -> float | None:
@@ -186,7 +185,7 @@ class Maintenance:
 
 
 def _marks_first(tables: Sequence[Table]) -> list[Table]:
-    """What says that rows are there goes before them: rows alone are never read."""
+    """Tables of markers, then tables of rows: rows without a marker are never read."""
     marks = {one.marks for one in BATCHED}
     return sorted(tables, key=lambda table: table.name not in marks)
 
