@@ -23,7 +23,7 @@ class Deadline:
         return self.at - monotonic()
 
     def part(self, share: float) -> Deadline:
-        """An earlier deadline for what the rest can do without; it is ended with this one."""
+        """A shorter deadline for optional work; it expires with this one."""
         earlier = Deadline(self.left() * share, self.request_id)
         self.add_callback(earlier.expire)
         return earlier

@@ -1,4 +1,4 @@
-"""Committed hours that were read before, of a store that no other program writes to."""
+"""A cache of committed hours, for a store that no other program writes to."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ _Key = tuple[tuple[str, ...], Stretch]
 
 
 class KnownHours:
-    """What was read, by accounts and stretch, until something is committed for one of the accounts; for any thread.
+    """Committed hours by accounts and stretch of time. An entry is dropped when one of its accounts changes.
+
+    All methods may be called from any thread.
 
     Args:
-        most: markers that are kept; those that were not asked for the longest go first.
+        most: limit of markers in the cache; the least recently used entries are dropped first.
     """
 
     def __init__(self, most: int) -> None:
@@ -42,11 +44,11 @@ class KnownHours:
             return found
 
     def changes(self) -> int:
-        """How many there were: to be taken before something is read that is to be kept."""
+        """How many changes there were; take it before the read whose result is given to ``keep``."""
         return self._changes
 
     def keep(self, accounts: tuple[str, ...], stretch: Stretch, hours: _Hours, since: int) -> None:
-        """Keep what was read; not where something changed ``since``, which it may hold or not."""
+        """Keep the result of a read, unless one of the accounts changed after ``since``."""
         size = _markers_of(hours)
         with self._lock:
             changed = max(self._forgotten, *(self._changed.get(account, 0) for account in accounts))
@@ -61,7 +63,7 @@ class KnownHours:
                 self._drop(next(iter(self._kept)))
 
     def changed(self, accounts: Iterable[str]) -> None:
-        """Something was committed for these; to be called when it can be read."""
+        """Drop the entries of these accounts; call it when their change can be read."""
         with self._lock:
             self._changes += 1
             for account in accounts:
@@ -70,7 +72,7 @@ class KnownHours:
                     self._drop(key)
 
     def forget(self) -> None:
-        """Anything may have changed."""
+        """Drop everything: any account may have changed."""
         with self._lock:
             self._changes += 1
             self._forgotten = self._changes
@@ -90,5 +92,5 @@ class KnownHours:
 
 
 def _markers_of(hours: _Hours) -> int:
-    """At least one an account: that nothing is committed is remembered, too."""
+    """At least one per account, because an account without hours takes memory, too."""
     return sum(len(one.hours) + 1 for one in hours.values())

@@ -1,6 +1,6 @@
-"""Hours of two days with midnight between them are one question: what is wrong with one day is told, and costs no other.
+"""Hours before and after midnight are one request; an error in one of the two days is reported and spares the other.
 
-What is true is the simulator's own cost of the same hours.
+Expected figures are the simulator's exact costs of the same hours.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tools.window import Window
 from tools.zones import Period
 
 SAVINGS_SHARE = 0.5
-"""Of the time that is left: a statement of cost does not wait longer for savings, which are no cost."""
+"""Share of the remaining time that a statement waits for savings."""
 
 
 class CostsController:

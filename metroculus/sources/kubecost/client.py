@@ -141,7 +141,7 @@ def pieces(window: Window) -> list[_Piece]:
 
 
 def over_midnight(apart: Sequence[_Piece]) -> list[_Piece]:
-    """The same with adjacent hours of two days as one piece, where they are no more hours than a day has."""
+    """Join the hours before a midnight with the hours after it, if together they are at most 24 hours."""
     found: list[_Piece] = []
     for piece in apart:
         last = found[-1] if found else None
@@ -277,9 +277,10 @@ class KubecostSource(CostSource):
         """Raises: SourceError: where no part of the window could be read."""
         aggregate = upstream_aggregate(question)
         dialect = await self.dialect(deadline)
-        _, answers = await self._of_each(
+        answered = await self._of_each(
             pieces(window), dialect, lambda piece: self._checked_piece(dialect, piece, window, aggregate, deadline)
         )
+        answers = [answer for _, answer in answered]
         failures = _failures(answers)
         if len(failures) == len(answers):
             raise worst(failures)
@@ -304,25 +305,23 @@ class KubecostSource(CostSource):
 
     async def _of_each(
         self, apart: Sequence[_Piece], dialect: Dialect, ask: Callable[[_Piece], Awaitable[D]]
-    ) -> tuple[list[_Piece], list[D | BaseException]]:
-        """What is said of pieces of a window, or why not.
+    ) -> list[tuple[_Piece, D | BaseException]]:
+        """Ask for each piece of a window; with each piece its answer, or the exception.
 
-        Kubecost has its hours ready: those of two days are one question. Where that answer cannot be used, each day is
-        asked for by itself: one of them may be right.
+        Kubecost stores its hours, so hours of two days are one request. If that answer is bad, each day is requested
+        separately, because one of the two may be good.
         """
-        asked = over_midnight(apart) if dialect.flavour == "kubecost" else list(apart)
+        asked = over_midnight(apart) if dialect.flavour == "kubecost" else apart
         answers = await asyncio.gather(*map(ask, asked), return_exceptions=True)
-        told: list[_Piece] = []
-        of_told: list[D | BaseException] = []
+        answered: list[tuple[_Piece, D | BaseException]] = []
         for piece, answer in zip(asked, answers, strict=True):
             parts = [part for part in apart if piece.start <= part.start and part.end <= piece.end]
             if isinstance(answer, BadAnswer) and len(parts) > 1:
-                told += parts
-                of_told += await asyncio.gather(*map(ask, parts), return_exceptions=True)
+                again = await asyncio.gather(*map(ask, parts), return_exceptions=True)
+                answered += zip(parts, again, strict=True)
             else:
-                told.append(piece)
-                of_told.append(answer)
-        return told, of_told
+                answered.append((piece, answer))
+        return answered
 
     async def _checked_piece(
         self, dialect: Dialect, piece: _Piece, window: Window, aggregate: Sequence[str], deadline: Deadline
@@ -560,7 +559,8 @@ class KubecostSource(CostSource):
         apart = pieces(window)
         if dialect.blocks:
             apart = [hour for piece in apart for hour in _singly(piece)]
-        whole, answers = await self._of_each(apart, dialect, partial(self._assets_piece, dialect, deadline=deadline))
+        answered = await self._of_each(apart, dialect, partial(self._assets_piece, dialect, deadline=deadline))
+        answers = [answer for _, answer in answered]
         failures = _failures(answers)
         if len(failures) == len(answers):
             raise worst(failures)
@@ -570,8 +570,7 @@ class KubecostSource(CostSource):
         left_out = [kind for one in read for kind in one.left_out]
         status: Status = "ok" if assets or window.still_running else "no_data"
         lacking = sum(one.lacking for one in read)
-        pairs = zip(whole, answers, strict=True)
-        gaps = any(isinstance(one, DecodedAssets) and _has_gaps(one, piece, window) for piece, one in pairs)
+        gaps = any(isinstance(one, DecodedAssets) and _has_gaps(one, piece, window) for piece, one in answered)
         if assets and (failures or left_out or lacking or gaps):
             status = "partial"
         warnings = [f"{len(left_out)} assets could not be read and are not counted"] if left_out else []
@@ -768,9 +767,9 @@ def _assets_params(dialect: Dialect, piece: _Piece) -> dict[str, str]:
 
 
 def _has_gaps(decoded: DecodedAssets, piece: _Piece, window: Window) -> bool:
-    """Whether nothing is told of a part of a day that is over, or of hours between others.
+    """Whether assets are missing for a finished part of a day, or for hours between others that have assets.
 
-    Where no asset says when it was, all of them are of the whole piece.
+    If no asset has a window, all of them are taken as assets of the whole piece.
     """
     told = list(union(sorted(decoded.spans)))
     if not told:
